@@ -1,0 +1,1 @@
+"""Speaker verification trained from unlabelled talking-head video."""

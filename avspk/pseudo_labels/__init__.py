@@ -1,0 +1,1 @@
+"""Clustering, loss gate and label correction: arrays in, arrays out."""

@@ -1,0 +1,1 @@
+"""Verification scores and their metrics."""

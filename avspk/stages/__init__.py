@@ -1,0 +1,1 @@
+"""What one step and one epoch of each training stage is."""
