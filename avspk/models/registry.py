@@ -1,0 +1,27 @@
+"""Encoders by name, as configs and model cards write them."""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from avspk.models.ecapa import EcapaTdnn
+from avspk.models.resnet import AudioResNet34, FaceResNet34
+
+ENCODERS: dict[str, Callable[..., nn.Module]] = {
+    "ecapa": EcapaTdnn,
+    "audio_resnet34": AudioResNet34,
+    "face_resnet34": FaceResNet34,
+}
+
+
+def build_encoder(architecture: str, **arguments: Any) -> nn.Module:
+    """Encoder with random weights; `arguments` go to its constructor. Every encoder has an `embedding_dim`.
+
+    Raises:
+        ValueError: unknown architecture.
+        TypeError: an argument that this architecture does not have.
+    """
+    if architecture not in ENCODERS:
+        raise ValueError(f"got architecture {architecture!r}; valid ones are {', '.join(ENCODERS)}")
+    return ENCODERS[architecture](**arguments)
