@@ -19,7 +19,7 @@ def conv_norm(in_channels: int, out_channels: int, kernel_size: int, stride: int
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut, (B, C_in, H, W) -> (B, C_out, ~H / s, ~W / s): He et al., arXiv 1512.03385."""
+    """Two 3x3 convolutions and a shortcut, (B, C_in, H, W) -> (B, C_out, ~H / s, ~W / s); He et al. 1512.03385."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
