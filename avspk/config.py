@@ -1,0 +1,420 @@
+"""One strict tree of settings: YAML with `inherit`, `key.path=value` overrides, errors that name the nearest key.
+
+Tags: [S] stated by a source that was read, [I] inferred, [C] a choice of this project.
+Defaults are the values for VoxCeleb2; the demo overrides them.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+Modality = Literal["audio", "face"]
+Probability = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+Range = tuple[float, float]
+
+
+class ConfigError(ValueError):
+    """A setting that cannot be used; the message is one screen and says what to do."""
+
+
+class Settings(BaseModel):
+    """Base of every node: unknown keys fail, values never change after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataSettings(Settings):
+    """Where the media is. Relative paths are relative to the working directory."""
+
+    train: Path = Field(description="manifest of the training utterances")
+    crops: Path | None = Field(None, description="face crop store; default: `crops` beside the manifest")
+    noise: Path | None = Field(
+        None, description="noise pack (tools/prepare_noise.py); none: one is generated in the run folder"
+    )
+    noise_gigabytes: Positive = Field(16.0, description="at most this much noise is kept on the device")
+    trials: dict[str, Path] = Field(default_factory=dict, description="name -> trial list")
+    wav_root: Path | None = Field(None, description="folder that the names in the trial lists are relative to")
+
+
+class AudioPolicy(Settings):
+    """What is done to one audio crop [S wespeaker v3/dino, except where marked].
+
+    With `one_of`, every crop gets at most one of reverberation and noise, chosen uniformly from
+    reverberation, noise, music and babble; without it the two are independent.
+    """
+
+    one_of: bool = True
+    probability: Probability = Field(1.0, description="of any augmentation at all, with one_of")
+    reverberation: Probability = Field(0.5, description="without one_of")
+    noise: Probability = Field(0.5, description="without one_of: of noise, music or babble, uniformly")
+    noise_snr: Range = (0.0, 15.0)
+    music_snr: Range = (5.0, 15.0)
+    babble_snr: Range = (10.0, 30.0)
+    babble_voices: tuple[int, int] = (3, 6)
+    equaliser_db: float = Field(0.0, ge=0, description="[C] standard deviation of a smooth random colouring; 0: off")
+
+
+class ImagePolicy(Settings):
+    """What is done to one face crop [C]."""
+
+    area: Range = (0.4, 1.0)
+    aspect: Range = (0.85, 1.18)
+    flip: Probability = 0.5
+    jitter: Probability = 0.8
+    brightness: float = Field(0.4, ge=0, lt=1)
+    contrast: float = Field(0.4, ge=0, lt=1)
+    saturation: float = Field(0.2, ge=0, lt=1)
+    grey: Probability = 0.2
+    blur: Probability = 0.5
+    blur_sigma: Range = (0.1, 1.5)
+
+
+class EcapaSettings(Settings):
+    """ECAPA-TDNN; the defaults are the c512 model of 6.19 M parameters [S]."""
+
+    architecture: Literal["ecapa"] = "ecapa"
+    channels: Count = 512
+    aggregate_channels: Count = 1536
+    scale: int = Field(8, ge=2)
+    se_dim: Count = 128
+    attention_dim: Count = 128
+    embedding_dim: Count = 192
+
+
+class AudioResNetSettings(Settings):
+    """ResNet-34 on fbanks with statistics pooling, 6.63 M parameters [S]."""
+
+    architecture: Literal["audio_resnet34"] = "audio_resnet34"
+    width: Count = 32
+    blocks: tuple[int, int, int, int] = (3, 4, 6, 3)
+    embedding_dim: Count = 256
+
+
+class FaceResNetSettings(Settings):
+    """ResNet-34 on face crops, trained from scratch [C]."""
+
+    architecture: Literal["face_resnet34"] = "face_resnet34"
+    width: Count = 64
+    blocks: tuple[int, int, int, int] = (3, 4, 6, 3)
+    embedding_dim: Count = 256
+
+
+class FeatureSettings(Settings):
+    """Kaldi-compatible log mel filter bank, 25 ms windows every 10 ms [S]."""
+
+    num_mels: Count = 80
+    window: Literal["hamming", "povey"] = "hamming"
+
+
+class AudioViewSettings(Settings):
+    """Crops of one utterance for DINO [S wespeaker v3/dino]."""
+
+    global_crops: int = Field(2, ge=2)
+    global_seconds: Positive = 3.0
+    local_crops: int = Field(4, ge=0)
+    local_seconds: Positive = 2.0
+
+
+class FaceViewSettings(Settings):
+    """Crops of one utterance's faces for DINO [C]; sizes in pixels after augmentation."""
+
+    global_crops: int = Field(2, ge=2)
+    global_size: Count = 112
+    global_policy: ImagePolicy = ImagePolicy()
+    local_crops: int = Field(4, ge=0)
+    local_size: Count = 112
+    local_policy: ImagePolicy = ImagePolicy(area=(0.15, 0.4))
+
+
+class AudioSettings(Settings):
+    """The audio modality."""
+
+    encoder: Annotated[EcapaSettings | AudioResNetSettings, Field(discriminator="architecture")] = EcapaSettings()
+    features: FeatureSettings = FeatureSettings()
+    views: AudioViewSettings = AudioViewSettings()
+    policy: AudioPolicy = AudioPolicy()
+    refine_seconds: Positive = Field(3.0, description="[C] crop length of the classifier rounds")
+
+
+class FaceSettings(Settings):
+    """The face modality."""
+
+    encoder: FaceResNetSettings = FaceResNetSettings()
+    views: FaceViewSettings = FaceViewSettings()
+    refine_size: Count = 112
+    refine_policy: ImagePolicy = ImagePolicy(area=(0.6, 1.0), grey=0.1, blur=0.2)
+
+
+class HeadSettings(Settings):
+    """DINO projection head [S]."""
+
+    hidden_dim: Count = 2048
+    bottleneck_dim: Count = 256
+    out_dim: int = Field(65536, ge=2)
+
+
+class OptimiserSettings(Settings):
+    """Learning rates are per 256 examples of the global batch when `scale_with_batch` [S]."""
+
+    name: Literal["sgd", "adamw"] = "sgd"
+    learning_rate: Positive = 0.2
+    final_learning_rate: float = Field(5e-5, ge=0)
+    scale_with_batch: bool = True
+    warmup_epochs: float = Field(20.0, ge=0)
+    weight_decay: float = Field(5e-5, ge=0, description="none on biases and norms")
+    momentum: Probability = 0.9
+    clip_norm: Positive = Field(3.0, description="of each modality's gradient on its own")
+
+
+class ClusterAwareSettings(Settings):
+    """Positives from several utterances of one cluster (CA-DINO, arXiv 2304.05754 [S]; schedule [C])."""
+
+    enabled: bool = True
+    start: Probability = Field(0.6, description="fraction of the epochs after which it begins")
+    every: Count = Field(5, description="epochs between clusterings")
+    num_clusters: Count | list[Count] = Field(7500, description="fixed, or one per clustering (the last one repeats)")
+    utterances: int = Field(6, ge=2, description="at most this many utterances an example")
+
+
+class PretrainSettings(Settings):
+    """Stage 1, DINO [S wespeaker v3/dino]."""
+
+    epochs: Count = 150
+    batch_size: Count = Field(512, description="over all processes")
+    optimiser: OptimiserSettings = OptimiserSettings()
+    student_temperature: Positive = 0.1
+    teacher_temperature: Positive = 0.04
+    final_teacher_temperature: Positive = 0.07
+    teacher_temperature_warmup: Probability = Field(0.2, description="fraction of the epochs")
+    center_momentum: Probability = 0.9
+    teacher_momentum: Probability = Field(0.996, description="rises to 1 by a cosine")
+    freeze_last_layer_epochs: int = Field(1, ge=0)
+    consistency: float = Field(0.0, ge=0, description="weight of the cosine consistency of embeddings [C]")
+    average_last: Count = Field(10, description="the model is the mean of this many last teachers")
+    cluster_aware: ClusterAwareSettings = ClusterAwareSettings()
+    collapse_patience: Count = Field(500, description="steps of collapsed targets after which the run stops [C]")
+
+
+class ClusterSettings(Settings):
+    """Joint clustering: k-means with K = 7500 [I]; `centroids` > 0 adds the k-means + AHC variant [S sslsv]."""
+
+    num_clusters: Count = 7500
+    centroids: int = Field(0, ge=0, description="k-means centroids merged by AHC to num_clusters; 0: plain k-means")
+    iterations: Count = 30
+    restarts: Count = 1
+    weights: dict[Modality, Positive] = Field(default_factory=lambda: {"audio": 1.0, "face": 1.0})
+
+
+class GateSettings(Settings):
+    """Dynamic loss gate (arXiv 2208.01928): starts after this many epochs [S: 5 of 15]."""
+
+    enabled: bool = True
+    start_epoch: int = Field(5, ge=1)
+    rule: Literal["both", "either", "audio"] = Field(
+        "both", description="whose loss decides that a label is reliable [C]"
+    )
+
+
+class CorrectionSettings(Settings):
+    """Label correction; temperature and threshold as in wavlm_ssl_sv [S]."""
+
+    enabled: bool = True
+    temperature: Positive = 0.1
+    threshold: Probability = 0.5
+    rule: Literal["mean", "agree", "own"] = Field(
+        "mean", description="how the modalities' clean posteriors are joined [C]"
+    )
+    hard: bool = False
+
+
+class RefineSettings(Settings):
+    """Stage 2: one round of classification on pseudo labels [S where the method gives it]."""
+
+    epochs: Count = 15
+    batch_size: Count = 512
+    optimiser: OptimiserSettings = OptimiserSettings(learning_rate=0.1, final_learning_rate=5e-5, warmup_epochs=1)
+    encoder_learning_rate: Positive = Field(
+        1.0, description="factor on the encoder's learning rate against the classifier's [C]"
+    )
+    scale: Positive = 32.0
+    margin: float = Field(0.2, ge=0)
+    margin_start_epoch: float = Field(1.0, ge=0, description="the margin rises from 0 between these two epochs")
+    margin_full_epoch: float = Field(4.0, ge=0)
+    gate: GateSettings = GateSettings()
+    correction: CorrectionSettings = CorrectionSettings()
+
+
+class LargeMarginSettings(Settings):
+    """Large-margin fine-tuning of the audio model, augmentation off [S]."""
+
+    enabled: bool = True
+    epochs: Count = 5
+    batch_size: Count = 256
+    margin: float = Field(0.5, ge=0)
+    seconds: Positive = 6.0
+    optimiser: OptimiserSettings = OptimiserSettings(learning_rate=1e-3, final_learning_rate=1e-5, warmup_epochs=0)
+
+
+class TrainingSettings(Settings):
+    """How the loop runs; none of these changes what is learned beyond rounding, except `sync_batchnorm`."""
+
+    precision: Literal["no", "bf16"] = "bf16"
+    workers: int = Field(8, ge=0, description="loader processes per rank")
+    sync_batchnorm: bool = True
+    compile: bool = Field(False, description="torch.compile the encoders")
+    checkpoint_minutes: Positive = Field(15.0, description="at most this long between checkpoints inside an epoch")
+    checkpoint_steps: int = Field(0, ge=0, description="also every so many steps; 0: by the clock alone")
+    keep_checkpoints: Count = 2
+    log_steps: Count = 50
+    embed_seconds: Positive = Field(320.0, description="seconds of audio in one embedding batch")
+
+
+class EvaluationSettings(Settings):
+    """Audio-only scoring of the trial lists."""
+
+    bootstrap: Count = Field(500, description="speaker bootstrap replicates for the 95 % intervals")
+
+
+class Config(Settings):
+    """A run: data, models, stages."""
+
+    output: Path = Field(description="run folder")
+    seed: int = Field(0, ge=0)
+    modalities: list[Modality] = ["audio", "face"]
+    rounds: int = Field(2, ge=0)
+    data: DataSettings
+    audio: AudioSettings = AudioSettings()
+    face: FaceSettings = FaceSettings()
+    head: HeadSettings = HeadSettings()
+    pretrain: PretrainSettings = PretrainSettings()
+    cluster: ClusterSettings = ClusterSettings()
+    refine: RefineSettings = RefineSettings()
+    large_margin: LargeMarginSettings = LargeMarginSettings()
+    training: TrainingSettings = TrainingSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Config:
+        if "audio" not in self.modalities or len(set(self.modalities)) != len(self.modalities):
+            raise ValueError(
+                f"modalities is {self.modalities}; valid are [audio] and [audio, face]: the speaker model is audio"
+            )
+        if self.refine.gate.start_epoch < self.refine.margin_full_epoch and self.refine.gate.enabled:
+            raise ValueError(
+                "refine.gate.start_epoch must not come before refine.margin_full_epoch: the gate reads losses after the ramp"
+            )
+        return self
+
+
+def load_config(path: Path | str, overrides: Iterable[str] = ()) -> Config:
+    """Read a YAML file, its `inherit` chain and `key.path=value` overrides.
+
+    Raises ConfigError on a missing file, bad YAML, an unknown key (naming the nearest valid one) or a bad value.
+    """
+    tree = _read_yaml(Path(path), seen=())
+    for override in overrides:
+        key, separator, value = override.partition("=")
+        if not separator or not key:
+            raise ConfigError(f"override {override!r} is not of the form key.path=value, e.g. pretrain.epochs=10")
+        _set(tree, key.split("."), yaml.safe_load(value))
+    return parse_config(tree, source=str(path))
+
+
+def parse_config(tree: dict[str, Any], source: str = "config") -> Config:
+    """Validate a plain tree; see `load_config`."""
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        lines = [_explain(item) for item in error.errors()]
+        raise ConfigError(
+            f"{source} has {len(lines)} bad setting(s):\n" + "\n".join(f"  {line}" for line in lines)
+        ) from None
+
+
+def dump_config(config: Config) -> str:
+    """YAML text that `load_config` reads back to an equal config."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def differing_keys(old: Config, new: Config) -> list[str]:
+    """Dotted keys with their two values where two configs differ."""
+    before, after = dict(_leaves(old.model_dump(mode="json"))), dict(_leaves(new.model_dump(mode="json")))
+    keys = sorted(before.keys() | after.keys())
+    return [f"{key}: {before.get(key)!r} -> {after.get(key)!r}" for key in keys if before.get(key) != after.get(key)]
+
+
+def _read_yaml(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    if path.resolve() in seen:
+        raise ConfigError(f"{path} inherits from itself")
+    if not path.is_file():
+        raise ConfigError(f"no config file at {path}; see configs/ for the ones that are shipped")
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path} must hold `key: value` settings, not a {type(tree).__name__}")
+    parent = tree.pop("inherit", None)
+    if parent is None:
+        return tree
+    return _merge(_read_yaml(path.parent / parent, (*seen, path.resolve())), tree)
+
+
+def _merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in top.items():
+        both_nodes = isinstance(value, dict) and isinstance(base.get(key), dict)
+        merged[key] = _merge(base[key], value) if both_nodes else value
+    return merged
+
+
+def _set(tree: dict[str, Any], keys: list[str], value: Any) -> None:
+    for key in keys[:-1]:
+        node = tree.setdefault(key, {})
+        if not isinstance(node, dict):
+            raise ConfigError(f"override {'.'.join(keys)}: {key} is a value, not a group of settings")
+        tree = node
+    tree[keys[-1]] = value
+
+
+def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(tree, dict) and tree:
+        for key, value in tree.items():
+            yield from _leaves(value, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, tree
+
+
+def _explain(item: Any) -> str:
+    key = ".".join(str(part) for part in item["loc"])
+    if item["type"] != "extra_forbidden":
+        shown = "" if item["type"] == "missing" else f" (got {str(item['input'])[:80]!r})"
+        return f"{key or 'config'}: {item['msg']}{shown}"
+    known = sorted(set(_known_keys(Config)))
+    nearest = difflib.get_close_matches(key, known, n=1) or difflib.get_close_matches(
+        key.split(".")[-1], known, n=1, cutoff=0.4
+    )
+    return f"{key}: unknown key" + (f"; did you mean {nearest[0]}?" if nearest else "")
+
+
+def _known_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        key = f"{prefix}.{name}" if prefix else name
+        yield key
+        for node in _nodes(field.annotation):
+            yield from _known_keys(node, key)
+
+
+def _nodes(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in getattr(annotation, "__args__", ()):
+        yield from _nodes(argument)

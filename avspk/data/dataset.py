@@ -1,0 +1,41 @@
+"""Example -> raw views of every modality. No speaker and no path leaves this file, only the utterance's index."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from avspk.data.views import ViewBatch, generator
+
+ViewSampler = Callable[[Sequence[int], np.random.Generator], ViewBatch]
+
+
+class Example(NamedTuple):
+    """What the sampler asks for: the utterance, and for each modality the utterances its views are cut from."""
+
+    epoch: int
+    index: int
+    sources: dict[str, tuple[int, ...]]
+
+
+class ViewDataset(Dataset[dict[str, Any]]):
+    """dataset[Example] -> {"index": i, "<modality>": {group: {"signal", "augmentation"}}}, as numpy arrays.
+
+    The random numbers depend on (seed, stage, epoch, index, modality) and on nothing else, so neither the other
+    modality, nor the number of workers or ranks, nor a resume changes a view.
+    """
+
+    def __init__(self, samplers: Mapping[str, ViewSampler], seed: int, stage: str) -> None:
+        self.samplers = samplers
+        self.seed = seed
+        self.stage = stage
+
+    def __getitem__(self, example: Example) -> dict[str, Any]:
+        views: dict[str, Any] = {"index": example.index}
+        for modality, sampler in self.samplers.items():
+            rng = generator(self.seed, self.stage, example.epoch, example.index, modality)
+            views[modality] = sampler(example.sources[modality], rng)
+        return views

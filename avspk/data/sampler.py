@@ -1,0 +1,106 @@
+"""(seed, epoch) -> order of examples, and which utterances each example's views come from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from avspk.data.dataset import Example
+from avspk.data.views import generator
+
+
+class ClusterPositives:
+    """Members of every cluster, to draw an example's views from several utterances of one cluster (CA-DINO).
+
+    `labels` (N,): cluster of each utterance, -1 where it has none: such an utterance stays alone.
+    """
+
+    def __init__(self, labels: np.ndarray) -> None:
+        self.labels = labels
+        self.order = np.argsort(labels, kind="stable")
+        sorted_labels = labels[self.order]
+        self.begin = np.searchsorted(sorted_labels, labels, side="left")
+        self.end = np.searchsorted(sorted_labels, labels, side="right")
+
+    def draw(self, index: int, count: int, rng: np.random.Generator) -> tuple[int, ...]:
+        """`index` first, then up to `count` - 1 other members of its cluster without repetition."""
+        begin, end = int(self.begin[index]), int(self.end[index])
+        if self.labels[index] < 0 or end - begin == 1:
+            return (index,)
+        # One spare, because the draw may hit the utterance itself.
+        picks = self.order[begin + rng.choice(end - begin, size=min(count, end - begin), replace=False)]
+        return (index, *[int(pick) for pick in picks if pick != index][: count - 1])
+
+
+class ExampleSampler:
+    """Batches of examples of one epoch for one rank, in an order that depends on (seed, stage, epoch) alone.
+
+    Every global batch is split into equal contiguous parts, one a rank; the incomplete last batch is left out, so
+    all ranks make the same number of steps and two processes see the batches that one would.
+
+    Args:
+        rows: (N,) utterances to visit once an epoch.
+        batch_size: of the global batch.
+        usable: modality -> (M,) bool over all M utterances, false where the modality is missing; such an example
+            borrows a random usable utterance for that modality.
+        positives: modality -> cluster members, where views are to come from several utterances.
+
+    Raises:
+        ValueError: the batch does not divide over the ranks, or there are fewer rows than one batch holds.
+    """
+
+    def __init__(
+        self,
+        rows: np.ndarray,
+        batch_size: int,
+        seed: int,
+        stage: str,
+        usable: dict[str, np.ndarray],
+        rank: int = 0,
+        num_ranks: int = 1,
+    ) -> None:
+        if batch_size % num_ranks:
+            raise ValueError(f"a global batch of {batch_size} does not divide over {num_ranks} processes")
+        if len(rows) < batch_size:
+            raise ValueError(
+                f"{stage}: {len(rows)} usable utterances are fewer than one batch of {batch_size}; lower the batch_size"
+            )
+        empty = [modality for modality, mask in usable.items() if not mask.any()]
+        if empty:
+            raise ValueError(f"{stage}: no utterance has the modality {empty[0]}; check the preparation's summary")
+        self.rows = rows
+        self.batch_size = batch_size
+        self.seed = seed
+        self.stage = stage
+        self.usable = usable
+        self.spare = {modality: np.flatnonzero(mask) for modality, mask in usable.items()}
+        self.positives: dict[str, ClusterPositives] = {}
+        self.num_sources = 1
+        self.rank = rank
+        self.num_ranks = num_ranks
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole global batches in an epoch."""
+        return len(self.rows) // self.batch_size
+
+    def batches(self, epoch: int, first_step: int = 0) -> Iterator[list[Example]]:
+        """This rank's part of every global batch of the epoch, from the `first_step`-th (0-based) on."""
+        order = self.rows[generator(self.seed, self.stage, "order", epoch).permutation(len(self.rows))]
+        share = self.batch_size // self.num_ranks
+        for step in range(first_step, self.steps_per_epoch):
+            begin = step * self.batch_size + self.rank * share
+            yield [self._example(epoch, int(index)) for index in order[begin : begin + share]]
+
+    def _example(self, epoch: int, index: int) -> Example:
+        sources = {}
+        for modality, mask in self.usable.items():
+            rng = generator(self.seed, self.stage, "sources", epoch, index, modality)
+            if not mask[index]:
+                sources[modality] = (int(rng.choice(self.spare[modality])),)
+            elif modality in self.positives:
+                sources[modality] = self.positives[modality].draw(index, self.num_sources, rng)
+            else:
+                sources[modality] = (index,)
+        return Example(epoch, index, sources)

@@ -1,0 +1,111 @@
+"""Views: which segment or face crop of which utterance, and the numbers that describe its augmentation.
+
+Everything random comes from the generator that is handed in, so a view is a function of that generator's seed alone:
+the same for any number of loader workers and ranks, and after any interruption.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from avspk.config import AudioPolicy, ImagePolicy
+from avspk.data.augmentation import draw_audio, draw_image
+from avspk.data.crop_store import CropStore
+from avspk.data.manifest import Utterances
+from avspk.data.media import SAMPLE_RATE, read_audio
+from avspk.data.noise import NoisePack
+
+ViewBatch = dict[str, dict[str, np.ndarray | dict[str, np.ndarray]]]
+"""Group name -> {"signal": (n, ...), "augmentation": {name: (n, ...)}} for the n views of the group."""
+
+
+@dataclass(frozen=True)
+class AudioGroup:
+    """`count` crops of `seconds` each; `policy` None leaves them clean."""
+
+    count: int
+    seconds: float
+    policy: AudioPolicy | None
+
+
+@dataclass(frozen=True)
+class FaceGroup:
+    """`count` face crops; `policy` None leaves them whole."""
+
+    count: int
+    policy: ImagePolicy | None
+
+
+def generator(seed: int, *key: int | str) -> np.random.Generator:
+    """Random numbers as a pure function of the seed and a key such as (stage, epoch, index, modality)."""
+    words = [zlib.crc32(part.encode()) if isinstance(part, str) else part for part in key]
+    return np.random.default_rng([seed, *words])
+
+
+class AudioViews:
+    """Cuts audio views: int16 segments and the numbers of their reverberation, noise and colouring."""
+
+    def __init__(self, utterances: Utterances, groups: dict[str, AudioGroup], noise: NoisePack) -> None:
+        self.utterances = utterances
+        self.groups = groups
+        self.noise = noise
+        self.num_samples = utterances.table["num_samples"].to_numpy()
+
+    def __call__(self, sources: Sequence[int], rng: np.random.Generator) -> ViewBatch:
+        """View v is cut from utterance sources[v % len(sources)]."""
+        views: ViewBatch = {}
+        view = 0
+        for name, group in self.groups.items():
+            length = round(group.seconds * SAMPLE_RATE)
+            rows = [sources[(view + offset) % len(sources)] for offset in range(group.count)]
+            views[name] = {"signal": self._cut(rows, length, rng)}
+            if group.policy is not None:
+                recordings, num_rirs = self.noise.recordings, len(self.noise.rirs)
+                views[name]["augmentation"] = draw_audio(rng, group.policy, recordings, num_rirs, group.count)
+            view += group.count
+        return views
+
+    def _cut(self, rows: Sequence[int], length: int, rng: np.random.Generator) -> np.ndarray:
+        """Random segments, int16 (len(rows), length); one read a file, over the span of its segments."""
+        slack = np.maximum(self.num_samples[list(rows)] - length, 0)
+        starts = (rng.random(len(rows)) * (slack + 1)).astype(np.int64)
+        segments = np.empty((len(rows), length), np.int16)
+        for row in dict.fromkeys(rows):
+            mine = [position for position, candidate in enumerate(rows) if candidate == row]
+            first, last = starts[mine].min(), starts[mine].max()
+            span = read_audio(self.utterances.audio_path(row), int(first), int(last - first) + length)
+            span = np.round(np.clip(span, -1, 1) * 32767).astype(np.int16)
+            if len(span) == 0:
+                raise ValueError(f"{self.utterances.audio_path(row)} is empty; prepare the data again")
+            for position in mine:
+                # np.resize tiles what is shorter than the segment.
+                segments[position] = np.resize(span[starts[position] - first :], length)
+        return segments
+
+
+class FaceViews:
+    """Picks face crops, uint8 (112, 112, 3), and the numbers of their augmentation."""
+
+    def __init__(self, utterances: Utterances, crops: Path, groups: dict[str, FaceGroup]) -> None:
+        self.groups = groups
+        self.store = CropStore(crops)
+        self.first_crop = utterances.table["first_crop"].to_numpy()
+        self.num_crops = utterances.table["num_crops"].to_numpy()
+
+    def __call__(self, sources: Sequence[int], rng: np.random.Generator) -> ViewBatch:
+        """View v shows a random crop of utterance sources[v % len(sources)]; every source must have a face."""
+        views: ViewBatch = {}
+        view = 0
+        for name, group in self.groups.items():
+            rows = np.array([sources[(view + offset) % len(sources)] for offset in range(group.count)])
+            picks = self.first_crop[rows] + (rng.random(group.count) * self.num_crops[rows]).astype(np.int64)
+            views[name] = {"signal": np.stack([self.store.read(int(pick)) for pick in picks])}
+            if group.policy is not None:
+                views[name]["augmentation"] = draw_image(rng, group.policy, group.count)
+            view += group.count
+        return views

@@ -1,0 +1,53 @@
+"""Raw views of one modality -> encoder inputs, on the training device."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from avspk.frontend.audio_augment import AudioAugment
+from avspk.frontend.fbank import Fbank
+from avspk.frontend.image_augment import ImageAugment
+
+Group = dict[str, Any]
+"""{"signal": (B, n, ...), "augmentation": {name: (B, n, ...)}}: n views of each example."""
+
+
+class AudioFrontEnd(nn.Module):
+    """int16 segments -> reverberation, noise, colouring -> normalised log mel features."""
+
+    def __init__(self, augment: AudioAugment, fbank: Fbank) -> None:
+        super().__init__()
+        self.augment = augment
+        self.fbank = fbank
+
+    @torch.no_grad()
+    def forward(self, name: str, group: Group, augmented: bool = True) -> Tensor:
+        """Signal int16 (B, n, T) -> features (n * B, frames, mels), view-major; `augmented` False: the clean view."""
+        waveforms = view_major(group["signal"]).float() / 32768  # (n * B, T)
+        if augmented and "augmentation" in group:
+            waveforms = self.augment(waveforms, {key: view_major(value) for key, value in group["augmentation"].items()})
+        return self.fbank(waveforms)
+
+
+class FaceFrontEnd(nn.Module):
+    """uint8 face crops -> cropped, flipped, recoloured, blurred and normalised images; each group has its size."""
+
+    def __init__(self, sizes: dict[str, int]) -> None:
+        super().__init__()
+        self.augments = nn.ModuleDict({name: ImageAugment(size) for name, size in sizes.items()})
+
+    @torch.no_grad()
+    def forward(self, name: str, group: Group, augmented: bool = True) -> Tensor:
+        """Signal uint8 (B, n, H, W, 3) -> images (n * B, 3, S, S), view-major; `augmented` False: resized only."""
+        images = view_major(group["signal"])  # (n * B, H, W, 3)
+        if not augmented or "augmentation" not in group:
+            return self.augments[name](images, None)
+        return self.augments[name](images, {key: view_major(value) for key, value in group["augmentation"].items()})
+
+
+def view_major(value: Tensor) -> Tensor:
+    """(B, n, ...) -> (n * B, ...): all examples' first views, then all second views."""
+    return value.transpose(0, 1).flatten(0, 1)

@@ -1,0 +1,63 @@
+"""Encoders of all modalities side by side under one module, so that one launch and one loop train them in parallel."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from avspk.models.heads import CosineClassifier, DinoHead
+
+
+class DinoOutput(NamedTuple):
+    """embeddings (V, B, D), bottleneck (V, B, E) of unit length, prototypes (K, E) of unit length."""
+
+    embeddings: Tensor
+    bottleneck: Tensor
+    prototypes: Tensor
+
+
+class DinoBranch(nn.Module):
+    """One modality's encoder and DINO head."""
+
+    def __init__(self, encoder: nn.Module, head: DinoHead) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.head = head
+
+    def forward(self, groups: list[Tensor], batch_size: int) -> DinoOutput:
+        """Groups of equally shaped views, each (n * B, ...) view-major -> outputs over all V views."""
+        embeddings = torch.cat([self.encoder(group) for group in groups])  # (V * B, D)
+        bottleneck = self.head(embeddings)
+        by_view = (-1, batch_size)
+        return DinoOutput(
+            embeddings.unflatten(0, by_view),  # (V, B, D)
+            bottleneck.unflatten(0, by_view),  # (V, B, E)
+            self.head.prototypes(),
+        )
+
+
+class ClassifierBranch(nn.Module):
+    """One modality's encoder and cosine classifier over the pseudo speakers."""
+
+    def __init__(self, encoder: nn.Module, classifier: CosineClassifier) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.classifier = classifier
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """(B, ...) -> cosines (B, C)."""
+        return self.classifier(self.encoder(inputs))
+
+
+class ParallelBranches(nn.Module):
+    """Modality name -> branch. The branches share nothing; one forward serves one gradient reduction."""
+
+    def __init__(self, branches: dict[str, nn.Module]) -> None:
+        super().__init__()
+        self.branches = nn.ModuleDict(branches)
+
+    def forward(self, inputs: dict[str, tuple]) -> dict[str, DinoOutput | Tensor]:
+        """Modality -> arguments of its branch; modality -> its output."""
+        return {name: self.branches[name](*arguments) for name, arguments in inputs.items()}

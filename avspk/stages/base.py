@@ -1,0 +1,121 @@
+"""What the training loop asks of a stage."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from avspk import distributed
+from avspk.config import OptimiserSettings
+from avspk.data.dataset import ViewDataset
+from avspk.data.sampler import ExampleSampler
+from avspk.schedules import warmup_cosine
+
+Metrics = dict[str, Any]
+
+
+class Stage(ABC):
+    """One training stage: a model, its examples, its loss, and what happens around each update.
+
+    Steps and epochs are counted from 0 inside the code and from 1 in logs. Everything that must survive an
+    interruption, beyond weights and optimiser, is in `state_dict`.
+    """
+
+    name: str
+    num_epochs: int
+    model: nn.Module
+    optimiser: OptimiserSettings
+    batch_size: int
+    dataset: ViewDataset
+    sampler: ExampleSampler
+    device: torch.device
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Updates in one epoch, the same on every rank."""
+        return self.sampler.steps_per_epoch
+
+    def learning_rate(self, step: int) -> float:
+        """Warm-up and cosine over the whole stage."""
+        settings = self.optimiser
+        factor = self.batch_size / 256 if settings.scale_with_batch else 1.0
+        return warmup_cosine(
+            step,
+            settings.learning_rate * factor,
+            settings.final_learning_rate * factor,
+            settings.warmup_epochs * self.steps_per_epoch,
+            self.num_epochs * self.steps_per_epoch,
+        )
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Groups for the optimiser: no weight decay on biases and norms, that is on what has one dimension."""
+        decayed = [p for p in self.model.parameters() if p.ndim > 1]
+        plain = [p for p in self.model.parameters() if p.ndim <= 1]
+        return [
+            {"params": decayed, "weight_decay": self.optimiser.weight_decay},
+            {"params": plain, "weight_decay": 0.0},
+        ]
+
+    def batches(self, epoch: int, first_step: int, workers: int) -> Iterator[dict[str, Any]]:
+        """Collated batches of this rank, from the epoch's `first_step`-th on."""
+        examples = list(self.sampler.batches(epoch, first_step))
+        return iter(
+            DataLoader(
+                self.dataset,
+                batch_sampler=examples,
+                num_workers=workers,
+                pin_memory=self.device.type == "cuda",
+                prefetch_factor=4 if workers else None,
+            )
+        )
+
+    def begin_epoch(self, epoch: int) -> Metrics:  # noqa: ARG002
+        """Called once before an epoch's first step, not when a run resumes inside it; metrics to log."""
+        return {}
+
+    @abstractmethod
+    def loss(self, model: nn.Module, batch: dict[str, Any], step: int) -> tuple[Tensor, Metrics]:
+        """Scalar loss of this rank's part of a batch, and device tensors to log; `model` may be wrapped."""
+
+    def before_update(self, step: int) -> None:  # noqa: ARG002
+        """After the backward pass, before clipping and the optimiser."""
+
+    def after_update(self, step: int) -> None:  # noqa: ARG002
+        """After the optimiser."""
+
+    def end_epoch(self, epoch: int) -> Metrics:  # noqa: ARG002
+        """After an epoch's last step; metrics to log."""
+        return {}
+
+    def check(self) -> None:
+        """Raise when training has failed in a way that the loss does not show; called at log steps."""
+
+    def clip_groups(self) -> list[list[nn.Parameter]]:
+        """Parameters whose gradient norms are clipped together: each modality on its own, so that they stay independent."""
+        return [list(branch.parameters()) for branch in self.model.get_submodule("branches").children()]
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain values, nested in dicts."""
+
+    @abstractmethod
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Inverse of `state_dict`."""
+
+
+def to_device(batch: Any, device: torch.device) -> Any:
+    """A nested batch on the device, copied asynchronously where the memory is pinned."""
+    if isinstance(batch, dict):
+        return {key: to_device(value, device) for key, value in batch.items()}
+    return batch.to(device, non_blocking=True)
+
+
+def local_share(num_rows: int) -> slice:
+    """This rank's contiguous part of the rows; the parts differ by at most one row."""
+    bounds = [num_rows * part // distributed.world_size() for part in range(distributed.world_size() + 1)]
+    return slice(bounds[distributed.rank()], bounds[distributed.rank() + 1])

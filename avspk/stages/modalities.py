@@ -1,0 +1,158 @@
+"""A modality is an encoder, a front end and a view sampler under a name; this is the only place that tells them apart."""
+
+from __future__ import annotations
+
+import zlib
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from avspk.config import AudioPolicy, Config, ImagePolicy
+from avspk.data.dataset import ViewSampler
+from avspk.data.manifest import Utterances
+from avspk.data.noise import NoisePack
+from avspk.data.views import AudioGroup, AudioViews, FaceGroup, FaceViews
+from avspk.frontend.audio_augment import AudioAugment
+from avspk.frontend.fbank import Fbank
+from avspk.frontend.front_end import AudioFrontEnd, FaceFrontEnd
+from avspk.models.registry import build_encoder
+
+
+@dataclass(frozen=True)
+class Materials:
+    """What the stages work on: settings, data, device."""
+
+    config: Config
+    utterances: Utterances
+    crops: Path
+    noise: NoisePack
+    device: torch.device
+
+
+class ModalityKit(ABC):
+    """Builds the parts of one modality.
+
+    Attributes:
+        name: "audio" or "face".
+        usable: (N,) bool, which utterances have this modality.
+    """
+
+    name: str
+    usable: np.ndarray
+
+    def __init__(self, materials: Materials) -> None:
+        self.materials = materials
+        self.config = materials.config
+
+    @abstractmethod
+    def encoder(self) -> nn.Module:
+        """A new encoder whose initial weights depend on (seed, modality) alone."""
+
+    @abstractmethod
+    def pretrain_views(self) -> ViewSampler:
+        """Groups "global" and "local" for DINO."""
+
+    @abstractmethod
+    def refine_views(self, seconds: float | None = None, augmented: bool = True) -> ViewSampler:
+        """Group "train": one view to be classified."""
+
+    @abstractmethod
+    def front_end(self) -> nn.Module:
+        """Raw views of any of these groups -> encoder inputs."""
+
+    def _seeded(self, architecture: str, **arguments: object) -> nn.Module:
+        return seeded(lambda: build_encoder(architecture, **arguments), self.config.seed, self.name, "encoder")
+
+
+class AudioKit(ModalityKit):
+    """Audio: crops of the waveform -> fbank -> ECAPA or ResNet."""
+
+    name = "audio"
+
+    def __init__(self, materials: Materials) -> None:
+        super().__init__(materials)
+        self.usable = np.ones(len(materials.utterances), bool)
+
+    def encoder(self) -> nn.Module:
+        settings = self.config.audio
+        return self._seeded(**settings.encoder.model_dump(), num_mels=settings.features.num_mels)
+
+    def pretrain_views(self) -> ViewSampler:
+        views, policy = self.config.audio.views, self.config.audio.policy
+        return self._views(
+            {
+                "global": AudioGroup(views.global_crops, views.global_seconds, policy),
+                "local": AudioGroup(views.local_crops, views.local_seconds, policy),
+            }
+        )
+
+    def refine_views(self, seconds: float | None = None, augmented: bool = True) -> ViewSampler:
+        policy: AudioPolicy | None = self.config.audio.policy if augmented else None
+        return self._views({"train": AudioGroup(1, seconds or self.config.audio.refine_seconds, policy)})
+
+    def front_end(self) -> nn.Module:
+        return AudioFrontEnd(AudioAugment(self.materials.noise), self.fbank())
+
+    def fbank(self) -> Fbank:
+        """The features alone, for whole utterances."""
+        features = self.config.audio.features
+        return Fbank(num_mels=features.num_mels, window=features.window)
+
+    def _views(self, groups: dict[str, AudioGroup]) -> ViewSampler:
+        wanted = {name: group for name, group in groups.items() if group.count}
+        return AudioViews(self.materials.utterances, wanted, self.materials.noise)
+
+
+class FaceKit(ModalityKit):
+    """Face: crops of the video -> image augmentation -> ResNet."""
+
+    name = "face"
+
+    def __init__(self, materials: Materials) -> None:
+        super().__init__(materials)
+        self.usable = materials.utterances.table["num_crops"].to_numpy() > 0
+
+    def encoder(self) -> nn.Module:
+        return self._seeded(**self.config.face.encoder.model_dump())
+
+    def pretrain_views(self) -> ViewSampler:
+        views = self.config.face.views
+        return self._views(
+            {
+                "global": FaceGroup(views.global_crops, views.global_policy),
+                "local": FaceGroup(views.local_crops, views.local_policy),
+            }
+        )
+
+    def refine_views(self, seconds: float | None = None, augmented: bool = True) -> ViewSampler:
+        policy: ImagePolicy | None = self.config.face.refine_policy if augmented else None
+        return self._views({"train": FaceGroup(1, policy)})
+
+    def front_end(self) -> nn.Module:
+        views = self.config.face.views
+        return FaceFrontEnd(
+            {"global": views.global_size, "local": views.local_size, "train": self.config.face.refine_size}
+        )
+
+    def _views(self, groups: dict[str, FaceGroup]) -> ViewSampler:
+        wanted = {name: group for name, group in groups.items() if group.count}
+        return FaceViews(self.materials.utterances, self.materials.crops, wanted)
+
+
+KITS: dict[str, type[ModalityKit]] = {"audio": AudioKit, "face": FaceKit}
+
+
+def build_kits(materials: Materials) -> dict[str, ModalityKit]:
+    """One kit for each of the config's modalities, in its order."""
+    return {name: KITS[name](materials) for name in materials.config.modalities}
+
+
+def seeded(build, seed: int, *key: str):  # type: ignore[no-untyped-def]
+    """`build()` with torch's generator seeded by (seed, key), the global generator left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(zlib.crc32(repr((seed, *key)).encode()))
+        return build()
