@@ -1,0 +1,265 @@
+"""K-means in plain torch: rows may miss blocks of dimensions and may be spread over processes.
+
+A row x with observed dimensions S contributes ||x_S - c_S||^2, and the objective is the sum over rows. It falls under
+Lloyd's two steps as usual: the best centroid of a row is the one nearest over S, and the best value of a centroid in a
+dimension is the mean over those of its rows that have the dimension. With unobserved entries stored as zeros,
+
+    ||x_S - c_S||^2 = ||x||^2 - 2 x . c + sum over observed blocks b of ||c_b||^2,
+
+so that rows of every pattern share one matrix product, and complete rows pay nothing for the generality. (The same
+objective as k-POD, Chi, Chi and Baraniuk 2016, without its imputed copy of the data.)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+# Scores of one chunk of rows against all centroids: small enough for the caches of a CPU, large enough to fill a GPU.
+CHUNK_ELEMENTS = {"cpu": 1 << 21, "cuda": 1 << 27}
+SUM_CHUNK_ROWS = 1 << 16  # float32 sums over more rows than this would lose digits; the total is kept in float64
+
+
+class Reducer:
+    """Sums tensors over the processes that share the rows. This one is a single process: the identity."""
+
+    rank: int = 0
+    size: int = 1
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Return the sum of `tensor` over all processes, the same on each; `tensor` may be overwritten."""
+        return tensor
+
+
+class DistributedReducer(Reducer):
+    """A `Reducer` over the default group of an initialised `torch.distributed`."""
+
+    def __init__(self) -> None:
+        self.rank = torch.distributed.get_rank()
+        self.size = torch.distributed.get_world_size()
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """All-reduce in place."""
+        torch.distributed.all_reduce(tensor)
+        return tensor
+
+
+@dataclass(frozen=True)
+class Rows:
+    """This process's rows: values (N, D), zero where unobserved; observed (N, B) float 0/1, or None if complete."""
+
+    values: Tensor
+    observed: Tensor | None
+    block_sizes: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def take(self, index: Tensor | slice) -> Rows:
+        """Return the rows chosen by `index`."""
+        observed = None if self.observed is None else self.observed[index]
+        return Rows(self.values[index], observed, self.block_sizes)
+
+    def squared_distances(self, centroids: Tensor) -> Tensor:
+        """Return (N, K) squared distances to centroids (K, D) over what each row has, less ||x||^2."""
+        blocks = torch.stack([block.square().sum(1) for block in centroids.split(self.block_sizes, 1)])  # (B, K)
+        norms = blocks.sum(0) if self.observed is None else self.observed @ blocks  # (K,) or (N, K)
+        return torch.addmm(norms, self.values, centroids.T, alpha=-2)
+
+    def per_dimension(self, per_block: Tensor) -> Tensor:
+        """Repeat a (..., B) tensor to (..., D)."""
+        sizes = torch.tensor(self.block_sizes, device=per_block.device)
+        return per_block.repeat_interleave(sizes, dim=-1)
+
+
+@dataclass(frozen=True)
+class Clusters:
+    """Result of `kmeans`. Labels are of this process's rows, everything else is the same on all processes."""
+
+    labels: Tensor  # (N,) int64
+    centroids: Tensor  # (K, D)
+    counts: Tensor  # (K,) int64, 0 possible only where rows coincide
+    objective: float  # mean squared distance of a row to its centroid
+    num_iterations: int
+
+
+def kmeans(
+    values: Tensor,
+    num_clusters: int,
+    *,
+    seed: int,
+    num_iterations: int = 20,
+    tolerance: float = 0.0,
+    samples_per_cluster: int = 16,
+    observed: Tensor | None = None,
+    block_sizes: Sequence[int] = (),
+    reducer: Reducer | None = None,
+) -> Clusters:
+    """Cluster rows by Lloyd's algorithm from a greedy k-means++ start (Arthur and Vassilvitskii 2007).
+
+    Args:
+        values: (N, D) floats on any device, finite; this process's share, shares being in order of rank.
+        num_clusters: K, at most the number of rows of all processes.
+        seed: of the start; the same rows and seed give the same clusters, however the rows are shared (up to rounding).
+        num_iterations: at most so many updates of the centroids.
+        tolerance: stop once the objective falls by no more than this share of itself; 0: only when it stops falling.
+        samples_per_cluster: the start is found on a random sample of this many rows per cluster.
+        observed: (N, B) bool, which blocks of dimensions a row has; None: all. Every row has at least one.
+        block_sizes: dimensions of the B blocks, adding up to D; needed with `observed`.
+        reducer: sums over the processes; None: there is one process.
+
+    Raises:
+        ValueError: on shapes that do not fit, or fewer rows than clusters.
+    """
+    reducer = reducer or Reducer()
+    rows = _check(values, observed, tuple(block_sizes) or (values.shape[-1],))
+    generator = torch.Generator().manual_seed(seed)
+    sample = _draw_sample(rows, num_clusters, samples_per_cluster, generator, reducer)
+    centroids = _from_first(_plus_plus(sample, num_clusters, generator), reducer)
+    labels, errors = _assign(rows, centroids)
+    objective, iteration = _total(errors, reducer), 0
+    while iteration < num_iterations:
+        iteration += 1
+        centroids, counts = _update(rows, labels, centroids, reducer)
+        empty = (counts == 0).nonzero().flatten()
+        if len(empty):
+            cluster_errors = reducer.sum(torch.zeros_like(counts).index_add_(0, labels, errors.double()))
+            centroids = _split_worst(centroids, counts, cluster_errors, empty, generator)
+        labels, errors = _assign(rows, centroids)
+        previous, objective = objective, _total(errors, reducer)
+        if not len(empty) and previous - objective <= tolerance * previous:
+            break
+    sizes = reducer.sum(torch.bincount(labels, minlength=num_clusters))
+    return Clusters(labels, centroids, sizes, objective / max(int(sizes.sum()), 1), iteration)
+
+
+def _check(values: Tensor, observed: Tensor | None, block_sizes: tuple[int, ...]) -> Rows:
+    if values.ndim != 2 or sum(block_sizes) != values.shape[1]:
+        raise ValueError(f"values must be (N, {sum(block_sizes)}), D the sum of the blocks; got {tuple(values.shape)}")
+    if observed is None:
+        return Rows(values.float(), None, block_sizes)
+    if observed.shape != (shape := (len(values), len(block_sizes))):
+        raise ValueError(f"observed must be {shape}, rows x blocks; got {tuple(observed.shape)}")
+    rows = Rows(values.float(), observed.float(), block_sizes)
+    return Rows(rows.values.masked_fill(rows.per_dimension(observed) == 0, 0), rows.observed, block_sizes)
+
+
+def _draw_sample(rows: Rows, num_clusters: int, per_cluster: int, generator: torch.Generator, reducer: Reducer) -> Rows:
+    """Return the same random rows on every process: each fills in its own, and the sum is the sample."""
+    shares = torch.zeros(reducer.size, dtype=torch.int64, device=rows.values.device)
+    shares[reducer.rank] = len(rows)
+    shares = reducer.sum(shares)
+    total, first = int(shares.sum()), int(shares[: reducer.rank].sum())
+    if not 1 <= num_clusters <= total:
+        raise ValueError(f"cannot make {num_clusters} clusters of {total} rows: choose 1 to {total} clusters")
+    size = min(total, max(per_cluster, 1) * num_clusters)
+    chosen = torch.randperm(total, generator=generator)[:size].to(rows.values.device) - first
+    own = ((chosen >= 0) & (chosen < len(rows))).nonzero().flatten()
+    mine = rows.take(chosen[own])
+
+    def shared(part: Tensor) -> Tensor:
+        return reducer.sum(part.new_zeros(size, part.shape[1]).index_copy_(0, own, part))
+
+    return Rows(shared(mine.values), None if mine.observed is None else shared(mine.observed), rows.block_sizes)
+
+
+def _plus_plus(sample: Rows, num_clusters: int, generator: torch.Generator) -> Tensor:
+    """Return (K, D) rows drawn in proportion to their squared distance to those drawn before.
+
+    Of 2 + log K draws the one that lowers the sum most is kept, as in scikit-learn. What a drawn row lacks is filled
+    with the mean of its block, the value that says least.
+    """
+    seeds = _filled(sample)
+    trials = 2 + int(math.log(num_clusters))
+    draws = torch.rand(num_clusters, trials, generator=generator, dtype=torch.float64).to(seeds.device)
+    norms = sample.values.square().sum(1, keepdim=True)  # (S, 1)
+    chosen = torch.empty(num_clusters, dtype=torch.int64, device=seeds.device)
+    nearest = torch.full_like(norms, torch.inf)  # (S, 1)
+    mass = torch.ones_like(norms)
+    for k in range(num_clusters):
+        cumulative = mass.double().flatten().cumsum(0)
+        picks = torch.searchsorted(cumulative, draws[k] * cumulative[-1]).clamp_(max=len(sample) - 1)
+        reached = (sample.squared_distances(seeds[picks]) + norms).clamp_(min=0).minimum(nearest)  # (S, trials)
+        best = reached.sum(0).argmin(keepdim=True)
+        nearest = mass = reached.index_select(1, best)
+        chosen[k : k + 1] = picks[best]
+    return seeds[chosen]
+
+
+def _filled(rows: Rows) -> Tensor:
+    """Return the values (N, D) with unobserved entries at the mean of the observed ones."""
+    if rows.observed is None:
+        return rows.values
+    means = rows.values.sum(0) / rows.per_dimension(rows.observed.sum(0).clamp(min=1))  # (D,)
+    return torch.where(rows.per_dimension(rows.observed) > 0, rows.values, means)
+
+
+def _from_first(tensor: Tensor, reducer: Reducer) -> Tensor:
+    """Return the first process's tensor everywhere, whatever the others' arithmetic made of it."""
+    return reducer.sum(tensor.clone() if reducer.rank == 0 else torch.zeros_like(tensor))
+
+
+def _assign(rows: Rows, centroids: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the nearest centroid of each row (N,) and the squared distance to it (N,)."""
+    step = max(1, CHUNK_ELEMENTS.get(rows.values.device.type, CHUNK_ELEMENTS["cuda"]) // len(centroids))
+    labels = torch.empty(len(rows), dtype=torch.int64, device=rows.values.device)
+    errors = torch.empty(len(rows), device=rows.values.device)
+    for start in range(0, len(rows), step):
+        part = slice(start, start + step)
+        chunk = rows.take(part)
+        errors[part], labels[part] = chunk.squared_distances(centroids).min(1)
+        errors[part] += chunk.values.square().sum(1)
+    return labels, errors.clamp_(min=0)
+
+
+def _update(rows: Rows, labels: Tensor, centroids: Tensor, reducer: Reducer) -> tuple[Tensor, Tensor]:
+    """Return centroids (K, D), each dimension the mean over the rows that have it, and the clusters' sizes (K,).
+
+    Where no row of a cluster has a dimension, any value is as good for the objective: the old one stays.
+    """
+    sums = centroids.new_zeros(centroids.shape, dtype=torch.float64)
+    counts = centroids.new_zeros(len(centroids), len(rows.block_sizes), dtype=torch.float64)
+    for start in range(0, len(rows), SUM_CHUNK_ROWS):
+        part = slice(start, start + SUM_CHUNK_ROWS)
+        sums += _sum_by_label(rows.values[part], labels[part], len(centroids))
+        if rows.observed is not None:
+            counts += _sum_by_label(rows.observed[part], labels[part], len(centroids))
+    sizes = reducer.sum(torch.bincount(labels, minlength=len(centroids)).double())
+    sums, counts = reducer.sum(sums), sizes[:, None] if rows.observed is None else reducer.sum(counts)
+    counts = rows.per_dimension(counts) if rows.observed is not None else counts  # (K, D) or (K, 1)
+    return torch.where(counts > 0, (sums / counts.clamp(min=1)).to(centroids), centroids), sizes
+
+
+def _sum_by_label(values: Tensor, labels: Tensor, num_clusters: int) -> Tensor:
+    """Return (K, D) sums of the rows of each label, in an order that does not depend on the run."""
+    sums = values.new_zeros(num_clusters, values.shape[1])
+    if values.is_cuda:  # index_add_ adds in random order there, index_put_ sorts first
+        return sums.index_put_((labels,), values, accumulate=True)
+    return sums.index_add_(0, labels, values)
+
+
+def _split_worst(
+    centroids: Tensor, counts: Tensor, errors: Tensor, empty: Tensor, generator: torch.Generator
+) -> Tensor:
+    """Give each empty cluster half of one of the clusters with the largest summed error (K,).
+
+    Both halves start a tenth of the cluster's radius from its centroid, on opposite sides of it in a random direction.
+    Clusters without error hold coinciding rows and cannot be split; what is then left stays empty.
+    """
+    num = min(len(empty), int((errors > 0).sum()))
+    donors, empty = errors.topk(num).indices, empty[:num]
+    direction = torch.randn(num, centroids.shape[1], generator=generator).to(centroids)
+    direction /= direction.norm(dim=1, keepdim=True)
+    step = 0.1 * (errors[donors] / counts[donors]).sqrt()[:, None].to(centroids) * direction
+    result = centroids.clone()
+    result[empty] = centroids[donors] + step
+    result[donors] = centroids[donors] - step
+    return result
+
+
+def _total(errors: Tensor, reducer: Reducer) -> float:
+    return float(reducer.sum(errors.double().sum()))

@@ -1,0 +1,197 @@
+"""Dynamic loss gate: a two-component Gaussian mixture of log losses decides which pseudo labels to trust.
+
+Dynamic loss gate: Han, Chen and Qian, arXiv 2208.01928; the treatment of degenerate fits is METHOD 3.4 [C].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Floats = NDArray[np.float64]
+Status = Literal["fitted", "posterior", "kept", "open"]
+
+LOSS_FLOOR = float(np.finfo(np.float32).eps)  # what a cross-entropy in float32 resolves: a smaller loss is a zero
+MIN_LOSSES = 20  # a mixture has 5 free numbers; on fewer losses than this they mean nothing
+MAX_EXACT = 1 << 14  # more log losses than this are summed into as many bins
+STD_FLOOR = 1e-2  # of a component, in standard deviations of the data: coinciding losses make no infinite density
+MAX_ITERATIONS = 2000
+TOLERANCE = 1e-10  # of the mean log likelihood
+
+
+@dataclass(frozen=True)
+class Gate:
+    """Threshold and the mixture it comes from, in natural log of the loss; component 0 is the one of low losses.
+
+    status: "fitted": the crossing of the weighted densities; "posterior": they do not cross between the means, clamped;
+    "kept": the losses gave no two components, this is the gate before; "open": nor was there one before, all pass.
+    """
+
+    threshold: float
+    weights: tuple[float, float]
+    means: tuple[float, float]
+    stds: tuple[float, float]
+    status: Status
+
+    def passes(self, losses: ArrayLike) -> NDArray[np.bool_]:
+        """Return which losses lie on the trusted side, in the shape given; NaN (never seen) is not held against one."""
+        values = np.asarray(losses, dtype=np.float64)
+        return ~(_log_losses(values) > self.threshold)
+
+
+OPEN = Gate(np.inf, (np.nan, np.nan), (np.nan, np.nan), (np.nan, np.nan), "open")
+
+
+def fit_gate(losses: ArrayLike, previous: Gate | None = None, *, min_separation: float = 2.0) -> Gate:
+    """Fit the gate of one modality to the losses of an epoch.
+
+    Args:
+        losses: (N,) >= 0, one per utterance; NaN and infinite ones are ignored, zeros are clamped before the log.
+        previous: the gate of the epoch before, kept where these losses do not split.
+        min_separation: distance of the means, in root mean square standard deviations of the components (Ashman's D),
+            below which the modes count as merged [C]; 2 is where two equal Gaussians merge into one mode. A skewed
+            distribution of one mode, such as log losses without any wrong labels, is fitted with 1.2 to 1.5.
+    """
+    log_losses = _log_losses(np.asarray(losses, dtype=np.float64).ravel())
+    log_losses = log_losses[np.isfinite(log_losses)]
+    mixture = _fit_mixture(log_losses) if len(log_losses) >= MIN_LOSSES else None
+    if mixture is None or mixture.separation < min_separation:
+        return OPEN if previous is None or previous.status == "open" else replace(previous, status="kept")
+    threshold, status = mixture.crossing()
+    return Gate(threshold, _pair(mixture.weights), _pair(mixture.means), _pair(mixture.stds), status)
+
+
+def reliable(losses: ArrayLike, gates: Mapping[str, Gate], rule: str = "both") -> NDArray[np.bool_]:
+    """Return (N,) whether an utterance's pseudo label is trusted, judged by the modalities it has a loss for.
+
+    Args:
+        losses: (N, M), columns in the order of the gates; NaN: the modality is missing or was never seen.
+        gates: modality -> gate.
+        rule: "both": every modality passes; "either": one of them; or the name of the one modality that decides [C].
+            With no loss to go by, the label is trusted.
+
+    Raises:
+        ValueError: on an unknown rule, or if losses and gates differ in number.
+    """
+    table = np.asarray(losses)
+    if table.ndim != 2 or table.shape[1] != len(gates):
+        raise ValueError(f"losses must be (N, {len(gates)}), a column for each of {list(gates)}; got {table.shape}")
+    missing = np.isnan(table)
+    passes = np.stack([gate.passes(column) for gate, column in zip(gates.values(), table.T, strict=True)], axis=1)
+    if rule == "both":
+        return (passes | missing).all(axis=1)
+    if rule == "either":
+        return (passes & ~missing).any(axis=1) | missing.all(axis=1)
+    if rule in gates:
+        return passes[:, list(gates).index(rule)]
+    raise ValueError(f"unknown rule {rule!r}: choose 'both', 'either' or one of {list(gates)}")
+
+
+@dataclass(frozen=True)
+class _Mixture:
+    """Two Gaussians, the lower mean first: weights, means, stds (2,) and the mean log likelihood of a sample."""
+
+    weights: Floats
+    means: Floats
+    stds: Floats
+    log_likelihood: float
+
+    @property
+    def separation(self) -> float:
+        """Ashman's D: distance of the means over the root mean square standard deviation."""
+        return float((self.means[1] - self.means[0]) / np.sqrt(np.mean(self.stds**2)))
+
+    def crossing(self) -> tuple[float, Status]:
+        """Return where the weighted densities cross between the means, or the clamped substitute.
+
+        With t the distance from the lower mean and d that of the means, the log ratio of the weighted densities is
+            q(t) = a t^2 - (d / s1^2) t + c,  a = 1 / 2 s1^2 - 1 / 2 s0^2,  c = log(w0 s1 / w1 s0) + d^2 / 2 s1^2.
+        q(0) - q(d) > 0 always, and the vertex of q lies outside [0, d]: q falls from 0 to d, and there is one crossing
+        if q(0) > 0 > q(d), none otherwise. It is the smaller positive root, written so that a -> 0 is harmless. Without
+        one, the same component is the likelier at both means, and posterior 0.5 lies beyond the other's mean.
+        """
+        distance = self.means[1] - self.means[0]
+        precision0, precision1 = self.stds**-2.0
+        a, b = (precision1 - precision0) / 2, distance * precision1
+        prior = np.log(self.weights[0] * self.stds[1]) - np.log(self.weights[1] * self.stds[0])
+        c = prior + distance**2 * precision1 / 2
+        if c <= 0:
+            return float(self.means[0]), "posterior"
+        if prior - distance**2 * precision0 / 2 >= 0:
+            return float(self.means[1]), "posterior"
+        return float(self.means[0] + 2 * c / (b + np.sqrt(b**2 - 4 * a * c))), "fitted"
+
+
+def _log_losses(losses: Floats) -> Floats:
+    return np.log(np.maximum(losses, LOSS_FLOOR))
+
+
+def _pair(values: Floats) -> tuple[float, float]:
+    return float(values[0]), float(values[1])
+
+
+def _fit_mixture(values: Floats) -> _Mixture | None:
+    """Return the likeliest mixture found, or None where one Gaussian is as good by BIC (3 numbers fewer)."""
+    num, variance = len(values), values.var()
+    if variance <= 1e-12 * (1 + values.mean() ** 2):
+        return None
+    points, counts = _binned(values)
+    fits = [fit for split in _splits(points, counts) if (fit := _expectation_maximisation(points, counts, split))]
+    single = -0.5 * (np.log(2 * np.pi * variance) + 1)
+    best = max(fits, key=lambda fit: fit.log_likelihood, default=None)
+    if best is None or 2 * num * (best.log_likelihood - single) <= 3 * np.log(num):
+        return None
+    return best
+
+
+def _binned(values: Floats) -> tuple[Floats, Floats]:
+    """Return sorted points and their counts: the values themselves, or means of narrow bins if there are many.
+
+    Bins of 1 / 16,384 of the range lose their inner variance, some 1e-8 of the data's: the fit does not change.
+    """
+    if len(values) <= MAX_EXACT:
+        return np.sort(values), np.ones(len(values))
+    low, high = values.min(), values.max()
+    bins = np.minimum(((values - low) * (MAX_EXACT / (high - low))).astype(np.int64), MAX_EXACT - 1)
+    counts = np.bincount(bins, minlength=MAX_EXACT).astype(np.float64)
+    sums = np.bincount(bins, weights=values, minlength=MAX_EXACT)
+    return sums[counts > 0] / counts[counts > 0], counts[counts > 0]
+
+
+def _splits(points: Floats, counts: Floats) -> list[int]:
+    """Return where to cut the sorted points for a start: least variance within the halves, a tenth at either end."""
+    below = np.cumsum(counts)[:-1]
+    mass, total = np.cumsum(counts * points)[:-1], counts @ points
+    above = counts.sum() - below
+    between = mass**2 / below + (total - mass) ** 2 / above
+    cuts = np.searchsorted(below, [0.1 * counts.sum(), 0.9 * counts.sum()]) + 1
+    return sorted({int(between.argmax()) + 1, *(int(cut) for cut in np.minimum(cuts, len(points) - 1))})
+
+
+def _expectation_maximisation(points: Floats, counts: Floats, split: int) -> _Mixture | None:
+    """Return the mixture to which EM converges from two classes cut at `split`, None if one of them dies out."""
+    num = counts.sum()
+    floor = STD_FLOOR**2 * (counts @ (points - counts @ points / num) ** 2) / num
+    shares = np.zeros((2, len(points)))  # (2, n) points' counts divided among the components
+    shares[0, :split], shares[1, split:] = counts[:split], counts[split:]
+    likelihood = -np.inf
+    for _ in range(MAX_ITERATIONS):
+        sizes = shares.sum(axis=1)
+        if sizes.min() < 1:
+            return None
+        means = shares @ points / sizes
+        deviations = (points - means[:, None]) ** 2  # (2, n)
+        variances = np.maximum((shares * deviations).sum(axis=1) / sizes, floor)
+        log_peaks = np.log(sizes / num) - np.log(2 * np.pi * variances) / 2  # (2,)
+        log_joint = log_peaks[:, None] - deviations / (2 * variances[:, None])  # (2, n)
+        log_density = np.logaddexp(log_joint[0], log_joint[1])
+        previous, likelihood = likelihood, float(counts @ log_density / num)
+        if likelihood - previous < TOLERANCE:
+            break
+        shares = counts * np.exp(log_joint - log_density)
+    order = np.argsort(means)
+    return _Mixture((sizes / num)[order], means[order], np.sqrt(variances)[order], likelihood)
