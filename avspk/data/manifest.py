@@ -1,0 +1,173 @@
+"""The tables that connect preparation, training and evaluation: utterances and trials, validated when read."""
+
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import pandas as pd
+
+from avspk.data.files import whole_or_absent
+
+UTTERANCE_COLUMNS = ("utterance", "audio", "num_samples", "first_crop", "num_crops")
+TRIAL_COLUMNS = ("label", "enroll", "test")
+MEDIA_SUFFIXES = frozenset(
+    {".wav", ".flac", ".ogg", ".opus", ".mp3", ".m4a", ".aac", ".mp4", ".m4v", ".mkv", ".mov", ".avi", ".webm"}
+)
+
+_TEXT_COLUMNS = ("utterance", "audio")
+_COUNT_COLUMNS = ("num_samples", "first_crop", "num_crops")
+_TRIAL_LABELS = {"1": 1, "0": 0, "target": 1, "nontarget": 0}
+
+
+class ManifestError(ValueError):
+    """A manifest or trial list is missing, malformed or inconsistent; the message names file, row and value."""
+
+
+@dataclass(frozen=True)
+class Utterances:
+    """Utterances of one corpus: `table` has UTTERANCE_COLUMNS, `root` is the folder its audio paths start from.
+
+    A row number is an utterance's identity for training. `first_crop` and `num_crops` say which crops of the crop
+    store show its face: numbers first_crop .. first_crop + num_crops - 1, or -1 and 0 where there is no usable face.
+    """
+
+    table: pd.DataFrame
+    root: Path
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def audio_path(self, row: int) -> Path:
+        """Path of the sound of utterance number `row`."""
+        return self.root / str(self.table["audio"].iat[row])
+
+    def missing_audio(self) -> list[Path]:
+        """Paths of the table that are not there; a look at every file, so call it once before a long job."""
+        return [path for path in map(self.audio_path, range(len(self))) if not path.exists()]
+
+
+def speaker_of(utterance: str) -> str:
+    """Speaker of an utterance, e.g. id00012 of id00012/21Uxsk56VDQ/00001: for evaluation and diagnostics only."""
+    return utterance.split("/", 1)[0]
+
+
+def utterance_of(name: str) -> str:
+    """Utterance id behind a trial list's name for it: id10270/x6uYqmx31kE/00001.wav without the suffix."""
+    path = PurePosixPath(name)
+    return str(path.with_suffix("")) if path.suffix.lower() in MEDIA_SUFFIXES else name
+
+
+def read_utterances(path: str | Path) -> Utterances:
+    """Read and validate a manifest (.parquet or .tsv).
+
+    Raises: ManifestError naming the file, the first bad row and its value.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ManifestError(f"{path}: no such manifest; tools/prepare_voxceleb.py writes one")
+    table = _read_parquet(path) if _format_of(path) == ".parquet" else _read_tsv(path)
+    return Utterances(_validated(table, str(path)), path.parent)
+
+
+def write_utterances(table: pd.DataFrame, path: str | Path) -> None:
+    """Validate `table` and write it, whole or not at all, as .parquet or .tsv by the suffix of `path`.
+
+    Raises: ManifestError if the table is not one that `read_utterances` would accept.
+    """
+    path = Path(path)
+    suffix = _format_of(path)
+    table = _validated(table, str(path))
+    with whole_or_absent(path) as part:
+        if suffix == ".parquet":
+            table.to_parquet(part, index=False)
+        else:
+            table.to_csv(part, sep="\t", index=False, lineterminator="\n")
+
+
+def read_trials(path: str | Path) -> pd.DataFrame:
+    """Trials as a table of `label` (int8: 1 same speaker, 0 not), `enroll`, `test` (str, as the list writes them).
+
+    Takes VoxCeleb's lines `1 a.wav b.wav` and Kaldi's `a b target|nontarget`, one of the two in a file.
+
+    Raises: ManifestError naming the file and the first line that is neither.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ManifestError(f"{path}: no such trial list")
+    lines = [line.split() for line in path.read_text(encoding="utf-8").splitlines()]
+    numbered = [(number, fields) for number, fields in enumerate(lines, 1) if fields]
+    if not numbered:
+        raise ManifestError(f"{path}: the trial list is empty")
+    kaldi = numbered[0][1][-1] in ("target", "nontarget")
+    allowed = ("target", "nontarget") if kaldi else ("1", "0")
+    for number, fields in numbered:
+        if len(fields) != 3 or fields[2 if kaldi else 0] not in allowed:
+            raise ManifestError(
+                f"{path}, line {number}: {' '.join(fields)!r} is no trial; lines are `1 a.wav b.wav` "
+                "(1 same speaker, 0 different) or `a b target|nontarget`, one kind in a file"
+            )
+    rows = [(fields[2], fields[0], fields[1]) if kaldi else tuple(fields) for _, fields in numbered]
+    table = pd.DataFrame(rows, columns=list(TRIAL_COLUMNS))
+    table["label"] = table["label"].map(_TRIAL_LABELS).astype(np.int8)
+    return table
+
+
+def _format_of(path: Path) -> str:
+    if path.suffix not in (".parquet", ".tsv"):
+        raise ManifestError(f"{path}: a manifest is a .parquet or a .tsv file, not {path.suffix or 'without suffix'!r}")
+    return path.suffix
+
+
+def _read_parquet(path: Path) -> pd.DataFrame:
+    try:
+        return pd.read_parquet(path)
+    except (OSError, ValueError) as error:
+        raise ManifestError(f"{path}: not a readable parquet file ({error})") from error
+
+
+def _read_tsv(path: Path) -> pd.DataFrame:
+    try:
+        # Text first: "NA" is a legal name, and a bad number must be reported with its row.
+        return pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False, quoting=3, encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise ManifestError(f"{path}: not a readable tab-separated file ({error})") from error
+
+
+def _validated(table: pd.DataFrame, source: str) -> pd.DataFrame:
+    if list(table.columns) != list(UTTERANCE_COLUMNS):
+        raise ManifestError(f"{source}: columns are {list(table.columns)}, must be {list(UTTERANCE_COLUMNS)}")
+    if table.empty:
+        raise ManifestError(f"{source}: the manifest holds no utterances")
+    table = table.reset_index(drop=True).copy()
+    for column in _TEXT_COLUMNS:
+        is_text = table[column].map(lambda value: isinstance(value, str) and value != "")
+        _require(is_text, table, column, source, "must be text that is not empty")
+    for column in _COUNT_COLUMNS:
+        table[column] = _integers(table, column, source)
+    ids = table["utterance"]
+    _require(ids.map(_is_utterance_id), table, "utterance", source, "must be a relative path a/b/c without suffix")
+    _require(~ids.duplicated(), table, "utterance", source, "must be unique, this one came before")
+    _require(table["num_samples"] > 0, table, "num_samples", source, "must be positive")
+    _require(table["num_crops"] >= 0, table, "num_crops", source, "must not be negative")
+    faceless = table["num_crops"] == 0
+    fits = (faceless & (table["first_crop"] == -1)) | (~faceless & (table["first_crop"] >= 0))
+    _require(fits, table, "first_crop", source, "must be -1 where num_crops is 0 and a crop number elsewhere")
+    return table
+
+
+def _integers(table: pd.DataFrame, column: str, source: str) -> pd.Series:
+    numbers = pd.to_numeric(table[column], errors="coerce")
+    _require(numbers.notna() & (numbers % 1 == 0), table, column, source, "must be a whole number")
+    return numbers.astype(np.int64)
+
+
+def _is_utterance_id(text: str) -> bool:
+    parts = text.split("/")
+    return "\\" not in text and not {"", ".", ".."} & set(parts) and utterance_of(text) == text
+
+
+def _require(good: pd.Series, table: pd.DataFrame, column: str, source: str, rule: str) -> None:
+    bad = np.flatnonzero(~good.to_numpy(dtype=bool))
+    if bad.size:
+        value = table[column].iloc[bad[0]]
+        raise ManifestError(f"{source}, row {bad[0]}, column {column}: {value!r} {rule} ({bad.size} such rows)")

@@ -1,0 +1,118 @@
+import numpy as np
+import pandas as pd
+import pytest
+
+from avspk.data.manifest import (
+    ManifestError,
+    read_trials,
+    read_utterances,
+    speaker_of,
+    utterance_of,
+    write_utterances,
+)
+
+
+def table(**changes) -> pd.DataFrame:
+    columns = {
+        "utterance": ["id1/NA/00001", "id1/vid eo/00002", "id2/é/00001"],
+        "audio": ["audio/a.wav", "/data/b.wav", "c.flac"],
+        "num_samples": [48_000, 16_000, 2**40],
+        "first_crop": [0, -1, 10],
+        "num_crops": [10, 0, 1],
+    }
+    return pd.DataFrame(columns | changes)
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".tsv"])
+def test_a_written_manifest_reads_back_the_same(tmp_path, suffix):
+    path = tmp_path / f"manifest{suffix}"
+    write_utterances(table(), path)
+    utterances = read_utterances(path)
+    pd.testing.assert_frame_equal(utterances.table, table(), check_dtype=False)
+    assert utterances.table["num_samples"].dtype == np.int64
+    assert len(utterances) == 3
+    assert utterances.audio_path(0) == tmp_path / "audio/a.wav"
+    assert str(utterances.audio_path(1)) == "/data/b.wav"
+    assert len(utterances.missing_audio()) == 3
+    assert [path.name for path in tmp_path.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"utterance": ["a/b", "a/b", "c"]}, ["row 1", "utterance", "'a/b'", "unique"]),
+        ({"utterance": ["a/b.wav", "d", "c"]}, ["row 0", "a/b.wav", "without suffix"]),
+        ({"utterance": ["a", "/b", "c"]}, ["row 1", "'/b'"]),
+        ({"utterance": ["a", "b", "../c"]}, ["row 2", "'../c'"]),
+        ({"audio": ["a", "", "c"]}, ["row 1", "audio", "not empty"]),
+        ({"num_samples": [1, 0, 1]}, ["row 1", "num_samples", "positive"]),
+        ({"num_samples": [1, 2, "x"]}, ["row 2", "num_samples", "'x'", "whole number"]),
+        ({"num_samples": [1, 2.5, 3]}, ["row 1", "2.5"]),
+        ({"num_crops": [10, 0, -1]}, ["row 2", "num_crops", "-1"]),
+        ({"first_crop": [0, 5, 10]}, ["row 1", "first_crop", "-1 where num_crops is 0"]),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".parquet", ".tsv"])
+def test_a_bad_value_is_named_with_its_place(tmp_path, changes, told, suffix):
+    path = tmp_path / f"m{suffix}"
+    frame = table(**changes)
+    with pytest.raises(ManifestError):
+        write_utterances(frame, path)
+    if suffix == ".parquet":
+        frame.astype(dict.fromkeys(changes, str) if "x" in str(changes) else {}).to_parquet(path)
+    else:
+        frame.to_csv(path, sep="\t", index=False)
+    with pytest.raises(ManifestError) as caught:
+        read_utterances(path)
+    assert all(word in str(caught.value) for word in [str(path), *told])
+
+
+def test_wrong_files_are_explained(tmp_path):
+    (tmp_path / "a.parquet").write_bytes(b"no parquet")
+    (tmp_path / "b.tsv").write_text("utterance\taudio\n")
+    (tmp_path / "c.tsv").write_text("\t".join(table().columns) + "\n")
+    for name, told in [
+        ("a.parquet", "not a readable parquet"),
+        ("b.tsv", "columns are"),
+        ("c.tsv", "no utterances"),
+        ("d.tsv", "no such manifest"),
+    ]:
+        with pytest.raises(ManifestError, match=told):
+            read_utterances(tmp_path / name)
+    with pytest.raises(ManifestError, match=r"\.csv"):
+        write_utterances(table(), tmp_path / "e.csv")
+
+
+def test_ids():
+    assert speaker_of("id00012/21Uxsk56VDQ/00001") == "id00012"
+    assert utterance_of("id10270/x6.Y/00001.wav") == "id10270/x6.Y/00001"
+    assert utterance_of("id10270/x6.Y/00001") == "id10270/x6.Y/00001"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["1 a/b.wav c/d.wav\n0 e f\n", "a/b.wav c/d.wav target\ne f nontarget\n", "1  a/b.wav\tc/d.wav\r\n\n0 e f"],
+)
+def test_both_trial_formats_mean_the_same(tmp_path, text):
+    (tmp_path / "trials").write_text(text)
+    trials = read_trials(tmp_path / "trials")
+    assert trials["label"].dtype == np.int8
+    assert trials.to_numpy().tolist() == [[1, "a/b.wav", "c/d.wav"], [0, "e", "f"]]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("", "empty"),
+        ("1 a b\n2 a b\n", "line 2: '2 a b'"),
+        ("1 a b\n1 a\n", "line 2"),
+        ("a b target\n1 a b\n", "line 2"),
+        ("a,b,1\n", "line 1"),
+    ],
+)
+def test_bad_trial_lists_are_explained(tmp_path, text, told):
+    (tmp_path / "trials").write_text(text)
+    with pytest.raises(ManifestError, match=told):
+        read_trials(tmp_path / "trials")
+    with pytest.raises(ManifestError, match="no such trial list"):
+        read_trials(tmp_path / "nowhere")

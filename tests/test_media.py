@@ -1,0 +1,165 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from clips import numbered_frames, tone, with_rotation, write_clip
+
+from avspk.data import media
+from avspk.data.media import MediaError, audio_num_samples, open_video, probe_video, read_audio, read_frames
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_clip(tmp_path_factory.mktemp("clip") / "clip é 1.mp4", numbered_frames(), tone())
+
+
+def numbers(frames: np.ndarray) -> list[int]:
+    return [round(float(frame.mean()) / 8) for frame in frames]
+
+
+def test_a_wav_segment_is_the_same_part_of_the_whole(tmp_path):
+    samples = np.random.default_rng(0).integers(-(2**15), 2**15, 5000).astype(np.int16)
+    soundfile.write(tmp_path / "a.wav", samples, 16_000)
+    assert np.array_equal(read_audio(tmp_path / "a.wav"), samples / np.float32(32768))
+    assert np.array_equal(read_audio(tmp_path / "a.wav", 1234, 100), samples[1234:1334] / np.float32(32768))
+    assert len(read_audio(tmp_path / "a.wav", 4990, 100)) == 10
+    assert len(read_audio(tmp_path / "a.wav", 9999, 100)) == 0
+    assert audio_num_samples(tmp_path / "a.wav") == 5000
+
+
+@pytest.mark.parametrize("rate", [8_000, 44_100, 48_000])
+def test_other_rates_are_resampled(tmp_path, rate):
+    path = tmp_path / "a.flac"
+    soundfile.write(path, tone(1.0, rate=rate), rate)
+    sound = read_audio(path)
+    assert len(sound) == audio_num_samples(path) == 16_000
+    assert np.abs(sound - tone())[500:-500].max() < 2e-3
+    assert np.array_equal(read_audio(path, 5000, 700), sound[5000:5700])
+
+
+def test_channels_are_averaged(tmp_path):
+    soundfile.write(tmp_path / "a.wav", np.stack([tone(), 0 * tone()], 1), 16_000, subtype="FLOAT")
+    assert np.allclose(read_audio(tmp_path / "a.wav"), tone() / 2)
+
+
+def test_sound_of_an_mp4_keeps_its_place_and_level(clip):
+    sound = read_audio(clip)
+    assert 16_000 <= len(sound) <= 17_500
+    assert np.abs(sound[2000:15_000] - tone()[2000:15_000]).max() < 0.05
+    assert np.array_equal(read_audio(clip, 7000, 3000), sound[7000:10_000])
+    assert audio_num_samples(clip) == len(sound)
+
+
+def test_sound_of_an_mp4_at_another_rate(tmp_path):
+    path = write_clip(tmp_path / "a.m4a", None, tone(rate=44_100), rate=44_100)
+    assert np.abs(read_audio(path)[2000:15_000] - tone()[2000:15_000]).max() < 0.05
+
+
+def test_wav_round_trip_is_exact_and_clips(tmp_path):
+    media.write_wav(tmp_path / "a.wav", np.array([0.0, 0.5, -1.0, 7.0, -7.0], np.float32))
+    assert read_audio(tmp_path / "a.wav").tolist() == [0.0, 0.5, -1.0, 32767 / 32768, -1.0]
+
+
+def test_plain_audio_is_mono_wav_or_flac_at_16_khz(tmp_path, clip):
+    soundfile.write(tmp_path / "a.flac", tone(), 16_000)
+    soundfile.write(tmp_path / "b.wav", tone(), 8_000)
+    soundfile.write(tmp_path / "c.wav", np.stack([tone()] * 2, 1), 16_000)
+    plain = [media.is_plain_audio(path) for path in (tmp_path / "a.flac", tmp_path / "b.wav", tmp_path / "c.wav", clip)]
+    assert plain == [True, False, False, False]
+
+
+@pytest.mark.parametrize("video", [media._DecordVideo, media._AvVideo])
+def test_frames_are_the_ones_asked_for(clip, video):
+    frames = video(clip, None).read([0, 7, 24, 3])
+    assert frames.shape == (4, 64, 96, 3)
+    assert frames.dtype == np.uint8
+    assert numbers(frames) == [0, 7, 24, 3]
+
+
+@pytest.mark.parametrize("codec", ["mpeg4", "libx265"])
+def test_other_codecs(tmp_path, codec):
+    path = write_clip(tmp_path / "a.mp4", numbered_frames(), codec=codec)
+    assert numbers(read_frames(path, [2, 20])) == [2, 20]
+
+
+def test_variable_frame_rate(tmp_path):
+    times = np.cumsum([0] + [1, 3, 2, 7] * 6).tolist()
+    path = write_clip(tmp_path / "a.mp4", numbered_frames(), times=times)
+    assert open_video(path).num_frames == 25
+    assert numbers(read_frames(path, range(25))) == list(range(25))
+
+
+@pytest.mark.parametrize("video", [media._DecordVideo, media._AvVideo])
+def test_rotated_video_comes_upright(tmp_path, video):
+    frames = numbered_frames(5)
+    frames[:, :, :48] = 250  # bright left half
+    path = with_rotation(tmp_path / "turned.mp4", write_clip(tmp_path / "a.mp4", frames))
+    upright = video(path, None).read([0])[0]
+    assert upright.shape == (96, 64, 3)
+    assert upright[:40].mean() > 200 > 50 > upright[-40:].mean()
+
+
+@pytest.mark.parametrize("video", [media._DecordVideo, media._AvVideo])
+def test_large_frames_are_scaled_with_their_proportions(clip, video):
+    assert video(clip, 48).read([1]).shape == (1, 32, 48, 3)
+    assert video(clip, 500).read([1]).shape == (1, 64, 96, 3)
+
+
+def test_probe(clip):
+    info = probe_video(clip)
+    assert (info.width, info.height, info.num_frames, info.frames_per_second) == (96, 64, 25, 25.0)
+    assert (info.codec, info.has_audio, round(info.seconds, 3)) == ("h264", True, 1.0)
+
+
+def bad_files(folder: Path, clip: Path) -> dict[str, Path]:
+    content = clip.read_bytes()
+    (folder / "empty.mp4").write_bytes(b"")
+    (folder / "noise.mp4").write_bytes(np.random.default_rng(0).bytes(5000))
+    (folder / "noise.wav").write_bytes(np.random.default_rng(0).bytes(5000))
+    (folder / "truncated.mp4").write_bytes(content[:-200])
+    (folder / "no_moov.mp4").write_bytes(content[: content.index(b"moov") - 4])
+    (folder / "link.mp4").symlink_to(folder / "nowhere")
+    (folder / "folder.mp4").mkdir()
+    return {path.stem + path.suffix: path for path in folder.iterdir()}
+
+
+REASONS = {
+    "empty.mp4": "empty file",
+    "noise.mp4": "Invalid data",
+    "noise.wav": "not recognised",
+    "truncated.mp4": "truncated",
+    "no_moov.mp4": "no moov atom",
+    "link.mp4": "broken link",
+    "folder.mp4": "directory",
+}
+
+
+@pytest.mark.parametrize("name", REASONS)
+@pytest.mark.parametrize("read", [read_audio, audio_num_samples, lambda path: read_frames(path, [0]), probe_video])
+def test_unreadable_files_say_why_in_one_line(tmp_path, clip, name, read):
+    with pytest.raises(MediaError) as caught:
+        read(bad_files(tmp_path, clip)[name])
+    if name != "noise.wav" or read is read_audio:
+        assert REASONS[name].lower() in str(caught.value).lower()
+    assert "\n" not in str(caught.value)
+    assert str(tmp_path) not in str(caught.value)
+
+
+def test_missing_streams_are_named(tmp_path):
+    silent_film = write_clip(tmp_path / "a.mp4", numbered_frames())
+    radio = write_clip(tmp_path / "b.mp4", None, tone())
+    with pytest.raises(MediaError, match="no audio stream"):
+        read_audio(silent_film)
+    for read in (probe_video, open_video):
+        with pytest.raises(MediaError, match="no video stream"):
+            read(radio)
+
+
+def test_wrong_requests_are_errors_of_the_caller(clip):
+    with pytest.raises(ValueError, match="negative"):
+        read_audio(clip, -1)
+    with pytest.raises(IndexError, match="0 to 24"):
+        read_frames(clip, [25])
+    with pytest.raises(IndexError, match="none"):
+        read_frames(clip, [])
