@@ -1,0 +1,11 @@
+"""Procedural talking heads with procedural voices, written as real media files in VoxCeleb's layout.
+
+    build_demo_corpus(Path("data/demo"), CorpusSettings(), workers=2)
+
+phonemes, voice, channel make the sound; face, painting, rendering the picture; clips the files; trials and build the rest.
+"""
+
+from avspk.data.demo_corpus.build import build_demo_corpus
+from avspk.data.demo_corpus.settings import CorpusSettings, Nuisance
+
+__all__ = ["CorpusSettings", "Nuisance", "build_demo_corpus"]

@@ -1,0 +1,63 @@
+"""Pictures and sound to the bytes of media files: H.264 + AAC in mp4, 16-bit wav, and the trace AAC leaves in sound."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Iterator
+
+import av
+import numpy as np
+import soundfile
+from numpy.typing import NDArray
+
+from avspk.data.demo_corpus.settings import FRAME_RATE, SAMPLE_RATE
+
+AAC_BIT_RATE = 64_000
+H264_OPTIONS = {"preset": "veryfast", "crf": "23", "threads": "1"}  # one thread: processes share the cores
+
+
+def mp4_bytes(pictures: Iterable[NDArray[np.uint8]], waveform: NDArray[np.float32], size: int) -> bytes:
+    """A clip of (size, size, 3) RGB pictures at 25 fps with a float32 waveform at 16 kHz, mono."""
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp4") as container:
+        video = container.add_stream("libx264", rate=FRAME_RATE, options=H264_OPTIONS)
+        video.width = video.height = size
+        video.pix_fmt = "yuv420p"
+        audio = container.add_stream("aac", rate=SAMPLE_RATE, layout="mono", bit_rate=AAC_BIT_RATE)
+        for picture in pictures:
+            container.mux(video.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(video.encode(None))
+        for frame in _audio_frames(waveform):
+            container.mux(audio.encode(frame))
+        container.mux(audio.encode(None))
+    return buffer.getvalue()
+
+
+def _audio_frames(waveform: NDArray[np.float32], length: int = 1024) -> Iterator[av.AudioFrame]:
+    """AAC codes blocks of 1024 samples."""
+    for start in range(0, len(waveform), length):
+        block = np.ascontiguousarray(waveform[None, start : start + length], np.float32)  # (1, 1024)
+        frame = av.AudioFrame.from_ndarray(block, format="fltp", layout="mono")
+        frame.sample_rate, frame.pts = SAMPLE_RATE, start
+        yield frame
+
+
+def through_aac(waveform: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The waveform as AAC gives it back, aligned and of the same length: the codec history of a clip's sound."""
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp4") as container:
+        audio = container.add_stream("aac", rate=SAMPLE_RATE, layout="mono", bit_rate=AAC_BIT_RATE)
+        for frame in _audio_frames(waveform):
+            container.mux(audio.encode(frame))
+        container.mux(audio.encode(None))
+    buffer.seek(0)
+    with av.open(buffer, format="mp4") as container:
+        decoded = np.concatenate([frame.to_ndarray()[0] for frame in container.decode(audio=0)])
+    return decoded[: len(waveform)]
+
+
+def wav_bytes(waveform: NDArray[np.float32]) -> bytes:
+    """A 16-bit mono wav file at 16 kHz."""
+    buffer = io.BytesIO()
+    soundfile.write(buffer, waveform, SAMPLE_RATE, format="WAV", subtype="PCM_16")
+    return buffer.getvalue()

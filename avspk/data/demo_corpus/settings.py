@@ -1,0 +1,92 @@
+"""What a demo corpus is made of: its size, its difficulty, and the one source of its randomness."""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass, field
+
+import numpy as np
+
+SAMPLE_RATE = 16000
+FRAME_RATE = 25
+SAMPLES_PER_FRAME = SAMPLE_RATE // FRAME_RATE
+
+
+@dataclass(frozen=True)
+class Nuisance:
+    """How far recordings of one person lie apart. Ranges are (low, high), drawn uniformly; `sd` are standard deviations.
+
+    Sound, from one session (a recorded video) to the next:
+
+    equaliser_db       size of the smooth colouring of microphone and codec, dB (standard deviation over mel)
+    band_limited       also cut the lowest and highest frequencies, at a place drawn per session
+    snr_db             speech over noise (steady, babble, fluctuating or music)
+    rt60_s             reverberation time of the room, seconds
+    direct_db          direct sound over reverberation
+    pitch_sd           natural log of the mean pitch
+    tilt_sd_db         spectral tilt of the voice source, dB per octave
+    vocal_tract_sd     natural log of the vocal tract's length (posture, vocal effort)
+    rate_sd            natural log of the speaking rate
+    level_sd_db        recording level, from clip to clip
+
+    Picture, all as multiples of a natural amount: pose, light, blur, grain.
+    """
+
+    equaliser_db: float = 2.2
+    band_limited: bool = False
+    snr_db: tuple[float, float] = (15.0, 30.0)
+    rt60_s: tuple[float, float] = (0.05, 0.2)
+    direct_db: tuple[float, float] = (0.0, 12.0)
+    pitch_sd: float = 0.08
+    tilt_sd_db: float = 1.5
+    vocal_tract_sd: float = 0.01
+    rate_sd: float = 0.08
+    level_sd_db: float = 3.0
+    pose: float = 1.0
+    light: float = 1.0
+    blur: float = 1.0
+    grain: float = 1.0
+
+
+@dataclass(frozen=True)
+class CorpusSettings:
+    """Size, seed and difficulty of a demo corpus. The same settings always give the same bytes.
+
+    training_* identities are written as talking-head mp4 files, test_* identities as wav files (VoxCeleb1's video was
+    never released). `bad_clips` is the number of deliberately unusable training clips *of each kind*.
+    `nontargets_per_target` holds for both trial lists; all target trials are used.
+    """
+
+    seed: int = 0
+    training_identities: int = 60
+    training_sessions: int = 4
+    training_clips: int = 4
+    test_identities: int = 40
+    test_sessions: int = 4
+    test_clips: int = 3
+    clip_seconds: tuple[float, float] = (2.5, 3.5)
+    image_size: int = 224
+    bad_clips: int = 1
+    nontargets_per_target: int = 4
+    nuisance: Nuisance = field(default_factory=Nuisance)
+
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise ValueError(f"seed is {self.seed}; it must be 0 or more")
+        for name in ("training_identities", "test_identities"):
+            if not 2 <= getattr(self, name) <= 9999:
+                raise ValueError(f"{name} is {getattr(self, name)}; five-digit identity names allow 2 to 9999")
+        for name in ("training_sessions", "training_clips", "test_clips", "nontargets_per_target"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be 1 or more")
+        if self.test_sessions < 2:
+            raise ValueError(f"test_sessions is {self.test_sessions}; cross-session trials need 2 or more")
+        if not 0.5 <= self.clip_seconds[0] <= self.clip_seconds[1]:
+            raise ValueError(f"clip_seconds is {self.clip_seconds}; give (shortest, longest), the shortest 0.5 or more")
+        if self.image_size < 64 or self.image_size % 2:
+            raise ValueError(f"image_size is {self.image_size}; H.264 in 4:2:0 needs an even number, 64 or more")
+
+
+def generator(seed: int, *key: str | int) -> np.random.Generator:
+    """The random stream that belongs to `key`, independent of every other key's: no draw depends on the order of work."""
+    return np.random.default_rng([seed, *(zlib.crc32(part.encode()) if isinstance(part, str) else part for part in key)])
