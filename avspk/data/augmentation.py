@@ -1,0 +1,200 @@
+"""Which augmentation each view gets: policies, and their numbers drawn from an explicit generator.
+
+The numbers are applied on the training device by `avspk.frontend`; here nothing touches samples or pixels.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from avspk.data.noise import CATEGORIES, RecordingTable
+
+
+@dataclass(frozen=True)
+class AudioPolicy:
+    """How likely and how strong each audio augmentation is.
+
+    With `one_of` a view gets reverberation or noise or neither, never both; the two probabilities then sum to at most
+    1. METHOD 2: each crop, with probability 1, gets reverberation or one of the additive noises [S]; without `one_of`
+    they are independent [C]. SNR ranges in dB [S]. `voices` recordings of speech are summed to babble (range,
+    inclusive). `category_weights` are relative chances of (noise, music, speech) [C]; those a pack lacks get none.
+    `equaliser_db`: standard deviation of a smooth random gain curve over `equaliser_points` frequencies, 0 = off [C].
+    """
+
+    reverberation: float = 0.5
+    noise: float = 0.5
+    one_of: bool = True
+    noise_snr: tuple[float, float] = (0.0, 15.0)
+    music_snr: tuple[float, float] = (5.0, 15.0)
+    speech_snr: tuple[float, float] = (10.0, 30.0)
+    voices: tuple[int, int] = (3, 6)
+    category_weights: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    equaliser_db: float = 0.0
+    equaliser_points: int = 8
+
+    def __post_init__(self) -> None:
+        _check_probabilities(reverberation=self.reverberation, noise=self.noise)
+        _check_ranges(noise_snr=self.noise_snr, music_snr=self.music_snr, speech_snr=self.speech_snr)
+        if self.one_of and self.reverberation + self.noise > 1 + 1e-9:
+            raise ValueError(f"one_of needs reverberation + noise <= 1, got {self.reverberation} + {self.noise}")
+        if not 1 <= self.voices[0] <= self.voices[1]:
+            raise ValueError(f"voices is {self.voices}; valid: 1 <= low <= high")
+        if min(self.category_weights) < 0 or max(self.category_weights) <= 0:
+            raise ValueError(f"category_weights are {self.category_weights}; valid: none negative, one positive")
+        if self.equaliser_db < 0 or self.equaliser_points < 2:
+            raise ValueError("equaliser_db must not be negative, equaliser_points at least 2")
+
+    @property
+    def num_parts(self) -> int:
+        """Most recordings one view's noise is summed from: the constant P of the drawn arrays."""
+        return self.voices[1]
+
+
+@dataclass(frozen=True)
+class ImagePolicy:
+    """How likely and how strong each image augmentation is; global and local views are two policies. All [C].
+
+    `scale`: range of the crop's share of the image's area; `ratio`: range of width over height; `brightness`,
+    `contrast`, `saturation` s: factors uniform in 1 - s .. 1 + s, drawn with probability `jitter`; `grey`, `blur`,
+    `flip`: probabilities; `blur_sigma`: range in output pixels.
+    """
+
+    scale: tuple[float, float] = (0.4, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flip: float = 0.5
+    jitter: float = 0.8
+    brightness: float = 0.4
+    contrast: float = 0.4
+    saturation: float = 0.2
+    grey: float = 0.2
+    blur: float = 0.5
+    blur_sigma: tuple[float, float] = (0.1, 2.0)
+
+    def __post_init__(self) -> None:
+        _check_probabilities(flip=self.flip, jitter=self.jitter, grey=self.grey, blur=self.blur)
+        _check_probabilities(brightness=self.brightness, contrast=self.contrast, saturation=self.saturation)
+        _check_ranges(scale=self.scale, ratio=self.ratio, blur_sigma=self.blur_sigma)
+        if not 0 < self.scale[0] <= self.scale[1] <= 1:
+            raise ValueError(f"scale is {self.scale}; valid: 0 < low <= high <= 1")
+        if not 0 < self.ratio[0] <= 1 <= self.ratio[1]:
+            raise ValueError(f"ratio is {self.ratio}; valid: 0 < low <= 1 <= high")
+        if self.blur_sigma[0] <= 0:
+            raise ValueError(f"blur_sigma is {self.blur_sigma}; valid: 0 < low <= high (for no blur set blur to 0)")
+
+
+def _check_probabilities(**values: float) -> None:
+    for name, value in values.items():
+        if not 0 <= value <= 1:
+            raise ValueError(f"{name} is {value}; valid: 0 to 1")
+
+
+def _check_ranges(**ranges: tuple[float, float]) -> None:
+    for name, (low, high) in ranges.items():
+        if not low <= high:
+            raise ValueError(f"{name} is {(low, high)}; valid: low <= high")
+
+
+def draw_audio(
+    rng: np.random.Generator, policy: AudioPolicy, pack_table: RecordingTable, num_rirs: int, num_views: int
+) -> dict[str, np.ndarray]:
+    """Numbers for `AudioAugment`, one row a view: rir (N,), noise and noise_offset (N, P), snr (N,), equaliser (N, E).
+
+    The same amount of randomness is taken from `rng` whatever is chosen. Raises ValueError if the policy asks for
+    reverberation or noise that the pack does not have.
+    """
+    reverberant, noisy = _choose_kind(rng, policy, num_views)
+    if policy.reverberation > 0 and num_rirs == 0:
+        raise ValueError("policy has reverberation, the noise pack has no RIRs; add some or set reverberation to 0")
+    rir = np.where(reverberant, rng.integers(0, max(1, num_rirs), num_views), -1)
+    category = _choose_category(rng, policy, pack_table, num_views)
+    low, high = np.array([policy.noise_snr, policy.music_snr, policy.speech_snr])[category].T
+    snr = low + (high - low) * rng.random(num_views)
+    noise, offset = _choose_recordings(rng, policy, pack_table, category)
+    return {
+        "rir": rir,
+        "noise": np.where(noisy[:, None], noise, -1),
+        "noise_offset": np.where(noisy[:, None], offset, 0),
+        "snr": snr.astype(np.float32),
+        "equaliser": _draw_equaliser(rng, policy, num_views),
+    }
+
+
+def _choose_kind(rng: np.random.Generator, policy: AudioPolicy, num_views: int) -> tuple[np.ndarray, np.ndarray]:
+    """Which views get reverberation, which noise: two bool (N,)."""
+    first, second = rng.random((2, num_views))
+    if policy.one_of:
+        return first < policy.reverberation, (first >= policy.reverberation) & (
+            first < policy.reverberation + policy.noise
+        )
+    return first < policy.reverberation, second < policy.noise
+
+
+def _choose_category(
+    rng: np.random.Generator, policy: AudioPolicy, table: RecordingTable, num_views: int
+) -> np.ndarray:
+    """Index into CATEGORIES by weight among those present: int64 (N,)."""
+    weights = np.asarray(policy.category_weights) * (table.count > 0)
+    draws = rng.random(num_views)
+    if weights.sum() == 0:
+        if policy.noise > 0:
+            raise ValueError("policy has noise, the pack has none of its categories; add recordings or set noise to 0")
+        return np.zeros(num_views, np.int64)
+    edges = np.cumsum(weights) / weights.sum()
+    return np.searchsorted(edges, draws, side="right")
+
+
+def _choose_recordings(
+    rng: np.random.Generator, policy: AudioPolicy, table: RecordingTable, category: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Recordings and their first samples, int64 (N, P) each: one, or `voices` of speech; -1 and 0 where unused."""
+    shape = (len(category), policy.num_parts)
+    low, high = policy.voices
+    voices = np.where(category == CATEGORIES.index("speech"), rng.integers(low, high + 1, len(category)), 1)
+    which, where = rng.random((2, *shape))
+    used = np.arange(policy.num_parts) < voices[:, None]
+    if len(table.order) == 0:
+        return np.full(shape, -1), np.zeros(shape, np.int64)
+    rank = table.first[category, None] + (which * table.count[category, None]).astype(np.int64)
+    recording = table.order[np.minimum(rank, len(table.order) - 1)]
+    offset = (where * table.num_samples[recording]).astype(np.int64)
+    return np.where(used, recording, -1), np.where(used, offset, 0)
+
+
+def _draw_equaliser(rng: np.random.Generator, policy: AudioPolicy, num_views: int) -> np.ndarray:
+    """Gains in dB, float32 (N, E): white normal values smoothed by (1, 2, 1) / sqrt(6), which keeps their variance."""
+    if policy.equaliser_db == 0:
+        return np.zeros((num_views, policy.equaliser_points), np.float32)
+    white = rng.standard_normal((num_views, policy.equaliser_points + 2))
+    smooth = (white[:, :-2] + 2 * white[:, 1:-1] + white[:, 2:]) / np.sqrt(6.0)
+    return (policy.equaliser_db * smooth).astype(np.float32)
+
+
+def draw_image(rng: np.random.Generator, policy: ImagePolicy, num_views: int) -> dict[str, np.ndarray]:
+    """Numbers for `ImageAugment` by view: box (N, 4); flip, brightness, contrast, saturation, grey, blur (N,)."""
+    jittered = rng.random(num_views) < policy.jitter
+    strengths = np.array([policy.brightness, policy.contrast, policy.saturation])[:, None]
+    factors = np.where(jittered, 1 + strengths * rng.uniform(-1, 1, (3, num_views)), 1.0).astype(np.float32)
+    blurred = rng.random(num_views) < policy.blur
+    return {
+        "box": _draw_boxes(rng, policy, num_views),
+        "flip": (rng.random(num_views) < policy.flip).astype(np.int64),
+        "brightness": factors[0],
+        "contrast": factors[1],
+        "saturation": factors[2],
+        "grey": (rng.random(num_views) < policy.grey).astype(np.int64),
+        "blur": np.where(blurred, rng.uniform(*policy.blur_sigma, num_views), 0.0).astype(np.float32),
+    }
+
+
+def _draw_boxes(rng: np.random.Generator, policy: ImagePolicy, num_views: int) -> np.ndarray:
+    """Crop boxes x0 y0 x1 y1 in unit coordinates, float32 (N, 4), all inside the image.
+
+    A box of area a and ratio r is sqrt(a r) wide and sqrt(a / r) high; both are at most 1 exactly when r lies in
+    [a, 1 / a], so the ratio is drawn log-uniformly from what of its range is feasible, instead of by rejection.
+    """
+    area = rng.uniform(*policy.scale, num_views)
+    low, high = np.maximum(policy.ratio[0], area), np.minimum(policy.ratio[1], 1 / area)
+    ratio = np.exp(rng.uniform(np.log(low), np.log(high)))
+    size = np.minimum(np.stack([np.sqrt(area * ratio), np.sqrt(area / ratio)], axis=1), 1.0)  # (N, 2)
+    corner = rng.random((num_views, 2)) * (1 - size)
+    return np.concatenate([corner, corner + size], axis=1).astype(np.float32)  # (N, 4)

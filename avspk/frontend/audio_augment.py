@@ -1,0 +1,179 @@
+"""Reverberation, equaliser and additive noise for whole batches of waveforms on the training device."""
+
+import math
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from avspk.frontend.fbank import hertz_to_mel
+
+SAMPLE_RATE = 16000
+EQUALISER_TAIL = 1024  # samples (64 ms) kept free for the ringing of the zero-phase equaliser
+QUIET = 1e-10  # mean square below which a signal counts as silence: -100 dB of full scale, below 16 bits
+
+# Rows that pass through the chain at once: few keep a CPU's cache, many keep another device busy.
+ROWS_PER_PASS = {"cpu": 8}
+ROWS_PER_PASS_DEVICE = 256
+
+
+class NoiseBank(Protocol):
+    """The part of a noise pack used here: samples int16 (S,), starts and lengths int64 (n,), rirs float32 (R, L)."""
+
+    samples: np.ndarray
+    rirs: np.ndarray
+
+    @property
+    def starts(self) -> np.ndarray: ...  # noqa: D102
+    @property
+    def lengths(self) -> np.ndarray: ...  # noqa: D102
+
+
+def smooth_length(minimum: int) -> int:
+    """The smallest 5-smooth integer (2^a 3^b 5^c) that is even and at least `minimum`: FFTs of it are fast."""
+    best = 1 << max(1, (minimum - 1).bit_length())
+    power_of_five = 1
+    while power_of_five < best:
+        odd = power_of_five
+        while odd < best:
+            length = 2 * odd
+            while length < minimum:
+                length *= 2
+            best = min(best, length)
+            odd *= 3
+        power_of_five *= 5
+    return best
+
+
+@lru_cache(maxsize=32)
+def equaliser_basis(num_points: int, fft_length: int, device: torch.device) -> Tensor:
+    """Linear interpolation in mel from `num_points` gains (0 Hz .. 8 kHz) to FFT bins: (num_points, bins) float32."""
+    bins = torch.linspace(0, SAMPLE_RATE / 2, fft_length // 2 + 1, dtype=torch.float64)
+    mel = hertz_to_mel(bins)
+    position = mel / mel[-1] * (num_points - 1)
+    distance = (position - torch.arange(num_points, dtype=torch.float64)[:, None]).abs()
+    return (1 - distance).clamp_min(0).float().to(device)  # (num_points, bins)
+
+
+class AudioAugment(nn.Module):
+    """Waveforms (N, T) and one row of numbers for each -> augmented waveforms (N, T) float32.
+
+    Built from a noise pack, whose int16 samples and RIRs move with the module (`.to(device)`; on a CPU they stay the
+    memory-mapped file). `augmentation` holds, per row:
+
+    - `rir` int64 (N,): impulse response, -1 = none. Applied without delay, cut to T.
+    - `equaliser` float32 (N, E): gains in dB at E frequencies evenly spaced in mel from 0 to 8 kHz, linear in mel
+      between them, applied as a zero-phase filter; 0 = none.
+    - `noise`, `noise_offset` int64 (N, P): recordings (-1 = unused) and first samples; a recording shorter than
+      needed starts again. Several are brought to equal power and summed (babble).
+    - `snr` float32 (N,): power in dB of the signal, after reverberation and equaliser, over that of the summed noise,
+      both measured over the crop.
+
+    A row's output depends on that row alone; rows with nothing to do come back bit-identical. Silent rows stay
+    silent, silent noise adds nothing. Pass the numbers as CPU tensors: choosing rows then needs no synchronisation.
+    """
+
+    def __init__(self, bank: NoiseBank) -> None:
+        super().__init__()
+        self.register_buffer("samples", torch.from_numpy(bank.samples), persistent=False)
+        self.register_buffer("rirs", torch.from_numpy(np.array(bank.rirs)), persistent=False)
+        self._starts = torch.from_numpy(np.array(bank.starts))
+        self._lengths = torch.from_numpy(np.array(bank.lengths))
+
+    samples: Tensor
+    rirs: Tensor
+
+    @torch.no_grad()
+    def forward(self, waveforms: Tensor, augmentation: Mapping[str, Tensor]) -> Tensor:
+        """(N, T) float in [-1, 1], or int16, -> (N, T) float32. Raises ValueError for indices the pack lacks."""
+        waveforms = waveforms.float() / 32768 if waveforms.dtype == torch.int16 else waveforms.float().clone()
+        plan = {name: value.cpu() for name, value in augmentation.items()}
+        self._check(plan, len(waveforms))
+        with torch.autocast(waveforms.device.type, enabled=False):
+            for rows in _passes((plan["rir"] >= 0) | plan["equaliser"].any(dim=1), waveforms.device):
+                here = rows.to(waveforms.device, non_blocking=True)
+                waveforms[here] = self._filter(waveforms[here], plan["rir"][rows], plan["equaliser"][rows])
+            for rows in _passes((plan["noise"] >= 0).any(dim=1), waveforms.device):
+                here = rows.to(waveforms.device, non_blocking=True)
+                part = (plan[name][rows] for name in ("noise", "noise_offset", "snr"))
+                waveforms[here] = self._add_noise(waveforms[here], *part)
+        return waveforms
+
+    def _check(self, plan: Mapping[str, Tensor], num_rows: int) -> None:
+        for name, count in (("rir", len(self.rirs)), ("noise", len(self._starts))):
+            if len(plan[name]) != num_rows:
+                raise ValueError(f"{num_rows} waveforms came with {len(plan[name])} rows of {name!r}")
+            if plan[name].numel() and int(plan[name].max()) >= count:
+                raise ValueError(f"{name} index {int(plan[name].max())} is not in this noise pack, which has {count}")
+
+    def _filter(self, waveforms: Tensor, rir: Tensor, equaliser: Tensor) -> Tensor:
+        """Convolve (n, T) with the rows' RIRs and equalisers as one spectrum: one forward and one inverse FFT."""
+        device, num_samples = waveforms.device, waveforms.shape[1]
+        fft_length = smooth_length(num_samples + max(self.rirs.shape[1] - 1, EQUALISER_TAIL))
+        spectrum = torch.fft.rfft(waveforms, fft_length)  # (n, bins)
+        reverberant = torch.nonzero(rir >= 0).flatten()
+        if len(reverberant):
+            responses = torch.fft.rfft(self.rirs[rir[reverberant].to(device)].float(), fft_length)
+            _multiply_rows(spectrum, reverberant, responses)
+        equalised = torch.nonzero(equaliser.any(dim=1)).flatten()
+        if len(equalised):
+            basis = equaliser_basis(equaliser.shape[1], fft_length, device)
+            decibel = equaliser[equalised].to(device) @ basis  # (n, bins)
+            _multiply_rows(spectrum, equalised, torch.exp(decibel * (math.log(10.0) / 20)))
+        return torch.fft.irfft(spectrum, fft_length)[:, :num_samples]  # (n, T)
+
+    def _add_noise(self, waveforms: Tensor, noise: Tensor, noise_offset: Tensor, snr: Tensor) -> Tensor:
+        """Add to (n, T) the sum of each row's recordings at its SNR."""
+        total = torch.zeros_like(waveforms)
+        for part in range(noise.shape[1]):  # a row occurs at most once in a part, so the order of sums is fixed
+            used = torch.nonzero(noise[:, part] >= 0).flatten()
+            if len(used):
+                cut = self._cut(noise[used, part], noise_offset[used, part], waveforms.shape[1])
+                total[used.to(waveforms.device)] += _to_unit_power(cut)
+        gain = _power(waveforms).sqrt() * 10 ** (-snr.to(waveforms.device) / 20)
+        return waveforms + gain[:, None] * _to_unit_power(total)
+
+    def _cut(self, recording: Tensor, offset: Tensor, num_samples: int) -> Tensor:
+        """Samples of each recording from its offset on, around its end where needed: (n, num_samples) float32."""
+        start, length = self._starts[recording], self._lengths[recording]
+        offset = offset % length
+        inside = offset + num_samples <= length
+        cut = self.samples.new_empty(len(recording), num_samples, dtype=torch.float32)
+        whole, wrapped = (torch.nonzero(mask).flatten() for mask in (inside, ~inside))
+        if len(whole):  # rows of an overlapping view: no index as large as the data
+            windows = self.samples.unfold(0, num_samples, 1)
+            cut[whole.to(cut.device)] = windows[(start + offset)[whole].to(cut.device)].float()
+        if len(wrapped):
+            base, first, period = (x[wrapped].to(cut.device)[:, None] for x in (start, offset, length))
+            position = base + (first + torch.arange(num_samples, device=cut.device)) % period
+            cut[wrapped.to(cut.device)] = self.samples[position].float()
+        return cut
+
+
+def _passes(chosen: Tensor, device: torch.device) -> list[Tensor]:
+    """Numbers of the chosen rows (bool (N,), on the CPU), split into what passes through the chain at once."""
+    rows = torch.nonzero(chosen).flatten()
+    return list(rows.split(ROWS_PER_PASS.get(device.type, ROWS_PER_PASS_DEVICE))) if len(rows) else []
+
+
+def _multiply_rows(spectrum: Tensor, rows: Tensor, factor: Tensor) -> None:
+    """Multiply the given rows of (n, bins) in place; without a copy if these are all rows."""
+    if len(rows) == len(spectrum):
+        spectrum.mul_(factor)
+    else:
+        spectrum[rows.to(spectrum.device)] *= factor
+
+
+def _power(waveforms: Tensor) -> Tensor:
+    """Mean square over time: (n, T) -> (n,)."""
+    return waveforms.square().mean(dim=1)
+
+
+def _to_unit_power(waveforms: Tensor) -> Tensor:
+    """(n, T) scaled to mean square 1; silent rows become exact zeros."""
+    power = _power(waveforms)
+    scale = torch.where(power > QUIET, power.clamp_min(QUIET).rsqrt(), 0.0)
+    return waveforms * scale[:, None]
