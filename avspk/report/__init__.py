@@ -1,0 +1,5 @@
+"""What a run did, as one self-contained HTML page."""
+
+from avspk.report.build import write_report
+
+__all__ = ["write_report"]

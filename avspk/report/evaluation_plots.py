@@ -1,0 +1,104 @@
+"""Figures of the evaluation: EER per system with intervals, DET curves."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy.special import ndtri
+
+from avspk.report.style import CYCLE, LIGHT, panels, percent_ticks, svg_figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+EER_TICKS = [0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50]
+DET_TICKS = [0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 40]
+
+
+class DetCurve(NamedTuple):
+    """Operating points of one system on one list, as fractions: false alarms and misses (n,), and the EER."""
+
+    p_fa: np.ndarray
+    p_miss: np.ndarray
+    eer: float
+
+
+@svg_figure
+def eer_per_system(metrics: pd.DataFrame) -> "Figure":
+    """EER with its interval for every system, one line a trial list; `metrics` has the columns of metrics.json."""
+    systems, lists = list(metrics["system"].unique()), list(metrics["trials"].unique())
+    figure, ((axes,),) = panels(1, 1, max(5.2, 1.35 * len(systems)), 3.5)
+    offsets = 0.16 * (np.arange(len(lists)) - (len(lists) - 1) / 2)
+    for trials, offset, colour in zip(lists, offsets, [LIGHT["teal"], LIGHT["purple"], *CYCLE], strict=False):
+        rows = metrics[metrics["trials"] == trials].set_index("system").reindex(systems)
+        x = np.arange(len(systems)) + offset
+        spread = np.abs(rows[["eer_low", "eer_high"]].to_numpy(float).T - rows["eer"].to_numpy(float))
+        axes.plot(x, rows["eer"], color=colour, linewidth=1, alpha=0.45)
+        axes.errorbar(x, rows["eer"], yerr=spread, fmt="o", markersize=5, color=colour, elinewidth=1.8, label=trials)
+        for left, eer in zip(x, rows["eer"], strict=True):
+            side = -1 if offset < 0 else 1
+            # Lines fall to the right: below left and above right of a point there is room.
+            axes.annotate(f"{eer:.2f}", (left, eer), (5 * side, 7 * side), textcoords="offset points", fontsize=8.5,
+                          ha="right" if side < 0 else "left", va="center", color=colour)  # fmt: skip
+    log_percent_axis(axes, metrics[["eer_low", "eer_high"]].to_numpy(float))
+    axes.set_xticks(range(len(systems)), systems)
+    axes.set_xlim(-0.6, len(systems) - 0.4)
+    axes.tick_params(axis="x", length=0)
+    axes.grid(visible=False, axis="x")
+    axes.set_ylabel("EER (%), logarithmic")
+    axes.legend(ncols=len(lists), loc="upper right")
+    return figure
+
+
+def log_percent_axis(axes: "Axes", values: np.ndarray) -> None:
+    """A logarithmic y axis in percent around finite positive `values`: equal steps are equal ratios of EER."""
+    low, high = np.nanmin(values), np.nanmax(values)
+    low, high = max(low, 0.02) / 1.25, max(high, 0.05) * 1.25
+    axes.set_yscale("log")
+    axes.set_ylim(low, high)
+    ticks = [tick for tick in EER_TICKS if low <= tick <= high]
+    percent_ticks(axes.yaxis, ticks, ticks)
+
+
+@svg_figure
+def det_curves(curves: Mapping[str, Mapping[str, DetCurve]]) -> "Figure":
+    """Detection error trade-off, one panel a trial list, one curve a system, probit-scaled axes in percent."""
+    figure, axes = panels(1, len(curves), 4.9, 4.4)
+    systems = list(dict.fromkeys(system for systems in curves.values() for system in systems))
+    styles = system_styles(systems)
+    low = _det_floor(curves)
+    for column, (trials, by_system) in enumerate(curves.items()):
+        panel = axes[0, column]
+        panel.plot([-4, 1], [-4, 1], color=LIGHT["grid"], linewidth=1)
+        for system, curve in by_system.items():
+            drawn = (curve.p_fa > 0) & (curve.p_fa < 1) & (curve.p_miss > 0) & (curve.p_miss < 1)
+            panel.plot(ndtri(curve.p_fa[drawn]), ndtri(curve.p_miss[drawn]), label=system, **styles[system])
+            equal = ndtri(curve.eer)
+            panel.plot([equal], [equal], "o", markersize=4.5, color=styles[system]["color"])
+        ticks = [tick for tick in DET_TICKS if tick >= low]
+        for axis in (panel.xaxis, panel.yaxis):
+            percent_ticks(axis, ticks, list(ndtri(np.array(ticks) / 100)))
+        panel.set(xlim=ndtri([low / 100, 0.6]), ylim=ndtri([low / 100, 0.6]), aspect="equal")
+        panel.set(title=trials, xlabel="false alarms (%)", ylabel="misses (%)")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right upper")
+    return figure
+
+
+def system_styles(systems: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Line style of each system, in order: the baseline grey and dashed, the last one in ink, colours between."""
+    styles: dict[str, dict[str, Any]]
+    styles = {system: {"color": CYCLE[i % len(CYCLE)]} for i, system in enumerate(systems[1:-1])}
+    if len(systems) > 1:
+        styles[systems[0]] = {"color": LIGHT["muted"], "linestyle": "--"}
+    styles[systems[-1]] = {"color": LIGHT["ink"], "linewidth": 2.2}
+    return styles
+
+
+def _det_floor(curves: Mapping[str, Mapping[str, DetCurve]]) -> float:
+    """The lowest tick (percent) worth showing: a tenth of the best EER, and no lower than one error in the trials."""
+    shown = [curve for by_system in curves.values() for curve in by_system.values()]
+    rates = np.concatenate([np.concatenate([curve.p_fa, curve.p_miss]) for curve in shown])
+    wanted = 100 * max(min(curve.eer for curve in shown) / 10, rates[rates > 0].min())
+    return max([tick for tick in DET_TICKS if tick <= wanted], default=DET_TICKS[0])

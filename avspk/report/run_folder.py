@@ -1,0 +1,148 @@
+"""What a run folder holds, read back as tables and arrays; whatever a run did not write comes back as None or empty."""
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import yaml
+
+METRIC_COLUMNS = ["system", "trials", "num_trials", "eer", "eer_low", "eer_high", "min_dcf_0.01", "min_dcf_0.05"]
+STAGE_NAMES = {"pretrain": "Stage 1 (DINO)", "large_margin": "Large margin", "evaluation": "Evaluation"}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder. Tables are read on first use and kept."""
+
+    folder: Path
+
+    def __post_init__(self) -> None:
+        if not self.folder.is_dir():
+            raise FileNotFoundError(f"{self.folder} is not a folder; give the run folder, the one with log.jsonl in it")
+
+    @cached_property
+    def config_text(self) -> str:
+        """The text of config.yaml, '' if there is none."""
+        path = self.folder / "config.yaml"
+        return path.read_text() if path.exists() else ""
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """config.yaml as a tree, {} if there is none."""
+        tree = yaml.safe_load(self.config_text)
+        return tree if isinstance(tree, dict) else {}
+
+    @cached_property
+    def environment(self) -> dict[str, Any]:
+        """environment.json: versions, seed, num_processes."""
+        return _read_json(self.folder / "environment.json", {})
+
+    @cached_property
+    def metrics(self) -> pd.DataFrame:
+        """metrics.json as a table with METRIC_COLUMNS; systems and lists stay in the file's order."""
+        return pd.DataFrame(_read_json(self.folder / "metrics.json", []), columns=METRIC_COLUMNS)
+
+    @cached_property
+    def log(self) -> pd.DataFrame:
+        """log.jsonl, one row a record; of records logged twice (a run that was interrupted and resumed) the last."""
+        records = list(_read_json_lines(self.folder / "log.jsonl"))
+        table = pd.DataFrame(records, columns=_columns_of(records))
+        return table.drop_duplicates(["kind", "stage", "epoch", "step"], keep="last", ignore_index=True)
+
+    def records(self, kind: str, stage: str) -> pd.DataFrame:
+        """The 'step' or 'epoch' records of one stage, without the columns it never filled."""
+        rows = self.log[(self.log["kind"] == kind) & (self.log["stage"] == stage)]
+        return rows.sort_values("step" if kind == "step" else "epoch").dropna(axis=1, how="all").reset_index(drop=True)
+
+    @cached_property
+    def stages(self) -> list[str]:
+        """Stages that logged something or finished, in the order they run in."""
+        finished = [path.parent.name for path in self.folder.glob("*/done.json")]
+        return sorted({*self.log["stage"].dropna(), *finished}, key=_stage_order)
+
+    @cached_property
+    def rounds(self) -> list[str]:
+        """The names of the rounds: round1, round2, ..."""
+        return [stage for stage in self.stages if re.fullmatch(r"round\d+", stage)]
+
+    @cached_property
+    def modalities(self) -> list[str]:
+        """Modalities in the order of the config, else of the log."""
+        configured = self.config.get("modalities")
+        if isinstance(configured, list) and configured:
+            return [str(name) for name in configured]
+        return [column.removesuffix("/loss") for column in self.log.columns if str(column).endswith("/loss")]
+
+    @cached_property
+    def seconds(self) -> dict[str, float]:
+        """Wall time of each finished stage, from the 'seconds' of its done.json."""
+        done = {stage: _read_json(self.folder / stage / "done.json", {}) for stage in self.stages}
+        return {stage: float(record["seconds"]) for stage, record in done.items() if "seconds" in record}
+
+    def epoch_losses(self, stage: str) -> dict[int, np.ndarray]:
+        """Epoch -> losses (N, M) float32 of one round, memory-mapped, NaN where an utterance was not seen."""
+        paths = sorted((self.folder / stage / "losses").glob("epoch_*.npy"))
+        return {int(path.stem.removeprefix("epoch_")): np.load(path, mmap_mode="r") for path in paths}
+
+    def embeddings(self, stage: str) -> dict[str, np.ndarray]:
+        """Modality -> embeddings (N, D) float32 clustered for a round, memory-mapped, NaN rows where missing."""
+        paths = {name: self.folder / stage / f"embeddings_{name}.npy" for name in self.modalities}
+        return {name: np.load(path, mmap_mode="r") for name, path in paths.items() if path.exists()}
+
+    def table(self, stage: str, name: str) -> pd.DataFrame | None:
+        """A parquet table of a stage ('labels', 'gate'), None if it was not written."""
+        path = self.folder / stage / f"{name}.parquet"
+        return pd.read_parquet(path) if path.exists() else None
+
+    def scores(self, system: str, trials: str) -> pd.DataFrame | None:
+        """Columns score, label (1 = same speaker) and the trial's enroll, test; None if there is no score file."""
+        path = self.folder / "evaluation" / f"{slug(system)}__{trials}.scores.tsv"
+        if not path.exists():
+            return None
+        names = ["enroll", "test", "score", "label"]
+        return pd.read_csv(path, sep=r"\s+", header=None, names=names, dtype={"enroll": str, "test": str})
+
+
+def slug(system: str) -> str:
+    """A system's display name as it stands in file names: 'stage 1 (DINO)' -> 'stage_1_dino'."""
+    return re.sub(r"[^a-z0-9]+", "_", system.lower()).strip("_")
+
+
+def stage_name(stage: str) -> str:
+    """A stage as a reader calls it: 'round2' -> 'Round 2'."""
+    return STAGE_NAMES.get(stage) or re.sub(r"(\d+)$", r" \1", stage).replace("_", " ").capitalize()
+
+
+def _stage_order(stage: str) -> tuple[int, int, str]:
+    known = {"pretrain": 0, "large_margin": 2, "evaluation": 3}
+    number = re.fullmatch(r"round(\d+)", stage)
+    return (1, int(number[1]), stage) if number else (known.get(stage, 4), 0, stage)
+
+
+def _read_json(path: Path, default: Any) -> Any:
+    return json.loads(path.read_text()) if path.exists() else default
+
+
+def _read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    if not path.exists():
+        return
+    with path.open() as lines:
+        for line in lines:
+            # A killed process leaves a torn line, on which the resumed one continues.
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError:
+                continue
+            if isinstance(record, dict):
+                yield record
+
+
+def _columns_of(records: list[dict[str, Any]]) -> list[str]:
+    required = dict.fromkeys(["kind", "stage", "epoch", "step"])
+    return list(required | {key: None for record in records for key in record})
