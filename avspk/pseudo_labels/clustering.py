@@ -79,7 +79,9 @@ def joint_cluster(
 def _used_modalities(embeddings: Embeddings, weights: Mapping[str, float]) -> dict[str, float]:
     """Return modality -> weight for positive weights, scaled so that a complete utterance has unit length."""
     if set(embeddings) != set(weights):
-        raise ValueError(f"weights are for {sorted(weights)}, embeddings for {sorted(embeddings)}: they must be the same")
+        raise ValueError(
+            f"weights are for {sorted(weights)}, embeddings for {sorted(embeddings)}: they must be the same"
+        )
     if not all(np.isfinite(weight) and weight >= 0 for weight in weights.values()) or not any(weights.values()):
         raise ValueError(f"weights must be finite, not negative, and not all zero; got {dict(weights)}")
     if len({len(rows) for rows in embeddings.values()}) > 1:

@@ -170,9 +170,11 @@ def _draw_sample(rows: Rows, num_clusters: int, per_cluster: int, generator: tor
 def _plus_plus(sample: Rows, num_clusters: int, generator: torch.Generator) -> Tensor:
     """Return (K, D) rows drawn in proportion to their squared distance to those drawn before.
 
-    Of 2 + log K draws the one that lowers the sum most is kept, as in scikit-learn. What a drawn row lacks is filled
-    with the mean of its block, the value that says least.
+    Of 2 + log K draws the one that lowers the sum most is kept, as in scikit-learn. Rows that lack a block make poor
+    centroids and are used only if there are not enough others; what they lack is then filled with the block's mean.
     """
+    if sample.observed is not None and int((complete := sample.observed.all(1)).sum()) >= num_clusters:
+        sample = sample.take(complete)
     seeds = _filled(sample)
     trials = 2 + int(math.log(num_clusters))
     draws = torch.rand(num_clusters, trials, generator=generator, dtype=torch.float64).to(seeds.device)

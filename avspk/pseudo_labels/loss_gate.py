@@ -17,7 +17,7 @@ Status = Literal["fitted", "posterior", "kept", "open"]
 
 LOSS_FLOOR = float(np.finfo(np.float32).eps)  # what a cross-entropy in float32 resolves: a smaller loss is a zero
 MIN_LOSSES = 20  # a mixture has 5 free numbers; on fewer losses than this they mean nothing
-MAX_EXACT = 1 << 14  # more log losses than this are summed into as many bins
+MAX_EXACT = 1 << 12  # more log losses than this are summed into as many bins
 STD_FLOOR = 1e-2  # of a component, in standard deviations of the data: coinciding losses make no infinite density
 MAX_ITERATIONS = 2000
 TOLERANCE = 1e-10  # of the mean log likelihood
@@ -151,7 +151,7 @@ def _fit_mixture(values: Floats) -> _Mixture | None:
 def _binned(values: Floats) -> tuple[Floats, Floats]:
     """Return sorted points and their counts: the values themselves, or means of narrow bins if there are many.
 
-    Bins of 1 / 16,384 of the range lose their inner variance, some 1e-8 of the data's: the fit does not change.
+    Bins of 1 / 4,096 of the range lose their inner variance, some 1e-6 of the data's: the fit does not change.
     """
     if len(values) <= MAX_EXACT:
         return np.sort(values), np.ones(len(values))

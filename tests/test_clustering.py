@@ -1,0 +1,159 @@
+"""Joint clustering: geometry, missing modalities, merging, errors."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
+
+from avspk.pseudo_labels.clustering import joint_cluster
+
+EVEN = {"audio": 1.0, "face": 1.0}
+
+
+def corpus(num=400, speakers=12, noise=0.25, seed=0):
+    """Audio (N, 10) and face (N, 6) embeddings of arbitrary lengths, and who is who."""
+    rng = np.random.default_rng(seed)
+    truth = np.concatenate([np.arange(speakers), rng.integers(speakers, size=num - speakers)])
+    audio = rng.normal(size=(speakers, 10))[truth] + noise * rng.normal(size=(num, 10))
+    face = rng.normal(size=(speakers, 6))[truth] + noise * rng.normal(size=(num, 6))
+    return {"audio": audio * rng.uniform(0.1, 9, (num, 1)), "face": face.astype(np.float32)}, truth
+
+
+def test_lengths_of_embeddings_do_not_matter():
+    embeddings, _ = corpus()
+    longer = {name: rows * np.random.default_rng(1).uniform(0.5, 2, (400, 1)) for name, rows in embeddings.items()}
+    first, second = (joint_cluster(e, EVEN, 12, seed=0) for e in (embeddings, longer))
+    np.testing.assert_array_equal(first.labels, second.labels)
+
+
+def test_only_ratio_of_weights_matters():
+    embeddings, _ = corpus(noise=0.8)
+    first = joint_cluster(embeddings, {"audio": 1, "face": 0.5}, 12, seed=0)
+    second = joint_cluster(embeddings, {"audio": 4, "face": 2}, 12, seed=0)
+    np.testing.assert_array_equal(first.labels, second.labels)
+    assert first.objective == pytest.approx(second.objective)
+
+
+def test_centroids_are_means_of_unit_vectors():
+    embeddings, _ = corpus()
+    result = joint_cluster(embeddings, {"audio": 2, "face": 1}, 12, seed=0)
+    audio, face = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in embeddings.values())
+    joint = np.concatenate([2 * audio, face], axis=1)
+    joint /= np.linalg.norm(joint, axis=1, keepdims=True)
+    for k in range(result.num_clusters):
+        np.testing.assert_allclose(result.centroids[k], joint[result.labels == k].mean(0), atol=1e-5)
+
+
+def test_weight_zero_leaves_a_modality_out():
+    embeddings, _ = corpus(noise=0.8)
+    alone = joint_cluster({"audio": embeddings["audio"]}, {"audio": 1.0}, 12, seed=0)
+    weighted = joint_cluster(embeddings, {"audio": 3.0, "face": 0.0}, 12, seed=0)
+    np.testing.assert_array_equal(alone.labels, weighted.labels)
+
+
+def test_two_modalities_beat_each():
+    embeddings, truth = corpus(2000, 30, noise=0.9)
+    scores = {
+        weights: normalized_mutual_info_score(
+            truth, joint_cluster(embeddings, dict(zip(EVEN, weights, strict=True)), 30, seed=0).labels
+        )
+        for weights in ((1, 0), (0, 1), (1, 1))
+    }
+    assert scores[1, 1] > max(scores[1, 0], scores[0, 1]) + 0.05
+
+
+def test_missing_faces_keep_working():
+    embeddings, truth = corpus(noise=0.1)
+    embeddings["face"][100:250] = np.nan
+    embeddings["audio"][300:330] = np.nan
+    result = joint_cluster(embeddings, EVEN, 12, seed=0)
+    assert adjusted_rand_score(truth, result.labels) == 1
+
+
+def test_missing_face_is_judged_by_audio_alone():
+    """Two speakers of one voice, told apart by the face: the faceless follow the voice, and disturb no centroid."""
+    rng = np.random.default_rng(0)
+    speaker = np.repeat([0, 1, 2], 30)
+    audio = np.eye(4)[[0, 0, 1]][speaker] + 0.02 * rng.normal(size=(90, 4))
+    face = np.eye(4)[speaker] + 0.02 * rng.normal(size=(90, 4))
+    face[80:] = np.nan
+    result = joint_cluster({"audio": audio, "face": face}, EVEN, 3, seed=0)
+    assert adjusted_rand_score(speaker, result.labels) == 1
+    block = result.centroids[result.labels[89], 4:] * np.sqrt(2)
+    expected = (face[60:80] / np.linalg.norm(face[60:80], axis=1, keepdims=True)).mean(0)
+    np.testing.assert_allclose(block, expected, atol=1e-5)
+
+
+def test_accepts_tensors():
+    embeddings, _ = corpus()
+    tensors = {name: torch.tensor(rows) for name, rows in embeddings.items()}
+    first, second = (joint_cluster(e, EVEN, 12, seed=0).labels for e in (embeddings, tensors))
+    np.testing.assert_array_equal(first, second)
+    assert first.dtype == np.int64
+
+
+def test_inputs_are_left_alone():
+    embeddings, _ = corpus()
+    embeddings["face"][3] = np.nan
+    before = {name: rows.copy() for name, rows in embeddings.items()}
+    joint_cluster(embeddings, EVEN, 12, seed=0)
+    for name, rows in embeddings.items():
+        np.testing.assert_array_equal(rows, before[name])
+
+
+def test_labels_have_no_gaps():
+    rows = np.eye(4)[np.arange(40) % 4]
+    result = joint_cluster({"audio": rows}, {"audio": 1.0}, 10, seed=0)
+    assert sorted(set(result.labels)) == [0, 1, 2, 3]
+    assert result.num_clusters == len(result.centroids) == 4
+
+
+def test_merging_subclusters():
+    embeddings, truth = corpus(noise=0.3)
+    embeddings["face"][:50] = np.nan
+    result = joint_cluster(embeddings, EVEN, 12, seed=0, num_subclusters=60)
+    assert result.num_clusters == 12
+    assert sorted(set(result.labels)) == list(range(12))
+    assert adjusted_rand_score(truth, result.labels) > 0.95
+
+
+def test_merging_fewer_distinct_rows_than_clusters():
+    rows = np.eye(4)[np.arange(40) % 4]
+    result = joint_cluster({"audio": rows}, {"audio": 1.0}, 10, seed=0, num_subclusters=20)
+    assert sorted(set(result.labels)) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("change", "weights", "num_clusters", "message"),
+    [
+        ({}, EVEN, 401, "401 clusters of 400 rows"),
+        ({}, {"audio": 1.0}, 5, "must be the same"),
+        ({}, {"audio": 1.0, "face": -1.0}, 5, "not negative"),
+        ({}, {"audio": 0.0, "face": 0.0}, 5, "not all zero"),
+        ({"face": np.ones((399, 6))}, EVEN, 5, "differ in rows"),
+        ({"face": np.full((400, 6), np.inf)}, EVEN, 5, "face embedding of utterance 0 is not finite"),
+    ],
+)
+def test_errors_say_what_is_wrong(change, weights, num_clusters, message):
+    with pytest.raises(ValueError, match=message):
+        joint_cluster({**corpus()[0], **change}, weights, num_clusters, seed=0)
+
+
+def test_utterance_without_any_modality():
+    embeddings, _ = corpus()
+    for rows in embeddings.values():
+        rows[7] = np.nan
+    with pytest.raises(ValueError, match="utterance 7 has no embedding"):
+        joint_cluster(embeddings, EVEN, 5, seed=0)
+
+
+def test_half_missing_row():
+    embeddings, _ = corpus()
+    embeddings["audio"][9, 3] = np.nan
+    with pytest.raises(ValueError, match="audio embedding of utterance 9 is not finite"):
+        joint_cluster(embeddings, EVEN, 5, seed=0)
+
+
+def test_too_few_subclusters():
+    with pytest.raises(ValueError, match="at least num_clusters = 12"):
+        joint_cluster(corpus()[0], EVEN, 12, seed=0, num_subclusters=11)
