@@ -12,13 +12,23 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 Modality = Literal["audio", "face"]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
-Range = tuple[float, float]
+NotNegative = Annotated[float, Field(ge=0)]
+
+
+def _ordered(pair: tuple[float, float]) -> tuple[float, float]:
+    if pair[0] > pair[1]:
+        raise ValueError(f"range {pair} must be (low, high) with low <= high")
+    return pair
+
+
+Range = Annotated[tuple[float, float], AfterValidator(_ordered)]
+PositiveRange = Annotated[tuple[Positive, Positive], AfterValidator(_ordered)]
 
 
 class ConfigError(ValueError):
@@ -45,36 +55,66 @@ class DataSettings(Settings):
 
 
 class AudioPolicy(Settings):
-    """What is done to one audio crop [S wespeaker v3/dino, except where marked].
+    """What is done to one audio crop.
 
-    With `one_of`, every crop gets at most one of reverberation and noise, chosen uniformly from
-    reverberation, noise, music and babble; without it the two are independent.
+    With `one_of` a view gets reverberation or noise or neither, never both; the two probabilities then sum to at most
+    1. Each crop, with probability 1, gets reverberation or one of the additive noises [S]; without `one_of` they are
+    independent [C]. SNR ranges in dB [S]. `voices` recordings of speech are summed to babble (range, inclusive).
+    `category_weights` are relative chances of (noise, music, speech) [C]; those a pack lacks get none.
+    `equaliser_db`: standard deviation of a smooth random gain curve over `equaliser_points` frequencies, 0 = off [C].
     """
 
+    reverberation: Probability = 0.5
+    noise: Probability = 0.5
     one_of: bool = True
-    probability: Probability = Field(1.0, description="of any augmentation at all, with one_of")
-    reverberation: Probability = Field(0.5, description="without one_of")
-    noise: Probability = Field(0.5, description="without one_of: of noise, music or babble, uniformly")
     noise_snr: Range = (0.0, 15.0)
     music_snr: Range = (5.0, 15.0)
-    babble_snr: Range = (10.0, 30.0)
-    babble_voices: tuple[int, int] = (3, 6)
-    equaliser_db: float = Field(0.0, ge=0, description="[C] standard deviation of a smooth random colouring; 0: off")
+    speech_snr: Range = (10.0, 30.0)
+    voices: tuple[Count, Count] = (3, 6)
+    category_weights: tuple[NotNegative, NotNegative, NotNegative] = (1.0, 1.0, 1.0)
+    equaliser_db: NotNegative = 0.0
+    equaliser_points: int = Field(8, ge=2)
+
+    @property
+    def num_parts(self) -> int:
+        """Most recordings one view's noise is summed from: the constant P of the drawn arrays."""
+        return self.voices[1]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> AudioPolicy:
+        if self.one_of and self.reverberation + self.noise > 1 + 1e-9:
+            raise ValueError(f"one_of needs reverberation + noise <= 1, got {self.reverberation} + {self.noise}")
+        if max(self.category_weights) == 0:
+            raise ValueError("one of category_weights must be positive")
+        return self
 
 
 class ImagePolicy(Settings):
-    """What is done to one face crop [C]."""
+    """What is done to one face crop; global and local views are two policies. All [C].
 
-    area: Range = (0.4, 1.0)
-    aspect: Range = (0.85, 1.18)
+    `scale`: range of the crop's share of the image's area; `ratio`: range of width over height; `brightness`,
+    `contrast`, `saturation` s: factors uniform in 1 - s .. 1 + s, drawn with probability `jitter`; `grey`, `blur`,
+    `flip`: probabilities; `blur_sigma`: range in output pixels.
+    """
+
+    scale: PositiveRange = (0.4, 1.0)
+    ratio: PositiveRange = (3 / 4, 4 / 3)
     flip: Probability = 0.5
     jitter: Probability = 0.8
-    brightness: float = Field(0.4, ge=0, lt=1)
-    contrast: float = Field(0.4, ge=0, lt=1)
-    saturation: float = Field(0.2, ge=0, lt=1)
+    brightness: Probability = 0.4
+    contrast: Probability = 0.4
+    saturation: Probability = 0.2
     grey: Probability = 0.2
     blur: Probability = 0.5
-    blur_sigma: Range = (0.1, 1.5)
+    blur_sigma: PositiveRange = (0.1, 2.0)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ImagePolicy:
+        if self.scale[1] > 1:
+            raise ValueError(f"scale is {self.scale}; it is a share of the area, at most 1")
+        if not self.ratio[0] <= 1 <= self.ratio[1]:
+            raise ValueError(f"ratio is {self.ratio}; valid: low <= 1 <= high")
+        return self
 
 
 class EcapaSettings(Settings):
@@ -131,7 +171,7 @@ class FaceViewSettings(Settings):
     global_policy: ImagePolicy = ImagePolicy()
     local_crops: int = Field(4, ge=0)
     local_size: Count = 112
-    local_policy: ImagePolicy = ImagePolicy(area=(0.15, 0.4))
+    local_policy: ImagePolicy = ImagePolicy(scale=(0.15, 0.4))
 
 
 class AudioSettings(Settings):
@@ -150,7 +190,7 @@ class FaceSettings(Settings):
     encoder: FaceResNetSettings = FaceResNetSettings()
     views: FaceViewSettings = FaceViewSettings()
     refine_size: Count = 112
-    refine_policy: ImagePolicy = ImagePolicy(area=(0.6, 1.0), grey=0.1, blur=0.2)
+    refine_policy: ImagePolicy = ImagePolicy(scale=(0.6, 1.0), grey=0.1, blur=0.2)
 
 
 class HeadSettings(Settings):
@@ -267,6 +307,7 @@ class TrainingSettings(Settings):
     """How the loop runs; none of these changes what is learned beyond rounding, except `sync_batchnorm`."""
 
     precision: Literal["no", "bf16"] = "bf16"
+    processes: Count | None = Field(None, description="stop unless exactly this many processes were launched")
     workers: int = Field(8, ge=0, description="loader processes per rank")
     sync_batchnorm: bool = True
     compile: bool = Field(False, description="torch.compile the encoders")

@@ -65,8 +65,8 @@ class AudioViews:
             rows = [sources[(view + offset) % len(sources)] for offset in range(group.count)]
             views[name] = {"signal": self._cut(rows, length, rng)}
             if group.policy is not None:
-                recordings, num_rirs = self.noise.recordings, len(self.noise.rirs)
-                views[name]["augmentation"] = draw_audio(rng, group.policy, recordings, num_rirs, group.count)
+                table, num_rirs = self.noise.table, len(self.noise.rirs)
+                views[name]["augmentation"] = draw_audio(rng, group.policy, table, num_rirs, group.count)
             view += group.count
         return views
 

@@ -28,7 +28,9 @@ class AudioFrontEnd(nn.Module):
         """Signal int16 (B, n, T) -> features (n * B, frames, mels), view-major; `augmented` False: the clean view."""
         waveforms = view_major(group["signal"]).float() / 32768  # (n * B, T)
         if augmented and "augmentation" in group:
-            waveforms = self.augment(waveforms, {key: view_major(value) for key, value in group["augmentation"].items()})
+            waveforms = self.augment(
+                waveforms, {key: view_major(value) for key, value in group["augmentation"].items()}
+            )
         return self.fbank(waveforms)
 
 

@@ -6,12 +6,14 @@ from typing import Any
 from torch import nn
 
 from avspk.models.ecapa import EcapaTdnn
+from avspk.models.mean_fbank import MeanFbank
 from avspk.models.resnet import AudioResNet34, FaceResNet34
 
 ENCODERS: dict[str, Callable[..., nn.Module]] = {
     "ecapa": EcapaTdnn,
     "audio_resnet34": AudioResNet34,
     "face_resnet34": FaceResNet34,
+    "mean_fbank": MeanFbank,
 }
 
 

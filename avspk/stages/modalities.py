@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from avspk.config import AudioPolicy, Config, ImagePolicy
+from avspk.data.crop_store import CropStore
 from avspk.data.dataset import ViewSampler
 from avspk.data.manifest import Utterances
 from avspk.data.noise import NoisePack
@@ -19,7 +20,9 @@ from avspk.data.views import AudioGroup, AudioViews, FaceGroup, FaceViews
 from avspk.frontend.audio_augment import AudioAugment
 from avspk.frontend.fbank import Fbank
 from avspk.frontend.front_end import AudioFrontEnd, FaceFrontEnd
+from avspk.frontend.image_augment import ImageAugment
 from avspk.models.registry import build_encoder
+from avspk.stages.embed import embed_audio, embed_faces
 
 
 @dataclass(frozen=True)
@@ -58,11 +61,15 @@ class ModalityKit(ABC):
 
     @abstractmethod
     def refine_views(self, seconds: float | None = None, augmented: bool = True) -> ViewSampler:
-        """Group "train": one view to be classified."""
+        """Group "refine": one view to be classified."""
 
     @abstractmethod
     def front_end(self) -> nn.Module:
         """Raw views of any of these groups -> encoder inputs."""
+
+    @abstractmethod
+    def embed(self, encoder: nn.Module, rows: slice) -> np.ndarray:
+        """Embeddings of these utterances, (n, D) float32; NaN where the modality is missing."""
 
     def _seeded(self, architecture: str, **arguments: object) -> nn.Module:
         return seeded(lambda: build_encoder(architecture, **arguments), self.config.seed, self.name, "encoder")
@@ -92,7 +99,7 @@ class AudioKit(ModalityKit):
 
     def refine_views(self, seconds: float | None = None, augmented: bool = True) -> ViewSampler:
         policy: AudioPolicy | None = self.config.audio.policy if augmented else None
-        return self._views({"train": AudioGroup(1, seconds or self.config.audio.refine_seconds, policy)})
+        return self._views({"refine": AudioGroup(1, seconds or self.config.audio.refine_seconds, policy)})
 
     def front_end(self) -> nn.Module:
         return AudioFrontEnd(AudioAugment(self.materials.noise), self.fbank())
@@ -101,6 +108,18 @@ class AudioKit(ModalityKit):
         """The features alone, for whole utterances."""
         features = self.config.audio.features
         return Fbank(num_mels=features.num_mels, window=features.window)
+
+    def embed(self, encoder: nn.Module, rows: slice) -> np.ndarray:
+        utterances, training = self.materials.utterances, self.config.training
+        return embed_audio(
+            encoder,
+            self.fbank().to(self.materials.device),
+            [utterances.audio_path(row) for row in range(*rows.indices(len(utterances)))],
+            utterances.table["num_samples"].to_numpy()[rows],
+            self.materials.device,
+            training.embed_seconds,
+            training.workers,
+        )
 
     def _views(self, groups: dict[str, AudioGroup]) -> ViewSampler:
         wanted = {name: group for name, group in groups.items() if group.count}
@@ -130,12 +149,25 @@ class FaceKit(ModalityKit):
 
     def refine_views(self, seconds: float | None = None, augmented: bool = True) -> ViewSampler:
         policy: ImagePolicy | None = self.config.face.refine_policy if augmented else None
-        return self._views({"train": FaceGroup(1, policy)})
+        return self._views({"refine": FaceGroup(1, policy)})
 
     def front_end(self) -> nn.Module:
         views = self.config.face.views
         return FaceFrontEnd(
-            {"global": views.global_size, "local": views.local_size, "train": self.config.face.refine_size}
+            {"global": views.global_size, "local": views.local_size, "refine": self.config.face.refine_size}
+        )
+
+    def embed(self, encoder: nn.Module, rows: slice) -> np.ndarray:
+        table = self.materials.utterances.table
+        resize = ImageAugment(self.config.face.refine_size).to(self.materials.device)
+        return embed_faces(
+            encoder,
+            lambda images: resize(images, None),
+            CropStore(self.materials.crops),
+            table["first_crop"].to_numpy()[rows],
+            table["num_crops"].to_numpy()[rows],
+            self.materials.device,
+            self.config.training.workers,
         )
 
     def _views(self, groups: dict[str, FaceGroup]) -> ViewSampler:

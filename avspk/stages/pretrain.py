@@ -17,10 +17,10 @@ from avspk.models.ema import ema_update, make_teacher, running_mean
 from avspk.models.heads import DinoHead
 from avspk.models.norm import synchronise_batchnorm
 from avspk.schedules import cosine, linear
-from avspk.stages.base import Metrics, Stage
-from avspk.stages.cluster import Diagnose, cluster_embeddings
-from avspk.stages.embed import embed
+from avspk.stages.base import Metrics, Stage, local_share
+from avspk.stages.cluster import cluster_embeddings
 from avspk.stages.modalities import Materials, ModalityKit, build_kits, seeded
+from avspk.stages.truth import Truth
 
 STAGE = "pretrain"
 
@@ -34,12 +34,13 @@ class Pretrain(Stage):
 
     name = STAGE
 
-    def __init__(self, materials: Materials, diagnose: Diagnose) -> None:
+    def __init__(self, materials: Materials, truth: Truth) -> None:
         config = materials.config
         self.settings = config.pretrain
         self.config = config
         self.device = materials.device
-        self.diagnose = diagnose
+        self.truth = truth
+        self.num_utterances = len(materials.utterances)
         self.num_epochs = self.settings.epochs
         self.optimiser = self.settings.optimiser
         self.batch_size = self.settings.batch_size
@@ -159,10 +160,12 @@ class Pretrain(Stage):
         num_clusters = counts[min(elapsed // settings.every, len(counts) - 1)]
         metrics: Metrics = {}
         for name, kit in self.kits.items():
-            rows = embed(self.teacher.branches[name].encoder, kit)
-            labels = cluster_embeddings({name: rows}, self.config.cluster, num_clusters, self.config.seed, self.device)
+            rows = kit.embed(self.teacher.branches[name].encoder, local_share(self.num_utterances))
+            labels = cluster_embeddings(
+                {name: rows}, {name: kit.usable}, self.config.cluster, num_clusters, self.config.seed, self.device
+            )
             self._use_positives(name, torch.from_numpy(labels))
-            metrics |= {f"{name}/cluster/{key}": value for key, value in self.diagnose(labels).items()}
+            metrics |= {f"{name}/{key}": value for key, value in self.truth.of_labels(labels).items()}
         return metrics
 
     def _use_positives(self, name: str, labels: Tensor) -> None:
@@ -206,6 +209,7 @@ class Pretrain(Stage):
         return {name: branch.get_submodule("encoder") for name, branch in final.branches.items()}
 
     def state_dict(self) -> dict[str, Any]:
+        """Teacher, centres, cluster labels, average."""
         return {
             "teacher": self.teacher.state_dict(),
             "centers": self.centers,
@@ -216,6 +220,7 @@ class Pretrain(Stage):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Inverse of `state_dict`."""
         self.teacher.load_state_dict(state["teacher"])
         self.centers = {name: value.to(self.device) for name, value in state["centers"].items()}
         self.collapsed = {name: value.to(self.device) for name, value in state["collapsed"].items()}

@@ -1,0 +1,126 @@
+"""Checkpoints: nested state <-> one safetensors file, written whole or not at all, the last few kept."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from avspk.data.files import whole_or_absent
+
+logger = logging.getLogger(__name__)
+TREE = "tree"
+PREFIX = "step_"
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that cannot be used; the message says why and what to do."""
+
+
+def save_tree(path: Path, tree: dict[str, Any]) -> None:
+    """Write nested dicts and lists of tensors and plain values (numbers, strings, None).
+
+    Tensors become entries of a safetensors file, everything else JSON in its header: nothing is pickled.
+    """
+    tensors: dict[str, Tensor] = {}
+    skeleton = _pack(tree, tensors)
+    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+    with whole_or_absent(path) as part:
+        save_file(tensors, part, {TREE: json.dumps(skeleton)})
+
+
+def load_tree(path: Path) -> dict[str, Any]:
+    """Inverse of `save_tree`, tensors on the CPU.
+
+    Raises CheckpointError if the file is not there, torn, or not one of ours.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            skeleton = json.loads((file.metadata() or {})[TREE])
+            return _unpack(skeleton, file.get_tensor)
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise CheckpointError(f"{path} is not a readable checkpoint: {error}") from error
+
+
+def _pack(node: Any, tensors: dict[str, Tensor], name: str = "") -> Any:
+    if isinstance(node, Tensor):
+        tensors[name] = node
+        return {"tensor": name}
+    if isinstance(node, dict):
+        return {"dict": [[key, _pack(value, tensors, f"{name}/{key}")] for key, value in node.items()]}
+    if isinstance(node, (list, tuple)):
+        return {"list": [_pack(value, tensors, f"{name}/{number}") for number, value in enumerate(node)]}
+    if node is None or isinstance(node, (bool, int, float, str)):
+        return {"value": node}
+    raise TypeError(f"{name or 'state'} is a {type(node).__name__}; a checkpoint holds tensors, numbers and strings")
+
+
+def _unpack(node: Any, tensor: Any) -> Any:
+    ((kind, content),) = node.items()
+    if kind == "tensor":
+        return tensor(content)
+    if kind == "dict":
+        return {key: _unpack(value, tensor) for key, value in content}
+    if kind == "list":
+        return [_unpack(value, tensor) for value in content]
+    return content
+
+
+class CheckpointFolder:
+    """`step_XXXXXXXX.safetensors` files of one stage, the last `keep` of them."""
+
+    def __init__(self, folder: Path, keep: int) -> None:
+        self.folder = folder
+        self.keep = keep
+
+    def save(self, step: int, tree: dict[str, Any]) -> Path:
+        """Write the state after `step` updates, then drop the oldest beyond `keep`; an error leaves the others whole."""
+        path = self.folder / f"{PREFIX}{step:08d}.safetensors"
+        save_tree(path, tree)
+        for old in self._paths()[: -self.keep]:
+            old.unlink(missing_ok=True)
+        return path
+
+    def load_latest(self) -> dict[str, Any] | None:
+        """The newest readable checkpoint, None if there are none; a torn one falls back to the one before.
+
+        Raises CheckpointError if there are checkpoints but none can be read.
+        """
+        paths = self._paths()
+        for path in reversed(paths):
+            try:
+                return load_tree(path)
+            except CheckpointError as error:
+                logger.warning("%s; falling back to the one before", error)
+        if paths:
+            raise CheckpointError(
+                f"none of the {len(paths)} checkpoints in {self.folder} can be read; "
+                "remove the folder to train this stage from its start"
+            )
+        return None
+
+    def clear(self) -> None:
+        """Remove all checkpoints; the stage's results are elsewhere by then."""
+        for path in self._paths():
+            path.unlink(missing_ok=True)
+
+    def _paths(self) -> list[Path]:
+        return sorted(self.folder.glob(f"{PREFIX}*.safetensors"))
+
+
+def load_weights(module: torch.nn.Module, state: dict[str, Tensor], source: str) -> None:
+    """`load_state_dict` whose error fits on a screen and says what to do about a config that does not fit."""
+    try:
+        module.load_state_dict(state)
+    except RuntimeError as error:
+        detail = "\n".join(str(error).splitlines()[1:6])
+        raise CheckpointError(
+            f"the weights in {source} do not fit the configured model:\n{detail}\n"
+            "Use the config of that run, or another output folder."
+        ) from None

@@ -1,0 +1,371 @@
+"""The stages in order. A finished stage is a folder with `done.json` and is not run again; files connect the stages."""
+
+from __future__ import annotations
+
+import json
+import logging
+import platform
+import shutil
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from avspk import distributed
+from avspk.checkpoint import CheckpointFolder, load_tree, load_weights, save_tree
+from avspk.config import (
+    Config,
+    ConfigError,
+    LargeMarginSettings,
+    RefineSettings,
+    differing_keys,
+    dump_config,
+    load_config,
+)
+from avspk.data.files import whole_or_absent
+from avspk.data.manifest import Utterances, read_utterances
+from avspk.data.media import read_audio
+from avspk.data.noise import generate_noise_pack, read_noise_pack
+from avspk.trial_set import TrialSet, format_table, write_metrics
+from avspk.frontend.fbank import Fbank
+from avspk.model import SpeakerModel, load_encoder, load_model, save_model
+from avspk.models.heads import CosineClassifier
+from avspk.models.mean_fbank import MeanFbank
+from avspk.report import write_report
+from avspk.runlog import RunLog, setup_logging
+from avspk.stages.base import local_share
+from avspk.stages.cluster import cluster_embeddings
+from avspk.stages.modalities import Materials, ModalityKit, build_kits
+from avspk.stages.pretrain import Pretrain
+from avspk.stages.refine import Refine
+from avspk.stages.truth import Truth
+from avspk.training import Trainer
+
+logger = logging.getLogger(__name__)
+DONE = "done.json"
+FREE_TO_CHANGE = ("training.", "evaluation.", "data.trials", "data.wav_root", "large_margin.", "rounds")
+GENERATED_BABBLE = 200  # utterances that the generated noise pack takes as babble
+
+
+class Pipeline:
+    """One run: pretraining, rounds, large-margin fine-tuning, evaluation, report."""
+
+    def __init__(self, config: Config) -> None:
+        """Check everything that can be checked before hours are spent; see the errors of the parts."""
+        self.config = config
+        self.folder = config.output
+        self.accelerator = Accelerator(mixed_precision=config.training.precision)
+        self.main = self.accelerator.is_main_process
+        self._check_processes()
+        utterances = read_utterances(config.data.train)
+        _check_media(utterances, config)
+        self.trials = None
+        if config.data.trials:
+            if config.data.wav_root is None:
+                raise ConfigError("data.trials is given without data.wav_root, the folder its names are relative to")
+            self.trials = TrialSet(config.data.trials, config.data.wav_root)
+        self._claim_folder()
+        setup_logging(self.folder, distributed.rank())
+        logger.info("%s: %d utterances, %d processes on %s", self.folder, len(utterances), distributed.world_size(),
+                    self.accelerator.device)  # fmt: skip
+        noise = read_noise_pack(self._noise_folder(utterances), config.data.noise_gigabytes)
+        crops = config.data.crops or config.data.train.parent / "crops"
+        self.materials = Materials(config, utterances, crops, noise, self.accelerator.device)
+        self.kits = build_kits(self.materials)
+        self.truth = Truth(utterances)
+        self.trainer = Trainer(self.accelerator, config.training, RunLog(self.folder, self.main))
+
+    def run(self) -> list[dict[str, Any]]:
+        """All stages; rows of metrics.json (none without trial lists)."""
+        encoders = self._pretrain()
+        for number in range(1, self.config.rounds + 1):
+            encoders = self._round(number, encoders)
+        if self.config.rounds and self.config.large_margin.enabled:
+            self._large_margin(encoders)
+        self._publish()
+        rows = self._evaluate() if self.trials is not None else []
+        if self.main:
+            logger.info("report: %s", write_report(self.folder))
+        return rows
+
+    # Stages.
+
+    def _pretrain(self) -> dict[str, nn.Module]:
+        folder = self.folder / "pretrain"
+        if not _finished(folder):
+            stage = Pretrain(self.materials, self.truth)
+            self._train(stage, folder)
+            self._export(folder, stage.teachers(), "DINO pretraining, mean of the last teachers")
+            self._finish(folder)
+        return self._load_encoders(folder, self.kits)
+
+    def _round(self, number: int, encoders: dict[str, nn.Module]) -> dict[str, nn.Module]:
+        name = f"round{number}"
+        folder = self.folder / name
+        if not _finished(folder):
+            labels = self._pseudo_labels(folder, encoders)
+            stage = Refine(self.materials, name, self.config.refine, self.kits, encoders, labels, self.truth, folder)
+            self._train(stage, folder)
+            self._save_branches(folder, stage)
+            self._export(folder, _encoders(stage), f"round {number} of gated and corrected pseudo labels")
+            self._finish(folder)
+        return self._load_encoders(folder, self.kits)
+
+    def _pseudo_labels(self, folder: Path, encoders: Mapping[str, nn.Module]) -> np.ndarray:
+        """Embed with every encoder and cluster jointly; both results are files that a restart reads."""
+        path = folder / "labels.parquet"
+        if not path.is_file():
+            rows = {name: self._embed(folder, name, encoders[name]) for name in self.kits}
+            usable = {name: kit.usable for name, kit in self.kits.items()}
+            settings = self.config.cluster
+            labels = cluster_embeddings(
+                rows, usable, settings, settings.num_clusters, self.config.seed, self.materials.device
+            )
+            if self.main:
+                frame = pd.DataFrame({"utterance": self.materials.utterances.table["utterance"], "label": labels})
+                with whole_or_absent(path) as part:
+                    frame.to_parquet(part, index=False)
+                found = {key: round(value, 4) for key, value in self.truth.of_labels(labels).items()}
+                logger.info("%s: %d clusters  %s", folder.name, labels.max() + 1, found)
+            distributed.barrier()
+        return pd.read_parquet(path)["label"].to_numpy()
+
+    def _embed(self, folder: Path, modality: str, encoder: nn.Module) -> np.ndarray:
+        """This rank's share of `embeddings_<modality>.npy`, made if it is not there."""
+        path = folder / f"embeddings_{modality}.npy"
+        share = local_share(len(self.materials.utterances))
+        if not path.is_file():
+            part = path.with_name(path.name + ".part")
+            shape = (len(self.materials.utterances), int(encoder.embedding_dim))
+            if self.main:
+                folder.mkdir(parents=True, exist_ok=True)
+                np.lib.format.open_memmap(part, "w+", np.float32, shape).flush()
+            distributed.barrier()
+            table = np.lib.format.open_memmap(part, "r+")
+            table[share] = self.kits[modality].embed(encoder.to(self.materials.device), share)
+            table.flush()
+            distributed.barrier()
+            if self.main:
+                part.rename(path)
+            distributed.barrier()
+        return np.load(path, mmap_mode="r")[share]
+
+    def _large_margin(self, encoders: dict[str, nn.Module]) -> None:
+        """Fine-tune the audio model on the labels that gate and correction left."""
+        folder, last = self.folder / "large_margin", self.folder / f"round{self.config.rounds}"
+        if _finished(folder):
+            return
+        settings = self.config.large_margin
+        gate = pd.read_parquet(last / "gate.parquet")
+        labels = gate["label"].where(gate["reliable"], gate["corrected_label"]).to_numpy()
+        kit, state = self.kits["audio"], load_tree(last / "branches.safetensors")["classifier_audio"]
+        encoder = encoders["audio"]
+        classifier = CosineClassifier(int(encoder.embedding_dim), len(state["weight"]))
+        load_weights(classifier, state, str(last))
+        stage = Refine(
+            self.materials, folder.name, _large_margin_settings(settings, self.config.refine), {"audio": kit},
+            {"audio": encoder}, labels, self.truth, folder, settings.seconds, augmented=False,
+            classifiers={"audio": classifier},
+        )  # fmt: skip
+        self._train(stage, folder)
+        self._export(folder, _encoders(stage), "large-margin fine-tuning on refined pseudo labels")
+        self._finish(folder)
+
+    # What the stages share.
+
+    def _train(self, stage: Any, folder: Path) -> None:
+        self.trainer.run(stage, CheckpointFolder(folder / "checkpoints", self.config.training.keep_checkpoints))
+
+    def _export(self, folder: Path, encoders: Mapping[str, nn.Module], description: str) -> None:
+        """`model_<modality>/` of every encoder, with the mean of the training embeddings."""
+        for name, encoder in encoders.items():
+            if self.main:
+                self._save_model(
+                    folder / f"model_{name}", name, encoder, self._training_mean(name, encoder), description
+                )
+            else:
+                self._training_mean(name, encoder)
+
+    def _training_mean(self, modality: str, encoder: nn.Module) -> np.ndarray:
+        rows = self.kits[modality].embed(encoder.to(self.materials.device), local_share(len(self.materials.utterances)))
+        seen = ~np.isnan(rows).any(1)
+        sums = torch.from_numpy(np.append(rows[seen].sum(0, dtype=np.float64), seen.sum())).to(self.materials.device)
+        sums = distributed.sum_over_ranks(sums).cpu().numpy()
+        return sums[:-1] / sums[-1]
+
+    def _save_model(self, folder: Path, modality: str, encoder: nn.Module, mean: np.ndarray, description: str) -> None:
+        settings = getattr(self.config, modality)
+        architecture, features = settings.encoder.model_dump(), {}
+        if modality == "audio":
+            architecture["num_mels"] = settings.features.num_mels
+            features = settings.features.model_dump()
+        save_model(folder, encoder, architecture, features, mean, _card(modality, description, self.config))
+
+    def _save_branches(self, folder: Path, stage: Refine) -> None:
+        if self.main:
+            branches = stage.model.get_submodule("branches").named_children()
+            tree = {
+                f"classifier_{name}": dict(branch.get_submodule("classifier").state_dict()) for name, branch in branches
+            }
+            save_tree(folder / "branches.safetensors", tree)
+
+    def _finish(self, folder: Path) -> None:
+        if self.main:
+            with whole_or_absent(folder / DONE) as part:
+                part.write_text(json.dumps({"stage": folder.name}) + "\n", encoding="utf-8")
+            CheckpointFolder(folder / "checkpoints", 0).clear()
+        distributed.barrier()
+
+    def _load_encoders(self, folder: Path, modalities: Mapping[str, ModalityKit]) -> dict[str, nn.Module]:
+        return {name: load_encoder(folder / f"model_{name}")[0] for name in modalities}
+
+    def _publish(self) -> None:
+        """`model/`: the audio model of the last stage."""
+        if self.main:
+            source = self._systems()[-1][1]
+            shutil.rmtree(self.folder / "model.part", ignore_errors=True)
+            shutil.copytree(source, self.folder / "model.part")
+            shutil.rmtree(self.folder / "model", ignore_errors=True)
+            (self.folder / "model.part").rename(self.folder / "model")
+
+    def _systems(self) -> list[tuple[str, Path]]:
+        """Display name and model folder of every trained system, in order."""
+        systems = [("stage 1 (DINO)", self.folder / "pretrain")]
+        systems += [(f"round {n}", self.folder / f"round{n}") for n in range(1, self.config.rounds + 1)]
+        if self.config.rounds and self.config.large_margin.enabled:
+            systems.append(("final", self.folder / "large_margin"))
+        return [(name, folder / "model_audio") for name, folder in systems]
+
+    def _evaluate(self) -> list[dict[str, Any]]:
+        """Score every system on every list; the main process alone, it takes seconds against the training's hours."""
+        rows: list[dict[str, Any]] = []
+        if self.main and self.trials is not None:
+            device, settings = self.materials.device, self.config.training
+            systems = [("mean fbank", self._mean_fbank())]
+            systems += [(name, load_model(folder, device)) for name, folder in self._systems()]
+            for name, model in systems:
+                replicates = self.config.evaluation.bootstrap
+                rows += self.trials.evaluate(model, name, self.folder / "evaluation", replicates, settings.workers)
+            write_metrics(self.folder / "metrics.json", rows)
+            logger.info("%s", format_table(rows))
+        distributed.barrier()
+        return rows
+
+    def _mean_fbank(self) -> SpeakerModel:
+        num_mels = self.config.audio.features.num_mels
+        features = {**self.config.audio.features.model_dump(), "normalize_mean": False}
+        model = SpeakerModel(MeanFbank(num_mels), Fbank(**features), np.zeros(num_mels), {}, self.materials.device)
+        utterances = self.materials.utterances
+        paths = [utterances.audio_path(row) for row in range(len(utterances))]
+        model.training_mean = model.embed_files(paths, num_workers=self.config.training.workers).mean(0)
+        return model
+
+    # Before anything is trained.
+
+    def _check_processes(self) -> None:
+        wanted = self.config.training.processes
+        if wanted is not None and wanted != distributed.world_size():
+            raise ConfigError(
+                f"training.processes is {wanted}, but {distributed.world_size()} were launched. On CPUs, plain "
+                "`accelerate launch --cpu --num_processes N` starts one process; the README shows what works."
+            )
+
+    def _claim_folder(self) -> None:
+        """Keep the config in the run folder; refuse to continue another config's run."""
+        path = self.folder / "config.yaml"
+        if path.is_file():
+            changed = [
+                line for line in differing_keys(load_config(path), self.config) if not line.startswith(FREE_TO_CHANGE)
+            ]
+            if changed:
+                raise ConfigError(
+                    f"{self.folder} holds a run with other settings (was -> now):\n  " + "\n  ".join(changed)
+                    + "\nContinue it with its own config, or choose another folder with output=..."
+                )  # fmt: skip
+        distributed.barrier()
+        if self.main:
+            for name, text in (("config.yaml", dump_config(self.config)), ("environment.json", self._environment())):
+                with whole_or_absent(self.folder / name) as part:
+                    part.write_text(text, encoding="utf-8")
+
+    def _environment(self) -> str:
+        packages = ("avspk", "torch", "torchvision", "torchaudio", "accelerate", "numpy", "scikit-learn", "pandas")
+        return json.dumps(
+            {
+                "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
+                "seed": self.config.seed,
+                "num_processes": distributed.world_size(),
+                "device": str(self.accelerator.device),
+                "precision": self.config.training.precision,
+            },
+            indent=2,
+        )
+
+    def _noise_folder(self, utterances: Utterances) -> Path:
+        """The configured noise pack, or a generated one whose babble is training speech."""
+        if self.config.data.noise is not None:
+            return self.config.data.noise
+        folder = self.folder / "noise"
+        if self.main and not folder.is_dir():
+            rows = np.random.default_rng(self.config.seed).permutation(len(utterances))[:GENERATED_BABBLE]
+            speech = (read_audio(utterances.audio_path(int(row))) for row in rows)
+            generate_noise_pack(folder, self.config.seed, speech)
+        distributed.barrier()
+        return folder
+
+
+def _check_media(utterances: Utterances, config: Config) -> None:
+    missing = utterances.missing_audio()
+    if missing:
+        raise FileNotFoundError(
+            f"{config.data.train}: {len(missing)} of {len(utterances)} audio files are not there, first {missing[0]}; "
+            "prepare the data again, or move the audio back to where the manifest says"
+        )
+    crops = config.data.crops or config.data.train.parent / "crops"
+    if "face" in config.modalities and not crops.is_dir():
+        raise FileNotFoundError(f"no face crop store at {crops}; run tools/prepare_voxceleb.py or set data.crops")
+
+
+def _finished(folder: Path) -> bool:
+    return (folder / DONE).is_file()
+
+
+def _encoders(stage: Refine) -> dict[str, nn.Module]:
+    return {
+        name: branch.get_submodule("encoder") for name, branch in stage.model.get_submodule("branches").named_children()
+    }
+
+
+def _large_margin_settings(settings: LargeMarginSettings, refine: RefineSettings) -> RefineSettings:
+    """A round without gate, correction and ramp."""
+    return refine.model_copy(
+        update={
+            "epochs": settings.epochs,
+            "batch_size": settings.batch_size,
+            "optimiser": settings.optimiser,
+            "encoder_learning_rate": 1.0,
+            "margin": settings.margin,
+            "margin_start_epoch": 0.0,
+            "margin_full_epoch": 0.0,
+            "gate": refine.gate.model_copy(update={"enabled": False}),
+            "correction": refine.correction.model_copy(update={"enabled": False}),
+        }
+    )
+
+
+def _card(modality: str, description: str, config: Config) -> str:
+    use = (
+        "Load with `avspk.load_model(folder)`; see the README of avspk."
+        if modality == "audio"
+        else "It served to make and correct pseudo labels; speaker verification uses the audio model."
+    )
+    return (
+        f"# {modality} encoder\n\n{description}, method of arXiv 2304.05754, modalities {config.modalities}, "
+        f"seed {config.seed}.\nNo speaker label and no pretrained weights were used in training.\n\n{use}\n"
+    )

@@ -1,0 +1,163 @@
+"""Embeddings of whole utterances: (n, D) float32, row after row as asked, NaN where a modality is missing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from avspk.data.crop_store import CropStore
+from avspk.data.media import SAMPLE_RATE, read_audio
+from avspk.frontend.fbank import Fbank
+
+MAX_CROPS_A_BATCH = 256
+MIN_SAMPLES = SAMPLE_RATE // 4  # the encoders take statistics over time: they need some frames
+
+
+@contextmanager
+def inference(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; every submodule's mode is restored afterwards."""
+    modes = [(child, child.training) for child in module.modules()]
+    module.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        for child, training in modes:
+            child.training = training
+
+
+def equal_length_batches(num_frames: np.ndarray, max_frames: int) -> list[np.ndarray]:
+    """Positions grouped by equal numbers of frames, `max_frames` in a batch at most, longest first.
+
+    Equal lengths need no padding and no masks, so a batch gives what its utterances give one by one. Longest first
+    lets memory run out at once, if it must.
+    """
+    order = np.argsort(-num_frames, kind="stable")
+    batches = []
+    for group in np.split(order, np.flatnonzero(np.diff(num_frames[order])) + 1):
+        size = max(1, int(max_frames // num_frames[group[0]]))
+        batches += [group[begin : begin + size] for begin in range(0, len(group), size)]
+    return batches
+
+
+class _Batches(Dataset[dict[str, Any]]):
+    """A loader item is a whole batch: {"rows": positions, ...}."""
+
+    def __init__(self, batches: list[np.ndarray]) -> None:
+        self.batches = batches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+
+class _Waveforms(_Batches):
+    def __init__(self, paths: Sequence[Path], lengths: np.ndarray, batches: list[np.ndarray]) -> None:
+        super().__init__(batches)
+        self.paths, self.lengths = paths, lengths
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        rows = self.batches[number]
+        return {"rows": rows, "inputs": np.stack([self._read(int(row)) for row in rows])}
+
+    def _read(self, row: int) -> np.ndarray:
+        waveform = read_audio(self.paths[row], 0, int(self.lengths[row]))
+        if len(waveform) == 0:
+            raise ValueError(f"{self.paths[row]} is empty")
+        return np.resize(waveform, int(self.lengths[row]))
+
+
+class _Crops(_Batches):
+    def __init__(self, store: CropStore, first: np.ndarray, count: np.ndarray, batches: list[np.ndarray]) -> None:
+        super().__init__(batches)
+        self.store, self.first, self.count = store, first, count
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        rows = self.batches[number]
+        crops = [int(self.first[row]) + k for row in rows for k in range(int(self.count[row]))]
+        owners = np.repeat(np.arange(len(rows)), self.count[rows])
+        return {"rows": rows, "owners": owners, "inputs": np.stack([self.store.read(crop) for crop in crops])}
+
+
+def _run(
+    dataset: _Batches, num_rows: int, compute: Callable[[dict[str, Tensor]], Tensor], device: torch.device, workers: int
+) -> np.ndarray:
+    """Fill a table of `num_rows` from `compute(batch) -> (len(batch["rows"]), D)`; rows never visited stay NaN."""
+    table: np.ndarray | None = None
+    for batch in DataLoader(dataset, batch_size=None, num_workers=workers, pin_memory=device.type == "cuda"):
+        values = compute({key: value.to(device, non_blocking=True) for key, value in batch.items()})
+        if table is None:
+            table = np.full((num_rows, values.shape[1]), np.nan, np.float32)
+        table[batch["rows"].numpy()] = values.float().cpu().numpy()
+    if table is None:
+        raise ValueError("nothing to embed")
+    return table
+
+
+def embed_audio(
+    encoder: nn.Module,
+    fbank: Fbank,
+    paths: Sequence[Path],
+    num_samples: np.ndarray,
+    device: torch.device,
+    max_seconds: float,
+    workers: int,
+) -> np.ndarray:
+    """Whole-utterance embeddings of n audio files: (n, D) float32.
+
+    Args:
+        fbank: waveforms (B, T) -> features (B, frames, mels).
+        num_samples: (n,) length of each file at 16 kHz; files under a quarter of a second are tiled to one second.
+        max_seconds: of audio in a batch.
+    """
+    num_samples = np.where(num_samples < MIN_SAMPLES, SAMPLE_RATE, num_samples)
+    num_frames = 1 + (num_samples - fbank.frame_length) // fbank.hop_length
+    # Samples beyond the last whole frame are not heard; without them, equal frames are equal lengths.
+    lengths = fbank.frame_length + (num_frames - 1) * fbank.hop_length
+    batches = equal_length_batches(num_frames, int(max_seconds * SAMPLE_RATE / fbank.hop_length))
+    with inference(encoder):
+        dataset = _Waveforms(paths, lengths, batches)
+        return _run(dataset, len(paths), lambda batch: encoder(fbank(batch["inputs"])), device, workers)
+
+
+def embed_faces(
+    encoder: nn.Module,
+    resize: Callable[[Tensor], Tensor],
+    store: CropStore,
+    first: np.ndarray,
+    count: np.ndarray,
+    device: torch.device,
+    workers: int,
+) -> np.ndarray:
+    """Mean embedding over each utterance's face crops: (n, D) float32, NaN where `count` is 0.
+
+    Args:
+        resize: images uint8 (B, H, W, 3) -> encoder inputs.
+        first: (n,) number of the utterance's first crop in the store.
+        count: (n,) how many crops it has.
+    """
+    seen = np.flatnonzero(count > 0)
+    batch_number = (np.cumsum(count[seen]) - 1) // MAX_CROPS_A_BATCH
+    batches = [rows for rows in np.split(seen, np.flatnonzero(np.diff(batch_number)) + 1) if len(rows)]
+    with inference(encoder):
+        dataset = _Crops(store, first, count, batches)
+        return _run(
+            dataset,
+            len(count),
+            lambda batch: _mean_by_owner(encoder(resize(batch["inputs"])).float(), batch["owners"]),
+            device,
+            workers,
+        )
+
+
+def _mean_by_owner(values: Tensor, owners: Tensor) -> Tensor:
+    """Rows (n, D) of owners 0 .. k - 1, each with one row at least -> means (k, D)."""
+    num_owners = int(owners[-1]) + 1
+    sums = values.new_zeros(num_owners, values.shape[1]).index_add_(0, owners, values)
+    return sums / torch.bincount(owners, minlength=num_owners)[:, None]
