@@ -13,7 +13,7 @@ from avspk.frontend.fbank import hertz_to_mel
 
 SAMPLE_RATE = 16000
 EQUALISER_TAIL = 1024  # samples (64 ms) kept free for the ringing of the zero-phase equaliser
-QUIET = 1e-10  # mean square below which a signal counts as silence: -100 dB of full scale, below 16 bits
+QUIET = 0.5  # root mean square, in steps of 16 bits, below which a piece of a recording counts as silence
 
 # Rows that pass through the chain at once: few keep a CPU's cache, many keep another device busy.
 ROWS_PER_PASS = {"cpu": 8}
@@ -95,11 +95,13 @@ class AudioAugment(nn.Module):
         with torch.autocast(waveforms.device.type, enabled=False):
             for rows in _passes((plan["rir"] >= 0) | plan["equaliser"].any(dim=1), waveforms.device):
                 here = rows.to(waveforms.device, non_blocking=True)
-                waveforms[here] = self._filter(waveforms[here], plan["rir"][rows], plan["equaliser"][rows])
+                filtered = self._filter(waveforms.index_select(0, here), plan["rir"][rows], plan["equaliser"][rows])
+                waveforms.index_copy_(0, here, filtered)
             for rows in _passes((plan["noise"] >= 0).any(dim=1), waveforms.device):
                 here = rows.to(waveforms.device, non_blocking=True)
-                part = (plan[name][rows] for name in ("noise", "noise_offset", "snr"))
-                waveforms[here] = self._add_noise(waveforms[here], *part)
+                noise = self._sum_noise(plan["noise"][rows], plan["noise_offset"][rows], waveforms.shape[1])
+                gain = _level(waveforms.index_select(0, here)) * 10 ** (-plan["snr"][rows].to(noise.device) / 20)
+                waveforms.index_add_(0, here, noise.mul_(gain[:, None]))  # no row twice: nothing is left to chance
         return waveforms
 
     def _check(self, plan: Mapping[str, Tensor], num_rows: int) -> None:
@@ -125,38 +127,39 @@ class AudioAugment(nn.Module):
             _multiply_rows(spectrum, equalised, torch.exp(decibel * (math.log(10.0) / 20)))
         return torch.fft.irfft(spectrum, fft_length)[:, :num_samples]  # (n, T)
 
-    def _add_noise(self, waveforms: Tensor, noise: Tensor, noise_offset: Tensor, snr: Tensor) -> Tensor:
-        """Add to (n, T) the sum of each row's recordings at its SNR."""
-        total = torch.zeros_like(waveforms)
-        for part in range(noise.shape[1]):  # a row occurs at most once in a part, so the order of sums is fixed
+    def _sum_noise(self, noise: Tensor, noise_offset: Tensor, num_samples: int) -> Tensor:
+        """Sum of each row's recordings at equal power, itself of mean square 1: (n, P), (n, P) -> (n, num_samples)."""
+        total = torch.zeros(len(noise), num_samples, device=self.samples.device)
+        for part in range(noise.shape[1]):
             used = torch.nonzero(noise[:, part] >= 0).flatten()
             if len(used):
-                cut = self._cut(noise[used, part], noise_offset[used, part], waveforms.shape[1])
-                total[used.to(waveforms.device)] += _to_unit_power(cut)
-        gain = _power(waveforms).sqrt() * 10 ** (-snr.to(waveforms.device) / 20)
-        return waveforms + gain[:, None] * _to_unit_power(total)
+                cut = self._cut(noise[used, part], noise_offset[used, part], num_samples)
+                total.index_add_(0, used.to(total.device), _to_unit_power(cut))
+        return _to_unit_power(total)
 
     def _cut(self, recording: Tensor, offset: Tensor, num_samples: int) -> Tensor:
         """Samples of each recording from its offset on, around its end where needed: (n, num_samples) float32."""
         start, length = self._starts[recording], self._lengths[recording]
-        offset = offset % length
-        inside = offset + num_samples <= length
-        cut = self.samples.new_empty(len(recording), num_samples, dtype=torch.float32)
+        first = start + offset % length
+        inside = first + num_samples <= start + length
+        cut = torch.empty(len(recording), num_samples, device=self.samples.device)
         whole, wrapped = (torch.nonzero(mask).flatten() for mask in (inside, ~inside))
         if len(whole):  # rows of an overlapping view: no index as large as the data
             windows = self.samples.unfold(0, num_samples, 1)
-            cut[whole.to(cut.device)] = windows[(start + offset)[whole].to(cut.device)].float()
+            cut.index_copy_(0, whole.to(cut.device), windows[first[whole].to(cut.device)].float())
         if len(wrapped):
-            base, first, period = (x[wrapped].to(cut.device)[:, None] for x in (start, offset, length))
-            position = base + (first + torch.arange(num_samples, device=cut.device)) % period
-            cut[wrapped.to(cut.device)] = self.samples[position].float()
+            begin, ahead, period = (x[wrapped].to(cut.device)[:, None] for x in (start, first - start, length))
+            position = begin + (ahead + torch.arange(num_samples, device=cut.device)) % period
+            samples = self.samples.index_select(0, position.flatten()).float()
+            cut.index_copy_(0, wrapped.to(cut.device), samples.view(-1, num_samples))
         return cut
 
 
 def _passes(chosen: Tensor, device: torch.device) -> list[Tensor]:
-    """Numbers of the chosen rows (bool (N,), on the CPU), split into what passes through the chain at once."""
+    """Numbers of the chosen rows (bool (N,), on the CPU), split evenly into what passes through the chain at once."""
     rows = torch.nonzero(chosen).flatten()
-    return list(rows.split(ROWS_PER_PASS.get(device.type, ROWS_PER_PASS_DEVICE))) if len(rows) else []
+    limit = ROWS_PER_PASS.get(device.type, ROWS_PER_PASS_DEVICE)
+    return list(rows.tensor_split(math.ceil(len(rows) / limit))) if len(rows) else []
 
 
 def _multiply_rows(spectrum: Tensor, rows: Tensor, factor: Tensor) -> None:
@@ -167,13 +170,12 @@ def _multiply_rows(spectrum: Tensor, rows: Tensor, factor: Tensor) -> None:
         spectrum[rows.to(spectrum.device)] *= factor
 
 
-def _power(waveforms: Tensor) -> Tensor:
-    """Mean square over time: (n, T) -> (n,)."""
-    return waveforms.square().mean(dim=1)
+def _level(waveforms: Tensor) -> Tensor:
+    """Root mean square over time: (n, T) -> (n,)."""
+    return torch.linalg.vector_norm(waveforms, dim=1) / math.sqrt(waveforms.shape[1])
 
 
 def _to_unit_power(waveforms: Tensor) -> Tensor:
-    """(n, T) scaled to mean square 1; silent rows become exact zeros."""
-    power = _power(waveforms)
-    scale = torch.where(power > QUIET, power.clamp_min(QUIET).rsqrt(), 0.0)
-    return waveforms * scale[:, None]
+    """Scale (n, T) in place to mean square 1; silent rows become exact zeros."""
+    level = _level(waveforms)
+    return waveforms.mul_(torch.where(level > QUIET, 1 / level.clamp_min(QUIET), 0.0)[:, None])
