@@ -1,0 +1,65 @@
+"""Score files, the exchange format of verification: lines `enroll test score label`, five decimals."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from avspk.data.files import whole_or_absent
+
+DECIMALS = 5
+_LABELS = {"1": 1, "0": 0, "target": 1, "nontarget": 0}
+_COLUMNS = {4: ["enroll", "test", "score", "label"], 2: ["score", "label"]}
+
+
+class ScoreFileError(ValueError):
+    """A score file is missing or malformed; the message names the file, the first bad line and what is valid."""
+
+
+def read_scores(path: str | Path) -> pd.DataFrame:
+    """Scored trials: `enroll` and `test` (str, absent where the file has none), `score` (float64), `label` (int8 1/0).
+
+    Takes lines `enroll test score label` or `score label`, one kind in a file, separated by blanks; labels are
+    target|nontarget or 1|0. Infinite scores are legal, NaN is not.
+
+    Raises: ScoreFileError naming the file and the first line that is neither.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ScoreFileError(f"{path}: no such score file")
+    lines = [line.split() for line in path.read_text(encoding="utf-8").splitlines()]
+    numbered = [(number, fields) for number, fields in enumerate(lines, 1) if fields]
+    if not numbered:
+        raise ScoreFileError(f"{path}: the score file is empty")
+    width = len(numbered[0][1])
+    for number, fields in numbered:
+        if len(fields) != width or width not in _COLUMNS or fields[-1] not in _LABELS or not _is_score(fields[-2]):
+            raise ScoreFileError(
+                f"{path}, line {number}: {' '.join(fields)[:100]!r} is no scored trial; lines are `enroll test score "
+                "label` or `score label`, one kind in a file, the score a number (not NaN), the label "
+                "target|nontarget or 1|0"
+            )
+    table = pd.DataFrame([fields for _, fields in numbered], columns=_COLUMNS[width])
+    table["score"] = table["score"].astype(np.float64)
+    table["label"] = table["label"].map(_LABELS).astype(np.int8)
+    return table
+
+
+def _is_score(text: str) -> bool:
+    try:
+        return not np.isnan(float(text))
+    except ValueError:
+        return False
+
+
+def write_scores(table: pd.DataFrame, path: str | Path) -> None:
+    """Write the columns enroll, test, score, label of `table`, whole or not at all, scores to five decimals.
+
+    Metrics of the file equal metrics of the table if its scores were rounded to DECIMALS before.
+    """
+    columns = [table[name].tolist() for name in _COLUMNS[4]]
+    with whole_or_absent(Path(path)) as part, part.open("w", encoding="utf-8") as file:
+        file.writelines(
+            f"{enroll} {test} {score:.{DECIMALS}f} {label}\n"
+            for enroll, test, score, label in zip(*columns, strict=True)
+        )

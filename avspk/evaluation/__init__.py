@@ -1,0 +1,1 @@
+"""From a trained model and trial lists, or from score files, to numbers that can be published."""

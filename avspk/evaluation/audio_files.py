@@ -1,0 +1,100 @@
+"""Where the files of a trial list are, and which of them cannot be used, known before hours of embedding."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.progress import track
+
+from avspk import distributed
+from avspk.data.manifest import MEDIA_SUFFIXES, ManifestError
+from avspk.data.media import MediaError, audio_num_samples
+from avspk.evaluation.trial_list import TrialList
+
+SHOWN_FAULTS = 10
+
+
+class MissingFilesError(ValueError):
+    """Files of a trial list are missing or cannot be read; the message names the first of them, with reasons."""
+
+
+@dataclass(frozen=True)
+class AudioFiles:
+    """Readable files: names (F,) as the lists write them, sorted; paths; lengths (F,) in samples at 16 kHz."""
+
+    names: list[str]
+    paths: list[Path]
+    num_samples: NDArray[np.int64]
+
+
+def usable_files(
+    lists: Sequence[TrialList], wav_root: Path, wav_scp: Path | None = None, allow_missing: bool = False
+) -> tuple[AudioFiles, list[TrialList]]:
+    """All files of the lists, each opened once, and the lists; prints what was found of each list.
+
+    With `allow_missing` the lists come back without the trials of files that cannot be used, marked incomplete.
+    Raises: MissingFilesError if there are such files and they are not allowed, or if no file can be used at all.
+    """
+    names = np.unique(np.concatenate([trials.files for trials in lists])).tolist()
+    paths = locate(names, wav_root, wav_scp)
+    num_samples, faults = measure(paths)
+    reasons = {names[row]: f"{paths[row]}: {reason}" for row, reason in faults.items()}
+    for trials in lists:
+        lost, found = sum(name in reasons for name in trials.files), len(trials.files)
+        if distributed.rank() == 0:
+            print(f"{trials.name}: {trials.title}, {len(trials.table):,} trials, {found:,} files, {lost:,} missing")
+    if reasons and (not allow_missing or len(reasons) == len(names)):
+        shown = "".join(f"\n  {reason}" for reason in list(reasons.values())[:SHOWN_FAULTS])
+        raise MissingFilesError(
+            f"{len(reasons):,} of {len(names):,} files are missing or unreadable:{shown}\nCheck --wav-root (E and H "
+            "need VoxCeleb1 dev and test in one folder); --allow-missing evaluates the rest, marked INCOMPLETE"
+        )
+    kept = [row for row in range(len(names)) if row not in faults]
+    files = AudioFiles([names[row] for row in kept], [paths[row] for row in kept], num_samples[kept])
+    return files, [trials.without(set(reasons)) for trials in lists]
+
+
+def locate(names: Sequence[str], wav_root: Path, wav_scp: Path | None = None) -> list[Path]:
+    """Paths of a list's names: through Kaldi's wav.scp, or as they are, plus .wav if without suffix; under `wav_root`.
+
+    Raises: ManifestError on a wav.scp that is missing, holds a pipe, or does not know a name.
+    """
+    if wav_scp is None:
+        return [wav_root / (name if Path(name).suffix.lower() in MEDIA_SUFFIXES else f"{name}.wav") for name in names]
+    known = _read_wav_scp(wav_scp)
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise ManifestError(f"{wav_scp}: {len(unknown):,} names of the trials are not in it, the first is {unknown[0]}")
+    return [wav_root / known[name] for name in names]
+
+
+def _read_wav_scp(path: Path) -> dict[str, str]:
+    if not path.is_file():
+        raise ManifestError(f"{path}: no such wav.scp")
+    entries = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        fields = line.split(maxsplit=1)
+        if len(fields) != 2 or fields[1].rstrip().endswith("|"):
+            raise ManifestError(f"{path}, line {number}: {line[:100]!r} is not `name path`; pipes are not run")
+        entries[fields[0]] = fields[1].strip()
+    return entries
+
+
+def measure(paths: Sequence[Path], threads: int = 4) -> tuple[NDArray[np.int64], dict[int, str]]:
+    """Lengths (F,) in samples at 16 kHz, and the reason for each position that cannot be used (length 0 there)."""
+
+    def length(path: Path) -> int | str:
+        try:
+            return audio_num_samples(path) or "no samples"
+        except MediaError as error:
+            return str(error)
+
+    with ThreadPoolExecutor(threads) as pool:
+        results = list(track(pool.map(length, paths), "looking at files", len(paths), transient=True))
+    faults = {row: result for row, result in enumerate(results) if isinstance(result, str)}
+    return np.array([0 if isinstance(result, str) else result for result in results], np.int64), faults

@@ -1,0 +1,121 @@
+"""Embeddings of files, computed once for each content of model and file, shared between processes, kept on disk."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from avspk import distributed
+from avspk.data.files import whole_or_absent
+
+FILES_PER_SAVE = 20_000  # what a killed run loses at most; large, so that files of equal length meet in a batch
+Embed = Callable[[list[Path]], NDArray[np.float32]]
+
+
+def model_digest(folder: Path) -> str:
+    """A name for the content of a model folder: of its weights and its config.
+
+    Raises: FileNotFoundError if one of the two is not there.
+    """
+    digest = hashlib.sha256()
+    for name in ("config.json", "model.safetensors"):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{folder} is no model folder: there is no {name} in it")
+        digest.update((folder / name).read_bytes())
+    return digest.hexdigest()[:16]
+
+
+class EmbeddingStore:
+    """An array and a list of keys that only ever grow; a key is a file's full path, size and time of change.
+
+    Full paths, since VoxCeleb's 00001.wav repeats in every folder, and since the same list may be read from two roots.
+    """
+
+    def __init__(self, folder: Path, digest: str) -> None:
+        self.digest = digest
+        self._array, self._index = folder / f"{digest}.npy", folder / f"{digest}.tsv"
+
+    def embed(self, paths: Sequence[Path], embed: Embed) -> NDArray[np.float32]:
+        """Embeddings (N, D) of existing files; `embed` is called for those that are not yet in the store.
+
+        Called by every process of a launch, it gives each an equal share of the files, and the whole to all of them.
+        """
+        keys = [_key(path) for path in paths]
+        known = self._keys()
+        missing = [(key, path) for key, path in dict(zip(keys, paths, strict=True)).items() if key not in known]
+        distributed.barrier()  # nobody writes before everybody has looked
+        for start in range(0, len(missing), FILES_PER_SAVE):
+            self._add(missing[start : start + FILES_PER_SAVE], embed)
+        rows = self._keys()
+        return np.load(self._array, mmap_mode="r")[[rows[key] for key in keys]]
+
+    def _keys(self) -> dict[str, int]:
+        """Key -> row; empty when the array is not there or too short for its index, as nothing of ours leaves it."""
+        if not (self._array.exists() and self._index.exists()):
+            return {}
+        keys = self._index.read_text(encoding="utf-8").splitlines()
+        return (
+            {key: row for row, key in enumerate(keys)} if len(keys) <= len(np.load(self._array, mmap_mode="r")) else {}
+        )
+
+    def _add(self, files: list[tuple[str, Path]], embed: Embed) -> None:
+        rank, processes = distributed.rank(), distributed.world_size()
+        share = [path for _, path in files[rank::processes]]
+        if share:
+            with whole_or_absent(self._part(rank)) as part, part.open("wb") as file:
+                np.save(file, embed(share))
+        distributed.barrier()
+        if rank == 0:
+            self._merge(files, processes)
+        distributed.barrier()
+
+    def _merge(self, files: list[tuple[str, Path]], processes: int) -> None:
+        parts = [self._part(rank) for rank in range(min(processes, len(files)))]
+        arrays = [np.load(part) for part in parts]
+        added = np.empty((len(files), arrays[0].shape[1]), np.float32)
+        for rank, array in enumerate(arrays):
+            added[rank::processes] = array
+        keys = list(self._keys())
+        if keys:
+            added = np.concatenate([np.load(self._array)[: len(keys)], added])
+        # The array first: if only it is written, its last rows have no key, and the next run writes over them.
+        with whole_or_absent(self._array) as part, part.open("wb") as file:
+            np.save(file, added)
+        with whole_or_absent(self._index) as part:
+            part.write_text("".join(f"{key}\n" for key in [*keys, *(key for key, _ in files)]), encoding="utf-8")
+        for part in parts:
+            part.unlink()
+
+    def _part(self, rank: int) -> Path:
+        return self._array.with_suffix(f".{rank}.npy")
+
+
+def _key(path: Path) -> str:
+    status = path.stat()
+    return f"{path.resolve()}\t{status.st_size}\t{status.st_mtime_ns}"
+
+
+def write_embeddings(folder: Path, names: Sequence[str], embeddings: NDArray[np.float32], kaldi: bool = False) -> None:
+    """Write embeddings (N, D) as embeddings.npy and their names as embeddings.tsv, line by row; if told, for Kaldi too.
+
+    embeddings.ark holds Kaldi's binary float vectors: name, blank, NUL B, "FV ", byte 4, D as int32, D float32.
+    """
+    with whole_or_absent(folder / "embeddings.npy") as part, part.open("wb") as file:
+        np.save(file, embeddings)
+    with whole_or_absent(folder / "embeddings.tsv") as part:
+        part.write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
+    if not kaldi:
+        return
+    ark, lines, offset = folder / "embeddings.ark", [], 0
+    header = b"\0BFV \4" + np.array([embeddings.shape[1]], "<i4").tobytes()
+    with whole_or_absent(ark) as part, part.open("wb") as file:
+        for name, row in zip(names, embeddings, strict=True):
+            key = f"{name} ".encode()
+            lines.append(f"{name} {ark.resolve()}:{offset + len(key)}\n")
+            offset += file.write(key + header + row.astype("<f4").tobytes())
+    with whole_or_absent(folder / "embeddings.scp") as part:
+        part.write_text("".join(lines), encoding="utf-8")

@@ -1,0 +1,146 @@
+"""The ways to score trials from one set of embeddings: cosine, AS-norm, calibrated likelihood ratios."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from avspk.data.manifest import ManifestError, Utterances
+from avspk.evaluation.trial_list import TrialList
+from avspk.scoring.backend import as_norm, cohort_statistics, cosine_scores, normalised, pseudo_speaker_means
+from avspk.scoring.calibration import (
+    Calibration,
+    feature_names,
+    fit_calibration,
+    quality_measures,
+    training_trials,
+    trial_features,
+)
+
+CALIBRATION_TRIALS = 100_000  # [C]
+Floats = NDArray[np.floating]
+
+
+@dataclass(frozen=True)
+class TrainingFiles:
+    """Training utterances for cohort and calibration.
+
+    embeddings (N, D) as the encoder gave them; num_samples (N,) at 16 kHz; recordings (N,), the video that each was
+    cut from; pseudo labels (N,) if there are any.
+    """
+
+    embeddings: Floats
+    num_samples: NDArray[np.int64]
+    recordings: NDArray[np.str_]
+    labels: NDArray[np.int64] | None
+
+
+def training_files(
+    utterances: Utterances, labels: Path | None, embed: Callable[[Sequence[Path]], Floats], limit: int, seed: int
+) -> TrainingFiles:
+    """Embed at most `limit` utterances of a training manifest, drawn at random.
+
+    `labels` is a round's labels.parquet (utterance, label); utterances without a label are not drawn then.
+    Raises: ManifestError if that file is missing, is another table or knows none of the utterances.
+    """
+    table = utterances.table if labels is None else _with_labels(utterances.table, labels)
+    if len(table) > limit:
+        drawn = np.random.default_rng(seed).choice(len(table), limit, replace=False)
+        table = table.iloc[np.sort(drawn)]
+    recordings = table["utterance"].str.rsplit("/", n=1).str[0].to_numpy(str)
+    pseudo = None if labels is None else table["label"].to_numpy(np.int64)
+    embeddings = embed([utterances.root / audio for audio in table["audio"]])
+    return TrainingFiles(embeddings, table["num_samples"].to_numpy(np.int64), recordings, pseudo)
+
+
+def _with_labels(table: pd.DataFrame, path: Path) -> pd.DataFrame:
+    if not path.is_file():
+        raise ManifestError(f"{path}: no such table of pseudo labels; a round writes labels.parquet")
+    known = pd.read_parquet(path)
+    if not {"utterance", "label"} <= set(known.columns):
+        raise ManifestError(f"{path}: columns are {list(known.columns)}, must include utterance and label")
+    table = table.merge(known.loc[known["label"] >= 0, ["utterance", "label"]], on="utterance")
+    if table.empty:
+        raise ManifestError(f"{path}: none of its labelled utterances are in the training manifest")
+    return table
+
+
+class Scorer:
+    """Scores trials of files with every system that can be had from what is given.
+
+    Always "cosine", less the training mean if the model has one. With training files also "as-norm", against the means
+    of pseudo speakers or, without labels, against the utterances. With labels also "calibrated": likelihood ratios
+    from cosine, durations, magnitudes and cohort means, fitted on trials between pseudo speakers.
+
+    names (F,) of the files, their embeddings (F, D) as the encoder gave them, their lengths (F,) in samples.
+    """
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        embeddings: Floats,
+        num_samples: NDArray[np.int64],
+        mean: Floats | None,
+        training: TrainingFiles | None = None,
+        top_n: int = 300,
+        seed: int = 0,
+    ) -> None:
+        bad = np.flatnonzero(~np.isfinite(embeddings).all(axis=1))
+        if len(bad):
+            raise ValueError(f"the embeddings of {len(bad)} files are not finite; the first is {names[bad[0]]}")
+        self.names, self.mean, self.training = pd.Index(names), mean, training
+        self.rows = normalised(embeddings, mean)
+        self.calibration: Calibration | None = None
+        if training is None:
+            return
+        cohort = _cohort(training, mean)
+        self.cohort_size, self.top_n = len(cohort), min(top_n, len(cohort))
+        self.statistics = cohort_statistics(self.rows, cohort, self.top_n)
+        if training.labels is not None:
+            self.measures = quality_measures(num_samples, embeddings, self.statistics[0])
+            self.calibration = _fit(training, training.labels, mean, cohort, self.top_n, seed)
+
+    def score(self, trials: TrialList) -> dict[str, TrialList]:
+        """System -> the list with a column `score`; all its files must be among the names."""
+        enroll, test = (self.names.get_indexer(pd.Index(trials.table[side])) for side in ("enroll", "test"))
+        cosine = cosine_scores(self.rows, enroll, test)
+        systems: dict[str, Floats] = {"cosine": cosine}
+        if self.training is not None:
+            systems["as-norm"] = as_norm(cosine, enroll, test, self.statistics)
+        if self.calibration is not None:
+            systems["calibrated"] = self.calibration.llr(trial_features(cosine, enroll, test, self.measures))
+        return {name: trials.with_scores(scores) for name, scores in systems.items()}
+
+    def protocol(self) -> str:
+        """What was done, in words for the page that shows the numbers."""
+        text = "Cosine of whole-utterance audio embeddings, "
+        text += "no mean subtracted" if self.mean is None else "mean of the training set subtracted"
+        if self.training is not None:
+            kind = "utterances" if self.training.labels is None else "means of pseudo speakers"
+            text += f"; AS-norm: the {self.top_n} highest of {self.cohort_size:,} {kind}"
+        if self.calibration is not None:
+            text += "; calibration: logistic regression on cosine, duration, magnitude, cohort mean; pseudo speakers"
+        return text + "."
+
+
+def _cohort(training: TrainingFiles, mean: Floats | None) -> Floats:
+    if training.labels is None:
+        return normalised(training.embeddings, mean)
+    return pseudo_speaker_means(training.embeddings, training.labels, mean)
+
+
+def _fit(
+    training: TrainingFiles, labels: NDArray[np.int64], mean: Floats | None, cohort: Floats, top_n: int, seed: int
+) -> Calibration:
+    rng = np.random.default_rng(seed)
+    enroll, test, target = training_trials(labels, training.recordings, CALIBRATION_TRIALS, rng)
+    rows = normalised(training.embeddings, mean)
+    cohort_means = cohort_statistics(rows, cohort, top_n)[0]
+    measures = quality_measures(training.num_samples, training.embeddings, cohort_means)
+    features = trial_features(cosine_scores(rows, enroll, test), enroll, test, measures)
+    return fit_calibration(features, target, names=feature_names())
