@@ -4,7 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from avspk.data.augmentation import AudioPolicy, ImagePolicy, draw_audio, draw_image
+from avspk.config import AudioPolicy, ImagePolicy
+from avspk.data.augmentation import draw_audio, draw_image
 from avspk.data.noise import CATEGORIES, RecordingTable
 
 MANY = 20000
@@ -150,23 +151,3 @@ def test_colour_factors_and_blur() -> None:
     assert blurred.mean() == pytest.approx(0.5, abs=0.02)
     assert 0.1 <= drawn["blur"][blurred].min() < 0.11
     assert 1.99 < drawn["blur"].max() <= 2.0
-
-
-@pytest.mark.parametrize(
-    ("policy", "options", "message"),
-    [
-        (AudioPolicy, {"reverberation": 1.2}, "reverberation is 1.2"),
-        (AudioPolicy, {"reverberation": 0.7, "noise": 0.7}, "one_of needs"),
-        (AudioPolicy, {"voices": (0, 3)}, "voices"),
-        (AudioPolicy, {"noise_snr": (15.0, 0.0)}, "noise_snr"),
-        (AudioPolicy, {"category_weights": (0.0, 0.0, 0.0)}, "category_weights"),
-        (AudioPolicy, {"equaliser_db": -1.0}, "equaliser_db"),
-        (ImagePolicy, {"scale": (0.0, 1.0)}, "scale"),
-        (ImagePolicy, {"ratio": (1.1, 2.0)}, "ratio"),
-        (ImagePolicy, {"flip": -0.1}, "flip"),
-        (ImagePolicy, {"blur_sigma": (0.0, 1.0)}, "blur_sigma"),
-    ],
-)
-def test_bad_policies_are_named(policy: type, options: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        policy(**options)

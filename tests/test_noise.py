@@ -1,6 +1,7 @@
 """The noise pack: what is written is what is read, bad packs are named, generated sounds obey their physics."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,14 +12,12 @@ from avspk.data.noise import (
     TABLE_FILE,
     NoisePackError,
     align_rir,
-    coloured_noise,
-    exponential_rir,
     generate_noise_pack,
     read_noise_pack,
-    tonal_music,
     water_level,
     write_noise_pack,
 )
+from avspk.data.synthetic_sounds import coloured_noise, exponential_rir, tonal_music
 
 
 def some_recordings() -> list[tuple[str, str, np.ndarray]]:
@@ -57,6 +56,7 @@ def test_writing_again_replaces_and_failing_keeps_the_old(tmp_path: Path) -> Non
     with pytest.raises(NoisePackError, match=r"'hum'.*valid"):
         write_noise_pack(tmp_path / "pack", [("x", "hum", np.ones(3))], [])
     assert len(read_noise_pack(tmp_path / "pack").recordings) == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["pack"]
 
 
 def test_bad_packs_are_named(tmp_path: Path) -> None:
@@ -115,7 +115,7 @@ def test_align_rir() -> None:
 
 def test_generated_pack_is_deterministic_and_complete(tmp_path: Path) -> None:
     speech = [np.full(400, 0.1), np.full(600, 0.2)]
-    options = {"num_noises": 3, "num_music": 2, "num_rirs": 4, "seconds": 0.5, "speech": speech}
+    options: dict[str, Any] = {"num_noises": 3, "num_music": 2, "num_rirs": 4, "seconds": 0.5, "speech": speech}
     first = generate_noise_pack(tmp_path / "a", 7, **options)
     again = generate_noise_pack(tmp_path / "b", 7, **options)
     other = generate_noise_pack(tmp_path / "c", 8, **options)

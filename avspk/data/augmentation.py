@@ -1,97 +1,12 @@
-"""Which augmentation each view gets: policies, and their numbers drawn from an explicit generator.
+"""Which augmentation each view gets: its numbers, drawn by a policy from an explicit generator.
 
 The numbers are applied on the training device by `avspk.frontend`; here nothing touches samples or pixels.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 
+from avspk.config import AudioPolicy, ImagePolicy
 from avspk.data.noise import CATEGORIES, RecordingTable
-
-
-@dataclass(frozen=True)
-class AudioPolicy:
-    """How likely and how strong each audio augmentation is.
-
-    With `one_of` a view gets reverberation or noise or neither, never both; the two probabilities then sum to at most
-    1. METHOD 2: each crop, with probability 1, gets reverberation or one of the additive noises [S]; without `one_of`
-    they are independent [C]. SNR ranges in dB [S]. `voices` recordings of speech are summed to babble (range,
-    inclusive). `category_weights` are relative chances of (noise, music, speech) [C]; those a pack lacks get none.
-    `equaliser_db`: standard deviation of a smooth random gain curve over `equaliser_points` frequencies, 0 = off [C].
-    """
-
-    reverberation: float = 0.5
-    noise: float = 0.5
-    one_of: bool = True
-    noise_snr: tuple[float, float] = (0.0, 15.0)
-    music_snr: tuple[float, float] = (5.0, 15.0)
-    speech_snr: tuple[float, float] = (10.0, 30.0)
-    voices: tuple[int, int] = (3, 6)
-    category_weights: tuple[float, float, float] = (1.0, 1.0, 1.0)
-    equaliser_db: float = 0.0
-    equaliser_points: int = 8
-
-    def __post_init__(self) -> None:
-        _check_probabilities(reverberation=self.reverberation, noise=self.noise)
-        _check_ranges(noise_snr=self.noise_snr, music_snr=self.music_snr, speech_snr=self.speech_snr)
-        if self.one_of and self.reverberation + self.noise > 1 + 1e-9:
-            raise ValueError(f"one_of needs reverberation + noise <= 1, got {self.reverberation} + {self.noise}")
-        if not 1 <= self.voices[0] <= self.voices[1]:
-            raise ValueError(f"voices is {self.voices}; valid: 1 <= low <= high")
-        if min(self.category_weights) < 0 or max(self.category_weights) <= 0:
-            raise ValueError(f"category_weights are {self.category_weights}; valid: none negative, one positive")
-        if self.equaliser_db < 0 or self.equaliser_points < 2:
-            raise ValueError("equaliser_db must not be negative, equaliser_points at least 2")
-
-    @property
-    def num_parts(self) -> int:
-        """Most recordings one view's noise is summed from: the constant P of the drawn arrays."""
-        return self.voices[1]
-
-
-@dataclass(frozen=True)
-class ImagePolicy:
-    """How likely and how strong each image augmentation is; global and local views are two policies. All [C].
-
-    `scale`: range of the crop's share of the image's area; `ratio`: range of width over height; `brightness`,
-    `contrast`, `saturation` s: factors uniform in 1 - s .. 1 + s, drawn with probability `jitter`; `grey`, `blur`,
-    `flip`: probabilities; `blur_sigma`: range in output pixels.
-    """
-
-    scale: tuple[float, float] = (0.4, 1.0)
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    flip: float = 0.5
-    jitter: float = 0.8
-    brightness: float = 0.4
-    contrast: float = 0.4
-    saturation: float = 0.2
-    grey: float = 0.2
-    blur: float = 0.5
-    blur_sigma: tuple[float, float] = (0.1, 2.0)
-
-    def __post_init__(self) -> None:
-        _check_probabilities(flip=self.flip, jitter=self.jitter, grey=self.grey, blur=self.blur)
-        _check_probabilities(brightness=self.brightness, contrast=self.contrast, saturation=self.saturation)
-        _check_ranges(scale=self.scale, ratio=self.ratio, blur_sigma=self.blur_sigma)
-        if not 0 < self.scale[0] <= self.scale[1] <= 1:
-            raise ValueError(f"scale is {self.scale}; valid: 0 < low <= high <= 1")
-        if not 0 < self.ratio[0] <= 1 <= self.ratio[1]:
-            raise ValueError(f"ratio is {self.ratio}; valid: 0 < low <= 1 <= high")
-        if self.blur_sigma[0] <= 0:
-            raise ValueError(f"blur_sigma is {self.blur_sigma}; valid: 0 < low <= high (for no blur set blur to 0)")
-
-
-def _check_probabilities(**values: float) -> None:
-    for name, value in values.items():
-        if not 0 <= value <= 1:
-            raise ValueError(f"{name} is {value}; valid: 0 to 1")
-
-
-def _check_ranges(**ranges: tuple[float, float]) -> None:
-    for name, (low, high) in ranges.items():
-        if not low <= high:
-            raise ValueError(f"{name} is {(low, high)}; valid: low <= high")
 
 
 def draw_audio(

@@ -1,21 +1,26 @@
 """The noise pack: additive noises and room impulse responses in the form that loaders and the device read fast."""
 
-import os
+import itertools
 import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import pandas as pd
 
-SAMPLE_RATE = 16000
+from avspk.data.files import sync
+from avspk.data.media import SAMPLE_RATE
+from avspk.data.synthetic_sounds import coloured_noise, exponential_rir, tonal_music
+
 CATEGORIES = ("noise", "music", "speech")
 COLUMNS = ("name", "category", "start", "num_samples")
 SAMPLES_FILE, TABLE_FILE, RIRS_FILE = "samples.npy", "recordings.tsv", "rirs.npy"
 RIR_SHARE = 0.25  # of a memory budget, at most
+
+Recording = tuple[str, str, np.ndarray]
+"""Name, category, and a waveform (n,) at 16 kHz: float in [-1, 1] or int16."""
 
 
 class NoisePackError(ValueError):
@@ -71,9 +76,6 @@ class NoisePack:
     def lengths(self) -> np.ndarray:
         """Samples of each recording, int64 (n,)."""
         return self.recordings["num_samples"].to_numpy(np.int64)
-
-
-# --- reading ---------------------------------------------------------------------------------------------------------
 
 
 def read_noise_pack(folder: Path | str, max_gigabytes: float | None = None) -> NoisePack:
@@ -150,9 +152,6 @@ def fit_to_memory(pack: NoisePack, max_gigabytes: float) -> NoisePack:
     return NoisePack(samples, recordings, rirs)
 
 
-# --- writing ---------------------------------------------------------------------------------------------------------
-
-
 def to_int16(waveform: np.ndarray) -> np.ndarray:
     """Float (n,) in [-1, 1] -> int16, clipped; int16 passes through."""
     if waveform.dtype == np.int16:
@@ -174,62 +173,92 @@ def align_rir(rir: np.ndarray, num_samples: int) -> np.ndarray:
     return (aligned / np.sqrt(energy)).astype(np.float32)
 
 
-def _write_header(file: BinaryIO, num_samples: int) -> int:
-    """Write the .npy header of an int16 vector at the file's start; its size does not depend on `num_samples`."""
-    file.seek(0)
-    np.lib.format.write_array_header_1_0(file, {"descr": "<i2", "fortran_order": False, "shape": (num_samples,)})
-    return file.tell()
+class _GrowingArray:
+    """A .npy file written row by row, never whole in memory; its header is completed on exit."""
+
+    def __init__(self, path: Path, dtype: str, row_shape: tuple[int, ...] = ()) -> None:
+        self.path, self.dtype, self.row_shape, self.num_rows = path, dtype, row_shape, 0
+
+    def __enter__(self) -> "_GrowingArray":
+        self.file = self.path.open("wb")
+        self.data_start = self._write_header()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        data_start = self._write_header()
+        self.file.close()
+        if data_start != self.data_start:  # numpy pads headers so that they can be rewritten with more rows
+            raise NoisePackError(f"{self.path}: the .npy header grew with its shape; this numpy is not supported")
+
+    def _write_header(self) -> int:
+        self.file.seek(0)
+        shape = (self.num_rows, *self.row_shape)
+        header = {"descr": self.dtype, "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(self.file, header)
+        return self.file.tell()
+
+    def append(self, rows: np.ndarray) -> None:
+        """Add rows (n, *row_shape) at the end."""
+        self.file.write(np.ascontiguousarray(rows, dtype=self.dtype).tobytes())
+        self.num_rows += len(rows)
 
 
-def _write_samples(path: Path, recordings: Iterable[tuple[str, str, np.ndarray]]) -> pd.DataFrame:
-    """Stream recordings into one .npy file, one in memory at a time; returns their table."""
+def _write_samples(path: Path, recordings: Iterable[Recording]) -> pd.DataFrame:
+    """Write recordings end to end, one in memory at a time; returns their table."""
     rows: list[tuple[str, str, int, int]] = []
-    total = 0
-    with path.open("wb") as file:
-        header = _write_header(file, 0)
+    with _GrowingArray(path, "<i2") as samples:
         for name, category, waveform in recordings:
             if category not in CATEGORIES:
                 raise NoisePackError(f"{name} has category {category!r}; valid: {CATEGORIES}")
             if len(waveform) == 0:
                 raise NoisePackError(f"{name} is empty; leave it out")
-            file.write(np.ascontiguousarray(to_int16(waveform), dtype="<i2").tobytes())
-            rows.append((name, category, total, len(waveform)))
-            total += len(waveform)
-        if _write_header(file, total) != header:
-            raise NoisePackError(f"{path}: .npy header grew with its shape; this numpy version is not supported")
+            rows.append((name, category, samples.num_rows, len(waveform)))
+            samples.append(to_int16(waveform))
     return pd.DataFrame(rows, columns=list(COLUMNS)).astype({"start": np.int64, "num_samples": np.int64})
 
 
-def write_noise_pack(
-    folder: Path | str, recordings: Iterable[tuple[str, str, np.ndarray]], rirs: Iterable[np.ndarray]
-) -> NoisePack:
+def _write_rirs(path: Path, rirs: Iterable[np.ndarray]) -> int:
+    """Write responses of one length, one in memory at a time; returns their number."""
+    rows = iter(rirs)
+    first = next(rows, None)
+    with _GrowingArray(path, "<f4", (1 if first is None else len(first),)) as array:
+        while first is not None:
+            if first.shape != array.row_shape:
+                raise NoisePackError(f"RIR {array.num_rows} is {first.shape}, those before are {array.row_shape}")
+            array.append(first[None])
+            first = next(rows, None)
+    return array.num_rows
+
+
+def write_noise_pack(folder: Path | str, recordings: Iterable[Recording], rirs: Iterable[np.ndarray]) -> NoisePack:
     """Write a pack and return it as read back; an existing one is replaced only once the new one is complete.
 
-    `recordings` yields (name, category, waveform (n,) float in [-1, 1] or int16, 16 kHz), `rirs` yields rows of one
-    length as `align_rir` makes them. Both are consumed lazily, so a corpus larger than memory can be packed.
+    `rirs` yields rows of one length as `align_rir` makes them. Both are consumed lazily, so a corpus larger than memory
+    can be packed.
     Raises NoisePackError for an unknown category, an empty recording, or a result without any sound.
     """
     folder = Path(folder)
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    table = _write_samples(partial / SAMPLES_FILE, recordings)
-    rows = list(rirs)
-    np.save(partial / RIRS_FILE, np.stack(rows).astype(np.float32) if rows else np.zeros((0, 1), np.float32))
-    if table.empty and not rows:
-        shutil.rmtree(partial)
-        raise NoisePackError(f"nothing to write to {folder}: no recordings and no impulse responses")
-    table.to_csv(partial / TABLE_FILE, sep="\t", index=False)
-    validate(read_noise_pack(partial), str(partial))
-    _replace_folder(partial, folder)
+    try:
+        table = _write_samples(partial / SAMPLES_FILE, recordings)
+        num_rirs = _write_rirs(partial / RIRS_FILE, rirs)
+        if table.empty and num_rirs == 0:
+            raise NoisePackError(f"nothing to write to {folder}: no recordings and no impulse responses")
+        table.to_csv(partial / TABLE_FILE, sep="\t", index=False)
+        read_noise_pack(partial)
+        _replace_folder(partial, folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
     return read_noise_pack(folder)
 
 
 def _replace_folder(source: Path, target: Path) -> None:
     """Flush `source` to disk and rename it to `target`, whatever stood there before."""
     for path in source.iterdir():
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
+        sync(path)
     old = target.with_name(f".{target.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if target.exists():
@@ -238,65 +267,17 @@ def _replace_folder(source: Path, target: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-# --- generating ------------------------------------------------------------------------------------------------------
+def generated_recordings(seed: int, category: str, number: int, seconds: float) -> Iterator[Recording]:
+    """Procedural "noise" or "music", as `write_noise_pack` takes it; a pure function of its arguments."""
+    make = {"noise": coloured_noise, "music": tonal_music}[category]
+    for k, child in enumerate(np.random.SeedSequence([seed, CATEGORIES.index(category)]).spawn(number)):
+        yield f"{category}-{k:04d}", category, make(np.random.default_rng(child), int(seconds * SAMPLE_RATE))
 
 
-def _smooth_walk(rng: np.random.Generator, num_points: int, num_samples: int) -> np.ndarray:
-    """A standard normal value at each of `num_points`, joined by cosine ramps: (num_samples,)."""
-    points = rng.standard_normal(num_points)
-    position = np.linspace(0, num_points - 1, num_samples)
-    left = np.minimum(position.astype(np.int64), num_points - 2)
-    ramp = 0.5 - 0.5 * np.cos(np.pi * (position - left))
-    return points[left] * (1 - ramp) + points[left + 1] * ramp
-
-
-def _peak_normalize(waveform: np.ndarray, peak: float = 0.5) -> np.ndarray:
-    return waveform * (peak / np.max(np.abs(waveform)))
-
-
-def coloured_noise(rng: np.random.Generator, num_samples: int) -> np.ndarray:
-    """Noise of a 1/f^b spectrum, b in 0..2, uneven by 6 dB, its level swaying by up to 6 dB (deviation): (n,)."""
-    spectrum = np.fft.rfft(rng.standard_normal(num_samples))
-    frequency = np.maximum(np.fft.rfftfreq(num_samples, 1 / SAMPLE_RATE), 20.0)
-    unevenness = 6.0 * _smooth_walk(rng, 12, len(frequency))
-    spectrum *= frequency ** (-rng.uniform(0, 2) / 2) * 10 ** (unevenness / 20)
-    swells = max(2, int(rng.uniform(0.5, 8) * num_samples / SAMPLE_RATE))
-    sway = rng.uniform(0, 6) * _smooth_walk(rng, swells, num_samples)  # dB
-    return _peak_normalize(np.fft.irfft(spectrum, num_samples) * 10 ** (sway / 20))
-
-
-def tonal_music(rng: np.random.Generator, num_samples: int) -> np.ndarray:
-    """Plucked notes of a pentatonic scale in two or three voices at one tempo: (num_samples,)."""
-    beat = int(SAMPLE_RATE / rng.uniform(1.5, 5))
-    root = 110 * 2 ** rng.uniform(0, 1)
-    harmonics = np.arange(1, 9)
-    timbre = harmonics ** -rng.uniform(0.7, 2.0)
-    time = np.arange(4 * beat) / SAMPLE_RATE
-    pluck = np.minimum(1.0, time / 0.01) * np.exp(-time * rng.uniform(1, 6))
-    music = np.zeros(num_samples + len(time))
-    for onset in range(0, num_samples, beat):
-        for step in rng.choice(np.array([0, 2, 4, 7, 9, 12, 14, 16]), size=rng.integers(1, 4), replace=False):
-            pitch = root * 2 ** (step / 12) * harmonics
-            audible = timbre * (pitch < SAMPLE_RATE / 2)
-            music[onset : onset + len(time)] += pluck * (audible @ np.sin(2 * np.pi * pitch[:, None] * time))
-    return _peak_normalize(music[:num_samples])
-
-
-def exponential_rir(rng: np.random.Generator, num_samples: int) -> np.ndarray:
-    """A direct path and a decaying noise tail: float32 (num_samples,), unit energy.
-
-    RT60 is uniform in 0.05-0.6 s (amplitude exp(-6.91 t / RT60) is 60 dB down at RT60), the tail starts 1-10 ms after
-    the direct path, and the direct-to-reverberant energy ratio is uniform in -3..12 dB.
-    """
-    rt60 = rng.uniform(0.05, 0.6)
-    delay = int(rng.uniform(0.001, 0.01) * SAMPLE_RATE)
-    time = np.arange(num_samples - delay) / SAMPLE_RATE
-    tail = rng.standard_normal(len(time)) * np.exp(-np.log(1000.0) * time / rt60)
-    tail *= 10 ** (-rng.uniform(-3, 12) / 20) / np.sqrt(np.sum(tail**2))
-    rir = np.zeros(num_samples)
-    rir[0] = 1.0
-    rir[delay:] += tail
-    return (rir / np.sqrt(np.sum(rir**2))).astype(np.float32)
+def generated_rirs(seed: int, number: int, seconds: float) -> Iterator[np.ndarray]:
+    """Procedural impulse responses, as `write_noise_pack` takes them; a pure function of its arguments."""
+    for child in np.random.SeedSequence([seed, len(CATEGORIES)]).spawn(number):
+        yield exponential_rir(np.random.default_rng(child), int(seconds * SAMPLE_RATE))
 
 
 def generate_noise_pack(
@@ -312,19 +293,11 @@ def generate_noise_pack(
     """Write a procedural pack for those without MUSAN and RIRS_NOISES; the same arguments give the same bytes.
 
     `speech` yields 16 kHz waveforms (n,), for babble: utterances of the training set. Without it the pack has no
-    speech category. The sounds: `coloured_noise`, `tonal_music`, `exponential_rir`. All [C].
+    speech category. The sounds: `avspk.data.synthetic_sounds`. All [C].
     """
-    seeds = np.random.SeedSequence(seed).spawn(3)
-    noise_rng, music_rng, rir_rng = (np.random.default_rng(child) for child in seeds)
-    num_samples = int(seconds * SAMPLE_RATE)
-
-    def recordings() -> Iterator[tuple[str, str, np.ndarray]]:
-        for k in range(num_noises):
-            yield f"noise-{k:04d}", "noise", coloured_noise(noise_rng, num_samples)
-        for k in range(num_music):
-            yield f"music-{k:04d}", "music", tonal_music(music_rng, num_samples)
-        for k, waveform in enumerate(speech):
-            yield f"speech-{k:04d}", "speech", waveform
-
-    rirs = (exponential_rir(rir_rng, int(rir_seconds * SAMPLE_RATE)) for _ in range(num_rirs))
-    return write_noise_pack(folder, recordings(), rirs)
+    recordings = itertools.chain(
+        generated_recordings(seed, "noise", num_noises, seconds),
+        generated_recordings(seed, "music", num_music, seconds),
+        ((f"speech-{k:04d}", "speech", waveform) for k, waveform in enumerate(speech)),
+    )
+    return write_noise_pack(folder, recordings, generated_rirs(seed, num_rirs, rir_seconds))
