@@ -14,7 +14,7 @@ def parse_arguments() -> argparse.Namespace:
     defaults = CorpusSettings()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("data/demo"), help="folder of the corpus")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes; the bytes do not depend on it")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes")
     for name in ("seed", "training_identities", "training_sessions", "training_clips", "test_identities"):
         option = "--" + name.replace("_", "-")
         parser.add_argument(option, type=int, default=getattr(defaults, name), help=name.replace("_", " "))

@@ -2,7 +2,7 @@
 
     build_demo_corpus(Path("data/demo"), CorpusSettings(), workers=2)
 
-phonemes, voice, channel make the sound; face, painting, rendering the picture; clips the files; trials and build the rest.
+Sound: phonemes -> voice -> channel. Picture: face -> painting -> rendering. Files: clips. All together: session, build.
 """
 
 from avspk.data.demo_corpus.build import build_demo_corpus

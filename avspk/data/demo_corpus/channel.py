@@ -51,7 +51,7 @@ def draw_channel(rng: np.random.Generator, nuisance: Nuisance) -> Channel:
 
 
 def room_response(rt60: float, direct_db: float, rng: np.random.Generator) -> Array:
-    """Direct sound, then noise that falls by 60 dB in `rt60` seconds; `direct_db` = energy of direct over reverberant."""
+    """Direct sound, then noise falling by 60 dB in `rt60` seconds; `direct_db` = energy of direct over reverberant."""
     time = np.arange(1, max(2, int(rt60 * SAMPLE_RATE))) / SAMPLE_RATE
     tail = rng.normal(0, 1, len(time)) * 10 ** (-3 * time / rt60)
     tail *= 10 ** (-direct_db / 20) / np.sqrt(np.sum(tail**2))
@@ -131,7 +131,8 @@ def record(speech: Array, channel: Channel, nuisance: Nuisance, rng: np.random.G
     size = fft.next_fast_len(len(speech) + len(channel.room), real=True)
     reverberant = fft.irfft(fft.rfft(speech, size) * fft.rfft(channel.room, size), size)[: len(speech)]
     noisy = add_noise(reverberant, background_noise(channel, len(speech), rng), channel.snr_db)
-    gain = 10 ** (colouring_db(channel, fft.rfftfreq(size, 1 / SAMPLE_RATE)) / 20)
+    coarse = np.linspace(0, SAMPLE_RATE / 2, 257)
+    gain = 10 ** (np.interp(fft.rfftfreq(size, 1 / SAMPLE_RATE), coarse, colouring_db(channel, coarse)) / 20)
     coloured = fft.irfft(fft.rfft(noisy, size) * gain.astype(np.float32), size)[: len(speech)]
     level = RECORDING_RMS * 10 ** (rng.normal(0, nuisance.level_sd_db) / 20)
     return np.clip(coloured * np.float32(level / (np.sqrt(np.mean(coloured**2)) + 1e-9)), -1, 1)

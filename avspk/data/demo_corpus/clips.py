@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 import av
 import numpy as np
 import soundfile
+from av.container import OutputContainer
 from numpy.typing import NDArray
 
 from avspk.data.demo_corpus.settings import FRAME_RATE, SAMPLE_RATE
 
 AAC_BIT_RATE = 64_000
+AAC_BLOCK = 1024  # samples
 H264_OPTIONS = {"preset": "veryfast", "crf": "23", "threads": "1"}  # one thread: processes share the cores
 
 
@@ -23,35 +25,34 @@ def mp4_bytes(pictures: Iterable[NDArray[np.uint8]], waveform: NDArray[np.float3
         video = container.add_stream("libx264", rate=FRAME_RATE, options=H264_OPTIONS)
         video.width = video.height = size
         video.pix_fmt = "yuv420p"
-        audio = container.add_stream("aac", rate=SAMPLE_RATE, layout="mono", bit_rate=AAC_BIT_RATE)
+        sound = _add_sound(container)
         for picture in pictures:
             container.mux(video.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(video.encode(None))
-        for frame in _audio_frames(waveform):
-            container.mux(audio.encode(frame))
-        container.mux(audio.encode(None))
+        _encode_sound(container, sound, waveform)
     return buffer.getvalue()
 
 
-def _audio_frames(waveform: NDArray[np.float32], length: int = 1024) -> Iterator[av.AudioFrame]:
-    """AAC codes blocks of 1024 samples."""
-    for start in range(0, len(waveform), length):
-        block = np.ascontiguousarray(waveform[None, start : start + length], np.float32)  # (1, 1024)
+def _add_sound(container: OutputContainer) -> av.AudioStream:
+    return container.add_stream("aac", rate=SAMPLE_RATE, layout="mono", bit_rate=AAC_BIT_RATE)
+
+
+def _encode_sound(container: OutputContainer, stream: av.AudioStream, waveform: NDArray[np.float32]) -> None:
+    for start in range(0, len(waveform), AAC_BLOCK):
+        block = np.ascontiguousarray(waveform[None, start : start + AAC_BLOCK], np.float32)  # (1, 1024)
         frame = av.AudioFrame.from_ndarray(block, format="fltp", layout="mono")
         frame.sample_rate, frame.pts = SAMPLE_RATE, start
-        yield frame
+        container.mux(stream.encode(frame))
+    container.mux(stream.encode(None))
 
 
 def through_aac(waveform: NDArray[np.float32]) -> NDArray[np.float32]:
     """The waveform as AAC gives it back, aligned and of the same length: the codec history of a clip's sound."""
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4") as container:
-        audio = container.add_stream("aac", rate=SAMPLE_RATE, layout="mono", bit_rate=AAC_BIT_RATE)
-        for frame in _audio_frames(waveform):
-            container.mux(audio.encode(frame))
-        container.mux(audio.encode(None))
+        _encode_sound(container, _add_sound(container), waveform)
     buffer.seek(0)
-    with av.open(buffer, format="mp4") as container:
+    with av.open(buffer, "r", format="mp4") as container:
         decoded = np.concatenate([frame.to_ndarray()[0] for frame in container.decode(audio=0)])
     return decoded[: len(waveform)]
 

@@ -1,6 +1,6 @@
 """What a procedural face looks like (identity) and how it is seen (scene): numbers only, drawn at random.
 
-Face coordinates: origin at the middle of the head, x to the right, y down, the head about 0.7 wide and 1 high to each side.
+Face coordinates: origin in the middle of the head, x to the right, y down; the head reaches to about x = 0.7, y = 1.
 """
 
 from __future__ import annotations

@@ -2,99 +2,24 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from PIL import Image
 
+from avspk.data.demo_corpus.canvas import AXIS, PIXEL, SIZE, Canvas, Mask, row_of, smooth_step
 from avspk.data.demo_corpus.face import Face, Scene
 
 Array = NDArray[np.float32]
 
-SIZE = 208  # pixels of the painted square ...
-EXTENT = 1.45  # ... which covers face coordinates -EXTENT to EXTENT
-PIXEL = 2 * EXTENT / SIZE
 SIDES = (-1, 1)
 GLASSES = ((0.205, 0.17), (0.225, 0.145), (0.19, 0.185))  # half axes of the lenses
 NECK_SHADOW = 0.62
-BEHIND_EARS = ("long", "fringe", "afro")
-
-_AXIS = ((np.arange(SIZE) + 0.5) * PIXEL - EXTENT).astype(np.float32)
-
-
-class Mask(NamedTuple):
-    """Opacities of a part of the canvas."""
-
-    window: tuple[slice, slice]
-    values: Array
-
-
-def row_of(y: float) -> int:
-    """Row of the canvas at face coordinate y."""
-    return int(np.clip((y + EXTENT) / PIXEL, 0, SIZE))
-
-
-def smooth_step(x: Array) -> Array:
-    """0 below 0, 1 above 1, cubic in between."""
-    x = np.clip(x, 0, 1)
-    return x * x * (3 - 2 * x)
-
-
-class Canvas:
-    """Some rows of a picture in face coordinates: `colour` (rows, SIZE, 3) of 0 to 255 and `opacity` (rows, SIZE)."""
-
-    def __init__(self, colour: Array, opacity: Array, first_row: int = 0) -> None:
-        self.colour, self.opacity = colour, opacity
-        self.x, self.y = _AXIS[None, :], _AXIS[first_row : first_row + len(colour), None]
-
-    @classmethod
-    def filled(cls, colour: Array) -> Canvas:
-        """A whole canvas of one colour, transparent."""
-        return cls(np.tile(colour, (SIZE, SIZE, 1)).astype(np.float32), np.zeros((SIZE, SIZE), np.float32))
-
-    def rows(self, first: int, last: int) -> Canvas:
-        """A copy of some rows, to paint a variant on."""
-        return Canvas(self.colour[first:last].copy(), self.opacity[first:last].copy(), first)
-
-    def spot(self, cx: float, cy: float, rx: float, ry: float, soft: float = PIXEL, angle: float = 0.0) -> Mask:
-        """An ellipse with half axes rx, ry whose edge is `soft` wide; `angle` in radians, clockwise."""
-        reach = 1 + soft / (2 * min(rx, ry))
-        half_x = reach * np.hypot(rx * np.cos(angle), ry * np.sin(angle))
-        half_y = reach * np.hypot(rx * np.sin(angle), ry * np.cos(angle))
-        rows = slice(*np.searchsorted(self.y[:, 0], (cy - half_y, cy + half_y)))
-        columns = slice(*np.searchsorted(self.x[0], (cx - half_x, cx + half_x)))
-        x, y = self.x[:, columns] - np.float32(cx), self.y[rows] - np.float32(cy)
-        if angle:
-            c, s = np.float32(np.cos(angle)), np.float32(np.sin(angle))
-            x, y = c * x + s * y, c * y - s * x
-        distance = (np.sqrt((x / rx) ** 2 + (y / ry) ** 2) - 1) * min(rx, ry)
-        return Mask((rows, columns), np.clip(0.5 - distance / soft, 0, 1).astype(np.float32))
-
-    def everywhere(self, values: Array) -> Mask:
-        """A mask over the whole canvas."""
-        return Mask((slice(None), slice(None)), np.broadcast_to(values, self.opacity.shape).astype(np.float32))
-
-    def blend(self, mask: Mask, colour: ArrayLike, strength: float = 1.0) -> None:
-        """Paint `colour`, one or one per pixel of the canvas, through the mask."""
-        paint = np.asarray(colour, np.float32)
-        if paint.ndim == 3:
-            paint = paint[mask.window]
-        region = self.colour[mask.window]
-        region += (mask.values * np.float32(strength))[..., None] * (paint - region)
-
-    def cover(self, mask: Mask, colour: ArrayLike) -> None:
-        """Paint through the mask and make it opaque there."""
-        self.blend(mask, colour)
-        np.maximum(self.opacity[mask.window], mask.values, out=self.opacity[mask.window])
-
-    def darken(self, mask: Mask, amount: float) -> None:
-        """Multiply by 1 - amount inside the mask."""
-        self.colour[mask.window] *= (1 - mask.values * np.float32(amount))[..., None]
-
-    def lighten(self, mask: Mask, amount: float) -> None:
-        """Add `amount` grey levels inside the mask."""
-        self.colour[mask.window] += (mask.values * np.float32(amount))[..., None]
+EARS_HIDDEN = ("long", "fringe", "afro")
+ROSY = np.array([1.05, 0.72, 0.70], np.float32)  # factors on skin
+EYE_WHITE = np.array([236, 232, 228], np.float32)
+PUPIL = np.array([10, 8, 8], np.float32)
+TEETH = np.array([232, 226, 216], np.float32)
+MOUTH_INSIDE, TONGUE = (52, 18, 20), (150, 66, 70)
 
 
 class Painter:
@@ -105,8 +30,8 @@ class Painter:
         self.dx, self.dy = 0.16 * scene.yaw, 0.12 * scene.pitch
         noise = np.random.default_rng(face.texture_seed).normal(0, 1, (SIZE // 4, SIZE // 2)).astype(np.float32)
         self.strands: Array = np.asarray(Image.fromarray(noise).resize((SIZE, SIZE), Image.Resampling.BICUBIC))
-        self.light = self._light(_AXIS[None, :], _AXIS[:, None])[..., None]  # (SIZE, SIZE, 1)
-        self.head = self._head_mask(_AXIS[None, :], _AXIS[:, None])  # (SIZE, SIZE)
+        self.light = self._light(AXIS[None, :], AXIS[:, None])[..., None]  # (SIZE, SIZE, 1)
+        self.head = self._head_mask(AXIS[None, :], AXIS[:, None])  # (SIZE, SIZE)
         self.eye_rows = row_of(face.eye_y + self.dy - 0.23), row_of(face.eye_y + self.dy + 0.22)
         self.mouth_rows = row_of(face.mouth_y + self.dy - 0.12), row_of(face.mouth_y + self.dy + 0.34)
         self.canvas = self._portrait()
@@ -138,9 +63,9 @@ class Painter:
     def _at(self, canvas: Canvas, x: float, y: float, rx: float, ry: float, soft: float, angle: float = 0.0) -> Mask:
         """A spot at a place of the face (it moves with the features), cut off at the head's outline."""
         mask = canvas.spot(x + self.dx, y + self.dy, rx, ry, soft, angle)
-        first = int(round((canvas.y[0, 0] + EXTENT) / PIXEL - 0.5))
         rows, columns = mask.window
-        return Mask(mask.window, mask.values * self.head[rows.start + first : rows.stop + first, columns])
+        rows = slice(rows.start + canvas.first_row, rows.stop + canvas.first_row)
+        return Mask(mask.window, mask.values * self.head[rows, columns])
 
     # -- the head ----------------------------------------------------------------------------------------------------
 
@@ -188,7 +113,7 @@ class Painter:
         neck = (np.abs(canvas.x - 0.2 * self.dx) < 0.51 * face.half_width) & (canvas.y > 0.5)
         canvas.cover(canvas.everywhere(neck), face.skin * np.float32(NECK_SHADOW * scene.ambient))
         canvas.cover(canvas.spot(0, 1.62, 1.25, 0.52, 2 * PIXEL), scene.shirt * np.float32(0.9 * scene.ambient))
-        if face.style in BEHIND_EARS:
+        if face.style in EARS_HIDDEN:
             return
         for side in SIDES:
             x = side * face.half_width - 0.3 * self.dx
@@ -200,11 +125,10 @@ class Painter:
     def _paint_relief(self, canvas: Canvas) -> None:
         """Eye sockets, cheeks and forehead."""
         face = self.face
-        rosy = face.skin * np.float32([1.05, 0.72, 0.70])
         for side in SIDES:
             canvas.darken(self._at(canvas, side * face.eye_x, face.eye_y - 0.03, 0.22, 0.16, 0.16), 0.16)
             canvas.darken(self._at(canvas, side * face.half_width * 0.86, 0.32, 0.16, 0.42, 0.25), 0.14)
-            canvas.blend(self._at(canvas, side * 0.38, 0.24, 0.16, 0.11, 0.16), rosy, 0.25 * face.blush)
+            canvas.blend(self._at(canvas, side * 0.38, 0.24, 0.16, 0.11, 0.16), face.skin * ROSY, 0.25 * face.blush)
             canvas.lighten(self._at(canvas, side * 0.36, 0.14, 0.13, 0.08, 0.14), 9)
         canvas.lighten(self._at(canvas, 0, -0.45, 0.34, 0.16, 0.25), 8)
 
@@ -293,7 +217,7 @@ class Painter:
         canvas.blend(rim, face.skin * 0.55, 0.35)
         white = self._at(canvas, x, y, size, height, 1.4 * PIXEL, tilt)
         light = np.clip(self.light[slice(*self.eye_rows)], 0.6, 1.1)
-        canvas.blend(white, np.float32([236, 232, 228]) * light)
+        canvas.blend(white, EYE_WHITE * light)
         shade = smooth_step((y - 0.35 * height - (canvas.y[white.window[0]] - self.dy)) / (height + 0.01))
         canvas.darken(Mask(white.window, white.values * shade), 0.35)
         self._paint_iris(canvas, x + 0.03 * self.scene.yaw, y, size * face.iris_size * 0.78, white)
@@ -305,7 +229,7 @@ class Painter:
         for size, lift, colour in (
             (radius, 0.004, self.face.iris * 0.55),
             (radius * 0.82, 0.002, self.face.iris),
-            (radius * 0.45, 0.004, np.float32([10, 8, 8])),
+            (radius * 0.45, 0.004, PUPIL),
         ):
             spot = self._at(canvas, x, y - lift, size, size, 1.6 * PIXEL)
             canvas.blend(Mask(spot.window, spot.values * visible[spot.window]), colour)
@@ -323,8 +247,8 @@ class Painter:
             ring[inner.window] -= inner.values
             canvas.blend(canvas.everywhere(ring), frame, 0.92)
             canvas.blend(inner, (230, 240, 255), 0.05)
-        bridge = (np.abs(canvas.x - self.dx) < face.eye_x - 0.19) & (np.abs(canvas.y - self.dy - face.eye_y + 0.02) < 0.014)
-        canvas.blend(canvas.everywhere(bridge), frame, 0.9)
+        x, y = canvas.x - self.dx, canvas.y - self.dy - face.eye_y
+        canvas.blend(canvas.everywhere((np.abs(x) < face.eye_x - 0.19) & (np.abs(y + 0.02) < 0.014)), frame, 0.9)
 
     def mouth(self, opening: float) -> Canvas:
         """The rows `mouth_rows` with the lips parted by `opening`, 0 to 1; an opening mouth gets narrower."""
@@ -349,12 +273,12 @@ class Painter:
         canvas.blend(canvas.everywhere(band(lower, lower + face.lower_lip * arch**0.6)), lip * 1.06)
         canvas.lighten(self._at(canvas, 0, face.mouth_y + gap + face.lower_lip / 2, width * 0.4, 0.014, 0.03), 18)
         inside = band(upper, lower)
-        canvas.blend(canvas.everywhere(inside), (52, 18, 20))
+        canvas.blend(canvas.everywhere(inside), MOUTH_INSIDE)
         if opening <= 0.15:
             canvas.blend(canvas.everywhere(band(line - 0.008, line + 0.008)), lip * 0.45)
             return canvas
         teeth = inside * np.clip(0.5 + (upper + 0.012 + 0.038 * min(1, 1.6 * opening) - y) / (1.5 * PIXEL), 0, 1)
-        canvas.blend(canvas.everywhere(teeth * (np.abs(x) < 0.78 * width)), np.float32([232, 226, 216]) * np.clip(light, 0.6, 1.1))
+        canvas.blend(canvas.everywhere(teeth * (np.abs(x) < 0.78 * width)), TEETH * np.clip(light, 0.6, 1.1))
         tongue = self._at(canvas, 0, face.mouth_y + 1.05 * gap, width * 0.5, gap * 0.5 + 0.01, 3 * PIXEL)
-        canvas.blend(Mask(tongue.window, tongue.values * inside[tongue.window]), (150, 66, 70), 0.7)
+        canvas.blend(Mask(tongue.window, tongue.values * inside[tongue.window]), TONGUE, 0.7)
         return canvas

@@ -8,7 +8,8 @@ from typing import Literal
 
 import numpy as np
 
-NEUTRAL_FORMANTS = (500.0, 1500.0, 2500.0)  # Hz: a uniform tube of 17 cm, F_k = (2k - 1) c / 4L
+# Hz: a uniform tube of 17 cm, F_k = (2k - 1) c / 4L
+NEUTRAL_FORMANTS = (500.0, 1500.0, 2500.0)
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ def _plosive(centre: float, width: float, gain: float, voiced: bool = False, ope
     return Phoneme("plosive", 0.15 * voiced, 55, opening, noise=(centre, width, gain))
 
 
-# Formants of American English men after Peterson and Barney (1952), rounded; consonant loci and bands likewise schematic.
+# Vowels: men of Peterson and Barney (1952), rounded. Consonants: schematic loci and noise bands.
 PHONEMES: dict[str, Phoneme] = {
     "i": _vowel(280, 2250, 2950),
     "I": _vowel(400, 1950, 2550),

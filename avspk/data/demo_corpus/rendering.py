@@ -8,14 +8,16 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
+from avspk.data.demo_corpus.canvas import EXTENT, PIXEL, SIZE, Canvas
 from avspk.data.demo_corpus.face import Face, Scene
-from avspk.data.demo_corpus.painting import EXTENT, PIXEL, SIZE, Canvas, Painter
+from avspk.data.demo_corpus.painting import Painter
 from avspk.data.demo_corpus.settings import FRAME_RATE
 
 Image8 = NDArray[np.uint8]
 
 DETAIL = 2  # texture pixels per painted pixel: fine enough that nearest-neighbour sampling shows no steps
 MARGIN = 8  # painted rows kept around a moving part, so that blurring it meets its surroundings
+VISIBLE_BLUR = 0.25  # image pixels
 MOUTH_LEVELS = 10
 HEAD_SHARE = 0.40  # of the image's width covered by one face coordinate unit at scale 1
 BLINK = (0.5, 1.0, 1.0, 0.5)  # how far the eyes are closed, frame by frame
@@ -38,7 +40,8 @@ class TalkingHead:
         """Rows `first` to `last` of a painting as a graded, blurred RGBA texture: ((last - first) 2, SIZE 2, 4)."""
         picture = np.concatenate([grade(canvas.colour, self.scene), canvas.opacity[..., None] * 255], axis=-1)
         image = Image.fromarray(picture.astype(np.uint8), "RGBA")
-        image = image.filter(ImageFilter.GaussianBlur(self.scene.blur * 0.8))
+        if self.scene.blur >= VISIBLE_BLUR:
+            image = image.filter(ImageFilter.GaussianBlur(self.scene.blur * 0.8))
         box = (0, first, SIZE, last)
         return np.asarray(image.resize((SIZE * DETAIL, (last - first) * DETAIL), Image.Resampling.BILINEAR, box))
 
@@ -127,9 +130,7 @@ def blinks(num_frames: int, rng: np.random.Generator) -> NDArray[np.float64]:
     return closed[:num_frames]
 
 
-def film(
-    head: TalkingHead, openings: NDArray[np.floating], grain: float, rng: np.random.Generator
-) -> Iterator[Image8]:
+def film(head: TalkingHead, openings: NDArray[np.floating], grain: float, rng: np.random.Generator) -> Iterator[Image8]:
     """One (size, size, 3) RGB frame for each mouth opening, with blinks and sensor noise."""
     pictures = (
         np.asarray(head.frame(number / FRAME_RATE, opening, closed))
@@ -142,7 +143,8 @@ def add_grain(
     pictures: Iterator[Image8], size: int, grain: float, rng: np.random.Generator, spare: int = 64
 ) -> Iterator[Image8]:
     """Grey noise of `grain` levels: one sheet of it, cut at a random place for every frame."""
-    sheet = np.rint(rng.normal(0, grain, (size + spare, size + spare, 1))).astype(np.int16)
+    grey = np.rint(rng.normal(0, grain, (size + spare, size + spare, 1))).astype(np.int16)
+    sheet = np.repeat(grey, 3, axis=2)  # broadcasting over a last axis of three would cost four times as much
     for picture in pictures:
         x, y = rng.integers(0, spare, 2)
         yield np.clip(picture + sheet[y : y + size, x : x + size], 0, 255).astype(np.uint8)

@@ -7,14 +7,15 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-SAMPLE_RATE = 16000
+from avspk.data.media import SAMPLE_RATE
+
 FRAME_RATE = 25
 SAMPLES_PER_FRAME = SAMPLE_RATE // FRAME_RATE
 
 
 @dataclass(frozen=True)
 class Nuisance:
-    """How far recordings of one person lie apart. Ranges are (low, high), drawn uniformly; `sd` are standard deviations.
+    """How far recordings of one person lie apart. Pairs are ranges, drawn from uniformly; `sd` are normal spreads.
 
     Sound, from one session (a recorded video) to the next:
 
@@ -88,5 +89,6 @@ class CorpusSettings:
 
 
 def generator(seed: int, *key: str | int) -> np.random.Generator:
-    """The random stream that belongs to `key`, independent of every other key's: no draw depends on the order of work."""
-    return np.random.default_rng([seed, *(zlib.crc32(part.encode()) if isinstance(part, str) else part for part in key)])
+    """The random stream that belongs to `key`: no draw depends on what else is drawn, or in which order."""
+    words = (zlib.crc32(part.encode()) if isinstance(part, str) else part for part in key)
+    return np.random.default_rng([seed, *words])

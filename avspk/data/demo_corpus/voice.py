@@ -21,6 +21,7 @@ FRAMES_PER_SECOND = SAMPLE_RATE // HOP
 FREQUENCIES: Array = fft.rfftfreq(FFT_SIZE, 1 / SAMPLE_RATE).astype(np.float32)
 FORMANT_BANDWIDTHS = np.array([60, 85, 130, 200, 260, 350], np.float32)  # Hz
 SPEECH_RMS = 0.08
+NEUTRAL: Array = np.array(NEUTRAL_FORMANTS, np.float32)
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,7 @@ class Tracks:
     def at_rest(cls, num_frames: int) -> Tracks:
         """A neutral, silent vocal tract."""
         tracks = cls(*(np.zeros(num_frames, np.float32) for _ in fields(cls)))
-        tracks.formants = np.tile(np.float32(NEUTRAL_FORMANTS), (num_frames, 1))  # (frames, 3)
+        tracks.formants = np.tile(NEUTRAL, (num_frames, 1))  # (frames, 3)
         tracks.noise_centre += 4000
         tracks.noise_width += 2000
         return tracks
@@ -182,10 +183,8 @@ def _pronounce(
     tracks: Tracks, speaker: Speaker, name: str, start: int, length: int, burst: int, stressed: bool
 ) -> None:
     """Write one sound into the tracks; a plosive is a closure of `length` frames, then a burst of noise."""
-    sound = PHONEMES[name]
-    closure, release, whole = slice(start, start + length), slice(start + length, start + length + burst), slice(
-        start, start + length + burst
-    )
+    sound, middle, end = PHONEMES[name], start + length, start + length + burst
+    closure, release, whole = slice(start, middle), slice(middle, end), slice(start, end)
     tracks.opening[whole] = sound.opening
     tracks.voicing[closure] = sound.voicing
     tracks.nasality[whole] = sound.nasal
@@ -202,11 +201,10 @@ def _pronounce(
 
 
 def _formants(speaker: Speaker, name: str, sound: Phoneme) -> Array:
-    target = np.float32(sound.formants)
+    target = np.array(sound.formants, np.float32)
     if sound.kind == "sonorant":
         return target
-    neutral = np.float32(NEUTRAL_FORMANTS)
-    return neutral + (target * speaker.vowel_offsets[name] - neutral) * np.float32(speaker.centralisation)
+    return NEUTRAL + (target * speaker.vowel_offsets[name] - NEUTRAL) * np.float32(speaker.centralisation)
 
 
 def pitch_contour(speaker: Speaker, mood: Mood, tracks: Tracks, num_samples: int, rng: np.random.Generator) -> Array:
@@ -231,7 +229,7 @@ def _per_sample(track: NDArray[np.floating], num_samples: int) -> Array:
 
 
 def glottal_source(speaker: Speaker, mood: Mood, pitch: Array, noise: Array, rng: np.random.Generator) -> Array:
-    """Derivative of Rosenberg's glottal pulse x^2 - x^3 (JASA 49, 1971) over the open phase, with breath noise in it."""
+    """Derivative of Rosenberg's glottal pulse x^2 - x^3 (JASA 49, 1971) over the open phase, and breath noise."""
     cycles = np.cumsum(pitch / SAMPLE_RATE, dtype=np.float64)
     cycle = cycles.astype(np.int64)
     x = ((cycles - cycle) / speaker.open_quotient).astype(np.float32)
@@ -281,17 +279,17 @@ def _filtered(signal: Array, response: NDArray[np.complexfloating] | Array) -> A
     window = np.hanning(2 * HOP + 1)[:-1].astype(np.float32)
     pieces = np.zeros((num_frames, blocks * HOP), np.float32)
     pieces[:, :FFT_SIZE] = fft.irfft(fft.rfft(frames * window, FFT_SIZE) * response, FFT_SIZE)
-    pieces = pieces.reshape(num_frames, blocks, HOP)  # (frames, blocks, 80)
     output = np.zeros((num_frames + blocks, HOP), np.float32)
     for block in range(blocks):
-        output[block : block + num_frames] += pieces[:, block]
+        output[block : block + num_frames] += pieces[:, block * HOP : (block + 1) * HOP]
     return output.ravel()[HOP : HOP + len(signal)]
 
 
 def synthesise(speaker: Speaker, mood: Mood, tracks: Tracks, num_samples: int, rng: np.random.Generator) -> Array:
-    """Sound of the tracks: float32 (num_samples,) at 16 kHz and a fixed RMS. ValueError if the tracks are too short."""
+    """Sound of the tracks: float32 (num_samples,) at SPEECH_RMS. ValueError if the tracks have another length."""
     if len(tracks.voicing) != num_frames_of(num_samples):
-        raise ValueError(f"{len(tracks.voicing)} frames of tracks; {num_samples} samples need {num_frames_of(num_samples)}")
+        needed = num_frames_of(num_samples)
+        raise ValueError(f"{len(tracks.voicing)} frames of tracks; {num_samples} samples need {needed}")
     noise = rng.standard_normal(num_samples, np.float32)
     pitch = pitch_contour(speaker, mood, tracks, num_samples, rng)
     source = glottal_source(speaker, mood, pitch, noise, rng) * _per_sample(tracks.voicing, num_samples)
