@@ -10,7 +10,7 @@ from scipy.special import ndtri
 
 SYSTEMS = {"mean fbank": 36.0, "stage 1 (DINO)": 14.5, "round 1": 10.2, "round 2": 8.4, "final": 7.6}
 LISTS = {"demo_o": (1.0, 900), "demo_h": (1.35, 700)}
-EPOCHS, STEPS, SPEAKERS, CLIPS = 8, 40, 24, 10
+EPOCHS, GATE_START, STEPS, SPEAKERS, CLIPS = 7, 3, 40, 24, 10
 
 
 def write_run(
@@ -56,8 +56,11 @@ def _pretrain(rng: np.random.Generator, modalities: Sequence[str]) -> list[dict]
             }
         record |= {"momentum": 0.99 + 0.01 * progress, "teacher_temperature": 0.04 + 0.02 * min(1, 5 * progress)}
     for epoch in range(1, 13):
-        quality = {"cluster/nmi": 0.6 + 0.02 * epoch, "cluster/purity": 0.5 + 0.03 * epoch} if epoch in (8, 10) else {}
-        records.append({"kind": "epoch", "stage": "pretrain", "epoch": epoch, "step": epoch * STEPS} | quality)
+        if epoch in (8, 10):
+            record = {"kind": "epoch", "stage": "pretrain", "epoch": epoch, "step": epoch * STEPS}
+            for name in modalities:
+                record |= {f"{name}/label/nmi": 0.6 + 0.02 * epoch, f"{name}/label/purity": 0.5 + 0.03 * epoch}
+            records.append(record)
     return records
 
 
@@ -86,31 +89,31 @@ def _round(rng: np.random.Generator, folder: Path, number: int, modalities: Sequ
         np.save(folder / f"embeddings_{name}.npy", embeddings)
     names = [f"id{person:05d}/s{clip}/00001" for person, clip in zip(speaker, np.arange(len(speaker)), strict=True)]
     pd.DataFrame({"utterance": names, "label": labels}).to_parquet(folder / "labels.parquet")
+    losses = np.empty(0)
     for epoch in range(1, EPOCHS + 1):
-        logs = np.where(wrong, 1.4 - 0.02 * epoch, 1.0 - 0.45 * epoch)[:, None]
+        judged = losses
+        logs = np.where(wrong, *reversed(_means(epoch)))[:, None]
         losses = np.exp(logs + np.where(wrong, 0.45, 0.8)[:, None] * rng.normal(size=(len(wrong), len(modalities))))
         losses[::17, 1:] = np.nan
         np.save(folder / "losses" / f"epoch_{epoch:02d}.npy", losses.astype(np.float32))
         records.append(_round_epoch(folder.name, epoch, number, float(wrong.mean()), modalities))
-    _gate_table(folder, names, labels, losses, modalities)
+    _gate_table(folder, names, labels, losses, judged, modalities)
     return records
 
 
 def _round_epoch(stage: str, epoch: int, number: int, wrong: float, modalities: Sequence[str]) -> dict:
     record: dict = {"kind": "epoch", "stage": stage, "epoch": epoch, "step": epoch * STEPS}
-    gated = epoch > 4
-    for name in modalities:
-        record[f"{name}/loss"] = 8 * np.exp(-0.3 * epoch)
-        if epoch >= 4:
-            means = [1.0 - 0.45 * epoch, 1.4 - 0.02 * epoch]
-            record |= {
-                f"{name}/gate/threshold": 0.45 * means[0] + 0.55 * means[1],
-                f"{name}/gate/weights": [1 - wrong, wrong],
-                f"{name}/gate/means": means,
-                f"{name}/gate/stds": [0.8, 0.45],
-                f"{name}/gate/status": "kept" if epoch == 6 else "fitted",
-            }
-    corrected = 0.03 * (epoch - 4) if gated else 0.0
+    gated = epoch > GATE_START
+    for name in modalities if gated else ():
+        means = _means(epoch - 1)
+        record |= {
+            f"{name}/gate/threshold": _threshold(epoch - 1),
+            f"{name}/gate/weights": [1 - wrong, wrong],
+            f"{name}/gate/means": means,
+            f"{name}/gate/stds": [0.8, 0.45],
+            f"{name}/gate/status": "kept" if epoch == 6 else "fitted",
+        }
+    corrected = 0.03 * (epoch - GATE_START) if gated else 0.0
     reliable = 1 - wrong - 0.02 if gated else 1.0
     record |= {"fraction/reliable": reliable, "fraction/corrected": corrected}
     record |= {"fraction/dropped": 1 - reliable - corrected}
@@ -121,12 +124,23 @@ def _round_epoch(stage: str, epoch: int, number: int, wrong: float, modalities: 
     return record
 
 
-def _gate_table(folder: Path, names: list, labels: np.ndarray, losses: np.ndarray, modalities: Sequence[str]) -> None:
-    reliable = ~(np.log(losses) > -0.4).any(1)
+def _means(epoch: int) -> list[float]:
+    return [1.0 - 0.45 * epoch, 1.4 - 0.02 * epoch]  # of the log losses of right and wrong labels
+
+
+def _threshold(epoch: int) -> float:
+    return 0.45 * _means(epoch)[0] + 0.55 * _means(epoch)[1]
+
+
+def _gate_table(
+    folder: Path, names: list, labels: np.ndarray, losses: np.ndarray, judged: np.ndarray, modalities: Sequence[str]
+) -> None:
+    reliable = ~(np.log(judged) > _threshold(EPOCHS - 1)).any(1)
     table = {"utterance": names} | {f"loss_{name}": losses[:, i] for i, name in enumerate(modalities)}
     corrected = ~reliable & (np.arange(len(names)) % 3 == 0)
-    table |= {"reliable": reliable, "corrected": corrected, "label": labels, "corrected_label": labels}
-    pd.DataFrame(table | {"confidence": np.where(corrected, 0.8, np.nan)}).to_parquet(folder / "gate.parquet")
+    table |= {"reliable": reliable, "corrected": corrected, "label": labels}
+    table |= {"corrected_label": np.where(corrected, labels, -1), "confidence": np.where(corrected, 0.8, np.nan)}
+    pd.DataFrame(table).to_parquet(folder / "gate.parquet")
 
 
 def _evaluation(rng: np.random.Generator, folder: Path, systems: dict[str, float]) -> None:
@@ -141,7 +155,7 @@ def _evaluation(rng: np.random.Generator, folder: Path, systems: dict[str, float
             score = separation * pairs["label"] + 0.8 * noise + 0.6 * own
             slug = system.replace(" (DINO)", "_dino").replace(" ", "_")
             lines = pairs.assign(score=score.map("{:.5f}".format))[["enroll", "test", "score", "label"]]
-            lines.to_csv(folder / "evaluation" / f"{slug}__{trials}.scores.tsv", sep="\t", header=False, index=False)
+            lines.to_csv(folder / "evaluation" / f"{slug}__{trials}.scores.tsv", sep=" ", header=False, index=False)
             row = {"system": system, "trials": trials, "num_trials": count, "eer": eer}
             row |= {"eer_low": 0.86 * eer, "eer_high": 1.17 * eer}
             metrics.append(row | {"min_dcf_0.01": min(1.0, eer / 14), "min_dcf_0.05": min(1.0, eer / 25)})

@@ -132,17 +132,17 @@ def _stage_one(run: Run) -> Section:
         "teacher at ln K has collapsed to uniform targets, a mean target near 0 to a single prototype.",
         training_plots.dino_course(steps, run.modalities, prototypes),
     )
-    if "cluster/nmi" in epochs:
-        caption = "Clusters that positives are drawn from should agree with speakers ever more."
-        body += figure_block("Cluster-aware positives", caption, training_plots.cluster_course(epochs))
+    if any(f"{modality}/label/nmi" in epochs for modality in run.modalities):
+        caption = "The clusters that positives are drawn from should agree with the speakers better each time."
+        body += figure_block("Cluster-aware positives", caption, training_plots.cluster_course(epochs, run.modalities))
     return Section("stage1", title, body)
 
 
 def _rounds(run: Run) -> list[Section]:
-    if not run.rounds:
+    if not run.refinements:
         return [Section("rounds", "Stage 2: rounds", absent("The run has no rounds of clustering and gating yet."))]
-    epochs = {stage: run.records("epoch", stage) for stage in run.rounds}
-    epochs = {stage: records for stage, records in epochs.items() if not records.empty}
+    epochs = {stage: run.records("epoch", stage) for stage in run.refinements}
+    epochs = {stage: records for stage, records in epochs.items() if "fraction/reliable" in records}
     if not epochs:
         overview = absent("No epoch of a round was finished yet.")
     else:
@@ -157,12 +157,12 @@ def _rounds(run: Run) -> list[Section]:
             "is high. Labels should improve from round to round.",
             round_plots.qualities(epochs),
         )
-    return [Section("rounds", "Stage 2: rounds", overview), *(_round(run, stage) for stage in run.rounds)]
+    return [Section("rounds", "Stage 2: rounds", overview), *(_round(run, stage) for stage in run.refinements)]
 
 
 def _round(run: Run, stage: str) -> Section:
-    body = _maps(run, stage) + _gate(run, stage)
-    return Section(stage, stage_name(stage), body)
+    maps = _maps(run, stage) if stage.startswith("round") else ""
+    return Section(stage, stage_name(stage), maps + _gate(run, stage))
 
 
 def _maps(run: Run, stage: str) -> str:
@@ -186,30 +186,31 @@ def _maps(run: Run, stage: str) -> str:
 def _gate(run: Run, stage: str) -> str:
     losses, epochs = run.epoch_losses(stage), run.records("epoch", stage)
     if not losses:
-        return absent("No loss histograms: no epoch of this round was finished.")
+        return absent("No loss histograms: no epoch of this stage was finished.")
     drawings = []
-    for column, modality in enumerate(run.modalities):
+    for column, modality in enumerate(run.modalities[: losses[min(losses)].shape[1]]):
         by_epoch = {epoch: np.asarray(matrix[:, column]) for epoch, matrix in losses.items()}
         drawings.append(round_plots.gate_histograms(by_epoch, epochs, modality))
     caption = (
         "Two humps with the red threshold in the valley between them are what the gate needs: clean labels left, wrong "
-        "ones right (grey: gated); the curves are the two fitted components."
+        "ones right (grey: gated in the next epoch); the curves are the two fitted components."
     )
-    body = figure_block("Log losses and the gate", caption, *drawings)
-    gate = run.table(stage, "gate")
-    if gate is not None and len(run.modalities) > 1:
-        caption = (
-            "A label that both models find easy lies lower left of both thresholds; off the diagonal one modality sees "
-            "what the other does not."
-        )
-        plane = round_plots.loss_plane(gate, run.modalities, _thresholds(epochs, run.modalities))
-        body += figure_block("Last epoch: one modality against the other", caption, plane)
-    return body
+    return figure_block("Log losses and the gate", caption, *drawings) + _loss_plane(run, stage, losses, epochs)
 
 
-def _thresholds(epochs: pd.DataFrame, modalities: list[str]) -> dict[str, float]:
-    columns = {modality: f"{modality}/gate/threshold" for modality in modalities}
-    return {name: float(epochs[column].iloc[-1]) for name, column in columns.items() if column in epochs}
+def _loss_plane(run: Run, stage: str, losses: Mapping[int, np.ndarray], epochs: pd.DataFrame) -> str:
+    """The last gate's verdicts at the losses it read: those of the epoch before."""
+    gate, before = run.table(stage, "gate"), losses.get(max(losses) - 1)
+    columns = {modality: f"{modality}/gate/threshold" for modality in run.modalities[:2]}
+    if gate is None or before is None or before.shape[1] < 2 or len(before) != len(gate):
+        return ""
+    thresholds = {name: float(epochs[column].iloc[-1]) for name, column in columns.items() if column in epochs}
+    caption = (
+        "A label that both models find easy lies lower left of both thresholds; off the diagonal one modality sees "
+        "what the other does not."
+    )
+    plane = round_plots.loss_plane(np.asarray(before[:, :2]), gate, run.modalities[:2], thresholds)
+    return figure_block("Last epoch: one modality against the other", caption, plane)
 
 
 def _optimisation(run: Run) -> Section:

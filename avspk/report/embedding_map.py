@@ -70,6 +70,8 @@ def _tsne(vectors: np.ndarray) -> np.ndarray:
     if len(vectors) < 3 * PERPLEXITY or vectors.shape[1] < 3:
         return np.pad(vectors[:, :2], ((0, 0), (0, max(0, 2 - vectors.shape[1]))))
     from sklearn.manifold import TSNE
+    from threadpoolctl import threadpool_limits  # scikit-learn's own dependency
 
     tsne = TSNE(2, perplexity=PERPLEXITY, init="pca", max_iter=TSNE_STEPS, random_state=0)
-    return tsne.fit_transform(vectors)
+    with threadpool_limits(1):  # its threads wait for one another in spins: on shared cores 50 times slower than one
+        return tsne.fit_transform(vectors)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from avspk.pseudo_labels.loss_gate import LOSS_FLOOR
 from avspk.report.run_folder import stage_name
 from avspk.report.style import CYCLE, LIGHT, modality_colour, panels, svg_figure, whole_numbers
 
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
 HISTOGRAM_EPOCHS = 12  # panels of one histogram figure
 HISTOGRAM_BINS = 48
 PLANE_POINTS = 2000
-LOSS_FLOOR = 1e-8  # only so that a zero loss has a place on a log axis
 FATES = {"reliable": "green", "corrected": "yellow", "dropped": "grey"}
 QUALITIES = {
     "label/nmi": ("label NMI", "blue", "-"),
@@ -31,9 +31,10 @@ MARKERS = ["o", "s", "^", "D", "v", "P"]
 
 @svg_figure
 def gate_histograms(losses: Mapping[int, np.ndarray], epochs: pd.DataFrame, modality: str) -> "Figure":
-    """Histograms of the log losses of one modality with the fitted components and the threshold, a panel an epoch.
+    """Histograms of one modality's log losses, a panel an epoch, with the gate that was then fitted to them.
 
-    `losses`: epoch -> losses (N,), NaN = not seen. `epochs`: epoch records of the round.
+    losses: epoch -> losses (N,) at its end, NaN = not seen. epochs: epoch records of the round; the gate of a record is
+    the one in force in that epoch, fitted to the losses of the epoch before.
     """
     shown = spread_over(sorted(losses), HISTOGRAM_EPOCHS)
     values = {epoch: log_losses(losses[epoch]) for epoch in shown}
@@ -43,7 +44,7 @@ def gate_histograms(losses: Mapping[int, np.ndarray], epochs: pd.DataFrame, moda
     bins = np.linspace(*_histogram_range(list(values.values())), HISTOGRAM_BINS + 1)
     records = epochs.set_index("epoch").to_dict("index") if "epoch" in epochs else {}
     for panel, epoch in zip(axes.flat, shown, strict=False):
-        fit = {str(key).removeprefix(f"{modality}/gate/"): value for key, value in records.get(epoch, {}).items()}
+        fit = {str(key).removeprefix(f"{modality}/gate/"): value for key, value in records.get(epoch + 1, {}).items()}
         _gate_panel(panel, values[epoch], bins, fit, modality_colour(modality))
         note = {"fitted": "", "posterior": ": posterior 0.5", "kept": ": gate kept", "open": ": gate open"}
         panel.set_title(f"{modality}, epoch {epoch}{note.get(str(fit.get('status')), ': no gate')}")
@@ -83,21 +84,23 @@ def mixture_densities(x: np.ndarray, fit: Mapping[str, object]) -> list[np.ndarr
 
 
 @svg_figure
-def loss_plane(gate: pd.DataFrame, modalities: Sequence[str], thresholds: Mapping[str, float]) -> "Figure":
-    """The last epoch's log losses of two modalities against each other, coloured by what became of the label.
+def loss_plane(
+    losses: np.ndarray, gate: pd.DataFrame, modalities: Sequence[str], thresholds: Mapping[str, float]
+) -> "Figure":
+    """Log losses of two modalities against each other, coloured by what became of the label.
 
-    `gate`: the table gate.parquet; utterances without one of the losses are left out. `thresholds` of log losses.
+    losses: (N, 2) that the last gate judged; rows without one of them are left out. gate: the table gate.parquet, N
+    rows. thresholds: of the log loss, by modality.
     """
     figure, ((axes,),) = panels(1, 1, 4.6, 4.2)
-    columns = [f"loss_{name}" for name in modalities[:2]]
-    gate = gate.dropna(subset=columns).iloc[:: max(1, len(gate) // PLANE_POINTS)]
-    fates = np.where(gate["reliable"], "reliable", np.where(gate["corrected"], "corrected", "dropped"))
-    x, y = (log_losses(gate[column].to_numpy()) for column in columns)
-    for fate, name in reversed(FATES.items()):
-        chosen = fates == fate
-        axes.plot(x[chosen], y[chosen], "o", markersize=3, markeredgewidth=0, alpha=0.7, color=LIGHT[name], label=fate)
-    lines = {modalities[0]: axes.axvline, modalities[1]: axes.axhline}
-    for modality, line in lines.items():
+    rows = np.flatnonzero(np.isfinite(losses).all(1))
+    rows = rows[:: max(1, len(rows) // PLANE_POINTS)]
+    x, y = log_losses(losses[rows, 0]), log_losses(losses[rows, 1])
+    fate = np.where(gate["reliable"], "reliable", np.where(gate["corrected"], "corrected", "dropped"))[rows]
+    for name, colour in reversed(FATES.items()):
+        chosen = fate == name
+        axes.plot(x[chosen], y[chosen], "o", ms=3, mew=0, alpha=0.7, color=LIGHT[colour], label=name)
+    for modality, line in zip(modalities, (axes.axvline, axes.axhline), strict=True):
         if np.isfinite(thresholds.get(modality, np.nan)):
             line(thresholds[modality], color=LIGHT["red"], linewidth=1.4)
     axes.set(xlabel=f"{modalities[0]}: log loss", ylabel=f"{modalities[1]}: log loss")

@@ -12,6 +12,8 @@ import numpy as np
 import pandas as pd
 import yaml
 
+from avspk.data.score_file import read_scores
+
 METRIC_COLUMNS = ["system", "trials", "num_trials", "eer", "eer_low", "eer_high", "min_dcf_0.01", "min_dcf_0.05"]
 STAGE_NAMES = {"pretrain": "Stage 1 (DINO)", "large_margin": "Large margin", "evaluation": "Evaluation"}
 
@@ -67,9 +69,9 @@ class Run:
         return sorted({*self.log["stage"].dropna(), *finished}, key=_stage_order)
 
     @cached_property
-    def rounds(self) -> list[str]:
-        """The names of the rounds: round1, round2, ..."""
-        return [stage for stage in self.stages if re.fullmatch(r"round\d+", stage)]
+    def refinements(self) -> list[str]:
+        """Stages that train on pseudo labels, in their order: round1, round2, ..., large_margin."""
+        return [stage for stage in self.stages if re.fullmatch(r"round\d+|large_margin", stage)]
 
     @cached_property
     def modalities(self) -> list[str]:
@@ -86,7 +88,7 @@ class Run:
         return {stage: float(record["seconds"]) for stage, record in done.items() if "seconds" in record}
 
     def epoch_losses(self, stage: str) -> dict[int, np.ndarray]:
-        """Epoch -> losses (N, M) float32 of one round, memory-mapped, NaN where an utterance was not seen."""
+        """Epoch -> losses (N, M) float32 at its end, memory-mapped, a column a modality, NaN where never seen."""
         paths = sorted((self.folder / stage / "losses").glob("epoch_*.npy"))
         return {int(path.stem.removeprefix("epoch_")): np.load(path, mmap_mode="r") for path in paths}
 
@@ -101,12 +103,9 @@ class Run:
         return pd.read_parquet(path) if path.exists() else None
 
     def scores(self, system: str, trials: str) -> pd.DataFrame | None:
-        """Columns score, label (1 = same speaker) and the trial's enroll, test; None if there is no score file."""
+        """Columns enroll, test, score, label (1 = same speaker) of one system; None if there is no score file."""
         path = self.folder / "evaluation" / f"{slug(system)}__{trials}.scores.tsv"
-        if not path.exists():
-            return None
-        names = ["enroll", "test", "score", "label"]
-        return pd.read_csv(path, sep=r"\s+", header=None, names=names, dtype={"enroll": str, "test": str})
+        return read_scores(path) if path.exists() else None
 
 
 def slug(system: str) -> str:

@@ -53,7 +53,7 @@ def whole_run(stages: Mapping[str, pd.DataFrame], modalities: Sequence[str]) -> 
     `stages`: stage -> its step records, in the order they ran.
     """
     figure, axes = panels(4, 1, 10.8, 1.45, sharex=True)
-    start = 0.0
+    start, total = 0.0, sum(float(steps["step"].max()) for steps in stages.values())
     for number, (stage, steps) in enumerate(stages.items()):
         end = start + float(steps["step"].max())
         for modality in modalities:
@@ -65,9 +65,9 @@ def whole_run(stages: Mapping[str, pd.DataFrame], modalities: Sequence[str]) -> 
         if number % 2:
             for panel in axes[:, 0]:
                 panel.axvspan(start, end, color=LIGHT["grid"], alpha=0.45, linewidth=0)
-        middle = (start + end) / 2
-        axes[0, 0].annotate(stage_name(stage), (middle, 1), (0, 4), xycoords=("data", "axes fraction"),
-                            textcoords="offset points", ha="center", color=LIGHT["muted"], fontsize=8.5)  # fmt: skip
+        if end - start > 0.05 * total:  # else its name would lie over the next one's
+            axes[0, 0].annotate(stage_name(stage), ((start + end) / 2, 1), (0, 4), xycoords=("data", "axes fraction"),
+                                textcoords="offset points", ha="center", color=LIGHT["muted"])  # fmt: skip
         start = end
     for panel, label in zip(axes[:, 0], ("loss", "learning rate", "data wait (%)", "utterances/s"), strict=True):
         panel.set_ylabel(label)
@@ -81,14 +81,17 @@ def whole_run(stages: Mapping[str, pd.DataFrame], modalities: Sequence[str]) -> 
 
 
 @svg_figure
-def cluster_course(epochs: pd.DataFrame) -> "Figure":
+def cluster_course(epochs: pd.DataFrame, modalities: Sequence[str]) -> "Figure":
     """NMI and purity of the clusters that stage 1 drew positives from, against epochs."""
     figure, ((axes,),) = panels(1, 1, 5.4, 2.4)
-    for key, label, name in (("cluster/nmi", "NMI", "blue"), ("cluster/purity", "purity", "green")):
-        _curve(axes, epochs, key, x="epoch", color=LIGHT[name], label=label, marker="o", markersize=3.5)
+    for modality in modalities:
+        style: dict[str, Any] = {"color": modality_colour(modality), "marker": "o", "markersize": 3.5}
+        for key, line in (("nmi", "-"), ("purity", ":")):
+            label = f"{modality} {key}"
+            _curve(axes, epochs, f"{modality}/label/{key}", x="epoch", label=label, linestyle=line, **style)
     axes.set(ylim=(0, 1.02), xlabel="epoch")
     whole_numbers(axes.xaxis)
-    axes.legend(loc="lower right")
+    axes.legend(loc="lower left", ncols=2)
     return figure
 
 

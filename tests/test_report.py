@@ -1,0 +1,293 @@
+import json
+import re
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+from inspect import unwrap
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.special import ndtri
+from synthetic_run import EPOCHS, LISTS, write_run
+
+from avspk.report import write_report
+from avspk.report.embedding_map import MAP_POINTS, choose_points, project
+from avspk.report.evaluation_plots import DetCurve, det_curves, eer_per_system, system_styles
+from avspk.report.page import Section, duration, render_page, table_block
+from avspk.report.round_plots import gate_histograms, mixture_densities, spread_over
+from avspk.report.run_folder import Run, slug, stage_name
+from avspk.report.style import PALETTE
+from avspk.report.training_plots import CURVE_POINTS, whole_run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_run(tmp_path_factory.mktemp("exp") / "demo", rounds=1)
+
+
+@pytest.fixture(scope="module")
+def page(run: Path) -> str:
+    path = write_report(run)
+    assert path == run / "report.html"
+    return path.read_text(encoding="utf-8")
+
+
+class _Balance(HTMLParser):
+    """Fails on a tag that is closed out of order; collects ids and visible text."""
+
+    VOID = frozenset({"meta", "br", "link", "img"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.ids: list[str] = []
+        self.text: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list) -> None:
+        self.ids += [value for name, value in attrs if name == "id"]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+
+def _parsed(html: str) -> _Balance:
+    parser = _Balance()
+    parser.feed(html)
+    assert parser.open == []
+    return parser
+
+
+def test_the_page_is_well_formed_self_contained_and_small(page: str) -> None:
+    parser = _parsed(page)
+    anchors = [name for name in parser.ids if not re.fullmatch(r"[mpCD][0-9a-f]+(_\d+)?_?[0-9a-f]*", name)]
+    assert anchors == ["results", "stage1", "rounds", "round1", "large_margin", "run", "provenance"]
+    assert not re.search(r"https?://|<script|<link|@import|url\((?!#)", page)
+    assert len(page) < 2_000_000
+
+
+def test_the_page_shows_what_the_files_say(page: str, run: Path) -> None:
+    text = " ".join(_parsed(page).text)
+    metrics = json.loads((run / "metrics.json").read_text())
+    for row in metrics:
+        assert f"{row['eer']:.3f}" in text
+        assert f"{row['eer_low']:.2f}–{row['eer_high']:.2f}" in text
+        assert row["system"] in text
+        assert f"{row['trials']} ({row['num_trials']:,} trials)" in text
+    for expected in ("2.12.1", "0123abc", "out_dim: 2048", "5 min 41 s", "Detection error trade-off", "audio, epoch 4"):
+        assert expected in text
+
+
+def test_drawings_have_no_colour_of_their_own_so_that_they_follow_the_theme(page: str) -> None:
+    drawings = re.findall(r"<svg .*?</svg>", page, flags=re.DOTALL)
+    assert len(drawings) > 8
+    assert set(re.findall(r"#[0-9a-f]{6}\b(?![\"\)])", "".join(drawings))) <= {"#000000"}
+    names = set(re.findall(r"var\(--(\w+)\)", page)) - {"font", "page"}
+    assert names <= set(PALETTE)
+
+
+def test_an_audio_only_run_speaks_of_no_face(tmp_path: Path) -> None:
+    text = " ".join(_parsed(write_report(write_run(tmp_path / "demo", ["audio"], rounds=1)).read_text()).text)
+    assert not re.search(r"\bface\b", text)
+    assert "audio, epoch 4" in text
+    assert "one modality against the other" not in text
+
+
+def test_a_run_stopped_after_stage_one_has_a_page_and_twice_the_same_bytes(run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "stopped"
+    shutil.copytree(run, folder)
+    for name in ("round1", "large_margin", "evaluation"):
+        shutil.rmtree(folder / name)
+    (folder / "metrics.json").unlink()
+    lines = (folder / "log.jsonl").read_text().splitlines()
+    (folder / "log.jsonl").write_text("\n".join(line for line in lines if '"pretrain"' in line))
+    first = write_report(folder).read_text()
+    assert write_report(folder).read_text() == first
+    text = " ".join(_parsed(first).text)
+    assert "Losses, entropies, schedules" in text
+    assert "not evaluated yet" in text
+    assert "no rounds of clustering and gating yet" in text
+
+
+def test_a_round_without_its_arrays_and_an_evaluation_without_scores(run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "bare"
+    shutil.copytree(run, folder)
+    shutil.rmtree(folder / "evaluation")
+    for path in (folder / "round1").glob("**/*.*"):
+        path.unlink()
+    text = " ".join(_parsed(write_report(folder).read_text()).text)
+    assert "evaluation/ holds no score files" in text
+    assert "No map:" in text
+    assert "No loss histograms:" in text
+
+
+def test_an_empty_folder_gives_a_page_and_a_missing_one_an_error(tmp_path: Path) -> None:
+    text = " ".join(_parsed(write_report(tmp_path).read_text()).text)
+    assert "not evaluated yet" in text
+    assert "no environment.json" in text
+    with pytest.raises(FileNotFoundError, match="run folder"):
+        write_report(tmp_path / "nowhere")
+
+
+def test_names_are_escaped() -> None:
+    html = render_page("<b>", "a & b", [Section("x", "1 < 2", table_block(["h"], [["c"]]), "<i>")])
+    assert "<b>" not in html
+    assert "<i>" not in html
+    assert "1 &lt; 2" in html
+    metrics = pd.DataFrame([{"system": "<s>", "trials": "<t>", "eer": 5.0, "eer_low": 4.0, "eer_high": 6.0}])
+    assert not re.search(r"<[st]>", eer_per_system(metrics))
+
+
+def test_of_repeated_records_the_last_counts_and_torn_lines_are_skipped(tmp_path: Path) -> None:
+    record = {"kind": "step", "stage": "round2", "epoch": 1, "step": 5, "audio/loss": 1.0}
+    lines = [json.dumps(record), '{"kind": "step", "st', json.dumps(record | {"audio/loss": 2.0, "lr": None})]
+    (tmp_path / "log.jsonl").write_text("\n".join([*lines, json.dumps(record | {"stage": "round10"}), "7"]))
+    run = Run(tmp_path)
+    steps = run.records("step", "round2")
+    assert steps["audio/loss"].tolist() == [2.0]
+    assert "lr" not in steps
+    assert run.stages == ["round2", "round10"]
+    assert run.modalities == ["audio"]
+
+
+def test_names_of_systems_and_stages() -> None:
+    names = {"mean fbank": "mean_fbank", "stage 1 (DINO)": "stage_1_dino", "round 12": "round_12", "final": "final"}
+    assert {name: slug(name) for name in names} == names
+    assert stage_name("round12") == "Round 12"
+    assert stage_name("pretrain") == "Stage 1 (DINO)"
+
+
+def test_det_curve_of_two_gaussians_is_the_straight_line_it_must_be() -> None:
+    """Targets N(2, 1) and non-targets N(0, 1): probit(miss) + probit(false alarm) = -2, Martin et al., 1997."""
+    thresholds = np.linspace(-2, 4, 50)
+    p_miss, p_fa = (np.array([0.5 * (1 + _erf((t - mean) / 2**0.5)) for t in thresholds]) for mean in (2, 0))
+    curve = DetCurve(1 - p_fa, p_miss, float(_normal(-1)))
+    figure = unwrap(det_curves)({"o": {"system": curve}})
+    axes = figure.axes[0]
+    line = next(line for line in axes.lines if len(line.get_xdata()) == 50)
+    np.testing.assert_allclose(line.get_xdata() + line.get_ydata(), -2, atol=1e-9)
+    dot = next(line for line in axes.lines if line.get_marker() == "o")
+    assert dot.get_xdata()[0] == pytest.approx(-1)
+    ticks = dict(zip([label.get_text() for label in axes.get_xticklabels()], axes.get_xticks(), strict=True))
+    assert ticks["5"] == pytest.approx(ndtri(0.05))
+    assert ticks["40"] == pytest.approx(ndtri(0.4))
+
+
+def _erf(x: float) -> float:
+    import math
+
+    return math.erf(x)
+
+
+def _normal(x: float) -> float:
+    return 0.5 * (1 + _erf(x / 2**0.5))
+
+
+def test_perfect_and_tied_scores_still_draw() -> None:
+    perfect = DetCurve(np.array([1.0, 0.0, 0.0]), np.array([0.0, 0.0, 1.0]), 0.0)
+    assert "<svg" in det_curves({"o": {"a": perfect, "b": perfect}})
+
+
+def test_every_system_has_its_own_look() -> None:
+    systems = ["mean fbank", "stage 1 (DINO)", "round 1", "round 2", "final"]
+    assert len({style["color"] for style in system_styles(systems).values()}) == len(systems)
+    assert list(system_styles(["final"])) == ["final"]
+
+
+def test_fitted_components_integrate_to_their_weights() -> None:
+    x = np.linspace(-12, 12, 4001)
+    fit = {"weights": [0.7, 0.3], "means": [-2.0, 1.5], "stds": [0.8, 0.5]}
+    areas = [np.trapezoid(density, x) for density in mixture_densities(x, fit)]
+    np.testing.assert_allclose(areas, [0.7, 0.3], atol=1e-6)
+    assert mixture_densities(x, {"weights": [None, None], "means": [None, None], "stds": [None, None]}) == []
+    assert mixture_densities(x, {}) == []
+
+
+def test_a_histogram_carries_the_gate_that_was_fitted_to_it() -> None:
+    """The gate in force in epoch 2 was fitted to the losses at the end of epoch 1."""
+    losses = {epoch: np.exp(np.random.default_rng(epoch).normal(size=200)) for epoch in (1, 2)}
+    gate = {"weights": [0.5, 0.5], "means": [-1.0, 1.0], "stds": [0.5, 0.5], "threshold": 0.25, "status": "fitted"}
+    epochs = pd.DataFrame([{"epoch": 2} | {f"audio/gate/{key}": value for key, value in gate.items()}])
+    first, second = unwrap(gate_histograms)(losses, epochs, "audio").axes
+    assert [line.get_xdata()[0] for line in first.lines if len(line.get_xdata()) == 2] == [0.25]
+    assert len(second.lines) == 0
+    assert second.get_title() == "audio, epoch 2: no gate"
+
+
+@pytest.mark.parametrize("losses", [np.full(50, np.nan), np.zeros(50), np.full(50, 2.0), np.array([np.nan, 1e30, 0.0])])
+def test_odd_losses_and_an_open_gate_draw(losses: np.ndarray) -> None:
+    gate = {"weights": [None] * 2, "means": [None] * 2, "stds": [None] * 2, "threshold": None, "status": "open"}
+    epochs = pd.DataFrame([{"epoch": 2} | {f"audio/gate/{key}": value for key, value in gate.items()}])
+    assert "gate open" in gate_histograms({1: losses}, epochs, "audio")
+
+
+def test_epochs_are_spread_with_both_ends() -> None:
+    assert spread_over([1, 2, 3], 12) == [1, 2, 3]
+    shown = spread_over(list(range(1, 151)), 12)
+    assert len(shown) == 12
+    assert (shown[0], shown[-1]) == (1, 150)
+    assert max(np.diff(shown)) <= 15
+
+
+def test_long_logs_are_averaged_not_thinned() -> None:
+    steps = pd.DataFrame({"step": np.arange(1, 20_001), "audio/loss": np.tile([0.0, 2.0], 10_000)})
+    figure = unwrap(whole_run)({"pretrain": steps}, ["audio"])
+    (line,) = figure.axes[0].lines
+    assert len(line.get_xdata()) == CURVE_POINTS
+    np.testing.assert_allclose(line.get_ydata(), 1.0)
+
+
+def test_a_map_shows_few_labels_whole_rather_than_many_in_part() -> None:
+    labels = np.repeat(np.arange(7500), 8)
+    labels[::8] = -1
+    rows = choose_points(labels, np.ones(len(labels), bool))
+    names, counts = np.unique(labels[rows], return_counts=True)
+    assert len(rows) <= MAP_POINTS
+    assert names.min() == 0
+    assert names.max() == 7499
+    assert set(counts) == {7}
+    assert len(choose_points(np.full(10, -1), np.ones(10, bool))) == 0
+    assert choose_points(np.zeros(5000, int), np.arange(5000) % 2 == 0).max() < 5000
+    assert len(choose_points(np.arange(30), np.ones(30, bool))) == 30
+
+
+def test_projection_keeps_clusters_and_missing_rows() -> None:
+    rng = np.random.default_rng(1)
+    labels = np.repeat(np.arange(5), 20)
+    embeddings = 10 * rng.normal(size=(5, 24))[labels] + rng.normal(size=(100, 24))
+    embeddings[7] = np.nan
+    points = project(embeddings)
+    assert np.isnan(points[7]).all()
+    seen = np.arange(100) != 7
+    distance = np.linalg.norm(points[seen, None] - points[None, seen], axis=-1) + 1e9 * np.eye(99)
+    assert (labels[seen][distance.argmin(1)] == labels[seen]).all()
+    np.testing.assert_array_equal(points, project(embeddings))
+    assert project(embeddings[:3]).shape == (3, 2)
+    assert project(embeddings[7:8]).shape == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.4, "0 s"), (59.4, "59 s"), (60, "1 min 00 s"), (3725, "1 h 02 min"), (100_000, "1 d 3 h")],
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_importing_the_report_does_not_import_matplotlib() -> None:
+    code = "import sys, avspk.report; sys.exit('matplotlib' in sys.modules or 'sklearn' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_synthetic_run_is_what_its_constants_say(run: Path) -> None:
+    record = Run(run)
+    assert sorted(record.epoch_losses("round1")) == list(range(1, EPOCHS + 1))
+    assert len(record.scores("final", "demo_o")) == LISTS["demo_o"][1]
+    assert record.seconds["pretrain"] == 341.2
