@@ -13,8 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import isotonic_regression
-from scipy.special import logit
-from scipy.stats import norm
+from scipy.special import logit, ndtri
 
 FloatArray = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
@@ -190,7 +189,7 @@ def det_curve(scores: ArrayLike, labels: ArrayLike, max_points: int = 500) -> tu
     p_fa, p_miss = points.p_fa, points.p_miss
     if len(p_fa) <= max_points:
         return p_fa, p_miss
-    deviates = norm.ppf(np.clip(np.stack([p_fa, p_miss]), 1e-7, 1 - 1e-7))
+    deviates = ndtri(np.clip(np.stack([p_fa, p_miss]), 1e-7, 1 - 1e-7))
     position = np.append(0, np.cumsum(np.abs(np.diff(deviates)).sum(axis=0)))
     kept = np.unique(np.searchsorted(position, np.linspace(0, position[-1], max_points)))
     return p_fa[kept], p_miss[kept]
