@@ -1,9 +1,12 @@
-"""Writing a file so that it is there whole or not at all."""
+"""Files that several processes write: there whole or not at all, held by one or shared."""
 
+import errno
+import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO, Any
 
 
 @contextmanager
@@ -33,3 +36,18 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def try_hold(file: IO[Any], shared: bool = False) -> bool:
+    """Try to hold a lock on an open file until it is closed, alone or shared; False if another process has it.
+
+    A process that dies lets go. Where the file system knows no locks, everybody gets what they ask for.
+    """
+    try:
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
+            raise
+    return True

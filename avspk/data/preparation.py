@@ -1,0 +1,268 @@
+"""A tree of videos or recordings to what training reads: manifest, sound, face crops, and a list of what was left out.
+
+The ordered clips are cut into units by their number alone. Any processes on any machines work on units, each unit
+resumes by its own journal, and the last step joins the units in order: the result does not depend on who did what.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from PIL import Image
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from avspk.data.crop_store import CROP_SIZE, CropStore
+from avspk.data.face_crops import FaceSettings
+from avspk.data.files import try_hold, whole_or_absent
+from avspk.data.manifest import UTTERANCE_COLUMNS, write_utterances
+from avspk.data.media import SAMPLE_RATE
+from avspk.data.preparation_unit import BatchResult, Recipe, Unit, prepare_unit, read_journal, units_of
+from avspk.data.voxceleb import Clip, Rejected, find_clips
+from avspk.data.worker_pool import WorkerError, run_tasks
+
+logger = logging.getLogger(__name__)
+MANIFEST = "manifest.parquet"
+_PLAN = "preparation.json"
+_JOURNALS = "journal"
+_SECONDS_BETWEEN_LINES = 30.0
+_SHEET_ROWS, _SHEET_COLUMNS = 8, 12
+
+
+class PreparationError(RuntimeError):
+    """Preparation cannot begin or go on; the message says what to do. What is done stays done."""
+
+
+@dataclass(frozen=True)
+class PreparationSettings:
+    """What to prepare, and by whom.
+
+    `min_seconds`, `silence_db` (dB of full scale): sound below either is rejected. `require_face`: leave out clips
+    without a usable face, which are otherwise kept for their sound. `shard` (i, n): work on the i-th of n slices,
+    i from 1 to n. `workers` None: the machine's cores, divided among the processes of a launcher. `device` None: a GPU
+    for the detector where there is one. Results depend on neither workers nor shards.
+    """
+
+    raw: Path
+    out: Path
+    faces: FaceSettings = field(default_factory=FaceSettings)
+    min_seconds: float = 1.0
+    silence_db: float = -70.0
+    require_face: bool = False
+    shard: tuple[int, int] = (1, 1)
+    workers: int | None = None
+    device: str | None = None
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.shard[0] <= self.shard[1]:
+            raise ValueError(f"shard is {self.shard[0]}/{self.shard[1]}, must be from 1/n to n/n")
+        if self.workers is not None and self.workers < 1:
+            raise ValueError(f"workers is {self.workers}, must be at least 1")
+
+    @property
+    def recipe(self) -> Recipe:
+        """The part that the results depend on."""
+        return Recipe(self.raw, self.out, self.min_seconds, self.silence_db, self.require_face, self.faces)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What came out: `rejected` counts files, `hours` is sound, `seconds` is time with all processes at work."""
+
+    utterances: int
+    rejected: int
+    hours: float
+    crops: int
+    seconds: float
+    clips_per_second: float
+
+
+def prepare(settings: PreparationSettings) -> Summary | None:
+    """Prepare a tree, or this process's slice of it, going on where an earlier run of it stopped.
+
+    Returns the summary once all slices are done and joined (by whichever process finds them so), None before that.
+
+    Raises: PreparationError for an `out` that cannot be written or was begun differently, a full disk, or when nothing
+    in the tree is usable; FileNotFoundError if there is no media in `raw`.
+    """
+    clips, unusable = find_clips(settings.raw)
+    with _explained(settings.out):
+        _agree_on_plan(settings, clips)
+        units = list(units_of(clips))
+        with _at_work(settings.out):
+            if (settings.out / MANIFEST).exists():
+                return _read_summary(settings.out)
+            (settings.out / _JOURNALS).mkdir(exist_ok=True)
+            _work(settings, units[settings.shard[0] - 1 :: settings.shard[1]])
+        return _join(settings.out, units, unusable)
+
+
+@contextmanager
+def _at_work(out: Path) -> Iterator[None]:
+    """Keeps the last step from being taken while this process is at work, and waits for one that is being taken."""
+    with open(out / _PLAN, "r+b") as plan:
+        while not try_hold(plan, shared=True):
+            time.sleep(0.2)
+        yield
+
+
+@contextmanager
+def _explained(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, WorkerError) as error:
+        raise PreparationError(
+            f"{error}\nPreparing into {out} stopped here; once the cause is gone (room on the disk, permissions), the "
+            "same command goes on where it stopped."
+        ) from error
+
+
+def _agree_on_plan(settings: PreparationSettings, clips: list[Clip]) -> None:
+    """All runs into one folder, also those of other slices, must mean the same clips and the same settings."""
+    recipe = asdict(settings.recipe)
+    digest = hashlib.sha256("\n".join(repr(clip) for clip in clips).encode()).hexdigest()
+    del recipe["out"]
+    plan = recipe | {"raw": str(settings.raw.absolute()), "clips": len(clips), "clips_sha256": digest}
+    path = settings.out / _PLAN
+    if not path.exists():
+        with whole_or_absent(path) as part:
+            part.write_text(json.dumps(plan, indent=1) + "\n")
+        return
+    begun = json.loads(path.read_text())
+    keys = [key for key in {**begun, **plan} if begun.get(key) != plan.get(key)]
+    if keys:
+        changes = "; ".join(f"{key} was {begun.get(key)}, is {plan.get(key)}" for key in keys)
+        raise PreparationError(
+            f"{settings.out} was begun differently ({changes}).\n"
+            "Use the settings and the tree it was begun with, or another folder."
+        )
+
+
+def _work(settings: PreparationSettings, units: list[Unit]) -> None:
+    """Bring the units to their ends."""
+    journals = settings.out / _JOURNALS
+    done = {unit.name: _num_done(journals, unit) for unit in units}
+    waiting = [unit for unit in units if done[unit.name] < len(unit.clips)]
+    local_rank, local_size = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    workers = settings.workers or max(1, len(os.sched_getaffinity(0)) // local_size)
+    gpu = f"cuda:{local_rank % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
+    work = partial(prepare_unit, settings.recipe, journals, settings.device or gpu, workers * settings.shard[1])
+    with _progress(sum(len(unit.clips) for unit in units), sum(done.values()), local_rank == 0) as advance:
+        run_tasks(work, waiting, workers, advance)
+
+
+def _num_done(journals: Path, unit: Unit) -> int:
+    return sum(result.num_clips for result in read_journal(journals / f"{unit.name}.jsonl"))
+
+
+@contextmanager
+def _progress(total: int, done: int, shown: bool) -> Iterator[Callable[[int], None]]:
+    """A bar with rate and remaining time on terminals, a line now and then elsewhere."""
+    columns = (
+        TextColumn("preparing"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("clips {task.fields[rate]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    terminal = shown and sys.stderr.isatty()
+    with Progress(*columns, console=Console(stderr=True), disable=not terminal, speed_estimate_period=120) as progress:
+        task = progress.add_task("", total=total, completed=done, rate="")
+        begin = line = time.monotonic()
+        now_done = done
+
+        def advance(count: int) -> None:
+            nonlocal line, now_done
+            now_done += count
+            rate = (now_done - done) / (time.monotonic() - begin)
+            progress.update(task, advance=count, rate=f"{rate:.1f}/s")
+            if shown and not terminal and time.monotonic() - line > _SECONDS_BETWEEN_LINES:
+                line = time.monotonic()
+                logger.info("%d of %d clips, %.1f/s, %.0f s left", now_done, total, rate, (total - now_done) / rate)
+
+        yield advance
+
+
+def _join(out: Path, units: list[Unit], unusable: list[Rejected]) -> Summary | None:
+    """The last step: units in order become one table. None if other slices are still at work or missing."""
+    with open(out / _PLAN, "r+b") as plan:
+        if not try_hold(plan):
+            return None
+        if (out / MANIFEST).exists():
+            return _read_summary(out)
+        waiting = sum(_num_done(out / _JOURNALS, unit) < len(unit.clips) for unit in units)
+        if waiting:
+            logger.info("this slice is done; %d of %d parts are left to other slices", waiting, len(units))
+            return None
+        results = [result for unit in units for result in read_journal(out / _JOURNALS / f"{unit.name}.jsonl")]
+        summary = _write_tables(out, results, unusable)
+        shutil.rmtree(out / _JOURNALS)
+        return summary
+
+
+def _write_tables(out: Path, results: list[BatchResult], unusable: list[Rejected]) -> Summary:
+    rejected = sorted(unusable + [one for result in results for one in result.rejected])
+    with whole_or_absent(out / "rejected.tsv") as part:
+        part.write_text("path\treason\n" + "".join(f"{one.path}\t{one.reason}\n" for one in rejected), encoding="utf-8")
+    table = _manifest_table(results)
+    if table.empty:
+        raise PreparationError(f"none of the clips is usable; {out / 'rejected.tsv'} says why")
+    write_utterances(table, out / "manifest.tsv")
+    crops = int(table["num_crops"].sum())
+    if crops:
+        _write_contact_sheet(out)
+    seconds = sum(result.seconds for result in results)
+    num_clips = sum(result.num_clips for result in results)
+    summary = Summary(
+        utterances=len(table),
+        rejected=len(rejected),
+        hours=round(float(table["num_samples"].sum()) / SAMPLE_RATE / 3600, 4),
+        crops=crops,
+        seconds=round(seconds, 2),
+        clips_per_second=round(num_clips / seconds, 3),
+    )
+    with whole_or_absent(out / "summary.json") as part:
+        part.write_text(json.dumps(asdict(summary), indent=1) + "\n")
+    write_utterances(table, out / MANIFEST)  # last: its presence means that all the rest is there
+    return summary
+
+
+def _manifest_table(results: list[BatchResult]) -> pd.DataFrame:
+    rows = [row for result in results for row in result.rows]
+    table = pd.DataFrame(rows, columns=["utterance", "audio", "num_samples", "num_crops"])
+    ends = table["num_crops"].cumsum()
+    table["first_crop"] = (ends - table["num_crops"]).where(table["num_crops"] > 0, -1)
+    return table[list(UTTERANCE_COLUMNS)]
+
+
+def _write_contact_sheet(out: Path) -> None:
+    """A picture of random crops, always the same ones."""
+    store = CropStore(out / "crops")
+    count = min(len(store), _SHEET_ROWS * _SHEET_COLUMNS)
+    chosen = np.sort(np.random.default_rng(0).choice(len(store), count, replace=False))
+    rows = -(-count // _SHEET_COLUMNS)
+    tiles = np.zeros((rows * _SHEET_COLUMNS, CROP_SIZE, CROP_SIZE, 3), np.uint8)
+    tiles[:count] = [store.read(int(crop)) for crop in chosen]
+    tiles = tiles.reshape(rows, _SHEET_COLUMNS, CROP_SIZE, CROP_SIZE, 3).swapaxes(1, 2)  # (rows, y, columns, x, 3)
+    with whole_or_absent(out / "contact_sheet.png") as part:
+        Image.fromarray(tiles.reshape(rows * CROP_SIZE, _SHEET_COLUMNS * CROP_SIZE, 3)).save(part, "PNG")
+
+
+def _read_summary(out: Path) -> Summary:
+    shutil.rmtree(out / _JOURNALS, ignore_errors=True)  # of a run that ended between its last two steps
+    values: dict[str, Any] = json.loads((out / "summary.json").read_text())
+    return Summary(**values)

@@ -1,0 +1,250 @@
+"""One unit of preparation: a fixed run of clips whose results depend on nothing outside it.
+
+A unit owns a shard of the crop store and a journal, one line for each finished batch of clips. What the journal does
+not vouch for is cut off and done again, so a unit ends with the same bytes however often it was interrupted.
+"""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from avspk.data.crop_store import CropWriter
+from avspk.data.face_crops import FaceCrops, FaceDetector, FaceSettings, cut_faces, sample_frames
+from avspk.data.files import sync, try_hold, whole_or_absent
+from avspk.data.media import SAMPLE_RATE, MediaError, is_plain_audio, open_video, read_audio, write_wav
+from avspk.data.voxceleb import Clip, Rejected
+from avspk.data.worker_pool import Reporter, Task
+
+# Clips whose frames meet in the detector, and what an interruption costs at most.
+BATCH_CLIPS = 16
+_LOCK_SECONDS = 60.0
+
+
+class UnitError(RuntimeError):
+    """A unit cannot be worked on now."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is done to every clip: the part of the settings that the results depend on."""
+
+    raw: Path
+    out: Path
+    min_seconds: float
+    silence_db: float
+    require_face: bool
+    faces: FaceSettings
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Clips number `number` x size to the next unit's; `name` orders units as text."""
+
+    name: str
+    clips: tuple[Clip, ...]
+
+    @property
+    def batches(self) -> list[tuple[Clip, ...]]:
+        """The clips in the batches they are always processed in."""
+        return [self.clips[start : start + BATCH_CLIPS] for start in range(0, len(self.clips), BATCH_CLIPS)]
+
+
+class Row(NamedTuple):
+    """A manifest row but for its place in the crop store."""
+
+    utterance: str
+    audio: str
+    num_samples: int
+    num_crops: int
+
+
+@dataclass
+class BatchResult:
+    """What a batch of clips came to; `seconds` is its share of the whole run's time."""
+
+    num_clips: int
+    rows: list[Row] = field(default_factory=list)
+    rejected: list[Rejected] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def to_json(self) -> str:
+        """One line."""
+        rejected = [[one.path, one.reason] for one in self.rejected]
+        return json.dumps([self.num_clips, [list(row) for row in self.rows], rejected, round(self.seconds, 4)])
+
+    @classmethod
+    def from_json(cls, line: str) -> "BatchResult":
+        """Inverse of `to_json`."""
+        num_clips, rows, rejected, seconds = json.loads(line)
+        return cls(num_clips, [Row(*row) for row in rows], [Rejected(*one) for one in rejected], seconds)
+
+
+def read_journal(path: Path) -> list[BatchResult]:
+    """Results of a unit's finished batches; a torn last line is left out. Empty if there is no journal."""
+    if not path.exists():
+        return []
+    whole_lines = path.read_bytes().split(b"\n")[:-1]
+    return [BatchResult.from_json(line.decode()) for line in whole_lines]
+
+
+def prepare_unit(recipe: Recipe, journals: Path, device: str, processes: int, task: Task, reporter: Reporter) -> None:
+    """Work on the unit `task.content` from where its journal ends; files in `task.avoid` are rejected unopened.
+
+    One of `processes` that share the work, whose time counts accordingly.
+
+    Raises: OSError if results cannot be written; UnitError if another process holds the unit.
+    """
+    unit: Unit = task.content
+    torch.set_num_threads(1)
+    with _locked_journal(journals / f"{unit.name}.jsonl") as journal:
+        done = read_journal(Path(journal.name))
+        journal.truncate(Path(journal.name).read_bytes().rfind(b"\n") + 1)
+        writer = _shard_writer(recipe, unit, sum(row.num_crops for result in done for row in result.rows))
+        for batch in unit.batches[len(done) :]:
+            start = time.monotonic()
+            result, crops = _prepare_batch(recipe, batch, device, task.avoid, reporter)
+            if writer is not None:
+                for one in crops:
+                    writer.append(*one)
+                writer.sync()
+            result.seconds = (time.monotonic() - start) / processes
+            journal.write(result.to_json().encode() + b"\n")
+            journal.flush()
+            sync(Path(journal.name))
+            reporter.advance(len(batch))
+        if writer is not None:
+            writer.close()
+
+
+def _locked_journal(path: Path) -> Any:
+    """The journal, open for appending and held by this process alone; a dying holder is waited for."""
+    journal = open(path, "ab")  # noqa: SIM115 - the caller's `with` closes it
+    deadline = time.monotonic() + _LOCK_SECONDS
+    while not try_hold(journal):
+        if time.monotonic() > deadline:
+            journal.close()
+            raise UnitError(f"another process works on part {path.stem}: do two runs have the same slice?")
+        time.sleep(0.2)
+    return journal
+
+
+def _shard_writer(recipe: Recipe, unit: Unit, num_crops: int) -> CropWriter | None:
+    if not any(clip.video for clip in unit.clips):
+        return None
+    return CropWriter(recipe.out / "crops", unit.name, keep=num_crops)
+
+
+def _prepare_batch(
+    recipe: Recipe, clips: tuple[Clip, ...], device: str, avoid: frozenset[str], reporter: Reporter
+) -> tuple[BatchResult, list[FaceCrops]]:
+    """Sound and frames clip by clip, faces of all clips together."""
+    result = BatchResult(len(clips))
+    opener = _Opener(recipe, avoid, reporter, result.rejected)
+    sounds = [(clip, *sound) for clip in clips if (sound := _take_sound(clip, opener))]
+    frames = [_take_frames(clip, opener) if clip.video else None for clip, _, _ in sounds]
+    reporter.entering(None)
+    faces = iter(_cut(recipe, [one for one in frames if one is not None], device))
+    crops = []
+    for (clip, audio, num_samples), shown in zip(sounds, frames, strict=True):
+        found = next(faces) if shown is not None else None
+        if clip.video and shown is not None and not len(found.crops if found else ()):
+            kept = "" if recipe.require_face else "; its sound is kept"
+            result.rejected.append(Rejected(clip.video, f"no face found{kept}"))
+        num_crops = len(found.crops) if found else 0
+        if num_crops or not recipe.require_face:
+            result.rows.append(Row(clip.utterance, audio, num_samples, num_crops))
+            crops += [found] if found and num_crops else []
+    return result, crops
+
+
+@dataclass
+class _Opener:
+    """Opens a batch's files, telling the supervisor which, and keeps account of those that cannot be used."""
+
+    recipe: Recipe
+    avoid: frozenset[str]
+    reporter: Reporter
+    rejected: list[Rejected]
+
+    def __call__(self, path: str, read: Callable[[Path], Any]) -> Any:
+        """What `read` makes of a file, or None after noting why it cannot."""
+        if path in self.avoid:
+            self._reject(path, "the decoder crashed on it, twice")
+            return None
+        self.reporter.entering(path)
+        try:
+            return read(self.recipe.raw / path)
+        except MediaError as error:
+            self._reject(path, str(error))
+            return None
+
+    def _reject(self, path: str, reason: str) -> None:
+        if all(one.path != path for one in self.rejected):
+            self.rejected.append(Rejected(path, reason))
+
+
+def _take_sound(clip: Clip, opener: _Opener) -> tuple[str, int] | None:
+    """Path for the manifest and number of samples of the first usable sound; None if there is none."""
+    for source in clip.sounds:
+        waveform = opener(source, lambda path: _checked_sound(path, opener.recipe))
+        if waveform is None:
+            continue
+        if is_plain_audio(opener.recipe.raw / source):
+            return str((opener.recipe.raw / source).absolute()), len(waveform)
+        target = f"audio/{clip.utterance}.wav"
+        with whole_or_absent(opener.recipe.out / target) as part:
+            write_wav(part, waveform)
+        return target, len(waveform)
+    return None
+
+
+def _checked_sound(path: Path, recipe: Recipe) -> np.ndarray:
+    waveform = read_audio(path)
+    seconds = len(waveform) / SAMPLE_RATE
+    if seconds < recipe.min_seconds:
+        raise MediaError(f"too short: {seconds:.2f} s of sound, at least {recipe.min_seconds:g} s are needed")
+    if not np.isfinite(waveform).all():
+        raise MediaError("the sound holds values that are not finite")
+    level = 10 * np.log10(np.mean(np.square(waveform, dtype=np.float64)) + 1e-20)
+    if level < recipe.silence_db:
+        raise MediaError(f"silent: {level:.0f} dB of full scale")
+    return waveform
+
+
+def _take_frames(clip: Clip, opener: _Opener) -> np.ndarray | None:
+    faces = opener.recipe.faces
+
+    def read(path: Path) -> np.ndarray:
+        video = open_video(path, faces.max_side)
+        return video.read(sample_frames(video.num_frames, faces.crops_per_clip))
+
+    assert clip.video is not None
+    frames: np.ndarray | None = opener(clip.video, read)
+    return frames
+
+
+def _cut(recipe: Recipe, frames: list[np.ndarray], device: str) -> list[FaceCrops]:
+    return cut_faces(frames, _detector(recipe.faces, device), recipe.faces) if frames else []
+
+
+@lru_cache(1)
+def _detector(faces: FaceSettings, device: str) -> FaceDetector:
+    """The process's own detector, loaded with the first frames it gets."""
+    return FaceDetector(torch.device(device), faces.detection_scale, faces.min_probability, faces.batch_size)
+
+
+def units_of(clips: list[Clip], max_units: int = 512, min_clips: int = 2 * BATCH_CLIPS) -> Iterator[Unit]:
+    """Cut the ordered clips of a corpus into units, by their number alone.
+
+    At most `max_units`, because each is a shard of the crop store that readers keep open, and of at least `min_clips`.
+    """
+    size = max(min_clips, -(-len(clips) // max_units))
+    for number, start in enumerate(range(0, len(clips), size)):
+        yield Unit(f"{number:05d}", tuple(clips[start : start + size]))

@@ -1,0 +1,164 @@
+"""Tasks on worker processes of which any may die in native code: the file it died on is set aside, the work goes on."""
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import time
+import traceback
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+# A death may be anybody's doing (out of memory, a person); two on one file are the file's.
+_DEATHS_TO_AVOID = 2
+_HANG_SECONDS = 600.0
+
+Work = Callable[["Task", "Reporter"], None]
+
+
+class WorkerError(RuntimeError):
+    """A task failed or its worker died and no file is to blame; the message is the worker's."""
+
+
+@dataclass
+class Task:
+    """`content` is the caller's; `avoid` are items of it that killed a worker."""
+
+    content: Any
+    avoid: frozenset[str] = frozenset()
+
+
+class Reporter:
+    """What a task tells the process that supervises it."""
+
+    def __init__(self, connection: Connection):
+        self._connection = connection
+
+    def entering(self, item: str | None) -> None:
+        """The item (a file's path) that native code works on from now on; None: nothing one could blame."""
+        self._connection.send(("entering", item))
+
+    def advance(self, count: int) -> None:
+        """So many more units of work are done."""
+        self._connection.send(("advance", count))
+
+
+@dataclass
+class _Worker:
+    process: BaseProcess
+    connection: Connection
+    task: Task | None = None
+    item: str | None = None
+    heard: float = field(default_factory=time.monotonic)
+
+
+def run_tasks(work: Work, contents: Iterable[Any], num_workers: int, advance: Callable[[int], None]) -> None:
+    """Run `work(task, reporter)` for every content on `num_workers` spawned processes; returns when all are done.
+
+    `work` must be importable by name (it is pickled). It may be called again for a task whose worker died, with the
+    item it died on in `task.avoid` once that happened twice, so it must resume or repeat what it did.
+
+    Raises: WorkerError if `work` raises, or if workers keep dying outside of any item.
+    """
+    pending = deque(Task(content) for content in contents)
+    deaths: Counter[tuple[int, str | None]] = Counter()
+    workers = [_start(work) for _ in range(min(num_workers, len(pending)))]
+    try:
+        while pending or any(worker.task for worker in workers):
+            for number, worker in enumerate(workers):
+                if worker.task is None and pending:
+                    _assign(worker, pending.popleft())
+                if worker.task and not _listen(worker, advance):
+                    pending.appendleft(_after_death(worker, deaths))
+                    workers[number] = _start(work)
+            _wait(workers)
+    finally:
+        for worker in workers:
+            worker.process.terminate()
+        for worker in workers:
+            worker.process.join()
+
+
+def _start(work: Work) -> _Worker:
+    # Spawned, not forked: decoders and torch hold threads, which do not survive a fork.
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_serve, args=(work, theirs), daemon=True)
+    process.start()
+    theirs.close()
+    return _Worker(process, ours)
+
+
+def _serve(work: Work, connection: Connection) -> None:
+    """Main function of a worker process: ends when the supervisor is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the supervisor
+    reporter = Reporter(connection)
+    try:
+        while True:
+            task = connection.recv()
+            try:
+                work(task, reporter)
+                connection.send(("done", None))
+            except BrokenPipeError:
+                raise
+            except OSError as error:
+                connection.send(("failed", str(error)))
+            except Exception:
+                connection.send(("failed", traceback.format_exc()))
+    except (EOFError, BrokenPipeError):
+        os._exit(0)
+
+
+def _assign(worker: _Worker, task: Task) -> None:
+    worker.task, worker.item, worker.heard = task, None, time.monotonic()
+    with contextlib.suppress(OSError):  # it died while idle: listening to it will tell
+        worker.connection.send(task)
+
+
+def _wait(workers: Collection[_Worker]) -> None:
+    wait([worker.connection for worker in workers if worker.task], timeout=1.0)
+
+
+def _listen(worker: _Worker, advance: Callable[[int], None]) -> bool:
+    """Take in what a worker has said so far; False if it is dead, or silent for so long that it was ended."""
+    try:
+        while worker.task and worker.connection.poll():
+            kind, value = worker.connection.recv()
+            worker.heard = time.monotonic()
+            if kind == "entering":
+                worker.item = value
+            elif kind == "advance":
+                advance(value)
+            elif kind == "failed":
+                raise WorkerError(value)
+            else:
+                worker.task = None
+    except (EOFError, ConnectionResetError):
+        worker.process.join()
+        return False
+    if worker.task and time.monotonic() - worker.heard > _HANG_SECONDS:
+        worker.process.kill()
+        worker.process.join()
+        return False
+    return True
+
+
+def _after_death(worker: _Worker, deaths: "Counter[tuple[int, str | None]]") -> Task:
+    """The dead worker's task as it is to be tried again."""
+    assert worker.task is not None
+    task, item = worker.task, worker.item
+    worker.connection.close()
+    key = (id(task.content), item)
+    deaths[key] += 1
+    if deaths[key] < _DEATHS_TO_AVOID:
+        return task
+    if item is None:
+        raise WorkerError(
+            f"a worker process died {deaths[key]} times outside of any file (exit code {worker.process.exitcode}); "
+            "the usual cause is too little memory: use fewer workers"
+        )
+    return Task(task.content, task.avoid | {item})
