@@ -40,6 +40,7 @@ th, td { padding: .38rem .9rem; text-align: right; border-bottom: 1px solid var(
 th { color: var(--muted); font-weight: 500; font-size: .88rem; }
 th.group { color: var(--ink); text-align: center; border-bottom: 0; padding-bottom: 0; }
 th:first-child, td:first-child { text-align: left; padding-left: 0; }
+.left2 :is(th, td):nth-child(2), .left3 :is(th, td):nth-child(-n+3) { text-align: left; }
 td small { color: var(--muted); font-size: .86em; }
 tr.last td { font-weight: 600; }
 tr.last td small { font-weight: 400; }
@@ -93,8 +94,9 @@ def table_block(
     rows: Sequence[Sequence[str]],
     groups: Sequence[tuple[str, int]] = (),
     last_counts: bool = False,
+    left: int = 1,
 ) -> str:
-    """A table of HTML cells, the first column left-aligned.
+    """A table of HTML cells, the first `left` (1 to 3) columns left-aligned.
 
     header: may be empty. groups: (title, number of columns) above the header. last_counts: the last row in bold.
     """
@@ -105,7 +107,7 @@ def table_block(
     body = "".join(
         f"<tr{mark}>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for mark, row in zip(marks, rows, strict=False)
     )
-    return f"<div class=scroll><table><thead>{head}</thead><tbody>{body}</tbody></table></div>"
+    return f"<div class=scroll><table class=left{left}><thead>{head}</thead><tbody>{body}</tbody></table></div>"
 
 
 def bar_cell(share: float) -> str:

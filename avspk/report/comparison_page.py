@@ -1,0 +1,194 @@
+"""A comparison in words, as Markdown and as one HTML page; what is claimed follows from the interval."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from avspk.report import comparison_plots
+from avspk.report.comparison import BASELINE, LABEL_KEYS, Comparison
+from avspk.report.page import Section, absent, cards_block, figure_block, render_page, table_block, text_block
+from avspk.report.run_folder import stage_name
+
+ERROR_HEADER = ("method", "stage", "list", "runs", "EER % [95 %]", "between seeds", "minDCF(0.01)", "minDCF(0.05)")
+DIFFERENCE_HEADER = ("against the reference", "stage", "list", "EER points [95 %]", "relative", "p", "reading")
+LABEL_HEADER = ("method", "round", "NMI", "purity", "reliable %", "corrected %", "dropped %", "gate precision",
+                "gate recall", "correction precision")  # fmt: skip
+
+
+def sentence(row: Mapping[str, Any], reference: str) -> str:
+    """A row of `Comparison.differences` in words; no more is said than its reading allows."""
+    interval = f"95 % interval {row['low']:+.2f} to {row['high']:+.2f} points, p = {row['p_value']:.3f}"
+    size = f"{abs(row['difference']):.2f} points ({100 * abs(row['relative']):.0f} % relative)"
+    place = f"On {row['trials']}, {row['stage']}:"
+    return {
+        "equal": f"{place} {row['method']} and {reference} have the same EER.",
+        "better": f"{place} {row['method']} has a lower EER than {reference}, by {size}; {interval}.",
+        "worse": f"{place} {row['method']} has a higher EER than {reference}, by {size}; {interval}.",
+        "open": f"{place} no difference is shown between {row['method']} and {reference}; {interval}.",
+    }[row["reading"]]
+
+
+def headlines(comparison: Comparison) -> list[str]:
+    """One sentence for each method and list, about the last stage that the methods share."""
+    table, reference = comparison.differences, comparison.methods[0].name
+    last = table.groupby(["trials", "method"], sort=False).tail(1)
+    return [sentence(row, reference) for row in _records(last)]
+
+
+def caveats(comparison: Comparison) -> list[str]:
+    """What a reader must know before quoting a number."""
+    runs = comparison.num_runs
+    if runs == 1:
+        noise = (
+            "Some method has a single training run: the intervals hold the choice of test speakers, not what another "
+            "seed would change. They compare these models; of the methods they prove nothing."
+        )
+    else:
+        noise = f"Intervals hold the choice of test speakers and, by Student's t over {runs} runs or more, of the seed."
+    start = {
+        True: "All methods start from the same stage-1 audio model: their scores after it are equal.",
+        False: "The stage-1 audio models differ, so differences of later stages are not of the rounds alone.",
+        None: "Stage 1 was not evaluated, so whether the methods started from the same audio model is not known.",
+    }[comparison.same_start]
+    many = "p values are two-sided, not corrected for the number of rows; the last stage is the one to quote."
+    return [noise, start, many]
+
+
+def markdown(comparison: Comparison) -> str:
+    """The whole comparison as Markdown."""
+    parts = ["\n".join(f"- {text}" for text in headlines(comparison))]
+    parts.append(_markdown_table(ERROR_HEADER, error_rows(comparison.errors)))
+    parts.append(_markdown_table(DIFFERENCE_HEADER, difference_rows(comparison.differences)))
+    if not comparison.labels.empty:
+        parts.append(_markdown_table(LABEL_HEADER, label_rows(comparison.labels)))
+    parts.append("\n".join(f"- {text}" for text in caveats(comparison)))
+    return "\n\n".join(parts) + "\n"
+
+
+def comparison_page(comparison: Comparison) -> str:
+    """The whole comparison as a self-contained HTML page."""
+    names = [method.name for method in comparison.methods]
+    sections = [_answer(comparison), _errors(comparison), _labels(comparison), _runs(comparison)]
+    subtitle = f"Audio-only verification by models trained without speaker labels; the reference is {names[0]}."
+    return render_page(" against ".join(names), subtitle, sections, top=_cards(comparison))
+
+
+def error_rows(errors: pd.DataFrame) -> list[list[str]]:
+    """Cells of the error table, one row a method, stage and list; the untrained baseline once a list."""
+    repeated = (errors["stage"] == BASELINE) & errors.duplicated(["stage", "trials"])
+    return [
+        ["–" if row["stage"] == BASELINE else row["method"], row["stage"], f"{row['trials']} ({row['num_trials']:,})",
+         str(row["num_runs"]), f"{row['eer']:.3f} [{row['eer_low']:.2f}, {row['eer_high']:.2f}]",
+         _number(row["eer_spread"], "± {:.3f}"), f"{row['min_dcf_0.01']:.3f}", f"{row['min_dcf_0.05']:.3f}"]
+        for row in _records(errors[~repeated])
+    ]  # fmt: skip
+
+
+def difference_rows(table: pd.DataFrame) -> list[list[str]]:
+    """Cells of the table of differences."""
+    return [
+        [row["method"], row["stage"], row["trials"],
+         f"{row['difference']:+.3f} [{row['low']:+.2f}, {row['high']:+.2f}]",
+         _number(100 * row["relative"], "{:+.1f} %"), f"{row['p_value']:.3f}", row["reading"]]
+        for row in _records(table)
+    ]  # fmt: skip
+
+
+def label_rows(labels: pd.DataFrame) -> list[list[str]]:
+    """Cells of the table of labels."""
+    scale = {key: 100 if key.startswith("fraction/") else 1 for key in LABEL_KEYS}
+    formats = {key: "{:.1f}" if key.startswith("fraction/") else "{:.3f}" for key in LABEL_KEYS}
+    return [
+        [row["method"], stage_name(row["stage"]), *(_number(scale[k] * row[k], formats[k]) for k in LABEL_KEYS)]
+        for row in _records(labels)
+    ]
+
+
+def _cards(comparison: Comparison) -> str:
+    last = comparison.errors.groupby(["trials", "method"], sort=False).tail(1)
+    return cards_block([
+        (f"{row['method']}, {row['trials']}", f"{row['eer']:.2f} %",
+         f"{row['stage']}; 95 % interval {row['eer_low']:.2f}–{row['eer_high']:.2f}; {_runs_of(row['num_runs'])}")
+        for row in _records(last)
+    ])  # fmt: skip
+
+
+def _answer(comparison: Comparison) -> Section:
+    body = "".join(f"<p><b>{escape(text)}</b></p>" for text in headlines(comparison))
+    body += "".join(text_block(text) for text in caveats(comparison))
+    caption = (
+        "Left of 0 is better than the reference. Green: the whole interval is; red: the whole interval is worse; grey: "
+        "it could be either, and nothing is claimed."
+    )
+    shown = comparison.differences
+    if not shown.empty:
+        drawing = comparison_plots.differences(shown, comparison.methods[0].name)
+        body += figure_block("Differences", caption, drawing)
+        body += _html_table(DIFFERENCE_HEADER, difference_rows(shown), 3)
+    return Section("answer", "Is there a difference?", body)
+
+
+def _errors(comparison: Comparison) -> Section:
+    caption = "Lines that part beyond their bars show after which stage a method gains; equal heights are equal ratios."
+    drawing = comparison_plots.eer_by_stage(comparison.errors)
+    body = figure_block("EER per stage", caption, drawing)
+    body += _html_table(ERROR_HEADER, error_rows(comparison.errors), 3)
+    return Section("errors", "Errors per stage", body)
+
+
+def _labels(comparison: Comparison) -> Section:
+    labels, title = comparison.labels, "Labels per round"
+    if labels.empty:
+        return Section("labels", title, absent("No run has a round of clustering and gating."))
+    lead = "At the end of each round, means over runs; compared with the true speakers, which training never reads."
+    body = figure_block(
+        "Against the truth",
+        "Better labels (left two) and a more precise gate and correction (right two) are how a modality can help.",
+        comparison_plots.label_quality(labels),
+    ) + figure_block(
+        "What became of the labels",
+        "The more green at equal gate precision, the more speech a method can learn from.",
+        comparison_plots.fates(labels),
+    )
+    return Section("labels", title, body + _html_table(LABEL_HEADER, label_rows(labels), 2), lead)
+
+
+def _runs(comparison: Comparison) -> Section:
+    rows = [
+        [escape(method.name), escape(str(run.folder)), escape(str(seed))]
+        for method in comparison.methods for run, seed in zip(method.runs, method.seeds, strict=True)
+    ]  # fmt: skip
+    body = table_block(["method", "run", "seed"], rows, left=2)
+    if comparison.settings:
+        header = ["setting that differs", *(escape(method.name) for method in comparison.methods)]
+        body += table_block(header, [[escape(key), *map(escape, each)] for key, each in comparison.settings.items()])
+    else:
+        body += text_block("The settings of the methods are the same.")
+    lead = "A fair comparison differs in what it is about and in nothing else."
+    return Section("runs", "Runs and settings", body, lead)
+
+
+def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
+    return [{str(key): value for key, value in row.items()} for row in table.to_dict("records")]
+
+
+def _html_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int) -> str:
+    return table_block([escape(cell) for cell in header], [[escape(cell) for cell in row] for row in rows], left=left)
+
+
+def _markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)
+
+
+def _number(value: float, text: str) -> str:
+    return text.format(value) if np.isfinite(value) else "–"
+
+
+def _runs_of(number: int) -> str:
+    return "one run" if number == 1 else f"{number} runs"
