@@ -5,6 +5,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+from PIL import Image, ImageDraw, ImageFilter
 
 RATE = 16_000
 
@@ -66,3 +67,31 @@ def with_rotation(path: Path, source: Path) -> Path:
     place = content.index(plain, track)
     path.write_bytes(content[:place] + turned + content[place + len(plain) :])
     return path
+
+
+def draw_faces(*faces: tuple[int, int, int], width: int = 224, height: int = 224) -> np.ndarray:
+    """A picture uint8 (height, width, 3) of cartoon faces (x, y of the centre, half the width), which MTCNN takes."""
+    image = Image.new("RGB", (width, height), (70, 110, 90))
+    draw = ImageDraw.Draw(image)
+    for x, y, r in faces:
+
+        def oval(right: float, down: float, wide: float, high: float, colour: tuple[int, int, int]) -> None:
+            box = [x + (right - wide) * r, y + (down - high) * r, x + (right + wide) * r, y + (down + high) * r]  # noqa: B023
+            draw.ellipse(box, fill=colour)
+
+        oval(0, -0.25, 1.05, 1.2, (50, 35, 25))
+        oval(0, 0, 0.9, 1.2, (214, 165, 135))
+        for side in (-0.36, 0.36):
+            oval(side, -0.2, 0.19, 0.1, (245, 245, 245))
+            oval(side, -0.2, 0.09, 0.1, (40, 30, 25))
+            brow = [x + (side - 0.22) * r, y - 0.42 * r, x + (side + 0.22) * r, y - 0.44 * r]
+            draw.line(brow, fill=(50, 35, 25), width=max(2, round(r * 0.09)))
+        nose = [(x, y - 0.1 * r), (x - 0.16 * r, y + 0.3 * r), (x + 0.16 * r, y + 0.3 * r)]
+        draw.polygon(nose, fill=(190, 138, 110))
+        oval(0, 0.62, 0.34, 0.09, (160, 60, 60))
+    return np.asarray(image.filter(ImageFilter.GaussianBlur(1.2)))
+
+
+def talking_head(count: int = 25, **size: int) -> np.ndarray:
+    """Frames uint8 (count, 224, 224, 3) of a cartoon face that drifts to the right."""
+    return np.stack([draw_faces((100 + number, 112, 55), **size) for number in range(count)])

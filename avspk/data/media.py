@@ -12,7 +12,6 @@ from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 import soundfile
-from scipy.signal import resample_poly
 
 SAMPLE_RATE = 16_000
 _SOUNDFILE_SUFFIXES = frozenset({".wav", ".flac", ".ogg"})
@@ -199,10 +198,13 @@ def _read_with_soundfile(path: Path, start: int, num_samples: int | None) -> np.
     waveform = samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1)
     if plain:
         return np.ascontiguousarray(waveform)
-    return _segment(_resample(waveform, rate), start, num_samples)
+    return _segment(resample(waveform, rate), start, num_samples)
 
 
-def _resample(waveform: np.ndarray, rate: int) -> np.ndarray:
+def resample(waveform: np.ndarray, rate: int) -> np.ndarray:
+    """Waveform (n,) at `rate` to float32 (ceil(n x 16000 / rate),) at 16 kHz."""
+    from scipy.signal import resample_poly  # slow to import, and most files are at 16 kHz
+
     common = math.gcd(SAMPLE_RATE, rate)
     return resample_poly(waveform, SAMPLE_RATE // common, rate // common).astype(np.float32)
 

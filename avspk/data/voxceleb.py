@@ -4,15 +4,17 @@ VoxCeleb2: `mp4/<speaker>/<video>/<clip>.mp4`, sound in `aac/.../<clip>.m4a` or 
 video. Whatever lies above the last three levels (`dev/`, `test/`, `wav/`) is free.
 """
 
+from __future__ import annotations
+
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import pandas as pd
-
-from avspk.data.manifest import utterance_of
+if TYPE_CHECKING:
+    import pandas as pd
 
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".mov", ".m4v", ".avi", ".webm")
 # In order of preference: what can be used where it lies comes first.
@@ -101,6 +103,8 @@ def describe_trials(path: Path, trials: pd.DataFrame) -> str:
 
 def missing_utterances(trials: pd.DataFrame, available: Iterable[str]) -> list[str]:
     """Utterances that a trial list (columns enroll, test) names and `available` lacks, sorted."""
+    from avspk.data.manifest import utterance_of  # brings pandas, which preparing does without
+
     named = set(trials["enroll"].map(utterance_of)) | set(trials["test"].map(utterance_of))
     return sorted(named - set(available))
 
@@ -134,7 +138,7 @@ def _name_problem(path: str, parts: list[str]) -> str | None:
         return "the name holds control characters or is not UTF-8"
     if "\\" in path:
         return "the name holds a backslash"
-    if utterance_of(os.path.splitext(path)[0]) != os.path.splitext(path)[0]:
+    if os.path.splitext(os.path.splitext(path)[0])[1].lower() in _SUFFIXES:
         return "the name has two media suffixes"
     return None
 
