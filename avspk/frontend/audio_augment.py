@@ -23,9 +23,10 @@ ROWS_PER_PASS_DEVICE = 256
 class NoiseBank(Protocol):
     """The part of a noise pack used here: samples int16 (S,), starts and lengths int64 (n,), rirs float32 (R, L)."""
 
-    samples: np.ndarray
-    rirs: np.ndarray
-
+    @property
+    def samples(self) -> np.ndarray: ...  # noqa: D102
+    @property
+    def rirs(self) -> np.ndarray: ...  # noqa: D102
     @property
     def starts(self) -> np.ndarray: ...  # noqa: D102
     @property
@@ -79,7 +80,7 @@ class AudioAugment(nn.Module):
     def __init__(self, bank: NoiseBank) -> None:
         super().__init__()
         self.register_buffer("samples", torch.from_numpy(bank.samples), persistent=False)
-        self.register_buffer("rirs", torch.from_numpy(np.array(bank.rirs)), persistent=False)
+        self.register_buffer("rirs", torch.from_numpy(bank.rirs), persistent=False)
         self._starts = torch.from_numpy(np.array(bank.starts))
         self._lengths = torch.from_numpy(np.array(bank.lengths))
 
