@@ -80,7 +80,7 @@ class CheckpointFolder:
         self.keep = keep
 
     def save(self, step: int, tree: dict[str, Any]) -> Path:
-        """Write the state after `step` updates, then drop the oldest beyond `keep`; an error leaves the others whole."""
+        """Write the state after `step` updates, drop the oldest beyond `keep`; on an error the others stay whole."""
         path = self.folder / f"{PREFIX}{step:08d}.safetensors"
         save_tree(path, tree)
         for old in self._paths()[: -self.keep]:

@@ -250,7 +250,7 @@ class ClusterSettings(Settings):
     centroids: int = Field(0, ge=0, description="k-means centroids merged by AHC to num_clusters; 0: plain k-means")
     iterations: Count = 30
     restarts: Count = 1
-    weights: dict[Modality, Positive] = Field(default_factory=lambda: {"audio": 1.0, "face": 1.0})
+    weights: dict[Modality, Positive] = {"audio": 1.0, "face": 1.0}
 
 
 class GateSettings(Settings):
@@ -308,6 +308,7 @@ class TrainingSettings(Settings):
 
     precision: Literal["no", "bf16"] = "bf16"
     processes: Count | None = Field(None, description="stop unless exactly this many processes were launched")
+    threads: Count | None = Field(None, description="CPU threads of each process; default: cores / processes")
     workers: int = Field(8, ge=0, description="loader processes per rank")
     sync_batchnorm: bool = True
     compile: bool = Field(False, description="torch.compile the encoders")

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from avspk.checkpoint import CheckpointError, load_tree, load_weights, save_tree
 from avspk.data.files import whole_or_absent
 from avspk.data.media import SAMPLE_RATE, audio_num_samples, read_audio, resample
 from avspk.frontend.fbank import Fbank
+from avspk.models.encoder import Encoder
 from avspk.models.registry import build_encoder
 from avspk.stages.embed import MIN_SAMPLES, embed_audio, inference
 
@@ -33,7 +33,7 @@ class SpeakerModel:
     """
 
     def __init__(
-        self, encoder: nn.Module, fbank: Fbank, training_mean: Floats, config: dict[str, Any], device: torch.device
+        self, encoder: Encoder, fbank: Fbank, training_mean: Floats, config: dict[str, Any], device: torch.device
     ) -> None:
         self.encoder, self.fbank = encoder.to(device).eval(), fbank.to(device)
         self.training_mean, self.config, self.device = training_mean, config, device
@@ -78,7 +78,7 @@ class SpeakerModel:
 
 def save_model(
     folder: Path,
-    encoder: nn.Module,
+    encoder: Encoder,
     architecture: dict[str, Any],
     features: dict[str, Any],
     training_mean: np.ndarray,
@@ -98,7 +98,7 @@ def save_model(
         "architecture": architecture,
         "features": features,
         "sample_rate": SAMPLE_RATE,
-        "embedding_dim": int(encoder.embedding_dim),
+        "embedding_dim": encoder.embedding_dim,
     }
     mean = torch.from_numpy(np.asarray(training_mean, np.float32))
     save_tree(folder / WEIGHTS, {"encoder": dict(encoder.state_dict()), "training_mean": mean})
@@ -107,7 +107,7 @@ def save_model(
             part.write_text(text, encoding="utf-8")
 
 
-def load_encoder(folder: Path | str) -> tuple[nn.Module, np.ndarray, dict[str, Any]]:
+def load_encoder(folder: Path | str) -> tuple[Encoder, np.ndarray, dict[str, Any]]:
     """Encoder with its weights, training mean (D,) and config of a model folder of any modality.
 
     Raises CheckpointError if the folder is not a model of ours or its weights do not fit its config.

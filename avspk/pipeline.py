@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import platform
 import shutil
 from collections.abc import Mapping
@@ -15,7 +16,6 @@ import numpy as np
 import pandas as pd
 import torch
 from accelerate import Accelerator
-from torch import nn
 
 from avspk import distributed
 from avspk.checkpoint import CheckpointFolder, load_tree, load_weights, save_tree
@@ -32,9 +32,9 @@ from avspk.data.files import whole_or_absent
 from avspk.data.manifest import Utterances, read_utterances
 from avspk.data.media import read_audio
 from avspk.data.noise import generate_noise_pack, read_noise_pack
-from avspk.trial_set import TrialSet, format_table, write_metrics
 from avspk.frontend.fbank import Fbank
 from avspk.model import SpeakerModel, load_encoder, load_model, save_model
+from avspk.models.encoder import Encoder
 from avspk.models.heads import CosineClassifier
 from avspk.models.mean_fbank import MeanFbank
 from avspk.report import write_report
@@ -46,6 +46,8 @@ from avspk.stages.pretrain import Pretrain
 from avspk.stages.refine import Refine
 from avspk.stages.truth import Truth
 from avspk.training import Trainer
+from avspk.evaluation.results import write_json
+from avspk.evaluation.trial_set import TrialSet, format_table
 
 logger = logging.getLogger(__name__)
 DONE = "done.json"
@@ -62,6 +64,7 @@ class Pipeline:
         self.folder = config.output
         self.accelerator = Accelerator(mixed_precision=config.training.precision)
         self.main = self.accelerator.is_main_process
+        torch.set_num_threads(config.training.threads or default_threads())
         self._check_processes()
         utterances = read_utterances(config.data.train)
         _check_media(utterances, config)
@@ -96,7 +99,7 @@ class Pipeline:
 
     # Stages.
 
-    def _pretrain(self) -> dict[str, nn.Module]:
+    def _pretrain(self) -> dict[str, Encoder]:
         folder = self.folder / "pretrain"
         if not _finished(folder):
             stage = Pretrain(self.materials, self.truth)
@@ -105,19 +108,19 @@ class Pipeline:
             self._finish(folder)
         return self._load_encoders(folder, self.kits)
 
-    def _round(self, number: int, encoders: dict[str, nn.Module]) -> dict[str, nn.Module]:
+    def _round(self, number: int, encoders: dict[str, Encoder]) -> dict[str, Encoder]:
         name = f"round{number}"
         folder = self.folder / name
         if not _finished(folder):
             labels = self._pseudo_labels(folder, encoders)
             stage = Refine(self.materials, name, self.config.refine, self.kits, encoders, labels, self.truth, folder)
             self._train(stage, folder)
-            self._save_branches(folder, stage)
-            self._export(folder, _encoders(stage), f"round {number} of gated and corrected pseudo labels")
+            self._save_classifiers(folder, stage)
+            self._export(folder, stage.model.encoders(), f"round {number} of gated and corrected pseudo labels")
             self._finish(folder)
         return self._load_encoders(folder, self.kits)
 
-    def _pseudo_labels(self, folder: Path, encoders: Mapping[str, nn.Module]) -> np.ndarray:
+    def _pseudo_labels(self, folder: Path, encoders: Mapping[str, Encoder]) -> np.ndarray:
         """Embed with every encoder and cluster jointly; both results are files that a restart reads."""
         path = folder / "labels.parquet"
         if not path.is_file():
@@ -136,13 +139,13 @@ class Pipeline:
             distributed.barrier()
         return pd.read_parquet(path)["label"].to_numpy()
 
-    def _embed(self, folder: Path, modality: str, encoder: nn.Module) -> np.ndarray:
+    def _embed(self, folder: Path, modality: str, encoder: Encoder) -> np.ndarray:
         """This rank's share of `embeddings_<modality>.npy`, made if it is not there."""
         path = folder / f"embeddings_{modality}.npy"
         share = local_share(len(self.materials.utterances))
         if not path.is_file():
             part = path.with_name(path.name + ".part")
-            shape = (len(self.materials.utterances), int(encoder.embedding_dim))
+            shape = (len(self.materials.utterances), encoder.embedding_dim)
             if self.main:
                 folder.mkdir(parents=True, exist_ok=True)
                 np.lib.format.open_memmap(part, "w+", np.float32, shape).flush()
@@ -156,7 +159,7 @@ class Pipeline:
             distributed.barrier()
         return np.load(path, mmap_mode="r")[share]
 
-    def _large_margin(self, encoders: dict[str, nn.Module]) -> None:
+    def _large_margin(self, encoders: dict[str, Encoder]) -> None:
         """Fine-tune the audio model on the labels that gate and correction left."""
         folder, last = self.folder / "large_margin", self.folder / f"round{self.config.rounds}"
         if _finished(folder):
@@ -164,9 +167,9 @@ class Pipeline:
         settings = self.config.large_margin
         gate = pd.read_parquet(last / "gate.parquet")
         labels = gate["label"].where(gate["reliable"], gate["corrected_label"]).to_numpy()
-        kit, state = self.kits["audio"], load_tree(last / "branches.safetensors")["classifier_audio"]
+        kit, state = self.kits["audio"], load_tree(last / "classifiers.safetensors")["audio"]
         encoder = encoders["audio"]
-        classifier = CosineClassifier(int(encoder.embedding_dim), len(state["weight"]))
+        classifier = CosineClassifier(encoder.embedding_dim, len(state["weight"]))
         load_weights(classifier, state, str(last))
         stage = Refine(
             self.materials, folder.name, _large_margin_settings(settings, self.config.refine), {"audio": kit},
@@ -174,7 +177,7 @@ class Pipeline:
             classifiers={"audio": classifier},
         )  # fmt: skip
         self._train(stage, folder)
-        self._export(folder, _encoders(stage), "large-margin fine-tuning on refined pseudo labels")
+        self._export(folder, stage.model.encoders(), "large-margin fine-tuning on refined pseudo labels")
         self._finish(folder)
 
     # What the stages share.
@@ -182,7 +185,7 @@ class Pipeline:
     def _train(self, stage: Any, folder: Path) -> None:
         self.trainer.run(stage, CheckpointFolder(folder / "checkpoints", self.config.training.keep_checkpoints))
 
-    def _export(self, folder: Path, encoders: Mapping[str, nn.Module], description: str) -> None:
+    def _export(self, folder: Path, encoders: Mapping[str, Encoder], description: str) -> None:
         """`model_<modality>/` of every encoder, with the mean of the training embeddings."""
         for name, encoder in encoders.items():
             if self.main:
@@ -192,14 +195,14 @@ class Pipeline:
             else:
                 self._training_mean(name, encoder)
 
-    def _training_mean(self, modality: str, encoder: nn.Module) -> np.ndarray:
+    def _training_mean(self, modality: str, encoder: Encoder) -> np.ndarray:
         rows = self.kits[modality].embed(encoder.to(self.materials.device), local_share(len(self.materials.utterances)))
         seen = ~np.isnan(rows).any(1)
-        sums = torch.from_numpy(np.append(rows[seen].sum(0, dtype=np.float64), seen.sum())).to(self.materials.device)
-        sums = distributed.sum_over_ranks(sums).cpu().numpy()
-        return sums[:-1] / sums[-1]
+        sums = np.append(rows[seen].sum(0, dtype=np.float64), seen.sum())
+        total = distributed.sum_over_ranks(torch.from_numpy(sums).to(self.materials.device)).cpu().numpy()
+        return total[:-1] / total[-1]
 
-    def _save_model(self, folder: Path, modality: str, encoder: nn.Module, mean: np.ndarray, description: str) -> None:
+    def _save_model(self, folder: Path, modality: str, encoder: Encoder, mean: np.ndarray, description: str) -> None:
         settings = getattr(self.config, modality)
         architecture, features = settings.encoder.model_dump(), {}
         if modality == "audio":
@@ -207,13 +210,10 @@ class Pipeline:
             features = settings.features.model_dump()
         save_model(folder, encoder, architecture, features, mean, _card(modality, description, self.config))
 
-    def _save_branches(self, folder: Path, stage: Refine) -> None:
+    def _save_classifiers(self, folder: Path, stage: Refine) -> None:
         if self.main:
-            branches = stage.model.get_submodule("branches").named_children()
-            tree = {
-                f"classifier_{name}": dict(branch.get_submodule("classifier").state_dict()) for name, branch in branches
-            }
-            save_tree(folder / "branches.safetensors", tree)
+            tree = {name: dict(branch.classifier.state_dict()) for name, branch in stage.model.items()}
+            save_tree(folder / "classifiers.safetensors", tree)
 
     def _finish(self, folder: Path) -> None:
         if self.main:
@@ -222,7 +222,7 @@ class Pipeline:
             CheckpointFolder(folder / "checkpoints", 0).clear()
         distributed.barrier()
 
-    def _load_encoders(self, folder: Path, modalities: Mapping[str, ModalityKit]) -> dict[str, nn.Module]:
+    def _load_encoders(self, folder: Path, modalities: Mapping[str, ModalityKit]) -> dict[str, Encoder]:
         return {name: load_encoder(folder / f"model_{name}")[0] for name in modalities}
 
     def _publish(self) -> None:
@@ -252,7 +252,7 @@ class Pipeline:
             for name, model in systems:
                 replicates = self.config.evaluation.bootstrap
                 rows += self.trials.evaluate(model, name, self.folder / "evaluation", replicates, settings.workers)
-            write_metrics(self.folder / "metrics.json", rows)
+            write_json(self.folder / "metrics.json", rows)
             logger.info("%s", format_table(rows))
         distributed.barrier()
         return rows
@@ -260,7 +260,9 @@ class Pipeline:
     def _mean_fbank(self) -> SpeakerModel:
         num_mels = self.config.audio.features.num_mels
         features = {**self.config.audio.features.model_dump(), "normalize_mean": False}
-        model = SpeakerModel(MeanFbank(num_mels), Fbank(**features), np.zeros(num_mels), {}, self.materials.device)
+        model = SpeakerModel(
+            MeanFbank(num_mels), Fbank(**features), np.zeros(num_mels, np.float32), {}, self.materials.device
+        )
         utterances = self.materials.utterances
         paths = [utterances.audio_path(row) for row in range(len(utterances))]
         model.training_mean = model.embed_files(paths, num_workers=self.config.training.workers).mean(0)
@@ -320,6 +322,12 @@ class Pipeline:
         return folder
 
 
+def default_threads() -> int:
+    """This machine's cores over its processes; launchers would set 1, which leaves cores idle."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
 def _check_media(utterances: Utterances, config: Config) -> None:
     missing = utterances.missing_audio()
     if missing:
@@ -334,12 +342,6 @@ def _check_media(utterances: Utterances, config: Config) -> None:
 
 def _finished(folder: Path) -> bool:
     return (folder / DONE).is_file()
-
-
-def _encoders(stage: Refine) -> dict[str, nn.Module]:
-    return {
-        name: branch.get_submodule("encoder") for name, branch in stage.model.get_submodule("branches").named_children()
-    }
 
 
 def _large_margin_settings(settings: LargeMarginSettings, refine: RefineSettings) -> RefineSettings:

@@ -171,7 +171,7 @@ class Trainer:
 
     @contextmanager
     def _catching_sigterm(self) -> Iterator[None]:
-        def terminate(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+        def terminate(number: int, frame: FrameType | None) -> None:
             logger.warning("SIGTERM: saving after this step")
             self.terminated = True
 
@@ -185,6 +185,9 @@ class Trainer:
 
     def _log_step(self, stage: Stage, epoch: int, step: int, metrics: Metrics, watch: _Watch) -> None:
         metrics = {key: value for key, value in metrics.items() if key != "total"}
+        tensors = [key for key, value in metrics.items() if isinstance(value, Tensor)]
+        means = distributed.mean_over_ranks(torch.stack([metrics[key].float() for key in tensors]))
+        metrics |= dict(zip(tensors, means.tolist(), strict=True))
         self.log.record("step", stage.name, epoch + 1, step + 1, metrics | watch.rates())
 
     def _log_epoch(self, stage: Stage, epoch: int, metrics: Metrics) -> None:

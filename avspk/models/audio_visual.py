@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any, Generic, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
+from avspk.models.encoder import Encoder
 from avspk.models.heads import CosineClassifier, DinoHead
 
 
@@ -21,7 +23,7 @@ class DinoOutput(NamedTuple):
 class DinoBranch(nn.Module):
     """One modality's encoder and DINO head."""
 
-    def __init__(self, encoder: nn.Module, head: DinoHead) -> None:
+    def __init__(self, encoder: Encoder, head: DinoHead) -> None:
         super().__init__()
         self.encoder = encoder
         self.head = head
@@ -41,7 +43,7 @@ class DinoBranch(nn.Module):
 class ClassifierBranch(nn.Module):
     """One modality's encoder and cosine classifier over the pseudo speakers."""
 
-    def __init__(self, encoder: nn.Module, classifier: CosineClassifier) -> None:
+    def __init__(self, encoder: Encoder, classifier: CosineClassifier) -> None:
         super().__init__()
         self.encoder = encoder
         self.classifier = classifier
@@ -51,13 +53,27 @@ class ClassifierBranch(nn.Module):
         return self.classifier(self.encoder(inputs))
 
 
-class ParallelBranches(nn.Module):
+Branch = TypeVar("Branch", DinoBranch, ClassifierBranch)
+
+
+class ParallelBranches(nn.Module, Generic[Branch]):
     """Modality name -> branch. The branches share nothing; one forward serves one gradient reduction."""
 
-    def __init__(self, branches: dict[str, nn.Module]) -> None:
+    def __init__(self, branches: Mapping[str, Branch]) -> None:
         super().__init__()
         self.branches = nn.ModuleDict(branches)
 
-    def forward(self, inputs: dict[str, tuple]) -> dict[str, DinoOutput | Tensor]:
+    def __getitem__(self, name: str) -> Branch:
+        return cast(Branch, self.branches[name])
+
+    def items(self) -> Iterator[tuple[str, Branch]]:
+        """(modality, branch), in the order of the config."""
+        return ((name, self[name]) for name in self.branches)
+
+    def encoders(self) -> dict[str, Encoder]:
+        """Modality -> encoder."""
+        return {name: branch.encoder for name, branch in self.items()}
+
+    def forward(self, inputs: dict[str, tuple[Any, ...]]) -> dict[str, Any]:
         """Modality -> arguments of its branch; modality -> its output."""
         return {name: self.branches[name](*arguments) for name, arguments in inputs.items()}

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from avspk.models.encoder import Encoder
 from avspk.models.pooling import AttentiveStatisticsPooling
 
 
@@ -75,7 +76,7 @@ class SERes2Block(nn.Module):
         return x + self.layers(x)
 
 
-class EcapaTdnn(nn.Module):
+class EcapaTdnn(Encoder):
     """Log mel features (B, T, F) -> speaker embeddings (B, D), float32 pooling under any autocast.
 
     The defaults are wespeaker's c512 with global-context pooling: 6,190,720 parameters, 6,191,104 with

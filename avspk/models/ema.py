@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import copy
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from avspk.models.norm import freeze_batchnorm_statistics
 
+Module = TypeVar("Module", bound=nn.Module)
 
-def make_teacher(student: nn.Module) -> nn.Module:
+
+def make_teacher(student: Module) -> Module:
     """A copy that gets no gradient and whose batch norms keep their buffers: those follow the student's instead."""
     teacher = copy.deepcopy(student).requires_grad_(False)
     freeze_batchnorm_statistics(teacher)

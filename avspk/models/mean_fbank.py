@@ -1,9 +1,11 @@
 """The baseline that has learned nothing: the mean log mel spectrum of an utterance."""
 
-from torch import Tensor, nn
+from torch import Tensor
+
+from avspk.models.encoder import Encoder
 
 
-class MeanFbank(nn.Module):
+class MeanFbank(Encoder):
     """Features (B, T, F) -> their mean over time (B, F); features must not have been mean-normalised."""
 
     def __init__(self, num_mels: int = 80) -> None:

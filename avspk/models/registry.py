@@ -3,13 +3,12 @@
 from collections.abc import Callable
 from typing import Any
 
-from torch import nn
-
 from avspk.models.ecapa import EcapaTdnn
+from avspk.models.encoder import Encoder
 from avspk.models.mean_fbank import MeanFbank
 from avspk.models.resnet import AudioResNet34, FaceResNet34
 
-ENCODERS: dict[str, Callable[..., nn.Module]] = {
+ENCODERS: dict[str, Callable[..., Encoder]] = {
     "ecapa": EcapaTdnn,
     "audio_resnet34": AudioResNet34,
     "face_resnet34": FaceResNet34,
@@ -17,7 +16,7 @@ ENCODERS: dict[str, Callable[..., nn.Module]] = {
 }
 
 
-def build_encoder(architecture: str, **arguments: Any) -> nn.Module:
+def build_encoder(architecture: str, **arguments: Any) -> Encoder:
     """Encoder with random weights; `arguments` go to its constructor. Every encoder has an `embedding_dim`.
 
     Raises:

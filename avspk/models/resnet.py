@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from avspk.models.encoder import Encoder
 from avspk.models.pooling import StatisticsPooling
 
 RESNET34_BLOCKS = (3, 4, 6, 3)
@@ -53,7 +54,7 @@ def resnet_body(in_channels: int, width: int, blocks: Sequence[int], stem_stride
     return nn.Sequential(*layers)
 
 
-class AudioResNet34(nn.Module):
+class AudioResNet34(Encoder):
     """Log mel features (B, T, F) -> speaker embeddings (B, D).
 
     The defaults are wespeaker's ResNet34 with TSTP and one embedding layer: 6,634,336 parameters (METHOD section 6).
@@ -79,7 +80,7 @@ class AudioResNet34(nn.Module):
         return self.embed(self.pool(maps))
 
 
-class FaceResNet34(nn.Module):
+class FaceResNet34(Encoder):
     """Face crops (B, 3, H, W) -> embeddings (B, D); any H, W of 16 or more, meant for 112.
 
     The 3x3 stem of stride 2 replaces ImageNet's 7x7 and max pooling, which would leave 4 x 4 maps: at 112 px the

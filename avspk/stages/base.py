@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from avspk import distributed
-from avspk.config import OptimiserSettings
+from avspk.config import OptimiserSettings, TrainingSettings
 from avspk.data.dataset import ViewDataset
 from avspk.data.sampler import ExampleSampler
+from avspk.models.audio_visual import ParallelBranches
+from avspk.models.norm import synchronise_batchnorm
 from avspk.schedules import warmup_cosine
 
 Metrics = dict[str, Any]
@@ -28,12 +30,22 @@ class Stage(ABC):
 
     name: str
     num_epochs: int
-    model: nn.Module
+    model: ParallelBranches[Any]
     optimiser: OptimiserSettings
     batch_size: int
     dataset: ViewDataset
     sampler: ExampleSampler
     device: torch.device
+
+    def build_model(self, branches: Mapping[str, Any], settings: TrainingSettings) -> ParallelBranches[Any]:
+        """One module of all modalities, on the device; joint batch norm and compiled encoders as configured."""
+        model: ParallelBranches[Any] = ParallelBranches(branches).requires_grad_(True).to(self.device)
+        if settings.sync_batchnorm:
+            model = cast(ParallelBranches[Any], synchronise_batchnorm(model, self.device.type))
+        if settings.compile:
+            for encoder in model.encoders().values():
+                encoder.compile()
+        return model
 
     @property
     def steps_per_epoch(self) -> int:
@@ -74,7 +86,7 @@ class Stage(ABC):
             )
         )
 
-    def begin_epoch(self, epoch: int) -> Metrics:  # noqa: ARG002
+    def begin_epoch(self, epoch: int) -> Metrics:
         """Called once before an epoch's first step, not when a run resumes inside it; metrics to log."""
         return {}
 
@@ -82,22 +94,22 @@ class Stage(ABC):
     def loss(self, model: nn.Module, batch: dict[str, Any], step: int) -> tuple[Tensor, Metrics]:
         """Scalar loss of this rank's part of a batch, and device tensors to log; `model` may be wrapped."""
 
-    def before_update(self, step: int) -> None:  # noqa: ARG002
+    def before_update(self, step: int) -> None:  # noqa: B027 - most stages have nothing to do here
         """After the backward pass, before clipping and the optimiser."""
 
-    def after_update(self, step: int) -> None:  # noqa: ARG002
+    def after_update(self, step: int) -> None:  # noqa: B027
         """After the optimiser."""
 
-    def end_epoch(self, epoch: int) -> Metrics:  # noqa: ARG002
+    def end_epoch(self, epoch: int) -> Metrics:
         """After an epoch's last step; metrics to log."""
         return {}
 
-    def check(self) -> None:
+    def check(self) -> None:  # noqa: B027
         """Raise when training has failed in a way that the loss does not show; called at log steps."""
 
     def clip_groups(self) -> list[list[nn.Parameter]]:
-        """Parameters whose gradient norms are clipped together: each modality on its own, so that they stay independent."""
-        return [list(branch.parameters()) for branch in self.model.get_submodule("branches").children()]
+        """Parameters whose gradients are clipped together: each modality on its own, so that they stay independent."""
+        return [list(branch.parameters()) for _, branch in self.model.items()]
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:

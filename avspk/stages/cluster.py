@@ -35,7 +35,7 @@ def cluster_embeddings(
     attempts = [
         joint_cluster(
             present,
-            {name: settings.weights[name] for name in rows},
+            {name: weight for name, weight in settings.weights.items() if name in rows},
             num_clusters,
             seed=seed + attempt,
             num_iterations=settings.iterations,

@@ -1,11 +1,13 @@
-"""A modality is an encoder, a front end and a view sampler under a name; this is the only place that tells them apart."""
+"""A modality: an encoder, a front end and a view sampler under a name. Only this file tells modalities apart."""
 
 from __future__ import annotations
 
 import zlib
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -21,8 +23,11 @@ from avspk.frontend.audio_augment import AudioAugment
 from avspk.frontend.fbank import Fbank
 from avspk.frontend.front_end import AudioFrontEnd, FaceFrontEnd
 from avspk.frontend.image_augment import ImageAugment
+from avspk.models.encoder import Encoder
 from avspk.models.registry import build_encoder
 from avspk.stages.embed import embed_audio, embed_faces
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -52,7 +57,7 @@ class ModalityKit(ABC):
         self.config = materials.config
 
     @abstractmethod
-    def encoder(self) -> nn.Module:
+    def encoder(self) -> Encoder:
         """A new encoder whose initial weights depend on (seed, modality) alone."""
 
     @abstractmethod
@@ -71,7 +76,7 @@ class ModalityKit(ABC):
     def embed(self, encoder: nn.Module, rows: slice) -> np.ndarray:
         """Embeddings of these utterances, (n, D) float32; NaN where the modality is missing."""
 
-    def _seeded(self, architecture: str, **arguments: object) -> nn.Module:
+    def _seeded(self, architecture: str, **arguments: object) -> Encoder:
         return seeded(lambda: build_encoder(architecture, **arguments), self.config.seed, self.name, "encoder")
 
 
@@ -84,7 +89,7 @@ class AudioKit(ModalityKit):
         super().__init__(materials)
         self.usable = np.ones(len(materials.utterances), bool)
 
-    def encoder(self) -> nn.Module:
+    def encoder(self) -> Encoder:
         settings = self.config.audio
         return self._seeded(**settings.encoder.model_dump(), num_mels=settings.features.num_mels)
 
@@ -135,7 +140,7 @@ class FaceKit(ModalityKit):
         super().__init__(materials)
         self.usable = materials.utterances.table["num_crops"].to_numpy() > 0
 
-    def encoder(self) -> nn.Module:
+    def encoder(self) -> Encoder:
         return self._seeded(**self.config.face.encoder.model_dump())
 
     def pretrain_views(self) -> ViewSampler:
@@ -183,7 +188,7 @@ def build_kits(materials: Materials) -> dict[str, ModalityKit]:
     return {name: KITS[name](materials) for name in materials.config.modalities}
 
 
-def seeded(build, seed: int, *key: str):  # type: ignore[no-untyped-def]
+def seeded(build: Callable[[], Module], seed: int, *key: str) -> Module:
     """`build()` with torch's generator seeded by (seed, key), the global generator left as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(zlib.crc32(repr((seed, *key)).encode()))

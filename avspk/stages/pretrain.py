@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from avspk import distributed, losses
 from avspk.data.dataset import ViewDataset
 from avspk.data.sampler import ClusterPositives, ExampleSampler
-from avspk.models.audio_visual import DinoBranch, DinoOutput, ParallelBranches
+from avspk.models.audio_visual import DinoBranch, DinoOutput
 from avspk.models.ema import ema_update, make_teacher, running_mean
+from avspk.models.encoder import Encoder
 from avspk.models.heads import DinoHead
-from avspk.models.norm import synchronise_batchnorm
 from avspk.schedules import cosine, linear
 from avspk.stages.base import Metrics, Stage, local_share
 from avspk.stages.cluster import cluster_embeddings
@@ -57,13 +57,8 @@ class Pretrain(Stage):
             distributed.world_size(),
         )
         self.sampler.num_sources = self.settings.cluster_aware.utterances
-        self.model = ParallelBranches({name: self._branch(kit) for name, kit in self.kits.items()}).to(self.device)
-        if config.training.sync_batchnorm:
-            self.model = synchronise_batchnorm(self.model, self.device.type)
+        self.model = self.build_model({name: self._branch(kit) for name, kit in self.kits.items()}, config.training)
         self.teacher = make_teacher(self.model)
-        if config.training.compile:
-            for branch in [*self.model.branches.values(), *self.teacher.branches.values()]:
-                branch.encoder.compile()
         self.centers = {name: torch.zeros(config.head.out_dim, device=self.device) for name in self.kits}
         self.collapsed = {name: torch.zeros((), device=self.device) for name in self.kits}
         self.labels: dict[str, Tensor] = {}
@@ -73,7 +68,7 @@ class Pretrain(Stage):
     def _branch(self, kit: ModalityKit) -> DinoBranch:
         encoder, settings = kit.encoder(), self.config.head
         dims = (settings.hidden_dim, settings.bottleneck_dim, settings.out_dim)
-        head = seeded(lambda: DinoHead(int(encoder.embedding_dim), *dims), self.config.seed, kit.name, "head")
+        head = seeded(lambda: DinoHead(encoder.embedding_dim, *dims), self.config.seed, kit.name, "head")
         return DinoBranch(encoder, head)
 
     # What one step is.
@@ -127,8 +122,8 @@ class Pretrain(Stage):
     def before_update(self, step: int) -> None:
         """The prototypes stay frozen at first (DINO's frozen last layer): targets settle before they move."""
         if step < self.settings.freeze_last_layer_epochs * self.steps_per_epoch:
-            for branch in self.model.get_submodule("branches").children():
-                branch.get_submodule("head").prototype_weight.grad = None
+            for _, branch in self.model.items():
+                branch.head.prototype_weight.grad = None
 
     def after_update(self, step: int) -> None:
         """The teacher follows."""
@@ -160,7 +155,7 @@ class Pretrain(Stage):
         num_clusters = counts[min(elapsed // settings.every, len(counts) - 1)]
         metrics: Metrics = {}
         for name, kit in self.kits.items():
-            rows = kit.embed(self.teacher.branches[name].encoder, local_share(self.num_utterances))
+            rows = kit.embed(self.teacher[name].encoder, local_share(self.num_utterances))
             labels = cluster_embeddings(
                 {name: rows}, {name: kit.usable}, self.config.cluster, num_clusters, self.config.seed, self.device
             )
@@ -201,12 +196,12 @@ class Pretrain(Stage):
 
     # What survives.
 
-    def teachers(self) -> dict[str, nn.Module]:
+    def teachers(self) -> dict[str, Encoder]:
         """Modality -> encoder of the averaged last teachers."""
         final = make_teacher(self.teacher)
         if self.num_averaged:
             final.load_state_dict(self.average)
-        return {name: branch.get_submodule("encoder") for name, branch in final.branches.items()}
+        return final.encoders()
 
     def state_dict(self) -> dict[str, Any]:
         """Teacher, centres, cluster labels, average."""

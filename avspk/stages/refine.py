@@ -22,9 +22,9 @@ from avspk.config import RefineSettings
 from avspk.data.dataset import ViewDataset
 from avspk.data.files import whole_or_absent
 from avspk.data.sampler import ExampleSampler
-from avspk.models.audio_visual import ClassifierBranch, ParallelBranches
+from avspk.models.audio_visual import ClassifierBranch
+from avspk.models.encoder import Encoder
 from avspk.models.heads import CosineClassifier
-from avspk.models.norm import synchronise_batchnorm
 from avspk.pseudo_labels.label_correction import Correction, correct_labels
 from avspk.pseudo_labels.loss_gate import Gate, fit_gate, reliable
 from avspk.schedules import ramp
@@ -46,13 +46,13 @@ class Refine(Stage):
         name: str,
         settings: RefineSettings,
         kits: Mapping[str, ModalityKit],
-        encoders: Mapping[str, nn.Module],
+        encoders: Mapping[str, Encoder],
         labels: np.ndarray,
         truth: Truth,
         folder: Path,
         seconds: float | None = None,
         augmented: bool = True,
-        classifiers: Mapping[str, nn.Module] | None = None,
+        classifiers: Mapping[str, CosineClassifier] | None = None,
     ) -> None:
         """Build the stage.
 
@@ -88,27 +88,21 @@ class Refine(Stage):
         for key in kits:
             classifier = classifiers[key] if classifiers else self._classifier(encoders[key], config.seed, key)
             branches[key] = ClassifierBranch(encoders[key], classifier)
-        self.model = ParallelBranches(branches).requires_grad_(True).to(self.device)
-        if config.training.sync_batchnorm:
-            self.model = synchronise_batchnorm(self.model, self.device.type)
-        if config.training.compile:
-            for branch in self.model.branches.values():
-                branch.encoder.compile()
+        self.model = self.build_model(branches, config.training)
         self.table = self._empty_table()  # of this epoch, this rank's rows
         self.losses = self.table[:, : len(kits)].clone()  # of the last epoch, complete
         self.reliable = torch.ones(len(labels), dtype=torch.bool, device=self.device)
         self.gates: dict[str, Gate] = {}
 
-    def _classifier(self, encoder: nn.Module, seed: int, modality: str) -> CosineClassifier:
-        dim = int(encoder.embedding_dim)
-        return seeded(lambda: CosineClassifier(dim, self.num_classes), seed, self.name, modality)
+    def _classifier(self, encoder: Encoder, seed: int, modality: str) -> CosineClassifier:
+        return seeded(lambda: CosineClassifier(encoder.embedding_dim, self.num_classes), seed, self.name, modality)
 
     def _empty_table(self) -> Tensor:
         return torch.full((len(self.labels), len(self.kits) + 2), torch.nan, device=self.device)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """The encoders' groups learn `encoder_learning_rate` times as fast as the classifiers."""
-        encoders = {id(p) for branch in self.model.branches.values() for p in branch.encoder.parameters()}
+        encoders = {id(p) for encoder in self.model.encoders().values() for p in encoder.parameters()}
         split = []
         for group in super().parameter_groups():
             inside = [p for p in group["params"] if id(p) in encoders]
@@ -120,7 +114,7 @@ class Refine(Stage):
     # What one step is.
 
     def loss(self, model: nn.Module, batch: dict[str, Any], step: int) -> tuple[Tensor, Metrics]:
-        """Sum over modalities of the gated and corrected loss, divided by the batch size, never by what was selected."""
+        """Sum over modalities of the gated, corrected loss, divided by the batch size, never by what was selected."""
         index = batch["index"]
         labels, trusted = self.labels[index], self.reliable[index]
         inputs = {name: self.front_ends[name]("refine", batch[name]["refine"]) for name in self.kits}
@@ -153,7 +147,7 @@ class Refine(Stage):
             for name in self.kits:
                 group = {"signal": batch[name]["refine"]["signal"][rows]}
                 clean = self.front_ends[name]("refine", group, augmented=False)
-                logits.append(self.settings.scale * self.model.branches[name](clean).float())
+                logits.append(self.settings.scale * self.model[name](clean).float())
         correction = correct_labels(
             torch.stack(logits),  # (M, rows, C)
             torch.stack([self.present[name][index[rows]] for name in self.kits]),

@@ -1,0 +1,37 @@
+# `make demo` and `make test` need Python 3.11 or later and the package index, nothing else.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DEMO := data/demo
+
+.PHONY: setup demo test test-long lint clean
+
+setup: $(VENV)/installed
+
+# A marker file, so that a second `make` does not ask the package index again.
+$(VENV)/installed: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "avspk needs Python 3.11 or later, this is " + sys.version)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -e '.[dev]'
+	touch $@
+
+# Corpus, preparation and training each continue where an interrupted `make demo` was.
+demo: setup
+	$(BIN)/python tools/make_demo_corpus.py --out $(DEMO)/corpus
+	$(BIN)/python tools/prepare_voxceleb.py --raw $(DEMO)/corpus/voxceleb2 --out $(DEMO)/vox2 --face-tracked
+	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no tools/train_av.py
+
+test: setup
+	$(BIN)/python -m pytest -q
+
+test-long: setup
+	$(BIN)/python -m pytest -q -m long
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy avspk
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

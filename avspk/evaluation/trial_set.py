@@ -1,0 +1,68 @@
+"""Trial lists over one folder of wavs, scored by one trained system after another: what a training run ends with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from avspk.data.manifest import read_trials
+from avspk.data.score_file import write_scores
+from avspk.evaluation.results import evaluate_list
+from avspk.evaluation.systems import Scorer
+from avspk.evaluation.trial_list import TrialList, check_trials
+from avspk.model import SpeakerModel
+
+COLUMNS = ("system", "trials", "num_trials", "eer", "eer_low", "eer_high", "min_dcf_0.01", "min_dcf_0.05")
+
+
+class TrialSet:
+    """Audio-only evaluation of systems on the same lists and files."""
+
+    def __init__(self, lists: Mapping[str, Path], wav_root: Path) -> None:
+        """Read the lists and check the files. Raises FileNotFoundError naming how many are missing, and the first."""
+        self.wav_root = wav_root
+        self.lists = []
+        for name, path in lists.items():
+            table = read_trials(path)
+            self.lists.append(TrialList(name, table, name, notes=check_trials(table, str(path))))
+        self.files = sorted(set().union(*(trials.files.tolist() for trials in self.lists)))
+        missing = [file for file in self.files if not (wav_root / file).is_file()]
+        if missing:
+            raise FileNotFoundError(
+                f"{len(missing)} of {len(self.files)} files of the trial lists are not under {wav_root}, "
+                f"first {missing[0]}; set data.wav_root to the folder that the lists' names are relative to"
+            )
+
+    def evaluate(
+        self, model: SpeakerModel, system: str, folder: Path, replicates: int, workers: int
+    ) -> list[dict[str, Any]]:
+        """Cosine, training mean subtracted: writes `<slug>__<list>.scores.tsv`, returns rows of metrics.json."""
+        embeddings = model.embed_files([self.wav_root / file for file in self.files], num_workers=workers)
+        # Lengths serve calibration, which is not asked for here.
+        scorer = Scorer(self.files, embeddings, np.zeros(len(self.files), np.int64), model.training_mean)
+        rows = []
+        for trials in self.lists:
+            scored = scorer.score(trials)["cosine"]
+            write_scores(scored.table, folder / f"{slug(system)}__{trials.name}.scores.tsv")
+            record = evaluate_list(system, scored, replicates)
+            rows.append({key: record[key] for key in COLUMNS})
+        return rows
+
+
+def slug(system: str) -> str:
+    """File name of a system: "stage 1 (DINO)" -> "stage_1_dino"."""
+    return "_".join("".join(c if c.isalnum() else " " for c in system.lower()).split())
+
+
+def format_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The results as a Markdown table."""
+    lines = ["| system | trials | EER % (95 % interval) | minDCF(0.01) | minDCF(0.05) |", "|---|---|---|---|---|"]
+    lines += [
+        f"| {row['system']} | {row['trials']} ({row['num_trials']}) | {row['eer']:.3f} "
+        f"({row['eer_low']:.2f} - {row['eer_high']:.2f}) | {row['min_dcf_0.01']:.3f} | {row['min_dcf_0.05']:.3f} |"
+        for row in rows
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,117 @@
+from pathlib import Path
+
+import pytest
+import tiny
+import yaml
+
+from avspk.config import Config, ConfigError, differing_keys, dump_config, load_config, parse_config
+
+CONFIGS = sorted(Path(__file__).parent.parent.glob("configs/*.yaml"))
+
+
+@pytest.fixture
+def settings(tmp_path):
+    return tiny.tree(tmp_path, tmp_path / "exp")
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_shipped_config_loads_and_builds_its_encoders(path):
+    from avspk.models.registry import build_encoder
+
+    config = load_config(path)
+    for modality in config.modalities:
+        encoder = build_encoder(**getattr(config, modality).encoder.model_dump())
+        assert sum(p.numel() for p in encoder.parameters()) > 0
+
+
+def test_there_are_shipped_configs():
+    assert {path.stem for path in CONFIGS} >= {"demo", "demo_audio_only", "voxceleb2_av", "voxceleb2_audio_only"}
+
+
+def test_audio_only_configs_differ_in_modalities_and_output_alone():
+    for name in ("demo", "voxceleb2"):
+        first = load_config(CONFIGS[0].parent / ("demo.yaml" if name == "demo" else "voxceleb2_av.yaml"))
+        second = load_config(CONFIGS[0].parent / f"{name}_audio_only.yaml")
+        keys = {line.split(":")[0] for line in differing_keys(first, second)}
+        assert keys == {"modalities", "output"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"sead": 1}, r"sead: unknown key; did you mean seed\?"),
+        ({"pretrain": {"epoch": 3}}, r"pretrain\.epoch: unknown key; did you mean pretrain\.epochs\?"),
+        ({"pretrain": {"epochs": 0}}, r"pretrain\.epochs: .*greater than or equal to 1.*'0'"),
+        ({"pretrain": {"optimiser": {"name": "lion"}}}, r"pretrain\.optimiser\.name"),
+        ({"modalities": ["face"]}, "the speaker model is audio"),
+        ({"modalities": ["audio", "lips"]}, r"modalities\.1"),
+        ({"audio": {"policy": {"noise_snr": [15, 0]}}}, "low <= high"),
+        ({"audio": {"encoder": {"architecture": "resnet"}}}, r"audio\.encoder"),
+        ({"refine": {"gate": {"start_epoch": 1}}}, "margin_full_epoch"),
+        ({"rounds": "two"}, r"rounds: .*integer.*'two'"),
+    ],
+)
+def test_bad_settings_are_named_with_what_is_valid(change, message):
+    with pytest.raises(ConfigError, match=message):
+        parse_config({"output": "exp", "data": {"train": "m.parquet"}, **change})
+
+
+def test_required_settings_are_asked_for():
+    with pytest.raises(ConfigError, match=r"output: Field required[\s\S]*data: Field required"):
+        parse_config({})
+
+
+def test_inheritance_merges_and_overrides_win(tmp_path, settings):
+    tiny.write_config(tmp_path / "base.yaml", settings)
+    (tmp_path / "child.yaml").write_text("inherit: base.yaml\npretrain: {epochs: 7}\n")
+    config = load_config(tmp_path / "child.yaml", ["pretrain.optimiser.name=sgd", "modalities=[audio]"])
+    assert config.pretrain.epochs == 7
+    assert config.pretrain.batch_size == settings["pretrain"]["batch_size"]
+    assert config.pretrain.optimiser.name == "sgd"
+    assert config.modalities == ["audio"]
+
+
+def test_dump_reads_back_equal(tmp_path, settings):
+    config = parse_config(settings)
+    (tmp_path / "config.yaml").write_text(dump_config(config))
+    assert load_config(tmp_path / "config.yaml") == config
+    assert differing_keys(config, load_config(tmp_path / "config.yaml")) == []
+
+
+def test_differing_keys_name_both_values(settings):
+    config = parse_config(settings)
+    other = parse_config({**settings, "seed": 5})
+    assert differing_keys(config, other) == ["seed: 1 -> 5"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("a: [1", "not valid YAML"), ("- 1", "key: value"), ("inherit: other.yaml", "no config file at")],
+)
+def test_broken_files(tmp_path, text, message):
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        load_config(path)
+
+
+def test_inheriting_from_itself(tmp_path):
+    (tmp_path / "a.yaml").write_text("inherit: b.yaml")
+    (tmp_path / "b.yaml").write_text("inherit: a.yaml")
+    with pytest.raises(ConfigError, match="inherits from itself"):
+        load_config(tmp_path / "a.yaml")
+
+
+def test_bad_override(tmp_path, settings):
+    path = tiny.write_config(tmp_path / "config.yaml", settings)
+    with pytest.raises(ConfigError, match=r"key\.path=value"):
+        load_config(path, ["pretrain.epochs"])
+    with pytest.raises(ConfigError, match="is a value, not a group"):
+        load_config(path, ["seed.deep=1"])
+
+
+def test_defaults_are_the_papers_stage_one():
+    config = Config.model_validate({"output": "exp", "data": {"train": "m.parquet"}})
+    pretrain = config.pretrain
+    assert (pretrain.epochs, pretrain.batch_size, config.head.out_dim) == (150, 512, 65536)
+    assert yaml.safe_load(dump_config(config))["audio"]["views"]["global_seconds"] == 3.0

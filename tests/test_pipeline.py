@@ -1,0 +1,252 @@
+"""Whole runs on the tiny data set: what they write, what they must not depend on, and how they refuse."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import tiny
+import torch
+
+from avspk.checkpoint import load_tree
+from avspk.config import ConfigError, parse_config
+from avspk.data.manifest import ManifestError, read_utterances, write_utterances
+from avspk.pipeline import Pipeline
+
+TRAIN = Path(__file__).parent.parent / "tools" / "train_av.py"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return tiny.make_data(tmp_path_factory.mktemp("data"))
+
+
+def settings_of(data, output, **changes):
+    settings = tiny.tree(data, output)
+    settings["training"]["threads"] = 1
+    settings.update(changes)
+    return settings
+
+
+def short(data, output, **changes):
+    """One round, no large margin, no evaluation."""
+    settings = settings_of(data, output, rounds=1, **changes)
+    settings["large_margin"]["enabled"] = False
+    settings["data"] = {"train": settings["data"]["train"]}
+    return settings
+
+
+@pytest.fixture(scope="module")
+def finished(data, tmp_path_factory):
+    output = tmp_path_factory.mktemp("exp") / "av"
+    rows = Pipeline(parse_config(settings_of(data, output))).run()
+    return output, rows
+
+
+def weights(folder):
+    return load_tree(folder / "model.safetensors")["encoder"]
+
+
+def assert_same_weights(first, second):
+    assert first.keys() == second.keys()
+    for name in first:
+        assert torch.equal(first[name], second[name]), name
+
+
+def test_every_stage_leaves_its_files(finished):
+    output, rows = finished
+    for stage in ("pretrain", "round1", "round2", "large_margin"):
+        assert (output / stage / "done.json").is_file()
+        assert (output / stage / "model_audio" / "model.safetensors").is_file()
+        assert not list((output / stage).glob("checkpoints/*.safetensors"))
+    assert (output / "report.html").stat().st_size > 10_000
+    assert_same_weights(weights(output / "model"), weights(output / "large_margin" / "model_audio"))
+    labels = pd.read_parquet(output / "round1" / "labels.parquet")
+    assert len(labels) == tiny.NUM_SPEAKERS * tiny.NUM_CLIPS
+    assert labels["label"].between(0, 7).all()
+    faces = np.load(output / "round1" / "embeddings_face.npy")
+    assert np.isnan(faces[3]).all()
+    assert np.isfinite(np.delete(faces, 3, 0)).all()
+
+
+def test_metrics_have_the_promised_form(finished):
+    output, rows = finished
+    assert rows == json.loads((output / "metrics.json").read_text())
+    assert [row["system"] for row in rows] == ["mean fbank", "stage 1 (DINO)", "round 1", "round 2", "final"]
+    keys = {"system", "trials", "num_trials", "eer", "eer_low", "eer_high", "min_dcf_0.01", "min_dcf_0.05"}
+    for row in rows:
+        assert set(row) == keys
+        assert row["eer_low"] <= row["eer"] <= row["eer_high"] <= 100
+    assert rows[0]["eer"] < 5, "pitch tells these voices apart in their mean spectra"
+
+
+def test_gate_and_correction_are_logged(finished):
+    output, _ = finished
+    last = [record for record in tiny.records(output) if record["stage"] == "round1" and record["kind"] == "epoch"][-1]
+    fractions = [last[f"fraction/{name}"] for name in ("reliable", "corrected", "dropped")]
+    assert sum(fractions) == pytest.approx(1)
+    assert {"label/nmi", "label/purity", "gate/precision", "audio/gate/threshold", "face/gate/status"} <= last.keys()
+
+
+def test_a_finished_run_is_not_run_again(finished, data):
+    output, rows = finished
+    before = {path: path.stat().st_mtime_ns for path in output.rglob("model.safetensors") if path.parent.name != "model"}
+    steps = len(tiny.records(output))
+    assert Pipeline(parse_config(settings_of(data, output))).run() == rows
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+    assert len(tiny.records(output)) == steps
+
+
+def test_another_config_may_not_continue_a_run(finished, data):
+    output, _ = finished
+    with pytest.raises(ConfigError, match=r"seed: 1 -> 2[\s\S]*choose another folder"):
+        Pipeline(parse_config(settings_of(data, output, seed=2)))
+
+
+def test_speaker_names_do_not_reach_the_weights(data, tmp_path):
+    """Same media, same order, speakers renamed at random: every weight is bit-identical."""
+    run = Pipeline(parse_config(short(data, tmp_path / "a")))
+    run.run()
+    renamed = tmp_path / "renamed"
+    shutil.copytree(data / "train", renamed)
+    table = read_utterances(renamed / "manifest.parquet").table.copy()
+    speakers = np.random.default_rng(7).permutation(len(table)) % tiny.NUM_SPEAKERS
+    tails = [name.split("/", 1)[1] for name in table["utterance"]]
+    table["utterance"] = [f"id9{speaker:04d}/{tail}" for speaker, tail in zip(speakers, tails, strict=True)]
+    write_utterances(table, renamed / "manifest.parquet")
+    settings = short(data, tmp_path / "b")
+    settings["data"]["train"] = str(renamed / "manifest.parquet")
+    Pipeline(parse_config(settings)).run()
+    for stage in ("pretrain", "round1"):
+        for modality in ("audio", "face"):
+            name = f"{stage}/model_{modality}"
+            assert_same_weights(weights(tmp_path / "a" / name), weights(tmp_path / "b" / name))
+
+
+def test_audio_of_stage_one_does_not_depend_on_the_face(finished, data, tmp_path):
+    """Single- and multi-modal runs start their rounds from the same audio encoder."""
+    settings = settings_of(data, tmp_path / "audio", modalities=["audio"], rounds=0)
+    settings["data"] = {"train": settings["data"]["train"]}
+    Pipeline(parse_config(settings)).run()
+    output, _ = finished
+    assert_same_weights(
+        weights(output / "pretrain" / "model_audio"), weights(tmp_path / "audio" / "pretrain" / "model_audio")
+    )
+
+
+def launch(config, *overrides, processes=0, **options):
+    """The command a user types, as (processes=0) or under torchrun's launcher."""
+    command = [sys.executable]
+    if processes:
+        command += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    environment = {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"}
+    command += [str(TRAIN), "--config", str(config), *overrides]
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, **options)
+
+
+def test_sigkill_in_the_middle_changes_nothing(data, tmp_path):
+    """Killed inside stage 1 and again inside the round, the same command ends with the same weights."""
+    for name in ("undisturbed", "killed"):
+        tiny.write_config(tmp_path / f"{name}.yaml", short(data, tmp_path / name))
+    process = launch(tmp_path / "undisturbed.yaml")
+    assert process.wait() == 0, process.stderr.read()
+    for stage in ("pretrain", "round1"):
+        process = launch(tmp_path / "killed.yaml")
+        marker = tmp_path / "killed" / stage / "checkpoints"
+        while process.poll() is None and len(list(marker.glob("step_*.safetensors"))) < 2:
+            pass
+        process.kill()
+        process.wait()
+        assert not (tmp_path / "killed" / stage / "done.json").is_file(), "it was to be killed in the middle"
+    process = launch(tmp_path / "killed.yaml")
+    assert process.wait() == 0, process.stderr.read()
+    for path in ("pretrain/model_audio", "pretrain/model_face", "round1/model_audio", "round1/model_face"):
+        assert_same_weights(weights(tmp_path / "undisturbed" / path), weights(tmp_path / "killed" / path))
+
+
+def test_two_processes_equal_one(data, tmp_path):
+    """Same global batches, joint batch norm, averaged gradients: the first steps agree to rounding."""
+    for name in ("one", "two"):
+        settings = short(data, tmp_path / name)
+        settings["pretrain"]["epochs"] = settings["refine"]["epochs"] = 2
+        settings["training"]["processes"] = 1 if name == "one" else 2
+        tiny.write_config(tmp_path / f"{name}.yaml", settings)
+    runs = [launch(tmp_path / "one.yaml"), launch(tmp_path / "two.yaml", processes=2)]
+    for process in runs:
+        assert process.wait() == 0, process.stderr.read()
+    one, two = (tiny.records(tmp_path / name) for name in ("one", "two"))
+    steps = [[r for r in records if r["kind"] == "step" and r["stage"] == "pretrain"] for records in (one, two)]
+    assert len(steps[0]) == len(steps[1]) == 8
+    for first, second in zip(steps[0][:4], steps[1][:4], strict=True):
+        for key in ("audio/loss", "face/loss", "audio/mean_entropy", "audio/center_norm"):
+            assert second[key] == pytest.approx(first[key], rel=2e-3), (first["step"], key)
+    assert json.loads((tmp_path / "two" / "environment.json").read_text())["num_processes"] == 2
+
+
+def test_fewer_processes_than_asked_for_stop_the_run(data, tmp_path):
+    settings = settings_of(data, tmp_path / "exp")
+    settings["training"]["processes"] = 2
+    with pytest.raises(ConfigError, match="training.processes is 2, but 1 were launched"):
+        Pipeline(parse_config(settings))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "error", "message"),
+    [
+        ("train", "missing.parquet", (ManifestError, FileNotFoundError), "missing.parquet"),
+        ("trials", {"tiny": "missing.txt"}, (ManifestError, FileNotFoundError), "missing.txt"),
+        ("wav_root", "nowhere", FileNotFoundError, "12 of 12 files .* not under nowhere"),
+        ("crops", "nowhere", FileNotFoundError, "no face crop store at nowhere"),
+        ("noise", "nowhere", ValueError, "make a noise pack"),
+    ],
+)
+def test_missing_files_are_named_before_training(data, tmp_path, key, value, error, message):
+    settings = settings_of(data, tmp_path / "exp")
+    settings["data"][key] = value
+    with pytest.raises(error, match=message):
+        Pipeline(parse_config(settings))
+    assert not (tmp_path / "exp" / "pretrain").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "empty|no "),
+        ("utterance\taudio\nid1/a/b\tx.wav\n", "column"),
+    ],
+)
+def test_malformed_manifests(data, tmp_path, text, message):
+    path = tmp_path / "manifest.tsv"
+    path.write_text(text)
+    settings = settings_of(data, tmp_path / "exp")
+    settings["data"]["train"] = str(path)
+    with pytest.raises(ManifestError, match=message):
+        Pipeline(parse_config(settings))
+
+
+def test_batch_larger_than_the_data(data, tmp_path):
+    settings = settings_of(data, tmp_path / "exp")
+    settings["pretrain"]["batch_size"] = 1000
+    with pytest.raises(ValueError, match="48 usable utterances are fewer than one batch of 1000"):
+        Pipeline(parse_config(settings)).run()
+
+
+def test_the_command_line_says_what_is_wrong_in_one_screen(tmp_path):
+    config = tmp_path / "config.yaml"
+    config.write_text("output: exp\nseeed: 3\ndata: {train: m.parquet}\n")
+    process = launch(config)
+    assert process.wait() == 1
+    error = process.stderr.read()
+    assert "seeed: unknown key; did you mean seed?" in error
+    assert "Traceback" not in error
