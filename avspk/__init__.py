@@ -1,1 +1,19 @@
 """Speaker verification trained from unlabelled talking-head video."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from avspk.model import SpeakerModel, load_model
+
+__all__ = ["SpeakerModel", "load_model"]
+
+
+def __getattr__(name: str) -> Any:
+    # Lazy: the package's parts should not wait for torch unless they use it.
+    if name in __all__:
+        from avspk import model
+
+        return getattr(model, name)
+    raise AttributeError(f"module 'avspk' has no attribute {name!r}")
