@@ -21,7 +21,7 @@ Count = Annotated[int, Field(ge=1)]
 NotNegative = Annotated[float, Field(ge=0)]
 
 
-def _ordered(pair: tuple[float, float]) -> tuple[float, float]:
+def _ordered(pair: tuple[Any, Any]) -> tuple[Any, Any]:
     if pair[0] > pair[1]:
         raise ValueError(f"range {pair} must be (low, high) with low <= high")
     return pair
@@ -70,7 +70,7 @@ class AudioPolicy(Settings):
     noise_snr: Range = (0.0, 15.0)
     music_snr: Range = (5.0, 15.0)
     speech_snr: Range = (10.0, 30.0)
-    voices: tuple[Count, Count] = (3, 6)
+    voices: Annotated[tuple[Count, Count], AfterValidator(_ordered)] = (3, 6)
     category_weights: tuple[NotNegative, NotNegative, NotNegative] = (1.0, 1.0, 1.0)
     equaliser_db: NotNegative = 0.0
     equaliser_points: int = Field(8, ge=2)

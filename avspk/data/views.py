@@ -53,7 +53,8 @@ class AudioViews:
     def __init__(self, utterances: Utterances, groups: dict[str, AudioGroup], noise: NoisePack) -> None:
         self.utterances = utterances
         self.groups = groups
-        self.noise = noise
+        # The light part of the pack: loader workers draw numbers, the device holds the samples.
+        self.recordings, self.num_rirs = noise.table, len(noise.rirs)
         self.num_samples = utterances.table["num_samples"].to_numpy()
 
     def __call__(self, sources: Sequence[int], rng: np.random.Generator) -> ViewBatch:
@@ -65,8 +66,8 @@ class AudioViews:
             rows = [sources[(view + offset) % len(sources)] for offset in range(group.count)]
             views[name] = {"signal": self._cut(rows, length, rng)}
             if group.policy is not None:
-                table, num_rirs = self.noise.table, len(self.noise.rirs)
-                views[name]["augmentation"] = draw_audio(rng, group.policy, table, num_rirs, group.count)
+                drawn = draw_audio(rng, group.policy, self.recordings, self.num_rirs, group.count)
+                views[name]["augmentation"] = drawn
             view += group.count
         return views
 
