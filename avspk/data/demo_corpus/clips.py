@@ -15,7 +15,9 @@ from avspk.data.demo_corpus.settings import FRAME_RATE, SAMPLE_RATE
 
 AAC_BIT_RATE = 64_000
 AAC_BLOCK = 1024  # samples
-H264_OPTIONS = {"preset": "veryfast", "crf": "23", "threads": "1"}  # one thread: processes share the cores
+# One thread, because processes share the cores. No macroblock tree, because with it one input was seen to give several
+# different outputs, depending on where its frames lay in memory.
+H264_OPTIONS = {"preset": "veryfast", "crf": "23", "threads": "1", "x264-params": "mbtree=0"}
 
 
 def mp4_bytes(pictures: Iterable[NDArray[np.uint8]], waveform: NDArray[np.float32], size: int) -> bytes:

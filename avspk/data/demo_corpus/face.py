@@ -184,7 +184,7 @@ def draw_scene(rng: np.random.Generator, nuisance: Nuisance) -> Scene:
         tint=(1 + rng.normal(0, 0.06, 3) * light).astype(np.float32),
         gamma=float(np.exp(rng.normal(0, 0.14) * light)),
         blur=abs(rng.normal(0, 0.8)) * nuisance.blur,
-        grain=rng.uniform(0, 4) * nuisance.grain,
+        grain=rng.uniform(0, 2.5) * nuisance.grain,
         shirt=rng.uniform(20, 230, 3).astype(np.float32),
         background_seed=int(rng.integers(2**31)),
         background_shift=(0.5, 0.5),

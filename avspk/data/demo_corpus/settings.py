@@ -11,6 +11,7 @@ from avspk.data.media import SAMPLE_RATE
 
 FRAME_RATE = 25
 SAMPLES_PER_FRAME = SAMPLE_RATE // FRAME_RATE
+MOST_IDENTITIES = 9999  # id00001 to id09999, and id10001 to id19999
 
 
 @dataclass(frozen=True)
@@ -72,20 +73,28 @@ class CorpusSettings:
     nuisance: Nuisance = field(default_factory=Nuisance)
 
     def __post_init__(self) -> None:
-        if self.seed < 0:
-            raise ValueError(f"seed is {self.seed}; it must be 0 or more")
-        for name in ("training_identities", "test_identities"):
-            if not 2 <= getattr(self, name) <= 9999:
-                raise ValueError(f"{name} is {getattr(self, name)}; five-digit identity names allow 2 to 9999")
-        for name in ("training_sessions", "training_clips", "test_clips", "nontargets_per_target"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be 1 or more")
-        if self.test_sessions < 2:
-            raise ValueError(f"test_sessions is {self.test_sessions}; cross-session trials need 2 or more")
+        limits = {
+            "seed": (0, None),
+            "training_identities": (2, MOST_IDENTITIES),
+            "training_sessions": (1, None),
+            "training_clips": (1, None),
+            "test_identities": (2, MOST_IDENTITIES),
+            "test_sessions": (2, None),  # for cross-session trials
+            "test_clips": (1, None),
+            "image_size": (64, None),
+            "bad_clips": (0, None),
+            "nontargets_per_target": (1, None),
+        }
+        for name, (least, most) in limits.items():
+            value = getattr(self, name)
+            if value < least or (most is not None and value > most):
+                raise ValueError(
+                    f"{name} is {value}; it must be {least} or more" + (f", {most} at most" if most else "")
+                )
+        if self.image_size % 2:
+            raise ValueError(f"image_size is {self.image_size}; H.264 in 4:2:0 needs an even number")
         if not 0.5 <= self.clip_seconds[0] <= self.clip_seconds[1]:
             raise ValueError(f"clip_seconds is {self.clip_seconds}; give (shortest, longest), the shortest 0.5 or more")
-        if self.image_size < 64 or self.image_size % 2:
-            raise ValueError(f"image_size is {self.image_size}; H.264 in 4:2:0 needs an even number, 64 or more")
 
 
 def generator(seed: int, *key: str | int) -> np.random.Generator:
