@@ -9,7 +9,7 @@ from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score
 
 from avspk.pseudo_labels import kmeans as module
-from avspk.pseudo_labels.kmeans import DistributedReducer, Reducer, Rows, kmeans
+from avspk.pseudo_labels.kmeans import DistributedReducer, Reducer, kmeans
 
 
 def blobs(num=600, dim=12, clusters=15, spread=0.3, seed=0):
@@ -133,23 +133,32 @@ def test_chunks_change_nothing(monkeypatch, masked):
     torch.testing.assert_close(whole.centroids, chunked.centroids, atol=1e-5, rtol=1e-5)
 
 
-def test_empty_clusters_are_filled():
-    """Far points and a sample that misses them leave seeds together; every cluster still ends with rows."""
-    values = torch.cat([torch.zeros(5, 3), torch.tensor(np.random.default_rng(0).normal(size=(200, 3))).float()])
-    start = torch.zeros(12, 3)
-    rows = Rows(values, None, (3,))
-    labels, errors = module._assign(rows, start)
-    assert set(labels.tolist()) == {0}
-    generator = torch.Generator().manual_seed(0)
-    for _ in range(12):
-        start, counts = module._update(rows, labels, start, Reducer())
-        empty = (counts == 0).nonzero().flatten()
-        if not len(empty):
-            break
-        cluster_errors = torch.zeros(12, dtype=torch.float64).index_add_(0, labels, errors.double())
-        start = module._split_worst(start, counts, cluster_errors, empty, generator)
-        labels, errors = module._assign(rows, start)
-    assert len(empty) == 0
+@pytest.mark.parametrize("masked", [False, True])
+def test_empty_clusters_are_filled(masked):
+    """All centroids in one place leave every cluster but one empty; all still end with rows, and about as good."""
+    values, _ = blobs()
+    mask = {"observed": random_mask(600), "block_sizes": (6, 6)} if masked else {}
+    result = kmeans(values, 15, seed=0, start=torch.zeros(15, 12), num_iterations=100, **mask)
+    assert int(result.counts.min()) > 0
+    assert result.objective < 1.5 * kmeans(values, 15, seed=0, num_iterations=100, **mask).objective
+
+
+def test_seeds_lie_in_all_separated_clusters():
+    values, truth = blobs(spread=0.01)
+    seeds = module._plus_plus(values, 15, torch.Generator().manual_seed(0))
+    rows = (seeds[:, None] == values).all(-1).int().argmax(1)
+    assert sorted(truth[rows]) == list(range(15))
+
+
+def test_incomplete_rows_become_seeds_only_if_needed():
+    values, _ = blobs()
+    observed = torch.ones(600, 2, dtype=torch.bool)
+    observed[40:, 1] = False
+    rows = module._check(values, observed, (6, 6))
+    assert torch.equal(module._candidates(rows, 40), values[:40])
+    filled = module._candidates(rows, 41)
+    assert torch.equal(filled[:40], values[:40])
+    torch.testing.assert_close(filled[40:, 6:], values[:40, 6:].mean(0).expand(560, 6))
 
 
 def test_coinciding_rows_leave_clusters_empty():
