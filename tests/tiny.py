@@ -1,15 +1,24 @@
 """A data set and a config so small that a whole run takes seconds: harmonic voices, coloured faces."""
 
 import json
+from collections.abc import Iterable
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
+import torch
 import yaml
 
+from avspk.config import parse_config
 from avspk.data.crop_store import CropWriter
-from avspk.data.manifest import write_utterances
+from avspk.data.manifest import read_utterances, write_utterances
 from avspk.data.media import write_wav
+from avspk.data.noise import CATEGORIES, NoisePack, read_noise_pack, write_noise_pack
+from avspk.stages.base import Stage
+from avspk.stages.modalities import Materials
+from avspk.training import Trainer, build_optimiser
 
 NUM_SPEAKERS, NUM_CLIPS, CROPS_A_CLIP = 6, 8, 3
 RATE = 16000
@@ -132,3 +141,36 @@ def write_config(path: Path, settings: dict) -> Path:
 def records(folder: Path) -> list[dict]:
     """What the run logged."""
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def noise_pack(folder: Path) -> NoisePack:
+    """Two recordings of each category and two impulse responses, written once."""
+    if folder.is_dir():
+        return read_noise_pack(folder)
+    rng = np.random.default_rng(5)
+    recordings = [
+        (f"{category}-{k}", category, 0.1 * rng.standard_normal(RATE).astype(np.float32))
+        for category in CATEGORIES
+        for k in range(2)
+    ]
+    rirs = np.zeros((2, 400), np.float32)
+    rirs[:, 0], rirs[0, 100], rirs[1, 300] = 0.8, 0.6, -0.6  # one echo each
+    return write_noise_pack(folder, recordings, rirs)
+
+
+def materials(settings: dict) -> Materials:
+    """What stages are built from, without a run folder."""
+    config = parse_config(settings)
+    folder = config.data.train.parent
+    noise = noise_pack(folder.parent / "noise")
+    return Materials(config, read_utterances(config.data.train), folder / "crops", noise, torch.device("cpu"))
+
+
+def train(stage: Stage, steps: Iterable[int], epoch: int = 0, optimiser: torch.optim.Optimizer | None = None) -> list:
+    """These updates, as the training loop makes them, with the first batches of `epoch`; the metrics of each."""
+    one_process = SimpleNamespace(autocast=nullcontext, backward=torch.Tensor.backward)
+    trainer = Trainer(one_process, None, None)
+    optimiser = optimiser or build_optimiser(stage.parameter_groups(), stage.optimiser, stage.device)
+    stage.model.train()
+    batches = stage.batches(epoch, 0, workers=0)
+    return [trainer.update(stage, stage.model, optimiser, next(batches), step) for step in steps]
