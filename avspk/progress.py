@@ -34,17 +34,22 @@ class Progress:
         if self.bar is not None:
             self.bar.stop()
 
-    def advance(self, steps: int, loss: Any = None) -> None:
+    def resume(self, steps: int) -> None:
+        """Count steps that an earlier run made: they say nothing about this one's speed."""
+        self.done += steps
+        self.resumed += steps
+
+    def advance(self, steps: int = 1, loss: Any = None) -> None:
         """Count `steps`; a device tensor `loss` is read only when something is printed."""
-        if loss is None:
-            self.resumed += steps  # what a resumed run finds done says nothing about its speed
         self.done += steps
         now = time.monotonic()
+        if self.bar is None and self.done >= self.total and now - self.start < SECONDS_BETWEEN_LINES:
+            return  # what was quick needs no line
         if now - self.last_line < (0.5 if self.bar is not None else SECONDS_BETWEEN_LINES) and self.done < self.total:
             return
         self.last_line = now
         rate = (self.done - self.resumed) / max(now - self.start, 1e-9)
-        shown = f"{rate:.2f} steps/s" + ("" if loss is None else f"  loss {float(loss):.3f}")
+        shown = f"{rate:.2f}/s" + ("" if loss is None else f"  loss {float(loss):.3f}")
         if self.bar is not None:
             self.bar.update(self.task, completed=self.done, rate=shown)
         elif self.lines:

@@ -49,7 +49,7 @@ class Trainer:
         model.train()
         total = stage.num_epochs * stage.steps_per_epoch
         with self._catching_sigterm(), Progress(stage.name, total, self.accelerator.is_main_process) as progress:
-            progress.advance(epoch * stage.steps_per_epoch + done)
+            progress.resume(epoch * stage.steps_per_epoch + done)
             while epoch < stage.num_epochs:
                 opening = stage.begin_epoch(epoch) if done == 0 else {}
                 self._train_epoch(stage, model, optimiser, checkpoints, epoch, done, progress)
@@ -57,6 +57,7 @@ class Trainer:
                 self._log_epoch(stage, epoch, opening | closing)
                 epoch, done = epoch + 1, 0
                 self._save(stage, optimiser, checkpoints, epoch, 0)
+        self.accelerator.free_memory()
 
     def _train_epoch(
         self,
@@ -77,7 +78,7 @@ class Trainer:
             step = epoch * stage.steps_per_epoch + within
             metrics = self.update(stage, model, optimiser, batch, step)
             watch.examples += stage.batch_size
-            progress.advance(1, metrics.get("total"))
+            progress.advance(1, metrics["total"])
             if (step + 1) % self.settings.log_steps == 0:
                 stage.check()
                 self._log_step(stage, epoch, step, metrics, watch)
@@ -153,7 +154,8 @@ class Trainer:
             checkpoints.save(epoch * stage.steps_per_epoch + done, state)
         distributed.barrier()
         if self.terminated:
-            raise Interrupted(f"{stage.name}: stopped by SIGTERM; the state is saved, the same command goes on")
+            logger.warning("%s: stopped by SIGTERM; the state is saved, the same command goes on", stage.name)
+            raise Interrupted(128 + signal.SIGTERM)
 
     def _checkpoint_is_due(self, step: int, saved: float) -> bool:
         """The same answer on every rank: by the steps, by rank 0's clock, or because any rank was asked to stop."""

@@ -44,7 +44,8 @@ class ExampleSampler:
         batch_size: of the global batch.
         usable: modality -> (M,) bool over all M utterances, false where the modality is missing; such an example
             borrows a random usable utterance for that modality.
-        positives: modality -> cluster members, where views are to come from several utterances.
+
+    Set `positives` (modality -> cluster members) and `num_sources` to draw views from several utterances.
 
     Raises:
         ValueError: the batch does not divide over the ranks, or there are fewer rows than one batch holds.
@@ -94,13 +95,26 @@ class ExampleSampler:
             yield [self._example(epoch, int(index)) for index in order[begin : begin + share]]
 
     def _example(self, epoch: int, index: int) -> Example:
-        sources = {}
-        for modality, mask in self.usable.items():
-            rng = generator(self.seed, self.stage, "sources", epoch, index, modality)
-            if not mask[index]:
-                sources[modality] = (int(rng.choice(self.spare[modality])),)
-            elif modality in self.positives:
-                sources[modality] = self.positives[modality].draw(index, self.num_sources, rng)
-            else:
-                sources[modality] = (index,)
-        return Example(epoch, index, sources)
+        return Example(epoch, index, {modality: self._sources(epoch, index, modality) for modality in self.usable})
+
+    def _sources(self, epoch: int, index: int, modality: str) -> tuple[int, ...]:
+        usable = self.usable[modality][index]
+        if usable and modality not in self.positives:
+            return (index,)
+        rng = generator(self.seed, self.stage, "sources", epoch, index, modality)
+        if not usable:
+            return (int(rng.choice(self.spare[modality])),)
+        return self.positives[modality].draw(index, self.num_sources, rng)
+
+
+class EpochBatches:
+    """The rest of one epoch as a loader wants it: an iterable with a length."""
+
+    def __init__(self, sampler: ExampleSampler, epoch: int, first_step: int) -> None:
+        self.sampler, self.epoch, self.first_step = sampler, epoch, first_step
+
+    def __len__(self) -> int:
+        return self.sampler.steps_per_epoch - self.first_step
+
+    def __iter__(self) -> Iterator[list[Example]]:
+        return self.sampler.batches(self.epoch, self.first_step)

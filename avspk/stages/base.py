@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from avspk import distributed
 from avspk.config import OptimiserSettings, TrainingSettings
 from avspk.data.dataset import ViewDataset
-from avspk.data.sampler import ExampleSampler
+from avspk.data.sampler import EpochBatches, ExampleSampler
 from avspk.models.audio_visual import ParallelBranches
 from avspk.models.norm import synchronise_batchnorm
 from avspk.schedules import warmup_cosine
@@ -75,11 +75,10 @@ class Stage(ABC):
 
     def batches(self, epoch: int, first_step: int, workers: int) -> Iterator[dict[str, Any]]:
         """Collated batches of this rank, from the epoch's `first_step`-th on."""
-        examples = list(self.sampler.batches(epoch, first_step))
         return iter(
             DataLoader(
                 self.dataset,
-                batch_sampler=examples,
+                batch_sampler=EpochBatches(self.sampler, epoch, first_step),
                 num_workers=workers,
                 pin_memory=self.device.type == "cuda",
                 prefetch_factor=4 if workers else None,

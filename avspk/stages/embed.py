@@ -12,9 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from avspk import distributed
 from avspk.data.crop_store import CropStore
 from avspk.data.media import SAMPLE_RATE, read_audio
 from avspk.frontend.fbank import Fbank
+from avspk.progress import Progress
 
 MAX_CROPS_A_BATCH = 256
 MIN_SAMPLES = SAMPLE_RATE // 4  # the encoders take statistics over time: they need some frames
@@ -90,11 +92,14 @@ def _run(
 ) -> np.ndarray:
     """Fill a table of `num_rows` from `compute(batch) -> (len(batch["rows"]), D)`; rows never visited stay NaN."""
     table: np.ndarray | None = None
-    for batch in DataLoader(dataset, batch_size=None, num_workers=workers, pin_memory=device.type == "cuda"):
-        values = compute({key: value.to(device, non_blocking=True) for key, value in batch.items()})
-        if table is None:
-            table = np.full((num_rows, values.shape[1]), np.nan, np.float32)
-        table[batch["rows"].numpy()] = values.float().cpu().numpy()
+    loader = DataLoader(dataset, batch_size=None, num_workers=workers, pin_memory=device.type == "cuda")
+    with Progress("embed", num_rows, distributed.rank() == 0) as progress:
+        for batch in loader:
+            values = compute({key: value.to(device, non_blocking=True) for key, value in batch.items()})
+            if table is None:
+                table = np.full((num_rows, values.shape[1]), np.nan, np.float32)
+            table[batch["rows"].numpy()] = values.float().cpu().numpy()
+            progress.advance(len(values))
     if table is None:
         raise ValueError("nothing to embed")
     return table
