@@ -101,7 +101,9 @@ def test_gate_and_correction_are_logged(finished):
 
 def test_a_finished_run_is_not_run_again(finished, data):
     output, rows = finished
-    before = {path: path.stat().st_mtime_ns for path in output.rglob("model.safetensors") if path.parent.name != "model"}
+    before = {
+        path: path.stat().st_mtime_ns for path in output.rglob("model.safetensors") if path.parent.name != "model"
+    }
     steps = len(tiny.records(output))
     assert Pipeline(parse_config(settings_of(data, output))).run() == rows
     assert before == {path: path.stat().st_mtime_ns for path in before}
