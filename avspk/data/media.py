@@ -3,6 +3,7 @@
 Sound: soundfile for wav, flac and ogg, PyAV for the rest. Frames: decord, PyAV where decord refuses a file.
 """
 
+import io
 import math
 import os
 from collections.abc import Iterator, Sequence
@@ -80,8 +81,10 @@ def is_plain_audio(path: str | Path) -> bool:
 def write_wav(path: str | Path, waveform: np.ndarray) -> None:
     """Write mono float (n,) at 16 kHz as 16-bit wav; beyond [-1, 1] it clips. Raises: OSError."""
     samples = np.clip(np.rint(waveform * 32768.0), -32768, 32767).astype(np.int16)
-    with open(path, "wb") as file:
-        soundfile.write(file, samples, SAMPLE_RATE, format="WAV", subtype="PCM_16")
+    # By way of memory: on a full disk soundfile fails an assertion of its own, not with an OSError.
+    buffer = io.BytesIO()
+    soundfile.write(buffer, samples, SAMPLE_RATE, format="WAV", subtype="PCM_16")
+    Path(path).write_bytes(buffer.getbuffer())
 
 
 def read_frames(path: str | Path, indices: Sequence[int] | np.ndarray, max_side: int | None = None) -> np.ndarray:
@@ -144,6 +147,8 @@ def require_file(path: Path) -> None:
     """
     if not path.exists():
         raise MediaError("broken link" if path.is_symlink() else "no such file")
+    if not path.is_file():
+        raise MediaError("is a directory" if path.is_dir() else "not a regular file")
     try:
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size

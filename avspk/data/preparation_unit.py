@@ -42,6 +42,11 @@ class Recipe:
     require_face: bool
     faces: FaceSettings
 
+    @property
+    def sound_kept(self) -> str:
+        """What becomes of an utterance without a usable picture."""
+        return "" if self.require_face else "; its sound is kept"
+
 
 @dataclass(frozen=True)
 class Unit:
@@ -107,6 +112,8 @@ def prepare_unit(recipe: Recipe, journals: Path, device: str, processes: int, ta
         done = read_journal(Path(journal.name))
         journal.truncate(Path(journal.name).read_bytes().rfind(b"\n") + 1)
         writer = _shard_writer(recipe, unit, sum(row.num_crops for result in done for row in result.rows))
+        if writer is not None:
+            _detector(recipe.faces, device)  # before the clock runs: a process loads it once
         for batch in unit.batches[len(done) :]:
             start = time.monotonic()
             result, crops = _prepare_batch(recipe, batch, device, task.avoid, reporter)
@@ -154,10 +161,9 @@ def _prepare_batch(
     crops = []
     for (clip, audio, num_samples), shown in zip(sounds, frames, strict=True):
         found = next(faces) if shown is not None else None
-        if clip.video and shown is not None and not len(found.crops if found else ()):
-            kept = "" if recipe.require_face else "; its sound is kept"
-            result.rejected.append(Rejected(clip.video, f"no face found{kept}"))
         num_crops = len(found.crops) if found else 0
+        if clip.video and found and not num_crops:
+            opener.reject(clip.video, "no face found", recipe.sound_kept)
         if num_crops or not recipe.require_face:
             result.rows.append(Row(clip.utterance, audio, num_samples, num_crops))
             crops += [found] if found and num_crops else []
@@ -173,21 +179,22 @@ class _Opener:
     reporter: Reporter
     rejected: list[Rejected]
 
-    def __call__(self, path: str, read: Callable[[Path], Any]) -> Any:
-        """What `read` makes of a file, or None after noting why it cannot."""
+    def __call__(self, path: str, read: Callable[[Path], Any], consequence: str = "") -> Any:
+        """What `read` makes of a file, or None after noting why it cannot, and what that means."""
         if path in self.avoid:
-            self._reject(path, "the decoder crashed on it, twice")
+            self.reject(path, "the decoder crashed on it, twice", consequence)
             return None
         self.reporter.entering(path)
         try:
             return read(self.recipe.raw / path)
         except MediaError as error:
-            self._reject(path, str(error))
+            self.reject(path, str(error), consequence)
             return None
 
-    def _reject(self, path: str, reason: str) -> None:
+    def reject(self, path: str, reason: str, consequence: str = "") -> None:
+        """Note why a file cannot be used, the first reason only."""
         if all(one.path != path for one in self.rejected):
-            self.rejected.append(Rejected(path, reason))
+            self.rejected.append(Rejected(path, reason + consequence))
 
 
 def _take_sound(clip: Clip, opener: _Opener) -> tuple[str, int] | None:
@@ -226,7 +233,7 @@ def _take_frames(clip: Clip, opener: _Opener) -> np.ndarray | None:
         return video.read(sample_frames(video.num_frames, faces.crops_per_clip))
 
     assert clip.video is not None
-    frames: np.ndarray | None = opener(clip.video, read)
+    frames: np.ndarray | None = opener(clip.video, read, opener.recipe.sound_kept)
     return frames
 
 

@@ -103,13 +103,13 @@ def _serve(work: Work, connection: Connection) -> None:
             try:
                 work(task, reporter)
                 connection.send(("done", None))
-            except BrokenPipeError:
+            except ConnectionError:
                 raise
             except OSError as error:
                 connection.send(("failed", str(error)))
             except Exception:
                 connection.send(("failed", traceback.format_exc()))
-    except (EOFError, BrokenPipeError):
+    except (EOFError, ConnectionError):
         os._exit(0)
 
 
@@ -124,7 +124,7 @@ def _wait(workers: Collection[_Worker]) -> None:
 
 
 def _listen(worker: _Worker, advance: Callable[[int], None]) -> bool:
-    """Take in what a worker has said so far; False if it is dead, or silent for so long that it was ended."""
+    """Take in what a worker has said so far; False if it is dead, or was ended because it hangs in an item."""
     try:
         while worker.task and worker.connection.poll():
             kind, value = worker.connection.recv()
@@ -136,11 +136,11 @@ def _listen(worker: _Worker, advance: Callable[[int], None]) -> bool:
             elif kind == "failed":
                 raise WorkerError(value)
             else:
-                worker.task = None
-    except (EOFError, ConnectionResetError):
+                worker.task = worker.item = None
+    except (EOFError, ConnectionError):
         worker.process.join()
         return False
-    if worker.task and time.monotonic() - worker.heard > _HANG_SECONDS:
+    if worker.item is not None and time.monotonic() - worker.heard > _HANG_SECONDS:
         worker.process.kill()
         worker.process.join()
         return False
