@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,14 +15,24 @@ from numpy.typing import NDArray
 
 from avspk.checkpoint import CheckpointError, load_tree, load_weights, save_tree
 from avspk.data.files import whole_or_absent
-from avspk.data.media import SAMPLE_RATE, audio_num_samples, read_audio, resample
+from avspk.data.media import SAMPLE_RATE, MediaError, audio_num_samples, read_audio, resample
 from avspk.frontend.fbank import Fbank
 from avspk.models.encoder import Encoder
 from avspk.models.registry import build_encoder
+from avspk.scoring.backend import cosine_scores
+from avspk.scoring.calibration import Calibration
 from avspk.stages.embed import MIN_SAMPLES, embed_audio, inference
 
-WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
+WEIGHTS, CONFIG, CARD, CALIBRATION = "model.safetensors", "config.json", "README.md", "calibration.json"
+MAX_SECONDS = 320.0  # of sound through the encoder at once, which bounds its memory
+SHORT_SECONDS = 1.0  # below this a voice is hardly told: a warning
+FULL_SCALE = 0.999  # a sample at or beyond it counts as clipped
+CLIPPED_SHARE = 0.001  # [C] of clipped samples from which on there is a warning
 Floats = NDArray[np.float32]
+
+
+class AudioWarning(UserWarning):
+    """Sound that can be embedded, but whose score deserves less trust."""
 
 
 class SpeakerModel:
@@ -30,50 +42,104 @@ class SpeakerModel:
         encoder: features (B, T, F) -> embeddings (B, D).
         training_mean: (D,) mean embedding of the training set; subtracted before the cosine.
         config: what `config.json` says.
+        calibration: cosine -> log-likelihood ratio; None if the model has none.
     """
 
     def __init__(
-        self, encoder: Encoder, fbank: Fbank, training_mean: Floats, config: dict[str, Any], device: torch.device
+        self,
+        encoder: Encoder,
+        fbank: Fbank,
+        training_mean: Floats,
+        config: dict[str, Any],
+        device: torch.device,
+        calibration: Calibration | None = None,
     ) -> None:
         self.encoder, self.fbank = encoder.to(device).eval(), fbank.to(device)
         self.training_mean, self.config, self.device = training_mean, config, device
+        self.calibration = calibration
 
     def embed(self, audio: str | Path | np.ndarray, sample_rate: int | None = None) -> Floats:
         """Embedding (D,) of a file of any format, or of a mono waveform (n,) in [-1, 1] with its sample rate.
 
-        Raises ValueError on an array without a rate, and on empty, non-finite or silent sound.
+        Sound of more than 320 s is embedded in equal parts, each shorter than that, whose mean is returned: so memory
+        grows with the file's samples alone. Under a quarter of a second it is repeated to a second.
+
+        Raises MediaError on a file that cannot be read; ValueError on an array without a rate or of another form, and
+        on sound that is empty, constant or not finite. Warns (AudioWarning) of short and of clipped sound.
         """
-        waveform = self._waveform(audio, sample_rate)
+        name = str(audio) if isinstance(audio, (str, Path)) else "the waveform"
+        waveform = _read(audio) if isinstance(audio, (str, Path)) else _at_our_rate(audio, sample_rate)
+        _check_sound(waveform, name)
         if len(waveform) < MIN_SAMPLES:
             waveform = np.resize(waveform, SAMPLE_RATE)
+        parts = np.array_split(waveform, math.ceil(len(waveform) / (MAX_SECONDS * SAMPLE_RATE)))
         with inference(self.encoder):
-            features = self.fbank(torch.from_numpy(waveform)[None].to(self.device))
-            return self.encoder(features)[0].float().cpu().numpy()
+            embedding = np.mean([self._embed_part(part) for part in parts if part.any()], axis=0)
+        if not np.isfinite(embedding).all():
+            raise ValueError(f"{name}: the embedding is not finite; the sound's peak is {np.abs(waveform).max():.3g}")
+        return embedding
 
-    def _waveform(self, audio: str | Path | np.ndarray, sample_rate: int | None) -> Floats:
-        if isinstance(audio, (str, Path)):
-            waveform, name = read_audio(audio), str(audio)
-        elif sample_rate is None:
-            raise ValueError("a waveform needs its sample rate: model.embed(waveform, sample_rate=16000)")
-        else:
-            waveform, name = resample(np.asarray(audio, np.float32), sample_rate), "waveform"
-        if waveform.ndim != 1 or len(waveform) == 0 or not np.isfinite(waveform).all():
-            raise ValueError(f"{name}: got shape {waveform.shape}; valid is finite mono sound, (n,) with n > 0")
-        if not waveform.any():
-            raise ValueError(f"{name} is digital silence: it says nothing about a speaker")
-        return waveform
+    def _embed_part(self, waveform: Floats) -> Floats:
+        features = self.fbank(torch.from_numpy(waveform)[None].to(self.device))  # (1, T, F)
+        return self.encoder(features)[0].float().cpu().numpy()
 
     def compare(
-        self, first: str | Path | np.ndarray, second: str | Path | np.ndarray, rate: int | None = None
+        self, first: str | Path | np.ndarray, second: str | Path | np.ndarray, sample_rate: int | None = None
     ) -> float:
-        """Cosine score in [-1, 1] of two recordings, the training mean subtracted."""
-        a, b = (self.embed(audio, rate) - self.training_mean for audio in (first, second))
-        return float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b)))
+        """Cosine score in [-1, 1] of two recordings, the training mean subtracted; raises and warns as `embed`."""
+        pair = np.stack([self.embed(first, sample_rate), self.embed(second, sample_rate)])
+        return float(np.clip(cosine_scores(pair, [0], [1], self.training_mean)[0], -1, 1))
 
-    def embed_files(self, paths: Sequence[Path], batch_seconds: float = 320.0, num_workers: int = 0) -> Floats:
+    def embed_files(self, paths: Sequence[Path], batch_seconds: float = MAX_SECONDS, num_workers: int = 0) -> Floats:
         """Embeddings (N, D) of whole files, equal to one by one."""
         num_samples = np.array([audio_num_samples(path) for path in paths])
-        return embed_audio(self.encoder, self.fbank, paths, num_samples, self.device, batch_seconds, num_workers)
+        fits = num_samples <= MAX_SECONDS * SAMPLE_RATE
+        embeddings = np.empty((len(paths), self.encoder.embedding_dim), np.float32)
+        if fits.any():
+            short = [paths[row] for row in np.flatnonzero(fits)]
+            embeddings[fits] = embed_audio(
+                self.encoder, self.fbank, short, num_samples[fits], self.device, batch_seconds, num_workers
+            )
+        for row in np.flatnonzero(~fits):
+            embeddings[row] = self.embed(paths[row])
+        return embeddings
+
+
+def _read(path: str | Path) -> Floats:
+    try:
+        return read_audio(path)
+    except MediaError as error:
+        raise MediaError(f"{path}: {error}") from error
+
+
+def _at_our_rate(waveform: np.ndarray, sample_rate: int | None) -> Floats:
+    if sample_rate is None:
+        raise ValueError("a waveform needs its sample rate: model.embed(waveform, sample_rate=16000)")
+    if not isinstance(sample_rate, (int, np.integer)) or sample_rate <= 0:
+        raise ValueError(f"got sample rate {sample_rate!r}; valid is a positive whole number of Hz")
+    waveform = np.asarray(waveform)
+    if waveform.ndim != 1 or not np.issubdtype(waveform.dtype, np.floating):
+        raise ValueError(
+            f"got a waveform of shape {waveform.shape} and type {waveform.dtype}; valid is mono (n,), floating point "
+            "in [-1, 1]: average the channels, divide 16-bit integers by 32768"
+        )
+    return resample(waveform.astype(np.float32), int(sample_rate)) if len(waveform) else waveform.astype(np.float32)
+
+
+def _check_sound(waveform: Floats, name: str) -> None:
+    """Raise on what cannot tell a speaker, warn of what hardly can."""
+    if len(waveform) == 0:
+        raise ValueError(f"{name}: no samples")
+    if not np.isfinite(waveform).all():
+        raise ValueError(f"{name}: some of its samples are NaN or infinite; decode or record it again")
+    if waveform.min() == waveform.max():
+        raise ValueError(f"{name}: digital silence, every sample is {waveform[0]:g}; it says nothing about a speaker")
+    seconds = len(waveform) / SAMPLE_RATE
+    if seconds < SHORT_SECONDS:
+        warnings.warn(f"{name}: only {seconds:.2f} s of sound", AudioWarning, stacklevel=3)
+    clipped = float(np.mean(np.abs(waveform) >= FULL_SCALE))
+    if clipped > CLIPPED_SHARE:
+        warnings.warn(f"{name}: clipped, {100 * clipped:.1f} % of it is at full scale", AudioWarning, stacklevel=3)
 
 
 def save_model(
@@ -116,20 +182,52 @@ def load_encoder(folder: Path | str) -> tuple[Encoder, np.ndarray, dict[str, Any
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         encoder = build_encoder(**config["architecture"])
+        if not isinstance(config["features"], dict):
+            raise TypeError(f"features are {config['features']!r}, not a table")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{folder} is not a model folder (want {CONFIG} and {WEIGHTS}): {error}") from error
     tree = load_tree(folder / WEIGHTS)
+    if not {"encoder", "training_mean"} <= tree.keys():
+        raise CheckpointError(f"{folder / WEIGHTS} holds {', '.join(tree)}; want encoder and training_mean")
     load_weights(encoder, tree["encoder"], str(folder))
     return encoder, tree["training_mean"].numpy(), config
+
+
+def save_calibration(folder: Path, calibration: Calibration) -> None:
+    """Write calibration.json beside the weights: log-likelihood ratio = weight x cosine + bias."""
+    with whole_or_absent(folder / CALIBRATION) as part:
+        part.write_text(json.dumps(calibration.to_dict(), indent=2) + "\n", encoding="utf-8")
+
+
+def load_calibration(folder: Path | str) -> Calibration | None:
+    """What `save_calibration` wrote into a model folder, None if nothing.
+
+    Raises CheckpointError if the file is not a calibration of the score alone.
+    """
+    path = Path(folder) / CALIBRATION
+    if not path.is_file():
+        return None
+    try:
+        calibration = Calibration.from_dict(json.loads(path.read_text(encoding="utf-8")))
+        usable = calibration.names == ("score",) and 0 < calibration.weights[0] < math.inf
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        raise CheckpointError(f"{path} is not a calibration: {error!r}") from error
+    if not (usable and math.isfinite(calibration.bias)):
+        raise CheckpointError(f"{path}: want one feature, score, with a positive weight; found {calibration}")
+    return calibration
 
 
 def load_model(folder: Path | str, device: str | torch.device | None = None) -> SpeakerModel:
     """The speaker model in a folder, on the GPU if there is one; nothing is unpickled.
 
-    Raises CheckpointError as `load_encoder`, or if the model is not an audio model.
+    Raises CheckpointError as `load_encoder` and `load_calibration`, or if the model is not an audio model.
     """
     encoder, mean, config = load_encoder(folder)
     if not config["features"]:
         raise CheckpointError(f"{folder} holds a face encoder; speaker verification here is audio only")
+    try:
+        fbank = Fbank(**config["features"])
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{Path(folder) / CONFIG}, features: {error}") from error
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    return SpeakerModel(encoder, Fbank(**config["features"]), mean, config, device)
+    return SpeakerModel(encoder, fbank, mean, config, device, load_calibration(folder))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import json
 import logging
 import os
@@ -32,8 +33,11 @@ from avspk.data.files import whole_or_absent
 from avspk.data.manifest import Utterances, read_utterances
 from avspk.data.media import read_audio
 from avspk.data.noise import generate_noise_pack, read_noise_pack
+from avspk.evaluation.calibrate import calibrate
+from avspk.evaluation.results import write_json
+from avspk.evaluation.trial_set import TrialSet, format_table
 from avspk.frontend.fbank import Fbank
-from avspk.model import SpeakerModel, load_encoder, load_model, save_model
+from avspk.model import WEIGHTS, SpeakerModel, load_encoder, load_model, save_calibration, save_model
 from avspk.models.encoder import Encoder
 from avspk.models.heads import CosineClassifier
 from avspk.models.mean_fbank import MeanFbank
@@ -46,8 +50,6 @@ from avspk.stages.pretrain import Pretrain
 from avspk.stages.refine import Refine
 from avspk.stages.truth import Truth
 from avspk.training import Trainer
-from avspk.evaluation.results import write_json
-from avspk.evaluation.trial_set import TrialSet, format_table
 
 logger = logging.getLogger(__name__)
 DONE = "done.json"
@@ -164,9 +166,7 @@ class Pipeline:
         folder, last = self.folder / "large_margin", self.folder / f"round{self.config.rounds}"
         if _finished(folder):
             return
-        settings = self.config.large_margin
-        gate = pd.read_parquet(last / "gate.parquet")
-        labels = gate["label"].where(gate["reliable"], gate["corrected_label"]).to_numpy()
+        settings, labels = self.config.large_margin, self._refined_labels()
         kit, state = self.kits["audio"], load_tree(last / "classifiers.safetensors")["audio"]
         encoder = encoders["audio"]
         classifier = CosineClassifier(encoder.embedding_dim, len(state["weight"]))
@@ -179,6 +179,11 @@ class Pipeline:
         self._train(stage, folder)
         self._export(folder, stage.model.encoders(), "large-margin fine-tuning on refined pseudo labels")
         self._finish(folder)
+
+    def _refined_labels(self) -> np.ndarray:
+        """(N,) what gate and correction made of the last round's pseudo labels, -1 where they dropped one."""
+        gate = pd.read_parquet(self.folder / f"round{self.config.rounds}" / "gate.parquet")
+        return gate["label"].where(gate["reliable"], gate["corrected_label"]).to_numpy()
 
     # What the stages share.
 
@@ -226,13 +231,22 @@ class Pipeline:
         return {name: load_encoder(folder / f"model_{name}")[0] for name in modalities}
 
     def _publish(self) -> None:
-        """`model/`: the audio model of the last stage."""
-        if self.main:
-            source = self._systems()[-1][1]
-            shutil.rmtree(self.folder / "model.part", ignore_errors=True)
-            shutil.copytree(source, self.folder / "model.part")
-            shutil.rmtree(self.folder / "model", ignore_errors=True)
-            (self.folder / "model.part").rename(self.folder / "model")
+        """`model/`: the audio model of the last stage, calibrated on the last round's refined labels."""
+        if not self.main:
+            return
+        source, target, part = self._systems()[-1][1], self.folder / "model", self.folder / "model.part"
+        if (target / WEIGHTS).is_file() and filecmp.cmp(source / WEIGHTS, target / WEIGHTS, shallow=False):
+            return
+        shutil.rmtree(part, ignore_errors=True)
+        shutil.copytree(source, part)
+        if self.config.rounds:
+            model, utterances = load_model(part, self.materials.device), self.materials.utterances
+            workers = self.config.training.workers
+            calibration = calibrate(model, utterances, self._refined_labels(), self.config.seed, workers)
+            if calibration is not None:
+                save_calibration(part, calibration)
+        shutil.rmtree(target, ignore_errors=True)
+        part.rename(target)
 
     def _systems(self) -> list[tuple[str, Path]]:
         """Display name and model folder of every trained system, in order."""
