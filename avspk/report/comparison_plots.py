@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from avspk.report.evaluation_plots import log_percent_axis
+from avspk.report.evaluation_plots import draw_intervals, log_percent_axis
 from avspk.report.round_plots import FATES
 from avspk.report.run_folder import stage_name
 from avspk.report.style import CYCLE, LIGHT, panels, svg_figure
@@ -25,13 +25,12 @@ def eer_by_stage(errors: pd.DataFrame) -> "Figure":
     lists, stages = list(errors["trials"].unique()), list(errors["stage"].unique())
     colours = method_colours(errors)
     figure, axes = panels(1, len(lists), max(4.2, 0.95 * len(stages)), 3.6, sharey=True)
+    floor = log_percent_axis(axes[0, 0], errors[["eer_low", "eer", "eer_high"]].to_numpy())
     for panel, trials in zip(axes[0], lists, strict=True):
         for offset, (method, colour) in zip(_offsets(len(colours)), colours.items(), strict=True):
             rows = errors[(errors["trials"] == trials) & (errors["method"] == method)]
             x = np.array([stages.index(stage) for stage in rows["stage"]]) + offset
-            spread = np.abs(rows[["eer_low", "eer_high"]].to_numpy().T - rows["eer"].to_numpy())
-            panel.plot(x, rows["eer"], color=colour, linewidth=1, alpha=0.4)
-            panel.errorbar(x, rows["eer"], yerr=spread, fmt="o", ms=5, color=colour, elinewidth=1.8, label=method)
+            draw_intervals(panel, x, rows, floor, colour, method)
             for left, eers in zip(x, rows["eers"], strict=True):
                 if len(eers) > 1:
                     panel.plot([left] * len(eers), eers, "o", ms=3, mew=0, alpha=0.5, color=LIGHT["muted"])
@@ -39,7 +38,6 @@ def eer_by_stage(errors: pd.DataFrame) -> "Figure":
         panel.set_xticks(range(len(stages)), [stage.replace(" (", "\n(") for stage in stages])
         panel.tick_params(axis="x", length=0)
         panel.grid(visible=False, axis="x")
-    log_percent_axis(axes[0, 0], errors[["eer_low", "eer_high"]].to_numpy())
     axes[0, 0].set_ylabel("EER (%), logarithmic")
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper right", ncols=len(colours))
     return figure

@@ -30,19 +30,17 @@ def eer_per_system(metrics: pd.DataFrame) -> "Figure":
     """EER with its interval for every system, one line a trial list; `metrics` has the columns of metrics.json."""
     systems, lists = list(metrics["system"].unique()), list(metrics["trials"].unique())
     figure, ((axes,),) = panels(1, 1, max(5.2, 1.35 * len(systems)), 3.5)
+    floor = log_percent_axis(axes, metrics[["eer_low", "eer", "eer_high"]].to_numpy(float))
     offsets = 0.16 * (np.arange(len(lists)) - (len(lists) - 1) / 2)
     for trials, offset, colour in zip(lists, offsets, [LIGHT["teal"], LIGHT["purple"], *CYCLE], strict=False):
         rows = metrics[metrics["trials"] == trials].set_index("system").reindex(systems)
         x = np.arange(len(systems)) + offset
-        spread = np.abs(rows[["eer_low", "eer_high"]].to_numpy(float).T - rows["eer"].to_numpy(float))
-        axes.plot(x, rows["eer"], color=colour, linewidth=1, alpha=0.45)
-        axes.errorbar(x, rows["eer"], yerr=spread, fmt="o", markersize=5, color=colour, elinewidth=1.8, label=trials)
+        draw_intervals(axes, x, rows, floor, colour, trials)
         for left, eer in zip(x, rows["eer"], strict=True):
             side = -1 if offset < 0 else 1
             # Lines fall to the right: below left and above right of a point there is room.
-            axes.annotate(f"{eer:.2f}", (left, eer), (5 * side, 7 * side), textcoords="offset points", fontsize=8.5,
-                          ha="right" if side < 0 else "left", va="center", color=colour)  # fmt: skip
-    log_percent_axis(axes, metrics[["eer_low", "eer_high"]].to_numpy(float))
+            axes.annotate(f"{eer:.2f}", (left, max(eer, floor)), (5 * side, 7 * side), textcoords="offset points",
+                          fontsize=8.5, ha="right" if side < 0 else "left", va="center", color=colour)  # fmt: skip
     axes.set_xticks(range(len(systems)), systems)
     axes.set_xlim(-0.6, len(systems) - 0.4)
     axes.tick_params(axis="x", length=0)
@@ -52,14 +50,26 @@ def eer_per_system(metrics: pd.DataFrame) -> "Figure":
     return figure
 
 
-def log_percent_axis(axes: "Axes", values: np.ndarray) -> None:
-    """A logarithmic y axis in percent around finite positive `values`: equal steps are equal ratios of EER."""
-    low, high = np.nanmin(values), np.nanmax(values)
-    low, high = max(low, 0.02) / 1.25, max(high, 0.05) * 1.25
+def log_percent_axis(axes: "Axes", values: np.ndarray) -> float:
+    """A logarithmic y axis for rows (low, eer, high) in percent: equal steps are equal ratios. Returns its lower end.
+
+    An interval that reaches 0, or an EER of 0, does not stretch the axis for ever; draw it at the lower end.
+    """
+    positive = values[:, 1][values[:, 1] > 0]
+    smallest = positive.min() if len(positive) else 1.0
+    low, high = max(np.nanmin(values), smallest / 3) / 1.25, max(np.nanmax(values), smallest) * 1.25
     axes.set_yscale("log")
     axes.set_ylim(low, high)
     ticks = [tick for tick in EER_TICKS if low <= tick <= high]
     percent_ticks(axes.yaxis, ticks, ticks)
+    return float(low)
+
+
+def draw_intervals(axes: "Axes", x: np.ndarray, rows: pd.DataFrame, floor: float, colour: str, label: str) -> None:
+    """Points `eer` at x with bars from `eer_low` to `eer_high`, joined by a faint line; nothing lies below `floor`."""
+    low, eer, high = np.maximum(rows[["eer_low", "eer", "eer_high"]].to_numpy(float), floor).T
+    axes.plot(x, eer, color=colour, linewidth=1, alpha=0.4)
+    axes.errorbar(x, eer, yerr=[eer - low, high - eer], fmt="o", ms=5, color=colour, elinewidth=1.8, label=label)
 
 
 @svg_figure

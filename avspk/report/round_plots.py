@@ -92,7 +92,7 @@ def loss_plane(
     losses: (N, 2) that the last gate judged; rows without one of them are left out. gate: the table gate.parquet, N
     rows. thresholds: of the log loss, by modality.
     """
-    figure, ((axes,),) = panels(1, 1, 4.6, 4.2)
+    figure, ((axes,),) = panels(1, 1, 5.4, 4.2)
     rows = np.flatnonzero(np.isfinite(losses).all(1))
     rows = rows[:: max(1, len(rows) // PLANE_POINTS)]
     x, y = log_losses(losses[rows, 0]), log_losses(losses[rows, 1])
@@ -104,7 +104,7 @@ def loss_plane(
         if np.isfinite(thresholds.get(modality, np.nan)):
             line(thresholds[modality], color=LIGHT["red"], linewidth=1.4)
     axes.set(xlabel=f"{modalities[0]}: log loss", ylabel=f"{modalities[1]}: log loss")
-    axes.legend(loc="upper left", handletextpad=0.2, reverse=True)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", handletextpad=0.2, reverse=True)
     return figure
 
 
@@ -119,6 +119,7 @@ def fates(rounds: Mapping[str, pd.DataFrame]) -> "Figure":
             panel.bar(epochs["epoch"], share, 0.86, bottom=bottom, color=LIGHT[name], label=fate, linewidth=0)
             bottom += share
         panel.set(title=stage_name(stage), xlabel="epoch", ylim=(0, 100))
+        panel.set_xlim(0.4, max(4, epochs["epoch"].max()) + 0.6)
         whole_numbers(panel.xaxis)
         panel.grid(visible=False, axis="x")
     axes[0, 0].set_ylabel("labels (%)")

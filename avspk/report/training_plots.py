@@ -96,11 +96,12 @@ def cluster_course(epochs: pd.DataFrame, modalities: Sequence[str]) -> "Figure":
 
 
 def _log_above(axes: "Axes", values: Sequence[pd.Series]) -> None:
-    """A logarithmic axis over the four decades below the largest value: schedules that end at zero fall off it."""
-    top = max((series.max() for series in values), default=0)
-    if top > 0:
+    """A logarithmic axis, over four decades below the largest value at most: schedules that end at zero fall off it."""
+    positive = [series[series > 0] for series in values if (series > 0).any()]
+    if positive:
+        top, bottom = max(series.max() for series in positive), min(series.min() for series in positive)
         axes.set_yscale("log")
-        axes.set_ylim(top / 1e4, 2 * top)
+        axes.set_ylim(max(bottom / 1.5, top / 1e4), 1.5 * top)
 
 
 def _curve(axes: "Axes", records: pd.DataFrame, key: str, start: float = 0, scale: float = 1, x: str = "step",
