@@ -8,6 +8,7 @@ import logging
 import os
 import platform
 import shutil
+import time
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -104,22 +105,24 @@ class Pipeline:
     def _pretrain(self) -> dict[str, Encoder]:
         folder = self.folder / "pretrain"
         if not _finished(folder):
+            started = time.monotonic()
             stage = Pretrain(self.materials, self.truth)
             self._train(stage, folder)
             self._export(folder, stage.teachers(), "DINO pretraining, mean of the last teachers")
-            self._finish(folder)
+            self._finish(folder, started)
         return self._load_encoders(folder, self.kits)
 
     def _round(self, number: int, encoders: dict[str, Encoder]) -> dict[str, Encoder]:
         name = f"round{number}"
         folder = self.folder / name
         if not _finished(folder):
+            started = time.monotonic()
             labels = self._pseudo_labels(folder, encoders)
             stage = Refine(self.materials, name, self.config.refine, self.kits, encoders, labels, self.truth, folder)
             self._train(stage, folder)
             self._save_classifiers(folder, stage)
             self._export(folder, stage.model.encoders(), f"round {number} of gated and corrected pseudo labels")
-            self._finish(folder)
+            self._finish(folder, started)
         return self._load_encoders(folder, self.kits)
 
     def _pseudo_labels(self, folder: Path, encoders: Mapping[str, Encoder]) -> np.ndarray:
@@ -178,7 +181,7 @@ class Pipeline:
         )  # fmt: skip
         self._train(stage, folder)
         self._export(folder, stage.model.encoders(), "large-margin fine-tuning on refined pseudo labels")
-        self._finish(folder)
+        self._finish(folder, started)
 
     def _refined_labels(self) -> np.ndarray:
         """(N,) what gate and correction made of the last round's pseudo labels, -1 where they dropped one."""
@@ -220,10 +223,10 @@ class Pipeline:
             tree = {name: dict(branch.classifier.state_dict()) for name, branch in stage.model.items()}
             save_tree(folder / "classifiers.safetensors", tree)
 
-    def _finish(self, folder: Path) -> None:
+    def _finish(self, folder: Path, started: float) -> None:
+        """Mark the stage finished, with the seconds since it was started or last resumed."""
         if self.main:
-            with whole_or_absent(folder / DONE) as part:
-                part.write_text(json.dumps({"stage": folder.name}) + "\n", encoding="utf-8")
+            write_json(folder / DONE, {"stage": folder.name, "seconds": round(time.monotonic() - started, 1)})
             CheckpointFolder(folder / "checkpoints", 0).clear()
         distributed.barrier()
 
