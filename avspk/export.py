@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.export import Dim
 
 from avspk.data.files import whole_or_absent
 from avspk.model import SpeakerModel
@@ -51,6 +50,8 @@ def export_onnx(model: SpeakerModel, path: Path) -> float:
 
 
 def _write(encoder: Encoder, model: SpeakerModel, path: Path) -> None:
+    from torch.export import Dim
+
     example = torch.zeros(2, 200, model.fbank.triangles.shape[1])
     shapes = ({0: Dim("batch"), 1: Dim("frames", min=2)},)
     with _quiet():

@@ -1,0 +1,118 @@
+"""A model's calibration on pseudo speakers: right where it can be, absent where it cannot."""
+
+import re
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from avspk.data.manifest import Utterances
+from avspk.evaluation import calibrate as module
+from avspk.evaluation.calibrate import calibrate
+from avspk.scoring.metrics import cllr, min_cllr
+
+DIM, SPEAKERS, RECORDINGS, CUTS = 16, 30, 6, 2
+MEAN = np.linspace(-1, 1, DIM, dtype=np.float32)
+
+
+class Model:
+    """Embeds an utterance as the row of a table that its file is named after."""
+
+    training_mean = MEAN
+
+    def __init__(self, table):
+        self.table, self.embedded = table.astype(np.float32), 0
+
+    def embed_files(self, paths, num_workers):
+        self.embedded += len(paths)
+        return self.table[[int(path.stem) for path in paths]] + MEAN
+
+
+def corpus(rng, speakers=SPEAKERS, recordings=RECORDINGS, noise=1.0, channel=0.0):
+    """Voices in Gaussian noise, of which cuts of one recording share the part called channel."""
+    labels = np.repeat(np.arange(speakers), recordings * CUTS)
+    videos = np.repeat(np.arange(speakers * recordings), CUTS)
+    table = rng.normal(size=(speakers, DIM))[labels] + channel * rng.normal(size=(speakers * recordings, DIM))[videos]
+    return table + noise * rng.normal(size=table.shape), labels, videos
+
+
+def utterances(labels, videos, tmp_path):
+    names = [f"id{labels[row]:05d}/video{videos[row]}/{row:05d}" for row in range(len(labels))]
+    audio = [f"{row}.wav" for row in range(len(labels))]
+    return Utterances(pd.DataFrame({"utterance": names, "audio": audio}), tmp_path)
+
+
+def fit(table, labels, videos, tmp_path, given=None, seed=0):
+    return calibrate(Model(table), utterances(labels, videos, tmp_path), labels if given is None else given, seed)
+
+
+def all_trials(table, labels, videos):
+    rows = table / np.linalg.norm(table, axis=1, keepdims=True)
+    first, second = np.triu_indices(len(labels), 1)
+    apart = videos[first] != videos[second]
+    return (rows @ rows.T)[first, second][apart], (labels[first] == labels[second])[apart]
+
+
+def test_new_trials_of_the_same_kind_come_out_calibrated(tmp_path):
+    calibration = fit(*corpus(np.random.default_rng(0)), tmp_path)
+    scores, target = all_trials(*corpus(np.random.default_rng(1)))
+    llr = calibration.llr(scores)
+    assert cllr(llr, target) < min_cllr(llr, target) + 0.05
+    assert cllr(scores, target) > cllr(llr, target) + 0.1
+    assert calibration.names == ("score",)
+
+
+def test_one_recording_makes_no_trials(tmp_path):
+    """Cuts that share a strong channel score near 1; were they trials, the map would not suit those that remain."""
+    table, labels, videos = corpus(np.random.default_rng(0), noise=0.2, channel=1.0)
+    calibration = fit(table, labels, videos, tmp_path)
+    scores, target = all_trials(table, labels, videos)
+    llr = calibration.llr(scores)
+    assert cllr(llr, target) < min_cllr(llr, target) + 0.03
+
+
+def test_unlabelled_utterances_are_not_even_embedded(tmp_path):
+    table, labels, videos = corpus(np.random.default_rng(0))
+    given = np.where(np.arange(len(labels)) % 5 == 0, -1, labels)
+    table[given < 0] = np.nan
+    model = Model(table)
+    assert calibrate(model, utterances(labels, videos, tmp_path), given, 0) is not None
+    assert model.embedded == (given >= 0).sum()
+
+
+def test_a_sample_of_the_seed(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "MAX_UTTERANCES", 250)
+    table, labels, videos = corpus(np.random.default_rng(0), noise=1.5)
+    model = Model(table)
+    first = calibrate(model, utterances(labels, videos, tmp_path), labels, seed=1)
+    assert model.embedded == 250
+    assert fit(table, labels, videos, tmp_path, seed=1) == first
+    assert fit(table, labels, videos, tmp_path, seed=2) != first
+
+
+def upside_down(rng):
+    """Two recordings of each voice, one the negative of the other."""
+    labels = np.repeat(np.arange(20), 12)
+    videos = np.arange(240) // 6
+    voices = rng.normal(size=(20, DIM))[labels] * np.where(videos % 2, 1, -1)[:, None]
+    return voices + 0.5 * rng.normal(size=(240, DIM)), labels, videos
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (lambda rng: corpus(rng, speakers=5), "5 pseudo speakers; it takes 10"),
+        (lambda rng: corpus(rng, recordings=1), "0 target and .* non-target trials"),
+        (lambda rng: corpus(rng, noise=0.01), "have 0 errors at the EER"),
+        (upside_down, "does not tell speakers apart"),
+    ],
+    ids=["few speakers", "one recording each", "separable", "upside down"],
+)
+def test_no_calibration_is_better_than_a_wrong_one(tmp_path, monkeypatch, data, reason):
+    said = []
+    log = SimpleNamespace(warning=lambda text, *values: said.append(text % values), info=lambda *_: None)
+    monkeypatch.setattr(module, "logger", log)
+    assert fit(*data(np.random.default_rng(0)), tmp_path) is None
+    assert len(said) == 1
+    assert re.search(reason, said[0])

@@ -1,0 +1,281 @@
+"""`avspk` as typed: what it prints, what it writes, and one line of error with status 2 instead of a traceback."""
+
+import math
+import pickle
+import re
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from clips import write_clip
+from small_model import CALIBRATION, voice, write_model, write_sound
+
+from avspk import load_model
+from avspk.cli import main
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_model(tmp_path_factory.mktemp("model"), calibration=CALIBRATION)
+
+
+@pytest.fixture(scope="module")
+def sounds(tmp_path_factory):
+    """Two recordings that are fine."""
+    root = tmp_path_factory.mktemp("sounds")
+    return [write_sound(root / f"{k}.wav", voice(1.2, speaker=k)) for k in (1, 4)]
+
+
+@pytest.fixture
+def avspk(capsys):
+    """Run a command: status, standard output, lines of standard error."""
+
+    def run(*arguments):
+        status = main([str(argument) for argument in arguments])
+        output, errors = capsys.readouterr()
+        return status, output, errors.splitlines()
+
+    return run
+
+
+def fields(output):
+    """Name -> value of a printed table."""
+    return dict(re.split(r" {2,}", line, maxsplit=1) for line in output.splitlines())
+
+
+# verify
+
+
+@pytest.mark.parametrize("prior", [0.5, 0.01, 0.999])
+def test_verify_prints_score_ratio_probability_and_decision(avspk, folder, sounds, prior):
+    status, output, errors = avspk("verify", *sounds, "--model", folder, "--prior", prior)
+    assert (status, errors) == (0, [])
+    table = fields(output)
+    score = load_model(folder, "cpu").compare(*sounds)
+    ratio = 8 * score - 3
+    odds = math.exp(ratio) * prior / (1 - prior)
+    threshold = math.log((1 - prior) / prior)
+    assert float(table["cosine score"]) == pytest.approx(score, abs=1e-4)
+    assert float(table["log-likelihood ratio"].split()[0]) == pytest.approx(ratio, abs=0.006)
+    assert float(table["probability"].split()[0]) == pytest.approx(odds / (1 + odds), abs=1e-4)
+    decision, reason = table["decision"].split(": ")
+    assert decision == ("same speaker" if odds >= 1 else "different speakers")
+    assert f"below {threshold:.2f} (cosine {(threshold + 3) / 8:.4f}), the Bayes threshold" in reason.replace(
+        "-0.00", "0.00"
+    )
+
+
+def test_verify_decides_both_ways(avspk, folder, sounds):
+    decisions = [
+        fields(avspk("verify", *sounds, "--model", folder, "--prior", prior)[1])["decision"].split(":")[0]
+        for prior in (1e-9, 1 - 1e-9)
+    ]
+    assert decisions == ["different speakers", "same speaker"]
+
+
+def test_without_calibration_there_is_a_score_and_no_decision(avspk, tmp_path, sounds):
+    plain = write_model(tmp_path / "plain")
+    status, output, errors = avspk("verify", *sounds, "--model", plain)
+    assert (status, errors) == (0, [])
+    table = fields(output)
+    assert float(table["cosine score"]) == pytest.approx(load_model(plain, "cpu").compare(*sounds), abs=1e-4)
+    assert table["decision"].startswith(f"none; {plain} has no calibration")
+    assert table.keys() == {"cosine score", "decision"}
+
+
+@pytest.mark.parametrize("kind", ["wav at 8 kHz", "stereo flac at 44.1 kHz", "ogg", "m4a"])
+def test_verify_takes_what_can_be_decoded(avspk, folder, sounds, tmp_path, kind):
+    rate = {"wav at 8 kHz": 8000, "stereo flac at 44.1 kHz": 44100}.get(kind, 16000)
+    waveform = voice(1.2 * rate / 16000)
+    if kind == "m4a":
+        path = write_clip(tmp_path / "x.m4a", sound=waveform)
+    elif kind == "ogg":
+        path = write_sound(tmp_path / "x.ogg", waveform, rate, subtype="VORBIS")
+    elif kind.startswith("stereo"):
+        path = write_sound(tmp_path / "x.flac", np.stack([waveform, waveform], 1), rate, subtype="PCM_16")
+    else:
+        path = write_sound(tmp_path / "x.wav", waveform, rate, subtype="PCM_16")
+    status, output, errors = avspk("verify", path, sounds[1], "--model", folder)
+    assert (status, errors) == (0, [])
+    assert -1 <= float(fields(output)["cosine score"]) <= 1
+
+
+@pytest.mark.parametrize(
+    ("waveform", "warning"),
+    [(np.clip(20 * voice(1.2), -1, 1), "clipped"), (voice(0.1), "only 0.10 s of sound")],
+    ids=["clipped", "short"],
+)
+def test_doubtful_sound_gets_a_score_and_a_warning(avspk, folder, sounds, tmp_path, waveform, warning):
+    path = write_sound(tmp_path / "x.wav", waveform)
+    status, output, errors = avspk("verify", path, sounds[0], "--model", folder)
+    assert status == 0
+    assert "decision" in fields(output)
+    assert len(errors) == 1
+    assert errors[0].startswith(f"warning: {path}: {warning}")
+
+
+def bad_file(path, kind):
+    if kind == "empty":
+        path.touch()
+    elif kind == "text":
+        path.write_text("no sound in here")
+    elif kind == "folder":
+        path.mkdir()
+    elif kind != "missing":
+        samples = {"nan": np.where(np.arange(16000) == 9, np.nan, voice(1.0)), "silent": np.zeros(16000)}
+        write_sound(path, samples.get(kind, np.zeros(0)))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("missing", "no such file"),
+        ("empty", "empty file (0 bytes)"),
+        ("text", ""),
+        ("folder", "is a directory"),
+        ("no samples", "no samples"),
+        ("nan", "some of its samples are NaN or infinite"),
+        ("silent", "digital silence"),
+    ],
+)
+def test_sound_that_cannot_be_used(avspk, folder, sounds, tmp_path, kind, reason):
+    path = bad_file(tmp_path / "x.wav", kind)
+    status, output, errors = avspk("verify", sounds[0], path, "--model", folder)
+    assert (status, output) == (2, "")
+    assert len(errors) == 1
+    assert errors[0].startswith(f"error: {path}: {reason}")
+
+
+def bad_model(folder, path, kind):
+    if kind == "face":
+        return write_model(path, "face")
+    if kind != "missing":
+        shutil.copytree(folder, path)
+    if kind == "no config":
+        (path / "config.json").unlink()
+    if kind == "no weights":
+        (path / "model.safetensors").unlink()
+    if kind == "pickle":
+        (path / "model.safetensors").write_bytes(pickle.dumps({"encoder": [1.0]}))
+    if kind == "torch.save":
+        torch.save({"encoder": {}}, path / "model.safetensors")
+    if kind == "other sizes":
+        text = (path / "config.json").read_text()
+        (path / "config.json").write_text(text.replace('"channels": 16', '"channels": 32'))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("missing", "is not a model folder (want config.json and model.safetensors)"),
+        ("face", "holds a face encoder"),
+        ("no config", "is not a model folder"),
+        ("no weights", "is not a readable checkpoint"),
+        ("pickle", "is not a readable checkpoint"),
+        ("torch.save", "is not a readable checkpoint"),
+        ("other sizes", "do not fit"),
+    ],
+)
+def test_folders_that_hold_no_usable_model(avspk, folder, sounds, tmp_path, kind, reason):
+    path = bad_model(folder, tmp_path / "bad", kind)
+    status, output, errors = avspk("verify", *sounds, "--model", path)
+    assert (status, output) == (2, "")
+    assert len(errors) == 1
+    assert errors[0].startswith("error: ")
+    assert str(path) in errors[0]
+    assert reason in errors[0]
+
+
+@pytest.mark.parametrize("prior", ["0", "1", "1.5", "nan", "likely"])
+def test_priors_that_are_none(capsys, folder, sounds, prior):
+    with pytest.raises(SystemExit) as caught:
+        main(["verify", *map(str, sounds), "--model", str(folder), "--prior", prior])
+    assert caught.value.code == 2
+    assert "--prior" in capsys.readouterr().err
+
+
+# embed
+
+
+def test_embed_writes_rows_and_their_names(avspk, folder, sounds, tmp_path):
+    status, output, errors = avspk("embed", *sounds, "--model", folder, "--out", tmp_path / "new" / "e.npy")
+    assert (status, errors) == (0, [])
+    model = load_model(folder, "cpu")
+    assert np.array_equal(np.load(tmp_path / "new" / "e.npy"), [model.embed(path) for path in sounds])
+    assert (tmp_path / "new" / "e.tsv").read_text().splitlines() == [str(path) for path in sounds]
+    assert "2 of 2 files" in output
+
+
+def test_embed_names_a_bad_file_and_writes_the_others(avspk, folder, sounds, tmp_path):
+    missing = tmp_path / "missing.wav"
+    status, output, errors = avspk(
+        "embed", sounds[0], missing, sounds[1], "--model", folder, "--out", tmp_path / "e.npy"
+    )
+    assert status == 1
+    assert errors == [f"error: {missing}: no such file"]
+    assert np.load(tmp_path / "e.npy").shape == (2, 12)
+    assert (tmp_path / "e.tsv").read_text().splitlines() == [str(path) for path in sounds]
+    assert "2 of 3 files" in output
+
+
+def test_embed_of_bad_files_alone_writes_nothing(avspk, folder, tmp_path):
+    status, output, errors = avspk("embed", tmp_path / "missing.wav", "--model", folder, "--out", tmp_path / "e.npy")
+    assert (status, output) == (2, "")
+    assert errors[-1] == "error: none of the 1 files could be embedded; nothing was written"
+    assert not list(tmp_path.glob("e.*"))
+
+
+def test_embed_wants_npy(folder, sounds, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(["embed", str(sounds[0]), "--model", str(folder), "--out", str(tmp_path / "e.tsv")])
+    assert "does not end in .npy" in capsys.readouterr().err
+
+
+# info, export
+
+
+def test_info_of_an_audio_model(avspk, folder):
+    status, output, errors = avspk("info", "--model", folder)
+    assert (status, errors) == (0, [])
+    table, card = output.split("\n\n")
+    table = fields(table)
+    encoder = load_model(folder, "cpu").encoder
+    assert table["architecture"].startswith("ecapa  num_mels 40, channels 16")
+    assert table["parameters"] == f"{sum(p.numel() for p in encoder.parameters()):,}"
+    assert table["embedding"] == "12 numbers"
+    assert table["features"] == "log mel, 16000 Hz  num_mels 40"
+    assert table["calibration"] == "log-likelihood ratio = 8.000 x cosine -3.000; even at cosine 0.3750"
+    assert card == "# A card\n"
+
+
+def test_info_of_a_face_encoder_without_card(avspk, tmp_path):
+    face = write_model(tmp_path / "face", "face")
+    (face / "README.md").unlink()
+    status, output, errors = avspk("info", "--model", face)
+    assert (status, errors) == (0, [])
+    assert fields(output)["features"] == "face crops"
+    assert fields(output)["calibration"] == "none"
+
+
+def test_export_without_its_packages_says_what_to_install(avspk, folder, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    status, output, errors = avspk("export", "--model", folder, "--out", tmp_path / "x.onnx")
+    assert (status, output) == (2, "")
+    assert len(errors) == 1
+    assert "onnxruntime: pip install 'avspk[export]'" in errors[0]
+    assert not list(tmp_path.iterdir())
+
+
+# The program
+
+
+def test_help_does_not_wait_for_torch():
+    code = "import sys; from avspk import cli\ntry: cli.main(['--help'])\nfinally: assert 'torch' not in sys.modules"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert all(name in result.stdout for name in ("verify", "embed", "info", "export"))

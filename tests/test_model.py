@@ -1,0 +1,265 @@
+"""Model folders and their users' sounds: what comes out, what is refused and with which words."""
+
+import json
+import pickle
+import shutil
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from scipy.signal import resample_poly
+from small_model import CALIBRATION, voice, write_model, write_sound
+
+from avspk import load_model
+from avspk.checkpoint import CheckpointError, save_tree
+from avspk.data.media import MediaError
+from avspk.model import MAX_SECONDS, AudioWarning, load_calibration, load_encoder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_model(tmp_path_factory.mktemp("model"), calibration=CALIBRATION)
+
+
+@pytest.fixture(scope="module")
+def model(folder):
+    return load_model(folder, "cpu")
+
+
+@pytest.fixture
+def own(folder, tmp_path):
+    """A copy to spoil."""
+    return shutil.copytree(folder, tmp_path / "own")
+
+
+@pytest.fixture(autouse=True)
+def _no_unexpected_warnings():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", AudioWarning)
+        yield
+
+
+def cosine(a, b):
+    return float(a @ b / np.sqrt((a @ a) * (b @ b)))
+
+
+# What comes out.
+
+
+def test_embedding_is_encoder_of_fbank(model):
+    waveform = voice(1.5)
+    with torch.no_grad():
+        expected = model.encoder(model.fbank(torch.from_numpy(waveform)[None]))[0].numpy()
+    embedding = model.embed(waveform, 16000)
+    assert embedding.dtype == np.float32
+    assert np.array_equal(embedding, expected)
+
+
+def test_compare_is_the_cosine_less_the_training_mean(model, tmp_path):
+    a, b = voice(1.5, speaker=1), voice(1.2, speaker=4)
+    expected = cosine(*(model.embed(x, 16000) - model.training_mean for x in (a, b)))
+    assert model.compare(a, b, 16000) == pytest.approx(expected, abs=1e-6)
+    files = [write_sound(tmp_path / f"{k}.wav", x) for k, x in enumerate((a, b))]
+    assert model.compare(*files) == pytest.approx(expected, abs=1e-6)
+    assert model.compare(b, a, 16000) == pytest.approx(expected, abs=1e-6)
+    assert model.compare(a, a, 16000) == pytest.approx(1)
+
+
+def test_files_at_once_equal_one_by_one(model, tmp_path):
+    paths = [write_sound(tmp_path / f"{k}.wav", voice(1 + 0.3 * (k % 3), seed=k)) for k in range(5)]
+    assert np.allclose(model.embed_files(paths), [model.embed(path) for path in paths], atol=1e-5)
+
+
+def test_channels_are_averaged(model, tmp_path):
+    left, right = voice(1.5, speaker=1), voice(1.5, speaker=2)
+    stereo = write_sound(tmp_path / "stereo.flac", np.stack([left, right], 1), subtype="PCM_16")
+    assert np.allclose(model.embed(stereo), model.embed((left + right) / 2, 16000), atol=1e-3)
+
+
+@pytest.mark.parametrize("rate", [8000, 44100])
+def test_other_rates_are_resampled(model, tmp_path, rate):
+    """As an array and as a file alike; and a band-limited voice keeps its direction."""
+    original = resample_poly(voice(2.0), 1, 4)  # below 2 kHz, which every rate here can hold
+    at_rate = resample_poly(original, rate // 100, 40).astype(np.float32)
+    path = write_sound(tmp_path / "x.wav", at_rate, rate)
+    assert np.array_equal(model.embed(path), model.embed(at_rate, rate))
+    low = resample_poly(original, 4, 1).astype(np.float32)
+    if rate > 16000:  # at 8 kHz the empty upper bands differ: floor against resampling residue
+        assert cosine(model.embed(path), model.embed(low, 16000)) > 0.99
+
+
+def test_clipped_sound_works_and_warns(model, tmp_path):
+    path = write_sound(tmp_path / "x.wav", np.clip(20 * voice(1.5), -1, 1), subtype="PCM_16")
+    with pytest.warns(AudioWarning, match=r"x.wav: clipped, \d+\.\d % of it is at full scale"):
+        assert np.isfinite(model.embed(path)).all()
+
+
+def test_a_tenth_of_a_second_works_and_warns(model):
+    with pytest.warns(AudioWarning, match="only 0.10 s of sound"):
+        embedding = model.embed(voice(0.1), 16000)
+    assert np.isfinite(embedding).all()
+    assert np.array_equal(embedding, model.embed(np.tile(voice(0.1), 10), 16000)), "it is repeated to a second"
+
+
+def test_long_sound_passes_in_parts(model, tmp_path):
+    """Ten minutes as two parts of five: the encoder's memory has a bound, and the mean has the parts' weight."""
+    halves = [np.tile(voice(10.0, speaker), 30) for speaker in (1, 4)]
+    path = write_sound(tmp_path / "long.wav", np.concatenate(halves))
+    frames = []
+    hook = model.encoder.register_forward_hook(lambda _, inputs, output: frames.append(inputs[0].shape[1]))
+    embedding = model.embed(path)
+    hook.remove()
+    assert len(frames) == 2
+    assert max(frames) <= MAX_SECONDS * 100
+    assert np.allclose(embedding, np.mean([model.embed(half, 16000) for half in halves], axis=0), atol=1e-5)
+    short = write_sound(tmp_path / "short.wav", voice(1.0))
+    assert np.allclose(model.embed_files([short, path]), [model.embed(short), embedding], atol=1e-5)
+
+
+def test_minutes_of_silence_do_not_count(model):
+    speech = np.tile(voice(10.0), 20)
+    padded = np.concatenate([speech, np.zeros(3 * len(speech), np.float32)])  # 800 s: three parts, two of them silent
+    parts = np.array_split(padded, 3)
+    assert [part.any() for part in parts] == [True, False, False]
+    assert np.allclose(model.embed(padded, 16000), model.embed(parts[0], 16000), atol=1e-5)
+
+
+# What is refused.
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "no such file"),
+        (b"", "empty file"),
+        (b"this is not sound, whatever its name says", "x.wav: "),
+    ],
+)
+def test_files_without_sound(model, tmp_path, content, message):
+    path = tmp_path / "x.wav"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(MediaError, match=message) as caught:
+        model.embed(path)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("rate", [16000, 44100])
+@pytest.mark.parametrize(
+    ("waveform", "message"),
+    [
+        (np.zeros(0), "no samples"),
+        (np.zeros(48000), "digital silence"),
+        (np.full(48000, 0.25), "digital silence"),
+        (np.where(np.arange(48000) == 7, np.nan, voice(3.0)), "NaN or infinite"),
+        (np.where(np.arange(48000) == 7, np.inf, voice(3.0)), "NaN or infinite"),
+    ],
+    ids=["empty", "silence", "constant", "nan", "infinite"],
+)
+def test_sound_that_tells_nothing(model, tmp_path, waveform, message, rate):
+    if rate != 16000 and "silence" in message and waveform.any():
+        pytest.skip("a constant rings at its ends when it is resampled")
+    for audio in (write_sound(tmp_path / "x.wav", waveform, rate), waveform):
+        with pytest.raises(ValueError, match=message):
+            model.embed(audio, rate)
+
+
+def test_absurdly_loud_sound_is_refused_not_nan(model):
+    with (
+        pytest.warns(AudioWarning, match="clipped"),
+        pytest.raises(ValueError, match="not finite; the sound's peak is"),
+    ):
+        model.embed(1e30 * voice(1.5), 16000)
+
+
+@pytest.mark.parametrize(
+    ("audio", "rate", "message"),
+    [
+        (voice(1.0), None, "needs its sample rate"),
+        (voice(1.0), 0, "positive whole number"),
+        (voice(1.0), 44100.5, "positive whole number"),
+        (np.ones((2, 16000), np.float32), 16000, r"shape \(2, 16000\).*average the channels"),
+        ((1000 * voice(1.0)).astype(np.int16), 16000, "int16.*divide 16-bit integers by 32768"),
+    ],
+)
+def test_arrays_of_another_form(model, audio, rate, message):
+    with pytest.raises(ValueError, match=message):
+        model.embed(audio, rate)
+
+
+def test_folders_that_are_no_model(tmp_path, own):
+    with pytest.raises(CheckpointError, match=r"nowhere is not a model folder \(want config.json"):
+        load_model(tmp_path / "nowhere")
+    (own / "config.json").unlink()
+    with pytest.raises(CheckpointError, match="not a model folder"):
+        load_model(own)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"architecture": {"architecture": "transformer"}},
+        {"architecture": None},
+        {"features": None},
+        {"features": {"mels": 3}},
+    ],
+)
+def test_configs_of_something_else(own, change):
+    config = json.loads((own / "config.json").read_text()) | change
+    (own / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=str(own)):
+        load_model(own)
+
+
+def test_a_face_encoder_verifies_nobody(tmp_path):
+    face = write_model(tmp_path / "face", "face")
+    with pytest.raises(CheckpointError, match=r"face encoder.*audio only"):
+        load_model(face)
+    assert load_encoder(face)[0].embedding_dim == 12
+
+
+class Bomb:
+    def __reduce__(self):
+        return warnings.warn, ("unpickled", AudioWarning)  # an error here, see the fixture above
+
+
+@pytest.mark.parametrize("save", [pickle.dump, torch.save])
+def test_pickles_are_not_opened(own, save):
+    with (own / "model.safetensors").open("wb") as file:
+        save(Bomb(), file)
+    with pytest.raises(CheckpointError, match="not a readable checkpoint"):
+        load_model(own)
+
+
+def test_weights_of_something_else(own):
+    save_tree(own / "model.safetensors", {"audio": {"weight": torch.zeros(2)}})
+    with pytest.raises(CheckpointError, match="holds audio; want encoder and training_mean"):
+        load_model(own)
+
+
+# Calibration.
+
+
+def test_calibration_is_read_from_beside_the_weights(model, own):
+    assert model.calibration == CALIBRATION
+    (own / "calibration.json").unlink()
+    assert load_model(own).calibration is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "[]",
+        '{"names": ["score"], "weights": [], "bias": 0}',
+        '{"names": ["score"], "weights": [-2.0], "bias": 0}',
+        '{"names": ["score"], "weights": [NaN], "bias": 0}',
+        '{"names": ["score"], "weights": [2.0], "bias": NaN}',
+        '{"names": ["score", "min_duration"], "weights": [2.0, 1.0], "bias": 0}',
+    ],
+)
+def test_calibrations_that_would_mislead(own, text):
+    (own / "calibration.json").write_text(text)
+    with pytest.raises(CheckpointError, match=r"calibration\.json"):
+        load_calibration(own)
