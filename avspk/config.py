@@ -258,6 +258,9 @@ class GateSettings(Settings):
 
     enabled: bool = True
     start_epoch: int = Field(5, ge=1)
+    min_separation: Positive = Field(
+        1.5, description="distance of the two means in their root mean square deviation below which modes are merged [C]"
+    )
     rule: Literal["both", "either", "audio"] = Field(
         "both", description="whose loss decides that a label is reliable [C]"
     )

@@ -20,7 +20,7 @@ import torch
 from accelerate import Accelerator
 
 from avspk import distributed
-from avspk.checkpoint import CheckpointFolder, load_tree, load_weights, save_tree
+from avspk.checkpoint import CheckpointFolder, load_tree, save_tree
 from avspk.config import (
     Config,
     ConfigError,
@@ -40,12 +40,11 @@ from avspk.evaluation.trial_set import TrialSet, format_table
 from avspk.frontend.fbank import Fbank
 from avspk.model import WEIGHTS, SpeakerModel, load_encoder, load_model, save_calibration, save_model
 from avspk.models.encoder import Encoder
-from avspk.models.heads import CosineClassifier
 from avspk.models.mean_fbank import MeanFbank
 from avspk.report import write_report
 from avspk.runlog import RunLog, setup_logging
 from avspk.stages.base import local_share
-from avspk.stages.cluster import cluster_embeddings
+from avspk.stages.cluster import class_vectors, cluster_embeddings
 from avspk.stages.modalities import Materials, ModalityKit, build_kits
 from avspk.stages.pretrain import Pretrain
 from avspk.stages.refine import Refine
@@ -118,7 +117,21 @@ class Pipeline:
         if not _finished(folder):
             started = time.monotonic()
             labels = self._pseudo_labels(folder, encoders)
-            stage = Refine(self.materials, name, self.config.refine, self.kits, encoders, labels, self.truth, folder)
+            classes = {
+                key: class_vectors(self._embed(folder, key, encoders[key]), labels, self.materials.device)
+                for key in self.kits
+            }
+            stage = Refine(
+                self.materials,
+                name,
+                self.config.refine,
+                self.kits,
+                encoders,
+                labels,
+                self.truth,
+                folder,
+                classes=classes,
+            )
             self._train(stage, folder)
             self._save_classifiers(folder, stage)
             self._export(folder, stage.model.encoders(), f"round {number} of gated and corrected pseudo labels")
@@ -169,16 +182,21 @@ class Pipeline:
         folder, last = self.folder / "large_margin", self.folder / f"round{self.config.rounds}"
         if _finished(folder):
             return
-        settings, labels = self.config.large_margin, self._refined_labels()
-        kit, state = self.kits["audio"], load_tree(last / "classifiers.safetensors")["audio"]
-        encoder = encoders["audio"]
-        classifier = CosineClassifier(encoder.embedding_dim, len(state["weight"]))
-        load_weights(classifier, state, str(last))
+        started = time.monotonic()
+        settings = self.config.large_margin
         stage = Refine(
-            self.materials, folder.name, _large_margin_settings(settings, self.config.refine), {"audio": kit},
-            {"audio": encoder}, labels, self.truth, folder, settings.seconds, augmented=False,
-            classifiers={"audio": classifier},
-        )  # fmt: skip
+            self.materials,
+            folder.name,
+            _large_margin_settings(settings, self.config.refine),
+            {"audio": self.kits["audio"]},
+            {"audio": encoders["audio"]},
+            self._refined_labels(),
+            self.truth,
+            folder,
+            settings.seconds,
+            augmented=False,
+            classes={"audio": load_tree(last / "classifiers.safetensors")["audio"]["weight"]},
+        )
         self._train(stage, folder)
         self._export(folder, stage.model.encoders(), "large-margin fine-tuning on refined pseudo labels")
         self._finish(folder, started)

@@ -49,3 +49,26 @@ def cluster_embeddings(
     labels = torch.zeros(len(some), dtype=torch.int64, device=device)
     labels[torch.from_numpy(mine).to(device)] = torch.from_numpy(best.labels).to(device) + 1
     return distributed.sum_over_ranks(labels).cpu().numpy() - 1
+
+
+def class_vectors(rows: np.ndarray, labels: np.ndarray, device: torch.device) -> torch.Tensor:
+    """Centred mean of every class's normalised embeddings, where its classifier starts [C]: (C, D), 0 if it has none.
+
+    A classifier that starts at random spends a short round on finding the clusters again.
+
+    Args:
+        rows: (n, D), this rank's contiguous share of the embeddings; NaN where missing.
+        labels: (N,) pseudo labels of all utterances, -1 for none.
+    """
+    mine = labels[local_share(len(labels))]
+    seen = ~np.isnan(rows).any(1) & (mine >= 0)
+    units = torch.nn.functional.normalize(torch.from_numpy(rows[seen]), dim=1).double()
+    numbers = torch.from_numpy(mine[seen])
+    sums = torch.zeros(labels.max() + 1, rows.shape[1] + 1, dtype=torch.float64)  # the last column counts
+    sums[:, :-1].index_add_(0, numbers, units)
+    sums[:, -1] = torch.bincount(numbers, minlength=len(sums))
+    sums = distributed.sum_over_ranks(sums.to(device)).cpu()
+    counts = sums[:, -1:]
+    means = sums[:, :-1] / counts.clamp(min=1)
+    overall = sums[:, :-1].sum(0) / counts.sum()
+    return torch.where(counts > 0, means - overall, 0.0).float()

@@ -52,7 +52,7 @@ class Refine(Stage):
         folder: Path,
         seconds: float | None = None,
         augmented: bool = True,
-        classifiers: Mapping[str, CosineClassifier] | None = None,
+        classes: Mapping[str, Tensor] | None = None,
     ) -> None:
         """Build the stage.
 
@@ -61,7 +61,7 @@ class Refine(Stage):
             labels: (N,) pseudo labels, -1: not used in training.
             folder: where the losses of every epoch and the last gate are written.
             seconds: length of the audio crops if not that of the rounds.
-            classifiers: modality -> classifier to start from; without them, new ones.
+            classes: modality -> (C, D) class vectors to start from, 0 where unknown; without them, random ones.
         """
         config = materials.config
         self.name, self.settings, self.kits = name, settings, kits
@@ -83,19 +83,27 @@ class Refine(Stage):
         )
         self.labels = torch.from_numpy(labels.copy()).to(self.device)
         self.present = {key: torch.from_numpy(mask).to(self.device) for key, mask in usable.items()}
-        self.num_classes = int(labels.max()) + 1
-        branches = {}
-        for key in kits:
-            classifier = classifiers[key] if classifiers else self._classifier(encoders[key], config.seed, key)
-            branches[key] = ClassifierBranch(encoders[key], classifier)
+        self.num_classes = len(next(iter(classes.values()))) if classes else int(labels.max()) + 1
+        branches = {
+            key: ClassifierBranch(encoders[key], self._classifier(encoders[key], config.seed, key, classes))
+            for key in kits
+        }
         self.model = self.build_model(branches, config.training)
         self.table = self._empty_table()  # of this epoch, this rank's rows
         self.losses = self.table[:, : len(kits)].clone()  # of the last epoch, complete
         self.reliable = torch.ones(len(labels), dtype=torch.bool, device=self.device)
         self.gates: dict[str, Gate] = {}
 
-    def _classifier(self, encoder: Encoder, seed: int, modality: str) -> CosineClassifier:
-        return seeded(lambda: CosineClassifier(encoder.embedding_dim, self.num_classes), seed, self.name, modality)
+    def _classifier(
+        self, encoder: Encoder, seed: int, modality: str, classes: Mapping[str, Tensor] | None
+    ) -> CosineClassifier:
+        dims = (encoder.embedding_dim, self.num_classes)
+        classifier = seeded(lambda: CosineClassifier(*dims), seed, self.name, modality)
+        if classes is not None:
+            known = classes[modality].any(1)  # a class none of whose members has this modality stays random
+            with torch.no_grad():
+                classifier.weight[known] = classes[modality][known]
+        return classifier
 
     def _empty_table(self) -> Tensor:
         return torch.full((len(self.labels), len(self.kits) + 2), torch.nan, device=self.device)
@@ -191,8 +199,10 @@ class Refine(Stage):
             return {}
         table = self.losses.cpu().numpy()
         used = (self.labels >= 0).cpu().numpy()
+        separation = self.settings.gate.min_separation
         self.gates = {
-            name: fit_gate(table[used, column], self.gates.get(name)) for column, name in enumerate(self.kits)
+            name: fit_gate(table[used, column], self.gates.get(name), min_separation=separation)
+            for column, name in enumerate(self.kits)
         }
         self.reliable = torch.from_numpy(reliable(table, self.gates, self.settings.gate.rule)).to(self.device)
         return {}
