@@ -12,9 +12,10 @@ from scipy.signal import resample_poly
 from small_model import CALIBRATION, voice, write_model, write_sound
 
 from avspk import load_model
+from avspk import model as module
 from avspk.checkpoint import CheckpointError, save_tree
 from avspk.data.media import MediaError
-from avspk.model import MAX_SECONDS, AudioWarning, load_calibration, load_encoder
+from avspk.model import AudioWarning, load_calibration, load_encoder
 
 
 @pytest.fixture(scope="module")
@@ -102,27 +103,32 @@ def test_a_tenth_of_a_second_works_and_warns(model):
     assert np.array_equal(embedding, model.embed(np.tile(voice(0.1), 10), 16000)), "it is repeated to a second"
 
 
-def test_long_sound_passes_in_parts(model, tmp_path):
-    """Ten minutes as two parts of five: the encoder's memory has a bound, and the mean has the parts' weight."""
-    halves = [np.tile(voice(10.0, speaker), 30) for speaker in (1, 4)]
-    path = write_sound(tmp_path / "long.wav", np.concatenate(halves))
+def test_ten_minutes_pass_in_parts(model, tmp_path):
+    """What the encoder sees at once, and so its memory, has a bound."""
+    path = write_sound(tmp_path / "long.wav", np.tile(voice(10.0), 60))
     frames = []
     hook = model.encoder.register_forward_hook(lambda _, inputs, output: frames.append(inputs[0].shape[1]))
     embedding = model.embed(path)
     hook.remove()
+    assert np.isfinite(embedding).all()
     assert len(frames) == 2
-    assert max(frames) <= MAX_SECONDS * 100
-    assert np.allclose(embedding, np.mean([model.embed(half, 16000) for half in halves], axis=0), atol=1e-5)
-    short = write_sound(tmp_path / "short.wav", voice(1.0))
-    assert np.allclose(model.embed_files([short, path]), [model.embed(short), embedding], atol=1e-5)
+    assert max(frames) <= module.MAX_SECONDS * 100
 
 
-def test_minutes_of_silence_do_not_count(model):
-    speech = np.tile(voice(10.0), 20)
-    padded = np.concatenate([speech, np.zeros(3 * len(speech), np.float32)])  # 800 s: three parts, two of them silent
-    parts = np.array_split(padded, 3)
-    assert [part.any() for part in parts] == [True, False, False]
-    assert np.allclose(model.embed(padded, 16000), model.embed(parts[0], 16000), atol=1e-5)
+def test_the_parts_have_equal_weight(model, tmp_path, monkeypatch):
+    thirds = [voice(1.5, speaker) for speaker in (1, 4, 2)]
+    expected = np.mean([model.embed(third, 16000) for third in thirds], axis=0)
+    paths = [write_sound(tmp_path / "short.wav", thirds[0]), write_sound(tmp_path / "long.wav", np.concatenate(thirds))]
+    monkeypatch.setattr(module, "MAX_SECONDS", 2.0)
+    assert np.allclose(model.embed(paths[1]), expected, atol=1e-5)
+    assert np.allclose(model.embed_files(paths), [model.embed(path) for path in paths], atol=1e-5)
+
+
+def test_silent_parts_do_not_count(model, monkeypatch):
+    monkeypatch.setattr(module, "MAX_SECONDS", 2.0)
+    speech = voice(1.5)
+    padded = np.concatenate([np.zeros(24000, np.float32), speech, np.zeros(24000, np.float32)])
+    assert np.allclose(model.embed(padded, 16000), model.embed(speech, 16000), atol=1e-5)
 
 
 # What is refused.
@@ -159,7 +165,7 @@ def test_files_without_sound(model, tmp_path, content, message):
 )
 def test_sound_that_tells_nothing(model, tmp_path, waveform, message, rate):
     if rate != 16000 and "silence" in message and waveform.any():
-        pytest.skip("a constant rings at its ends when it is resampled")
+        waveform = 0 * waveform  # a constant rings at its ends when it is resampled
     for audio in (write_sound(tmp_path / "x.wav", waveform, rate), waveform):
         with pytest.raises(ValueError, match=message):
             model.embed(audio, rate)
