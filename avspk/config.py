@@ -259,7 +259,7 @@ class GateSettings(Settings):
     enabled: bool = True
     start_epoch: int = Field(5, ge=1)
     min_separation: Positive = Field(
-        1.5, description="distance of the two means in their root mean square deviation below which modes are merged [C]"
+        1.5, description="distance of the means, in root mean square deviations, below which modes are merged [C]"
     )
     rule: Literal["both", "either", "audio"] = Field(
         "both", description="whose loss decides that a label is reliable [C]"
@@ -354,7 +354,8 @@ class Config(Settings):
             )
         if self.refine.gate.start_epoch < self.refine.margin_full_epoch and self.refine.gate.enabled:
             raise ValueError(
-                "refine.gate.start_epoch must not come before refine.margin_full_epoch: the gate reads losses after the ramp"
+                "refine.gate.start_epoch must not come before refine.margin_full_epoch: "
+                "the gate reads losses after the ramp"
             )
         return self
 

@@ -1,4 +1,4 @@
-"""Train: `accelerate launch tools/train_av.py [--config configs/demo.yaml] [key.path=value ...]`; same command resumes."""
+"""Train; the same command resumes: `accelerate launch tools/train_av.py [--config CONFIG] [key.path=value ...]`."""
 
 import argparse
 import sys

@@ -128,4 +128,3 @@ def percent_ticks(axis: Any, ticks: Sequence[float], positions: Sequence[float])
     """Put percentages (0.5, 20, ...) as labels at `positions` of an x or y axis, with no minor ticks."""
     axis.set_ticks(positions, labels=[f"{tick:g}" for tick in ticks])
     axis.set_ticks([], minor=True)
-
