@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.simplefilter("always", AudioWarning)
-        warnings.showwarning = lambda message, *_: _complain("warning", message)  # type: ignore[assignment]
+        warnings.showwarning = lambda message, *_: _complain("warning", message)
         try:
             return args.command(args)
         except (ValueError, OSError, CheckpointError, ExportError) as error:

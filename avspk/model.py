@@ -96,11 +96,11 @@ class SpeakerModel:
         fits = num_samples <= MAX_SECONDS * SAMPLE_RATE
         embeddings = np.empty((len(paths), self.encoder.embedding_dim), np.float32)
         if fits.any():
-            short = [paths[row] for row in np.flatnonzero(fits)]
+            short = [path for path, short_enough in zip(paths, fits, strict=True) if short_enough]
             embeddings[fits] = embed_audio(
                 self.encoder, self.fbank, short, num_samples[fits], self.device, batch_seconds, num_workers
             )
-        for row in np.flatnonzero(~fits):
+        for row in np.flatnonzero(~fits).tolist():
             embeddings[row] = self.embed(paths[row])
         return embeddings
 

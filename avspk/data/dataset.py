@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from torch.utils.data import Dataset
@@ -13,7 +14,8 @@ from avspk.data.views import ViewBatch, generator
 ViewSampler = Callable[[Sequence[int], np.random.Generator], ViewBatch]
 
 
-class Example(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Example:
     """What the sampler asks for: the utterance, and for each modality the utterances its views are cut from."""
 
     epoch: int

@@ -34,33 +34,43 @@ def calibrate(
         labels: (N,) pseudo label of each utterance, -1 for none.
         seed: draws the utterances, at most 20,000, and the trials.
     """
+    try:
+        return _calibrated(model, utterances, labels, seed, num_workers)
+    except _UnfitError as reason:
+        logger.warning("no calibration: %s", reason)
+        return None
+
+
+def _calibrated(
+    model: SpeakerModel, utterances: Utterances, labels: NDArray[np.int64], seed: int, num_workers: int
+) -> Calibration:
     rng = np.random.default_rng(seed)
     rows = np.sort(rng.permutation(np.flatnonzero(labels >= 0))[:MAX_UTTERANCES])
     speakers = len(np.unique(labels[rows]))
     if speakers < MIN_SPEAKERS:
-        return _without(f"{speakers} pseudo speakers; it takes {MIN_SPEAKERS}")
+        raise _UnfitError(f"{speakers} pseudo speakers; it takes {MIN_SPEAKERS}")
     recordings = utterances.table["utterance"].iloc[rows].str.rsplit("/", n=1).str[0].to_numpy(str)
     enroll, test, target = training_trials(labels[rows], recordings, MAX_TRIALS, rng)
     few = min(int(target.sum()), int((~target).sum()))
     if few < MIN_ERRORS:
-        return _without(f"{target.sum()} target and {(~target).sum()} non-target trials between different recordings")
+        raise _UnfitError(f"{target.sum()} target and {(~target).sum()} non-target trials between different recordings")
     paths = [utterances.audio_path(int(row)) for row in rows]
     embeddings = model.embed_files(paths, num_workers=num_workers)
     return _fit(cosine_scores(embeddings, enroll, test, model.training_mean), target, speakers)
 
 
-def _fit(scores: NDArray[np.float32], target: NDArray[np.bool_], speakers: int) -> Calibration | None:
+def _fit(scores: NDArray[np.float32], target: NDArray[np.bool_], speakers: int) -> Calibration:
     rate = eer(scores, target)
     errors = rate * min(target.sum(), (~target).sum())
     trials = f"{target.sum():,} target and {(~target).sum():,} non-target trials of {speakers:,} pseudo speakers"
     if errors < MIN_ERRORS:
-        return _without(f"{trials} have {errors:.0f} errors at the EER; a slope takes {MIN_ERRORS}")
+        raise _UnfitError(f"{trials} have {errors:.0f} errors at the EER; a slope takes {MIN_ERRORS}")
     calibration = fit_calibration(scores, target)
     if calibration.weights[0] <= 0:
-        return _without(f"{trials} score higher the less they agree; this model does not tell speakers apart")
+        raise _UnfitError(f"{trials} score higher the less they agree; this model does not tell speakers apart")
     logger.info("calibration: %s, EER %.2f %%", trials, 100 * rate)
     return calibration
 
 
-def _without(reason: str) -> None:
-    logger.warning("no calibration: %s", reason)
+class _UnfitError(ValueError):
+    """Why these trials cannot carry a calibration."""
