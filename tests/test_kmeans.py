@@ -46,7 +46,7 @@ def test_masked_step_equals_loops():
     observed = random_mask(80)
     rows = module._check(values, observed, (4, 2))
     centroids = values[:7].clone()
-    labels, errors = module._assign(rows, centroids)
+    labels, errors = module._assign(rows, rows.values.square().sum(1), centroids)
     updated, sizes = module._update(rows, labels, centroids, Reducer())
     expected = naive_lloyd_step(values.double().numpy(), observed.numpy(), (4, 2), centroids.double().numpy())
     np.testing.assert_array_equal(labels, expected[0])

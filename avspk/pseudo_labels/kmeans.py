@@ -124,7 +124,8 @@ def kmeans(
     if centroids is None:
         sample = _draw_sample(rows, num_clusters, samples_per_cluster, generator, reducer)
         centroids = _from_first(_plus_plus(_candidates(sample, num_clusters), num_clusters, generator), reducer)
-    labels, errors = _assign(rows, centroids)
+    norms = torch.linalg.vector_norm(rows.values, dim=1).square()
+    labels, errors = _assign(rows, norms, centroids)
     objective, iteration = _total(errors, reducer), 0
     while iteration < num_iterations:
         iteration += 1
@@ -133,7 +134,7 @@ def kmeans(
         if len(empty):
             cluster_errors = reducer.sum(torch.zeros_like(counts).index_add_(0, labels, errors.double()))
             centroids = _split_worst(centroids, counts, cluster_errors, empty, generator)
-        labels, errors = _assign(rows, centroids)
+        labels, errors = _assign(rows, norms, centroids)
         previous, objective = objective, _total(errors, reducer)
         if not len(empty) and previous - objective <= tolerance * previous:
             break
@@ -213,17 +214,15 @@ def _from_first(tensor: Tensor, reducer: Reducer) -> Tensor:
     return reducer.sum(tensor.clone() if reducer.rank == 0 else torch.zeros_like(tensor))
 
 
-def _assign(rows: Rows, centroids: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the nearest centroid of each row (N,) and the squared distance to it (N,)."""
+def _assign(rows: Rows, norms: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the nearest centroid of each row (N,) and the squared distance to it (N,), given ||x||^2 (N,)."""
     step = max(1, CHUNK_ELEMENTS.get(rows.values.device.type, CHUNK_ELEMENTS["cuda"]) // len(centroids))
     labels = torch.empty(len(rows), dtype=torch.int64, device=rows.values.device)
     errors = torch.empty(len(rows), device=rows.values.device)
     for start in range(0, len(rows), step):
         part = slice(start, start + step)
-        chunk = rows.take(part)
-        errors[part], labels[part] = chunk.squared_distances(centroids).min(1)
-        errors[part] += chunk.values.square().sum(1)
-    return labels, errors.clamp_(min=0)
+        errors[part], labels[part] = rows.take(part).squared_distances(centroids).min(1)
+    return labels, errors.add_(norms).clamp_(min=0)
 
 
 def _update(rows: Rows, labels: Tensor, centroids: Tensor, reducer: Reducer) -> tuple[Tensor, Tensor]:
