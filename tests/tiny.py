@@ -58,6 +58,7 @@ def make_data(root: Path, faceless: tuple[int, ...] = (3,)) -> Path:
     columns = ["utterance", "audio", "num_samples", "first_crop", "num_crops"]
     write_utterances(pd.DataFrame(rows, columns=columns), root / "train" / "manifest.parquet")
     _make_trials(root, rng)
+    noise_pack(root / "noise")
     return root
 
 
@@ -86,6 +87,7 @@ def tree(root: Path, output: Path) -> dict:
         "rounds": 2,
         "data": {
             "train": str(root / "train" / "manifest.parquet"),
+            "noise": str(root / "noise"),
             "trials": {"tiny": str(root / "trials.txt")},
             "wav_root": str(root / "test"),
         },
@@ -166,11 +168,17 @@ def materials(settings: dict) -> Materials:
     return Materials(config, read_utterances(config.data.train), folder / "crops", noise, torch.device("cpu"))
 
 
-def train(stage: Stage, steps: Iterable[int], epoch: int = 0, optimiser: torch.optim.Optimizer | None = None) -> list:
-    """These updates, as the training loop makes them, with the first batches of `epoch`; the metrics of each."""
+def train(
+    stage: Stage,
+    steps: Iterable[int],
+    epoch: int = 0,
+    optimiser: torch.optim.Optimizer | None = None,
+    first_step: int = 0,
+) -> list:
+    """These updates, as the training loop makes them, with the epoch's batches from `first_step` on; their metrics."""
     one_process = SimpleNamespace(autocast=nullcontext, backward=torch.Tensor.backward)
     trainer = Trainer(one_process, None, None)
     optimiser = optimiser or build_optimiser(stage.parameter_groups(), stage.optimiser, stage.device)
     stage.model.train()
-    batches = stage.batches(epoch, 0, workers=0)
+    batches = stage.batches(epoch, first_step, workers=0)
     return [trainer.update(stage, stage.model, optimiser, next(batches), step) for step in steps]

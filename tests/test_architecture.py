@@ -1,0 +1,151 @@
+"""Imports point down, and what is heavy or optional is imported only where it is used."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+# Part of the package -> parts that it may import, from the bottom up. Siblings on one level do not know each other.
+ALGORITHMS = {"losses", "pseudo_labels", "scoring", "models", "frontend", "data"}
+BOTTOM = {"config", "schedules", "distributed", "progress"}
+STORAGE = {"checkpoint", "runlog"}
+ALLOWED = {
+    "schedules": set(),
+    "config": set(),
+    "distributed": set(),
+    "progress": set(),
+    "runlog": set(),
+    **{part: {"config", "schedules"} for part in ALGORITHMS},
+    "checkpoint": {"data"},  # whole_or_absent, of avspk.data.files
+    "stages": ALGORITHMS | BOTTOM,
+    "model": {"checkpoint", "data", "frontend", "models", "scoring", "stages"},
+    "export": {"data", "model", "models", "stages"},
+    "evaluation": {"data", "distributed", "model", "scoring"},
+    "training": BOTTOM | STORAGE | {"stages"},
+    "report": {"data", "evaluation", "pseudo_labels", "scoring"},
+    "pipeline": BOTTOM | STORAGE | ALGORITHMS | {"evaluation", "model", "report", "stages", "training"},
+}
+TOP = {"__init__", "cli"}  # these may import anything
+
+
+class Import(NamedTuple):
+    """`module` as it is written, with the name taken from it: avspk.data.media.read_audio."""
+
+    file: Path
+    line: int
+    module: str
+
+    @property
+    def place(self) -> str:
+        return f"{self.file.relative_to(ROOT)}:{self.line}"
+
+
+@cache
+def imports() -> list[Import]:
+    """Every import of the package, inside functions and under TYPE_CHECKING too."""
+    return [found for path in sorted((ROOT / "avspk").rglob("*.py")) for found in imports_of(path)]
+
+
+def imports_of(path: Path) -> Iterator[Import]:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (Import(path, node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: relative import"
+            yield from (Import(path, node.lineno, f"{node.module}.{alias.name}") for alias in node.names)
+
+
+def part_of(path: Path) -> str:
+    """Module or folder directly under avspk."""
+    return path.relative_to(ROOT / "avspk").parts[0].removesuffix(".py")
+
+
+def test_every_part_has_its_place():
+    """A new module must be put on a level above."""
+    assert {part_of(path) for path in (ROOT / "avspk").rglob("*.py")} <= ALLOWED.keys() | TOP
+
+
+@pytest.mark.parametrize("part", sorted(ALLOWED))
+def test_imports_point_down(part):
+    inside = [found for found in imports() if part_of(found.file) == part and found.module.startswith("avspk.")]
+    bad = [
+        f"{found.place} imports {found.module}"
+        for found in inside
+        if found.module.split(".")[1] not in ALLOWED[part] | {part}
+    ]
+    assert not bad
+
+
+def test_the_levels_have_no_circle():
+    """Taking away parts that import nothing left in the table must empty it."""
+    left = dict(ALLOWED)
+    while left:
+        free = [part for part, below in left.items() if not below & left.keys()]
+        assert free, f"{sorted(left)} import each other"
+        for part in free:
+            del left[part]
+
+
+def files_importing(package: str) -> set[str]:
+    return {
+        found.file.relative_to(ROOT / "avspk").as_posix()
+        for found in imports()
+        if found.module.split(".")[0] == package
+    }
+
+
+def test_the_package_does_not_know_its_scripts():
+    assert files_importing("tools") | files_importing("eval") | files_importing("tests") == set()
+
+
+def test_accelerate_stays_in_the_loop_and_the_pipeline():
+    assert files_importing("accelerate") == {"training.py", "pipeline.py"}
+
+
+def test_media_libraries_stay_in_the_files_that_wrap_them():
+    assert files_importing("decord") == {"data/media.py"}
+    assert files_importing("facenet_pytorch") == {"data/face_crops.py"}
+    assert files_importing("av") <= {"data/media.py", "data/demo_corpus/clips.py"}
+    assert {file.split("/")[0] for file in files_importing("matplotlib")} == {"report"}
+
+
+def test_training_code_knows_no_speakers():
+    """`speaker_of` is for diagnostics and evaluation (METHOD section 1)."""
+    users = {found.file.relative_to(ROOT / "avspk").as_posix() for found in imports() if "speaker_of" in found.module}
+    allowed = ("stages/truth.py", "evaluation/", "report/", "data/demo_corpus/")
+    assert {user for user in users if not user.startswith(allowed)} == set()
+
+
+def test_importing_the_package_is_light():
+    """Neither plotting nor any library that opens media is loaded before it is needed."""
+    heavy = ["torchaudio", "decord", "av", "facenet_pytorch", "matplotlib"]
+    code = f"import sys, avspk; print([name for name in {heavy} if name in sys.modules])"
+    output = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert output.stdout.strip() == "[]"
+
+
+def test_media_and_plotting_libraries_are_imported_inside_functions():
+    """At the top of a file only where the file is about nothing else: the demo corpus's encoder."""
+    late = {"torchaudio", "decord", "av", "facenet_pytorch", "matplotlib"}
+    early = {
+        path.relative_to(ROOT / "avspk").as_posix()
+        for path in (ROOT / "avspk").rglob("*.py")
+        for name in names_at_the_top(path)
+        if name.split(".")[0] in late
+    }
+    assert early <= {"data/demo_corpus/clips.py"}
+
+
+def names_at_the_top(path: Path) -> Iterator[str]:
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield str(node.module)
