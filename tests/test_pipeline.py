@@ -1,9 +1,12 @@
 """Whole runs on the tiny data set: what they write, what they must not depend on, and how they refuse."""
 
 import json
+import os
 import shutil
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -39,11 +42,11 @@ def settings_of(data, output, **changes):
     return settings
 
 
-def short(data, output, **changes):
-    """One round, no large margin, no evaluation."""
-    settings = settings_of(data, output, rounds=1, **changes)
+def short(data, output, rounds=1, **changes):
+    """Few rounds, no large margin, no evaluation."""
+    settings = settings_of(data, output, rounds=rounds, **changes)
     settings["large_margin"]["enabled"] = False
-    settings["data"] = {"train": settings["data"]["train"]}
+    settings["data"] = {name: settings["data"][name] for name in ("train", "noise")}
     return settings
 
 
@@ -65,7 +68,7 @@ def assert_same_weights(first, second):
 
 
 def test_every_stage_leaves_its_files(finished):
-    output, rows = finished
+    output, _ = finished
     for stage in ("pretrain", "round1", "round2", "large_margin"):
         assert (output / stage / "done.json").is_file()
         assert (output / stage / "model_audio" / "model.safetensors").is_file()
@@ -97,6 +100,15 @@ def test_gate_and_correction_are_logged(finished):
     fractions = [last[f"fraction/{name}"] for name in ("reliable", "corrected", "dropped")]
     assert sum(fractions) == pytest.approx(1)
     assert {"label/nmi", "label/purity", "gate/precision", "audio/gate/threshold", "face/gate/status"} <= last.keys()
+
+
+def test_without_a_noise_pack_one_is_generated_from_training_speech(data, tmp_path):
+    settings = short(data, tmp_path / "exp")
+    del settings["data"]["noise"]
+    pipeline = Pipeline(parse_config(settings))
+    categories = set(pipeline.materials.noise.recordings["category"])
+    assert categories == {"noise", "music", "speech"}
+    assert (tmp_path / "exp" / "noise" / "rirs.npy").is_file()
 
 
 def test_a_finished_run_is_not_run_again(finished, data):
@@ -139,7 +151,7 @@ def test_speaker_names_do_not_reach_the_weights(data, tmp_path):
 def test_audio_of_stage_one_does_not_depend_on_the_face(finished, data, tmp_path):
     """Single- and multi-modal runs start their rounds from the same audio encoder."""
     settings = settings_of(data, tmp_path / "audio", modalities=["audio"], rounds=0)
-    settings["data"] = {"train": settings["data"]["train"]}
+    settings["data"] = {name: settings["data"][name] for name in ("train", "noise")}
     Pipeline(parse_config(settings)).run()
     output, _ = finished
     assert_same_weights(
@@ -148,11 +160,16 @@ def test_audio_of_stage_one_does_not_depend_on_the_face(finished, data, tmp_path
 
 
 def launch(config, *overrides, processes=0, **options):
-    """The command a user types, as (processes=0) or under torchrun's launcher."""
+    """The command a user types: plain (processes=0), or `accelerate launch` with that many processes on CPUs."""
     command = [sys.executable]
     if processes:
-        command += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    environment = {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"}
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = str(probe.getsockname()[1])
+        command += ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes)]
+        command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+        command += ["--main_process_port", port]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
     command += [str(TRAIN), "--config", str(config), *overrides]
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, **options)
 
@@ -167,7 +184,7 @@ def test_sigkill_in_the_middle_changes_nothing(data, tmp_path):
         process = launch(tmp_path / "killed.yaml")
         marker = tmp_path / "killed" / stage / "checkpoints"
         while process.poll() is None and len(list(marker.glob("step_*.safetensors"))) < 2:
-            pass
+            time.sleep(0.005)
         process.kill()
         process.wait()
         assert not (tmp_path / "killed" / stage / "done.json").is_file(), "it was to be killed in the middle"
@@ -199,7 +216,7 @@ def test_two_processes_equal_one(data, tmp_path):
 def test_fewer_processes_than_asked_for_stop_the_run(data, tmp_path):
     settings = settings_of(data, tmp_path / "exp")
     settings["training"]["processes"] = 2
-    with pytest.raises(ConfigError, match="training.processes is 2, but 1 were launched"):
+    with pytest.raises(ConfigError, match=r"training\.processes is 2, but 1 were launched"):
         Pipeline(parse_config(settings))
 
 
@@ -224,7 +241,7 @@ def test_missing_files_are_named_before_training(data, tmp_path, key, value, err
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "empty|no "),
+        ("", "not a readable tab-separated file"),
         ("utterance\taudio\nid1/a/b\tx.wav\n", "column"),
     ],
 )
