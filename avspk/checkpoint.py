@@ -50,6 +50,7 @@ def load_tree(path: Path) -> dict[str, Any]:
 
 def _pack(node: Any, tensors: dict[str, Tensor], name: str = "") -> Any:
     if isinstance(node, Tensor):
+        name = f"{len(tensors):05d}{name}"  # the number makes names unique: keys may hold slashes, 1 and "1" look alike
         tensors[name] = node
         return {"tensor": name}
     if isinstance(node, dict):
@@ -92,12 +93,17 @@ class CheckpointFolder:
 
         Raises CheckpointError if there are checkpoints but none can be read.
         """
-        paths = self._paths()
+        paths, torn = self._paths(), []
         for path in reversed(paths):
             try:
-                return load_tree(path)
+                tree = load_tree(path)
             except CheckpointError as error:
                 logger.warning("%s; falling back to the one before", error)
+                torn.append(path)
+                continue
+            for newer in torn:  # out of the way: by its number it would outlive the checkpoints that are to come
+                newer.rename(newer.with_suffix(".torn"))
+            return tree
         if paths:
             raise CheckpointError(
                 f"none of the {len(paths)} checkpoints in {self.folder} can be read; "

@@ -210,7 +210,6 @@ def test_an_emptied_file_is_named(corpus, tmp_path):
         audio_views((Utterances(table, tmp_path), corpus[1]))([0], np.random.default_rng(0))
 
 
-@pytest.mark.xfail(reason="AudioViews passes the reason on without the path", strict=True)
 def test_a_missing_file_is_named(corpus, tmp_path):
     table = pd.DataFrame([("a/b/c", "gone.wav", 4000, -1, 0)], columns=list(UTTERANCE_COLUMNS))
     with pytest.raises(MediaError, match=r"gone\.wav"):

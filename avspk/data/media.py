@@ -52,6 +52,17 @@ def read_audio(path: str | Path, start: int = 0, num_samples: int | None = None)
     return read(path, start, num_samples)
 
 
+def read_utterance(path: Path, start: int, num_samples: int) -> np.ndarray:
+    """`read_audio` for loops over many files: the error names the file, and no sound at all is an error."""
+    try:
+        waveform = read_audio(path, start, num_samples)
+    except MediaError as error:
+        raise MediaError(f"{path}: {error}") from error
+    if len(waveform) == 0:
+        raise MediaError(f"{path} is empty; prepare the data again")
+    return waveform
+
+
 def audio_num_samples(path: str | Path) -> int:
     """Number of samples `read_audio` gives for the whole file: from the header of wav, flac, ogg; else by decoding.
 

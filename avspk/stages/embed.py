@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from avspk import distributed
 from avspk.data.crop_store import CropStore
-from avspk.data.media import SAMPLE_RATE, read_audio
+from avspk.data.media import SAMPLE_RATE, read_utterance
 from avspk.frontend.fbank import Fbank
 from avspk.progress import Progress
 
@@ -69,10 +69,8 @@ class _Waveforms(_Batches):
         return {"rows": rows, "inputs": np.stack([self._read(int(row)) for row in rows])}
 
     def _read(self, row: int) -> np.ndarray:
-        waveform = read_audio(self.paths[row], 0, int(self.lengths[row]))
-        if len(waveform) == 0:
-            raise ValueError(f"{self.paths[row]} is empty")
-        return np.resize(waveform, int(self.lengths[row]))
+        length = int(self.lengths[row])
+        return np.resize(read_utterance(self.paths[row], 0, length), length)
 
 
 class _Crops(_Batches):
