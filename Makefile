@@ -19,7 +19,7 @@ $(VENV)/installed: pyproject.toml
 # Corpus, preparation and training each continue where an interrupted `make demo` was.
 demo: setup
 	$(BIN)/python tools/make_demo_corpus.py --out $(DEMO)/corpus
-	$(BIN)/python tools/prepare_voxceleb.py --raw $(DEMO)/corpus/voxceleb2 --out $(DEMO)/vox2 --face-tracked
+	$(BIN)/python tools/prepare_voxceleb.py --raw $(DEMO)/corpus/voxceleb2 --out $(DEMO)/vox2
 	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no tools/train_av.py
 
 test: setup
