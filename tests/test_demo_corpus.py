@@ -468,3 +468,52 @@ def test_the_mouth_moves_with_the_sound() -> None:
     assert np.argmax(correlations) == 5
     assert correlations[5] > 0.6
     assert np.corrcoef(movement, opening)[0, 1] > 0.9
+
+
+# -- difficulty --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.long
+def test_mean_spectra_alone_neither_solve_nor_miss_the_task() -> None:
+    from torch import from_numpy
+
+    from avspk.frontend.fbank import Fbank
+    from avspk.scoring.metrics import eer
+
+    settings, fbank = CorpusSettings(), Fbank(normalize_mean=False)
+
+    def mean_spectrum(sound: np.ndarray) -> np.ndarray:
+        return fbank(from_numpy(sound)[None])[0].mean(0).numpy()
+
+    training, test, clips = [], {}, []
+    for session in plan_sessions(settings):
+        renderer = SessionRenderer(settings, session)
+        if not session.is_test:
+            training.append(mean_spectrum(renderer.speak(75, generator(0, session.video))[0]))
+            continue
+        for path, kind in session.clips():
+            test[path] = mean_spectrum(soundfile.read(io.BytesIO(renderer.clip(path, kind)), dtype="float32")[0])
+            clips.append(Clip(path, session.identity, session.video, session.male))
+    center = np.mean(training, axis=0)
+    unit = {path: (x - center) / np.linalg.norm(x - center) for path, x in test.items()}
+    for same_sex in (False, True):
+        trials = draw_trials(clips, same_sex, 4, np.random.default_rng(0))
+        scores = [unit[trial.enroll] @ unit[trial.test] for trial in trials]
+        assert 30 < 100 * eer(scores, [trial.target for trial in trials]) < 45
+
+
+@pytest.mark.long
+def test_the_face_detector_finds_every_head_and_nothing_else() -> None:
+    from facenet_pytorch import MTCNN
+
+    settings = CorpusSettings()
+    sessions = plan_sessions(settings)[::10]
+    detector = MTCNN(min_face_size=40)
+    for kind, expected in (("good", 1), ("no_face", 0), ("two_faces", 2)):
+        pictures = []
+        for session in sessions:
+            frames = SessionRenderer(settings, session).pictures(np.zeros(1, np.float32), kind, generator(0, "clip"))
+            pictures.extend(frames)
+        boxes, _ = detector.detect(np.stack(pictures))
+        found = [0 if box is None else len(box) for box in boxes]
+        assert np.mean(np.array(found) == expected) > 0.9

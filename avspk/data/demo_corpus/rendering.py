@@ -20,6 +20,7 @@ MARGIN = 8  # painted rows kept around a moving part, so that blurring it meets 
 VISIBLE_BLUR = 0.25  # image pixels
 MOUTH_LEVELS = 10
 HEAD_SHARE = 0.40  # of the image's width covered by one face coordinate unit at scale 1
+SWAY_RATES = np.array([1.1, 2.3, 1.4, 2.9, 0.9, 2.1, 0.7])  # rad/s: two each for x, y and roll, one for the scale
 BLINK = (0.5, 1.0, 1.0, 0.5)  # how far the eyes are closed, frame by frame
 
 
@@ -41,7 +42,8 @@ class TalkingHead:
         picture = np.concatenate([grade(canvas.colour, self.scene), canvas.opacity[..., None] * 255], axis=-1)
         image = Image.fromarray(picture.astype(np.uint8), "RGBA")
         if self.scene.blur >= VISIBLE_BLUR:
-            image = image.filter(ImageFilter.GaussianBlur(self.scene.blur * 0.8))
+            painted_per_image_pixel = 1 / (self.scene.scale * HEAD_SHARE * self.size * PIXEL)
+            image = image.filter(ImageFilter.GaussianBlur(self.scene.blur * painted_per_image_pixel))
         box = (0, first, SIZE, last)
         return np.asarray(image.resize((SIZE * DETAIL, (last - first) * DETAIL), Image.Resampling.BILINEAR, box))
 
@@ -69,7 +71,7 @@ class TalkingHead:
     def placement(self, time: float) -> NDArray[np.float64]:
         """(2, 3) matrix from image pixels (x, y, 1) to face coordinates at `time` seconds: the head sways slowly."""
         scene, phase = self.scene, self.scene.sway_phase
-        waves = np.sin(np.array([1.1, 2.3, 1.4, 2.9, 0.9, 2.1, 0.7]) * time + phase)
+        waves = np.sin(SWAY_RATES * time + phase)
         x = self.size / 2 * (1 + scene.shift_x + scene.sway * (0.020 * waves[0] + 0.012 * waves[1]))
         y = self.size / 2 * (1.04 + scene.shift_y + scene.sway * (0.014 * waves[2] + 0.010 * waves[3]))
         angle = np.deg2rad(scene.roll + scene.sway * (2.2 * waves[4] + waves[5]))
