@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +103,8 @@ class CheckpointFolder:
                 torn.append(path)
                 continue
             for newer in torn:  # out of the way: by its number it would outlive the checkpoints that are to come
-                newer.rename(newer.with_suffix(".torn"))
+                with suppress(FileNotFoundError):  # every rank loads, and another one was quicker
+                    newer.rename(newer.with_suffix(".torn"))
             return tree
         if paths:
             raise CheckpointError(
@@ -113,7 +115,7 @@ class CheckpointFolder:
 
     def clear(self) -> None:
         """Remove all checkpoints; the stage's results are elsewhere by then."""
-        for path in self._paths():
+        for path in [*self._paths(), *self.folder.glob(f"{PREFIX}*.torn")]:
             path.unlink(missing_ok=True)
 
     def _paths(self) -> list[Path]:

@@ -91,27 +91,30 @@ class Trainer:
         """One update: forward, finiteness, backward, clipping, optimiser, teacher."""
         with self.accelerator.autocast():
             loss, metrics = stage.loss(model, batch, step)
-        self._require_finite(loss, stage, batch, step)
         self.accelerator.backward(loss)
         stage.before_update(step)
-        for parameters in stage.clip_groups():
-            nn.utils.clip_grad_norm_(parameters, stage.optimiser.clip_norm)
+        norms = [nn.utils.clip_grad_norm_(group, stage.optimiser.clip_norm) for group in stage.clip_groups()]
+        gradient_norm = torch.stack(norms).norm()
+        self._require_finite(loss.detach(), gradient_norm, stage, batch, step)
         learning_rate = stage.learning_rate(step)
         for group in optimiser.param_groups:
             group["lr"] = learning_rate * group.get("lr_factor", 1.0)
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
         stage.after_update(step)
-        return {**metrics, "lr": learning_rate, "total": loss.detach()}
+        return {**metrics, "lr": learning_rate, "gradient_norm": gradient_norm, "total": loss.detach()}
 
-    def _require_finite(self, loss: Tensor, stage: Stage, batch: dict[str, Any], step: int) -> None:
-        if torch.isfinite(loss):
+    def _require_finite(
+        self, loss: Tensor, gradient_norm: Tensor, stage: Stage, batch: dict[str, Any], step: int
+    ) -> None:
+        # Gradients are sums over ranks: one rank's bad batch stops all of them, each naming its own.
+        if torch.isfinite(loss + gradient_norm):
             return
         rows = batch["index"].tolist()
         raise NonFiniteLossError(
-            f"{stage.name}: the loss of step {step + 1} is {loss.item()}; the optimiser was not moved. "
-            f"Rows of the manifest in this batch: {rows}. Listen to these utterances, or lower the learning rate; "
-            "the same command goes on from the last checkpoint."
+            f"{stage.name}: at step {step + 1} the loss is {loss.item()}, the gradient's norm {gradient_norm.item()}; "
+            f"the optimiser was not moved. Rows of the manifest in this batch: {rows}. Listen to these utterances, or "
+            "lower the learning rate; the same command goes on from the last checkpoint."
         )
 
     # Checkpoints.
@@ -152,7 +155,8 @@ class Trainer:
         }
         if self.accelerator.is_main_process:
             checkpoints.save(epoch * stage.steps_per_epoch + done, state)
-        distributed.barrier()
+        asked = torch.tensor([float(self.terminated)], device=self.accelerator.device)
+        self.terminated = distributed.sum_over_ranks(asked).item() > 0  # and nobody goes on before it is written
         if self.terminated:
             logger.warning("%s: stopped by SIGTERM; the state is saved, the same command goes on", stage.name)
             raise Interrupted(128 + signal.SIGTERM)

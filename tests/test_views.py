@@ -224,7 +224,6 @@ def test_noise_that_the_pack_lacks_is_refused(corpus):
         audio_views((corpus[0], noise), AudioPolicy())([0], np.random.default_rng(0))
 
 
-@pytest.mark.xfail(reason="crops beyond the end of such a file are silence", strict=True)
 def test_a_file_shorter_than_the_manifest_says_gives_no_silence(corpus, tmp_path):
     """Half of it is gone: an error, or crops of what is there, never zeros."""
     write_wav(tmp_path / "x.wav", np.full(8000, 0.1, np.float32))

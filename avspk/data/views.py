@@ -17,7 +17,7 @@ from avspk.config import AudioPolicy, ImagePolicy
 from avspk.data.augmentation import draw_audio, draw_image
 from avspk.data.crop_store import CropStore
 from avspk.data.manifest import Utterances
-from avspk.data.media import SAMPLE_RATE, read_utterance
+from avspk.data.media import SAMPLE_RATE, MediaError, read_utterance
 from avspk.data.noise import NoisePack
 
 ViewBatch = dict[str, dict[str, np.ndarray | dict[str, np.ndarray]]]
@@ -79,7 +79,10 @@ class AudioViews:
         for row in dict.fromkeys(rows):
             mine = [position for position, candidate in enumerate(rows) if candidate == row]
             first, last = starts[mine].min(), starts[mine].max()
-            span = read_utterance(self.utterances.audio_path(row), int(first), int(last - first) + length)
+            path, wanted = self.utterances.audio_path(row), int(last - first) + length
+            span = read_utterance(path, int(first), wanted)
+            if len(span) < min(wanted, self.num_samples[row] - first):
+                raise MediaError(f"{path} is shorter than the manifest says; prepare the data again")
             span = np.round(np.clip(span, -1, 1) * 32767).astype(np.int16)
             for position in mine:
                 # np.resize tiles what is shorter than the segment.

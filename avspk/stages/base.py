@@ -120,9 +120,12 @@ class Stage(ABC):
 
 
 def to_device(batch: Any, device: torch.device) -> Any:
-    """A nested batch on the device, copied asynchronously where the memory is pinned."""
+    """A nested batch on the device, copied asynchronously where the memory is pinned.
+
+    The numbers of the augmentation stay: rows are chosen by them, which on a GPU would wait for the device every time.
+    """
     if isinstance(batch, dict):
-        return {key: to_device(value, device) for key, value in batch.items()}
+        return {key: value if key == "augmentation" else to_device(value, device) for key, value in batch.items()}
     return batch.to(device, non_blocking=True)
 
 

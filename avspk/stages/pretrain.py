@@ -148,7 +148,7 @@ class Pretrain(Stage):
         Each on its own, so that the audio encoder of an audio-visual run equals that of an audio-only run.
         """
         settings = self.settings.cluster_aware
-        elapsed = epoch - math.ceil(settings.start * self.num_epochs)
+        elapsed = epoch - math.ceil(round(settings.start * self.num_epochs, 6))
         if not settings.enabled or elapsed < 0 or elapsed % settings.every:
             return {}
         counts = settings.num_clusters if isinstance(settings.num_clusters, list) else [settings.num_clusters]
