@@ -96,7 +96,7 @@ def _verdict(score: float, calibration: Calibration | None, prior: float, folder
         ("probability", f"{calibration.probability([score], prior)[0]:.4f}  of one speaker, prior {prior:g}"),
         (
             "decision",
-            f"{'same speaker' if same else 'different speakers'}: {ratio:.2f} is {'not ' if same else ''}below "
+            f"{'same speaker' if same else 'different speakers'}: {ratio:.2f} {'reaches' if same else 'is below'} "
             f"{threshold:.2f} (cosine {cosine:.4f}), the Bayes threshold for this prior, both errors equally costly",
         ),
     ]

@@ -6,7 +6,9 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+from small_model import CALIBRATION, write_model
 
+from avspk import load_model, pipeline
 from avspk.data.manifest import Utterances
 from avspk.evaluation import calibrate as module
 from avspk.evaluation.calibrate import calibrate
@@ -116,3 +118,42 @@ def test_no_calibration_is_better_than_a_wrong_one(tmp_path, monkeypatch, data, 
     assert fit(*data(np.random.default_rng(0)), tmp_path) is None
     assert len(said) == 1
     assert re.search(reason, said[0])
+
+
+def published(folder, rounds, monkeypatch):
+    """What `_publish` gave to calibrate: one entry a call."""
+    calls = []
+
+    def remember(model, utterances, labels, seed, workers):
+        calls.append((utterances, labels.tolist(), seed, workers))
+        return CALIBRATION
+
+    monkeypatch.setattr(pipeline, "calibrate", remember)
+    run = SimpleNamespace(
+        main=True,
+        folder=folder,
+        config=SimpleNamespace(rounds=rounds, seed=3, training=SimpleNamespace(workers=2)),
+        materials=SimpleNamespace(device="cpu", utterances="utterances"),
+        _systems=lambda: [("stage 1", folder / "other"), ("final", folder / "last")],
+    )
+    run._refined_labels = lambda: pipeline.Pipeline._refined_labels(run)
+    pipeline.Pipeline._publish(run)
+    return calls
+
+
+def test_a_run_publishes_its_last_model_with_calibration(tmp_path, monkeypatch):
+    """On the labels that gate and correction left; once, since it embeds thousands of files."""
+    write_model(tmp_path / "last")
+    (tmp_path / "round2").mkdir()
+    gate = {"label": [0, 1, 2, 3], "reliable": [True, True, False, False], "corrected_label": [-1, -1, 1, -1]}
+    pd.DataFrame(gate).to_parquet(tmp_path / "round2" / "gate.parquet")
+    assert published(tmp_path, 2, monkeypatch) == [("utterances", [0, 1, 1, -1], 3, 2)]
+    assert load_model(tmp_path / "model", "cpu").calibration == CALIBRATION
+    assert published(tmp_path, 2, monkeypatch) == []
+    assert not (tmp_path / "model.part").exists()
+
+
+def test_a_run_without_rounds_has_no_labels_to_calibrate_on(tmp_path, monkeypatch):
+    write_model(tmp_path / "last")
+    assert published(tmp_path, 0, monkeypatch) == []
+    assert load_model(tmp_path / "model", "cpu").calibration is None
