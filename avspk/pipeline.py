@@ -53,7 +53,7 @@ from avspk.training import Trainer
 
 logger = logging.getLogger(__name__)
 DONE = "done.json"
-FREE_TO_CHANGE = ("training.", "evaluation.", "data.trials", "data.wav_root", "large_margin.", "rounds")
+FREE_TO_CHANGE = ("training.", "evaluation.", "data.trials", "data.wav_root", "rounds")
 GENERATED_BABBLE = 200  # utterances that the generated noise pack takes as babble
 
 
@@ -199,7 +199,7 @@ class Pipeline:
         )
         self._train(stage, folder)
         self._export(folder, stage.model.encoders(), "large-margin fine-tuning on refined pseudo labels")
-        self._finish(folder, started)
+        self._finish(folder, started, after=last.name)
 
     def _refined_labels(self) -> np.ndarray:
         """(N,) what gate and correction made of the last round's pseudo labels, -1 where they dropped one."""
@@ -241,10 +241,10 @@ class Pipeline:
             tree = {name: dict(branch.classifier.state_dict()) for name, branch in stage.model.items()}
             save_tree(folder / "classifiers.safetensors", tree)
 
-    def _finish(self, folder: Path, started: float) -> None:
+    def _finish(self, folder: Path, started: float, **facts: str) -> None:
         """Mark the stage finished, with the seconds since it was started or last resumed."""
         if self.main:
-            write_json(folder / DONE, {"stage": folder.name, "seconds": round(time.monotonic() - started, 1)})
+            write_json(folder / DONE, {"stage": folder.name, "seconds": round(time.monotonic() - started, 1), **facts})
             CheckpointFolder(folder / "checkpoints", 0).clear()
         distributed.barrier()
 
@@ -325,6 +325,9 @@ class Pipeline:
                     f"{self.folder} holds a run with other settings (was -> now):\n  " + "\n  ".join(changed)
                     + "\nContinue it with its own config, or choose another folder with output=..."
                 )  # fmt: skip
+        done, last = self.folder / "large_margin" / DONE, f"round{self.config.rounds}"
+        if done.is_file() and (after := json.loads(done.read_text(encoding="utf-8"))["after"]) != last:
+            raise ConfigError(f"{done.parent} was trained after {after}, not {last}; remove it to repeat it")
         distributed.barrier()
         if self.main:
             for name, text in (("config.yaml", dump_config(self.config)), ("environment.json", self._environment())):

@@ -122,6 +122,12 @@ def test_a_finished_run_is_not_run_again(finished, data):
     assert len(tiny.records(output)) == steps
 
 
+def test_fine_tuning_of_another_round_is_not_passed_off_as_this_one(finished, data):
+    output, _ = finished
+    with pytest.raises(ConfigError, match=r"trained after round2, not round1; remove it"):
+        Pipeline(parse_config(settings_of(data, output, rounds=1)))
+
+
 def test_another_config_may_not_continue_a_run(finished, data):
     output, _ = finished
     with pytest.raises(ConfigError, match=r"seed: 1 -> 2[\s\S]*choose another folder"):

@@ -1,5 +1,6 @@
 """Score files, the exchange format of verification: lines `enroll test score label`, five decimals."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -63,3 +64,13 @@ def write_scores(table: pd.DataFrame, path: str | Path) -> None:
             f"{enroll} {test} {score:.{DECIMALS}f} {label}\n"
             for enroll, test, score, label in zip(*columns, strict=True)
         )
+
+
+def score_file_name(system: str, trials: str) -> str:
+    """`<system>__<list>.scores.tsv`, the system in plain letters: "stage 1 (DINO)" -> "stage_1_dino"."""
+    return f"{slug(system)}__{trials}.scores.tsv"
+
+
+def slug(system: str) -> str:
+    """A system's name in lower-case letters, digits and underscores."""
+    return re.sub(r"[^a-z0-9]+", "_", system.lower()).strip("_")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from avspk.data.manifest import read_trials
-from avspk.data.score_file import write_scores
+from avspk.data.score_file import score_file_name, write_scores
 from avspk.evaluation.results import evaluate_list
 from avspk.evaluation.systems import Scorer
 from avspk.evaluation.trial_list import TrialList, check_trials
@@ -39,22 +39,17 @@ class TrialSet:
     def evaluate(
         self, model: SpeakerModel, system: str, folder: Path, replicates: int, workers: int
     ) -> list[dict[str, Any]]:
-        """Cosine, training mean subtracted: writes `<slug>__<list>.scores.tsv`, returns rows of metrics.json."""
+        """Cosine, training mean subtracted: writes a score file a list, returns rows of metrics.json."""
         embeddings = model.embed_files([self.wav_root / file for file in self.files], num_workers=workers)
         # Lengths serve calibration, which is not asked for here.
         scorer = Scorer(self.files, embeddings, np.zeros(len(self.files), np.int64), model.training_mean)
         rows = []
         for trials in self.lists:
             scored = scorer.score(trials)["cosine"]
-            write_scores(scored.table, folder / f"{slug(system)}__{trials.name}.scores.tsv")
+            write_scores(scored.table, folder / score_file_name(system, trials.name))
             record = evaluate_list(system, scored, replicates)
             rows.append({key: record[key] for key in COLUMNS})
         return rows
-
-
-def slug(system: str) -> str:
-    """File name of a system: "stage 1 (DINO)" -> "stage_1_dino"."""
-    return "_".join("".join(c if c.isalnum() else " " for c in system.lower()).split())
 
 
 def format_table(rows: Sequence[Mapping[str, Any]]) -> str:

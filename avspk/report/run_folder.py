@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from avspk.data.score_file import read_scores
+from avspk.data.score_file import read_scores, score_file_name
 
 METRIC_COLUMNS = ["system", "trials", "num_trials", "eer", "eer_low", "eer_high", "min_dcf_0.01", "min_dcf_0.05"]
 STAGE_NAMES = {"pretrain": "Stage 1 (DINO)", "large_margin": "Large margin", "evaluation": "Evaluation"}
@@ -104,13 +104,8 @@ class Run:
 
     def scores(self, system: str, trials: str) -> pd.DataFrame | None:
         """Columns enroll, test, score, label (1 = same speaker) of one system; None if there is no score file."""
-        path = self.folder / "evaluation" / f"{slug(system)}__{trials}.scores.tsv"
+        path = self.folder / "evaluation" / score_file_name(system, trials)
         return read_scores(path) if path.exists() else None
-
-
-def slug(system: str) -> str:
-    """A system's display name as it stands in file names: 'stage 1 (DINO)' -> 'stage_1_dino'."""
-    return re.sub(r"[^a-z0-9]+", "_", system.lower()).strip("_")
 
 
 def stage_name(stage: str) -> str:
