@@ -132,16 +132,11 @@ def _explained(out: Path) -> Iterator[None]:
 
 def _agree_on_plan(settings: PreparationSettings, clips: list[Clip]) -> None:
     """All runs into one folder, also those of other slices, must mean the same clips and the same settings."""
+    digest = hashlib.sha256("\n".join(map(repr, clips)).encode()).hexdigest()
     recipe = asdict(settings.recipe)
-    digest = hashlib.sha256("\n".join(repr(clip) for clip in clips).encode()).hexdigest()
     del recipe["out"]
     plan = recipe | {"raw": str(settings.raw.absolute()), "clips": len(clips), "clips_sha256": digest}
-    path = settings.out / _PLAN
-    if not path.exists():
-        with whole_or_absent(path) as part:
-            part.write_text(json.dumps(plan, indent=1) + "\n")
-        return
-    begun = json.loads(path.read_text())
+    begun = _first_written(settings.out, plan)
     keys = [key for key in {**begun, **plan} if begun.get(key) != plan.get(key)]
     if keys:
         changes = "; ".join(f"{key} was {begun.get(key)}, is {plan.get(key)}" for key in keys)
@@ -149,6 +144,25 @@ def _agree_on_plan(settings: PreparationSettings, clips: list[Clip]) -> None:
             f"{settings.out} was begun differently ({changes}).\n"
             "Use the settings and the tree it was begun with, or another folder."
         )
+
+
+def _first_written(out: Path, plan: dict[str, Any]) -> dict[str, Any]:
+    """The plan in the folder: this one if none was there, by whichever of several starting processes came first."""
+    out.mkdir(parents=True, exist_ok=True)
+    with open(out / _PLAN, "a+b") as file:
+        while True:
+            file.seek(0)
+            text = file.read()
+            if text.endswith(b"\n"):
+                begun: dict[str, Any] = json.loads(text)
+                return begun
+            if not try_hold(file):
+                time.sleep(0.1)  # another process is writing it
+            elif os.path.getsize(file.name) == len(text):  # nobody wrote between reading and holding
+                file.truncate(0)
+                file.write(json.dumps(plan, indent=1).encode() + b"\n")
+                file.flush()
+                os.fsync(file.fileno())
 
 
 def _work(settings: PreparationSettings, units: list[Unit]) -> None:

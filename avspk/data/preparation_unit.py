@@ -159,13 +159,14 @@ def _prepare_batch(
     reporter.entering(None)
     faces = iter(_cut(recipe, [one for one in frames if one is not None], device))
     crops = []
-    for (clip, audio, num_samples), shown in zip(sounds, frames, strict=True):
+    for (clip, source, waveform), shown in zip(sounds, frames, strict=True):
         found = next(faces) if shown is not None else None
         num_crops = len(found.crops) if found else 0
         if clip.video and found and not num_crops:
             opener.reject(clip.video, "no face found", recipe.sound_kept)
         if num_crops or not recipe.require_face:
-            result.rows.append(Row(clip.utterance, audio, num_samples, num_crops))
+            audio = _place_sound(recipe, clip, source, waveform)
+            result.rows.append(Row(clip.utterance, audio, len(waveform), num_crops))
             crops += [found] if found and num_crops else []
     return result, crops
 
@@ -182,7 +183,7 @@ class _Opener:
     def __call__(self, path: str, read: Callable[[Path], Any], consequence: str = "") -> Any:
         """What `read` makes of a file, or None after noting why it cannot, and what that means."""
         if path in self.avoid:
-            self.reject(path, "the decoder crashed on it, twice", consequence)
+            self.reject(path, "the decoder crashes or hangs on it", consequence)
             return None
         self.reporter.entering(path)
         try:
@@ -197,19 +198,23 @@ class _Opener:
             self.rejected.append(Rejected(path, reason + consequence))
 
 
-def _take_sound(clip: Clip, opener: _Opener) -> tuple[str, int] | None:
-    """Path for the manifest and number of samples of the first usable sound; None if there is none."""
+def _take_sound(clip: Clip, opener: _Opener) -> tuple[str, np.ndarray] | None:
+    """The first usable sound's source and waveform; None if there is none."""
     for source in clip.sounds:
         waveform = opener(source, lambda path: _checked_sound(path, opener.recipe))
-        if waveform is None:
-            continue
-        if is_plain_audio(opener.recipe.raw / source):
-            return str((opener.recipe.raw / source).absolute()), len(waveform)
-        target = f"audio/{clip.utterance}.wav"
-        with whole_or_absent(opener.recipe.out / target) as part:
-            write_wav(part, waveform)
-        return target, len(waveform)
+        if waveform is not None:
+            return source, waveform
     return None
+
+
+def _place_sound(recipe: Recipe, clip: Clip, source: str, waveform: np.ndarray) -> str:
+    """Where the manifest finds the sound: in its source if that needs no conversion, else in a new wav file."""
+    if is_plain_audio(recipe.raw / source):
+        return str((recipe.raw / source).absolute())
+    target = f"audio/{clip.utterance}.wav"
+    with whole_or_absent(recipe.out / target) as part:
+        write_wav(part, waveform)
+    return target
 
 
 def _checked_sound(path: Path, recipe: Recipe) -> np.ndarray:

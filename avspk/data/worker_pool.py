@@ -11,13 +11,24 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from typing import Any
+from typing import Any, Protocol
 
-# A death may be anybody's doing (out of memory, a person); two on one file are the file's.
-_DEATHS_TO_AVOID = 2
+# Native code that fails does it by one of these; any other death may be somebody's doing (out of memory, a person), and
+# only a second one on the same item is the item's.
+_FAULTS = {-signal.SIGSEGV, -signal.SIGABRT, -signal.SIGBUS, -signal.SIGFPE, -signal.SIGILL}
 _HANG_SECONDS = 600.0
 
 Work = Callable[["Task", "Reporter"], None]
+
+
+class Reporter(Protocol):
+    """What a task tells whoever supervises it."""
+
+    def entering(self, item: str | None) -> None:
+        """The item (a file's path) that native code works on from now on; None: nothing one could blame."""
+
+    def advance(self, count: int) -> None:
+        """So many more units of work are done."""
 
 
 class WorkerError(RuntimeError):
@@ -32,18 +43,16 @@ class Task:
     avoid: frozenset[str] = frozenset()
 
 
-class Reporter:
-    """What a task tells the process that supervises it."""
+class _PipeReporter:
+    """Reports through the pipe to the supervising process."""
 
     def __init__(self, connection: Connection):
         self._connection = connection
 
     def entering(self, item: str | None) -> None:
-        """The item (a file's path) that native code works on from now on; None: nothing one could blame."""
         self._connection.send(("entering", item))
 
     def advance(self, count: int) -> None:
-        """So many more units of work are done."""
         self._connection.send(("advance", count))
 
 
@@ -60,7 +69,7 @@ def run_tasks(work: Work, contents: Iterable[Any], num_workers: int, advance: Ca
     """Run `work(task, reporter)` for every content on `num_workers` spawned processes; returns when all are done.
 
     `work` must be importable by name (it is pickled). It may be called again for a task whose worker died, with the
-    item it died on in `task.avoid` once that happened twice, so it must resume or repeat what it did.
+    item it died on in `task.avoid` if the item is to blame, so it must resume or repeat what it did.
 
     Raises: WorkerError if `work` raises, or if workers keep dying outside of any item.
     """
@@ -96,7 +105,7 @@ def _start(work: Work) -> _Worker:
 def _serve(work: Work, connection: Connection) -> None:
     """Main function of a worker process: ends when the supervisor is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the supervisor
-    reporter = Reporter(connection)
+    reporter = _PipeReporter(connection)
     try:
         while True:
             task = connection.recv()
@@ -154,11 +163,12 @@ def _after_death(worker: _Worker, deaths: "Counter[tuple[int, str | None]]") -> 
     worker.connection.close()
     key = (id(task.content), item)
     deaths[key] += 1
-    if deaths[key] < _DEATHS_TO_AVOID:
+    faulty = item is not None and worker.process.exitcode in _FAULTS
+    if deaths[key] == 1 and not faulty:
         return task
     if item is None:
         raise WorkerError(
-            f"a worker process died {deaths[key]} times outside of any file (exit code {worker.process.exitcode}); "
+            f"a worker process died twice outside of any file (exit code {worker.process.exitcode}); "
             "the usual cause is too little memory: use fewer workers"
         )
     return Task(task.content, task.avoid | {item})
