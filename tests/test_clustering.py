@@ -36,7 +36,7 @@ def test_only_ratio_of_weights_matters():
 
 def test_centroids_are_means_of_unit_vectors():
     embeddings, _ = corpus()
-    result = joint_cluster(embeddings, {"audio": 2, "face": 1}, 12, seed=0)
+    result = joint_cluster(embeddings, {"audio": 2, "face": 1}, 12, seed=0, num_iterations=100, tolerance=0)
     audio, face = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in embeddings.values())
     joint = np.concatenate([2 * audio, face], axis=1)
     joint /= np.linalg.norm(joint, axis=1, keepdims=True)

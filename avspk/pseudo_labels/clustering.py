@@ -31,7 +31,7 @@ def joint_cluster(
     *,
     seed: int,
     num_iterations: int = 20,
-    tolerance: float = 0.0,
+    tolerance: float = 1e-4,
     num_subclusters: int | None = None,
     device: torch.device | str = "cpu",
     reducer: Reducer | None = None,
@@ -48,7 +48,7 @@ def joint_cluster(
         num_clusters: K.
         seed: of the k-means.
         num_iterations: of the k-means, at most.
-        tolerance: of the k-means, relative.
+        tolerance: of the k-means: it ends once the objective falls by no more than this share of itself.
         num_subclusters: if given, k-means makes this many clusters, whose centroids Ward's agglomerative clustering
             then merges into K (50,000 to 7,500 at VoxCeleb2's size); memory grows with its square.
         device: where to compute.

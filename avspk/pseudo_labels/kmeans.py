@@ -93,7 +93,7 @@ def kmeans(
     *,
     seed: int,
     num_iterations: int = 20,
-    tolerance: float = 0.0,
+    tolerance: float = 1e-4,
     samples_per_cluster: int = 16,
     start: Tensor | None = None,
     observed: Tensor | None = None,
