@@ -333,6 +333,9 @@ class Config(Settings):
 
     output: Path = Field(description="run folder")
     seed: int = Field(0, ge=0)
+    stage_one: Path | None = Field(
+        None, description="folder of a run whose finished stage 1 is copied, not trained again; settings must agree"
+    )
     modalities: list[Modality] = ["audio", "face"]
     rounds: int = Field(2, ge=0)
     data: DataSettings

@@ -43,6 +43,7 @@ from avspk.models.encoder import Encoder
 from avspk.models.mean_fbank import MeanFbank
 from avspk.report import write_report
 from avspk.runlog import RunLog, setup_logging
+from avspk.stage_one import DONE, copy_stage_one, require_stage_one
 from avspk.stages.base import local_share
 from avspk.stages.cluster import class_vectors, cluster_embeddings
 from avspk.stages.modalities import Materials, ModalityKit, build_kits
@@ -52,13 +53,20 @@ from avspk.stages.truth import Truth
 from avspk.training import Trainer
 
 logger = logging.getLogger(__name__)
-DONE = "done.json"
 FREE_TO_CHANGE = ("training.", "evaluation.", "data.trials", "data.wav_root", "rounds")
 GENERATED_BABBLE = 200  # utterances that the generated noise pack takes as babble
 
 
 class Pipeline:
-    """One run: pretraining, rounds, large-margin fine-tuning, evaluation, report."""
+    """One run: pretraining, rounds, large-margin fine-tuning, evaluation, report.
+
+    Attributes:
+        labels: what the rounds are trained on; a folder is continued by its own kind only.
+        claim: what the cards of its models say about it.
+    """
+
+    labels = "pseudo"
+    claim = "Method of arXiv 2304.05754. No speaker label and no pretrained weights were used in training."
 
     def __init__(self, config: Config) -> None:
         """Check everything that can be checked before hours are spent; see the errors of the parts."""
@@ -75,7 +83,11 @@ class Pipeline:
             if config.data.wav_root is None:
                 raise ConfigError("data.trials is given without data.wav_root, the folder its names are relative to")
             self.trials = TrialSet(config.data.trials, config.data.wav_root)
+        require_stage_one(config)
         self._claim_folder()
+        if self.main:
+            copy_stage_one(config)
+        distributed.barrier()
         setup_logging(self.folder, distributed.rank())
         logger.info("%s: %d utterances, %d processes on %s", self.folder, len(utterances), distributed.world_size(),
                     self.accelerator.device)  # fmt: skip
@@ -142,12 +154,7 @@ class Pipeline:
         """Embed with every encoder and cluster jointly; both results are files that a restart reads."""
         path = folder / "labels.parquet"
         if not path.is_file():
-            rows = {name: self._embed(folder, name, encoders[name]) for name in self.kits}
-            usable = {name: kit.usable for name, kit in self.kits.items()}
-            settings = self.config.cluster
-            labels = cluster_embeddings(
-                rows, usable, settings, settings.num_clusters, self.config.seed, self.materials.device
-            )
+            labels = self._cluster(folder, encoders)
             if self.main:
                 frame = pd.DataFrame({"utterance": self.materials.utterances.table["utterance"], "label": labels})
                 with whole_or_absent(path) as part:
@@ -156,6 +163,15 @@ class Pipeline:
                 logger.info("%s: %d clusters  %s", folder.name, labels.max() + 1, found)
             distributed.barrier()
         return pd.read_parquet(path)["label"].to_numpy()
+
+    def _cluster(self, folder: Path, encoders: Mapping[str, Encoder]) -> np.ndarray:
+        """Labels (N,) of all utterances."""
+        rows = {name: self._embed(folder, name, encoders[name]) for name in self.kits}
+        usable = {name: kit.usable for name, kit in self.kits.items()}
+        settings = self.config.cluster
+        return cluster_embeddings(
+            rows, usable, settings, settings.num_clusters, self.config.seed, self.materials.device
+        )
 
     def _embed(self, folder: Path, modality: str, encoder: Encoder) -> np.ndarray:
         """This rank's share of `embeddings_<modality>.npy`, made if it is not there."""
@@ -234,7 +250,7 @@ class Pipeline:
         if modality == "audio":
             architecture["num_mels"] = settings.features.num_mels
             features = settings.features.model_dump()
-        save_model(folder, encoder, architecture, features, mean, _card(modality, description, self.config))
+        save_model(folder, encoder, architecture, features, mean, _card(modality, description, self.config, self.claim))
 
     def _save_classifiers(self, folder: Path, stage: Refine) -> None:
         if self.main:
@@ -325,6 +341,7 @@ class Pipeline:
                     f"{self.folder} holds a run with other settings (was -> now):\n  " + "\n  ".join(changed)
                     + "\nContinue it with its own config, or choose another folder with output=..."
                 )  # fmt: skip
+        self._require_own_labels()
         done, last = self.folder / "large_margin" / DONE, f"round{self.config.rounds}"
         if done.is_file() and (after := json.loads(done.read_text(encoding="utf-8"))["after"]) != last:
             raise ConfigError(f"{done.parent} was trained after {after}, not {last}; remove it to repeat it")
@@ -333,6 +350,16 @@ class Pipeline:
             for name, text in (("config.yaml", dump_config(self.config)), ("environment.json", self._environment())):
                 with whole_or_absent(self.folder / name) as part:
                     part.write_text(text, encoding="utf-8")
+
+    def _require_own_labels(self) -> None:
+        path = self.folder / "environment.json"
+        if path.is_file():
+            labels = json.loads(path.read_text(encoding="utf-8")).get("labels", Pipeline.labels)
+            if labels != self.labels:
+                raise ConfigError(
+                    f"{self.folder} holds a run on {labels} labels, not on {self.labels} ones; "
+                    "choose another folder with output=..."
+                )
 
     def _environment(self) -> str:
         packages = ("avspk", "torch", "torchvision", "torchaudio", "accelerate", "numpy", "scikit-learn", "pandas")
@@ -343,6 +370,7 @@ class Pipeline:
                 "num_processes": distributed.world_size(),
                 "device": str(self.accelerator.device),
                 "precision": self.config.training.precision,
+                "labels": self.labels,
             },
             indent=2,
         )
@@ -399,13 +427,13 @@ def _large_margin_settings(settings: LargeMarginSettings, refine: RefineSettings
     )
 
 
-def _card(modality: str, description: str, config: Config) -> str:
+def _card(modality: str, description: str, config: Config, claim: str) -> str:
     use = (
         "Load with `avspk.load_model(folder)`; see the README of avspk."
         if modality == "audio"
         else "It served to make and correct pseudo labels; speaker verification uses the audio model."
     )
     return (
-        f"# {modality} encoder\n\n{description}, method of arXiv 2304.05754, modalities {config.modalities}, "
-        f"seed {config.seed}.\nNo speaker label and no pretrained weights were used in training.\n\n{use}\n"
+        f"# {modality} encoder\n\n{description}, modalities {config.modalities}, "
+        f"seed {config.seed}.\n{claim}\n\n{use}\n"
     )

@@ -1,10 +1,17 @@
-"""Single- against multi-modal training: finished runs side by side, with paired intervals of the EER difference.
+"""Single- against multi-modal training side by side, with paired intervals of the EER difference.
+
+Runs that are finished; the first one is the reference:
 
     python eval/compare_modalities.py --runs exp/audio exp/av
     python eval/compare_modalities.py --runs "audio=exp/audio_s*" "audio + face=exp/av_s*"     # several seeds each
 
-A method is one run folder, several joined by commas, or a pattern; the first one is the reference. Prints Markdown,
-writes comparison.html and comparison.md. Protocol: eval/README.md
+Configs, which it trains, with their references (--variants): stage 1 only, no gate, gate only, a supervised upper
+bound. Stage 1 is trained once a seed, and all start from it. The same command goes on after an interruption:
+
+    python eval/compare_modalities.py --configs configs/demo_audio_only.yaml configs/demo.yaml --seeds 0 1 2 \\
+        --out exp/comparison [key.path=value ...]
+
+Prints Markdown, writes comparison.html and comparison.md. Protocol: eval/README.md
 """
 
 from __future__ import annotations
@@ -13,21 +20,24 @@ import argparse
 import sys
 from pathlib import Path
 
+from avspk.comparison_runs import VARIANTS, PlannedRun, RunError, plan_runs, train_all
 from avspk.data.files import whole_or_absent
-from avspk.report.comparison import compare, read_methods
+from avspk.report.comparison import Method, compare, read_methods
 from avspk.report.comparison_page import comparison_page, markdown
+from avspk.report.run_folder import Run
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one comparison; 0 when it was printed, 2 with a one-screen error."""
+    """Run one comparison; 0 when it was printed, 2 with an error of a few lines."""
     args = parse(arguments)
     try:
-        comparison = compare(read_methods(args.runs), args.bootstrap, args.seed, tell)
+        methods = read_methods(args.runs) if args.runs else trained(args)
+        comparison = compare(methods, args.bootstrap, args.bootstrap_seed, tell)
         pages = {"comparison.html": comparison_page(comparison), "comparison.md": markdown(comparison)}
         for name, text in pages.items():
             with whole_or_absent(args.out / name) as part:
                 part.write_text(text, encoding="utf-8")
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RunError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(pages["comparison.md"])
@@ -35,19 +45,45 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
+def trained(args: argparse.Namespace) -> tuple[Method, ...]:
+    """Train what is not there yet; the methods, their runs in the order of the seeds."""
+    runs = plan_runs(args.configs, args.seeds, args.variants, args.out, args.overrides)
+    train_all(runs, args.launch, tell)
+    grouped: dict[str, list[PlannedRun]] = {}
+    for run in runs:
+        if run.shown:
+            grouped.setdefault(run.method, []).append(run)
+    methods = [
+        Method(name, tuple(Run(run.settings.output) for run in group), group[0].against)
+        for name, group in grouped.items()
+    ]
+    return tuple(sorted(methods, key=lambda method: method.against is not None))  # the reference first
+
+
 def tell(text: str) -> None:
-    """A line of progress; the long part is the bootstrap of each list."""
-    print(text, file=sys.stderr)
+    """A line of progress."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", nargs="+", required=True, metavar="[NAME=]FOLDER[,FOLDER...]", help="one a method")
-    parser.add_argument("--out", type=Path, default=Path("exp/comparison"), help="folder of the page and the table")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--runs", nargs="+", metavar="[NAME=]FOLDER[,FOLDER...]", help="finished runs, one a method")
+    source.add_argument("--configs", nargs="+", type=Path, metavar="CONFIG", help="configs to train, one a method")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="of the trainings of --configs")
+    parser.add_argument(
+        "--variants", nargs="*", choices=VARIANTS, default=VARIANTS, help="references beside the configs; default: all"
+    )
+    parser.add_argument("--launch", default="", metavar="OPTIONS", help='for accelerate, as "--num_processes 4"')
+    parser.add_argument("--out", type=Path, default=Path("exp/comparison"), help="folder of page, table and trainings")
     parser.add_argument("--bootstrap", type=int, default=1000, help="replicates of the 95 %% intervals")
-    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap")
-    return parser.parse_args(arguments)
+    parser.add_argument("--bootstrap-seed", type=int, default=0)
+    parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="settings of all trainings")
+    args = parser.parse_args(arguments)
+    if args.runs and args.overrides:
+        parser.error(f"finished runs take no settings: {' '.join(args.overrides)}")
+    return args
 
 
 if __name__ == "__main__":

@@ -30,7 +30,9 @@ ALLOWED = {
     "evaluation": {"data", "distributed", "model", "scoring"},
     "training": BOTTOM | STORAGE | {"stages"},
     "report": {"data", "evaluation", "pseudo_labels", "scoring"},
-    "pipeline": BOTTOM | STORAGE | ALGORITHMS | {"evaluation", "model", "report", "stages", "training"},
+    "stage_one": {"config", "data"},
+    "pipeline": BOTTOM | STORAGE | ALGORITHMS | {"evaluation", "model", "report", "stage_one", "stages", "training"},
+    "comparison_runs": {"config", "data", "stage_one"},
 }
 TOP = {"__init__", "cli"}  # these may import anything
 

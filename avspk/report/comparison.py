@@ -6,7 +6,7 @@ import glob
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,25 +28,35 @@ METRICS = ("eer", "min_dcf_0.01", "min_dcf_0.05")
 
 @dataclass(frozen=True)
 class Method:
-    """Runs that differ in nothing but their seed, under one name."""
+    """Runs that differ in nothing but their seed, under one name; `against` names the method that it is compared with.
+
+    None stands for the first method.
+    """
 
     name: str
     runs: tuple[Run, ...]
+    against: str | None = None
 
     @property
     def seeds(self) -> list[Any]:
         """The seed of each run, None where its folder does not tell."""
         return [run.environment.get("seed", run.config.get("seed")) for run in self.runs]
 
+    @property
+    def supervised(self) -> bool:
+        """Whether true speakers were its labels: an upper bound, not a result."""
+        return any(run.environment.get("labels", "pseudo") != "pseudo" for run in self.runs)
+
 
 @dataclass(frozen=True)
 class Comparison:
-    """What `compare` found. The first method is the reference of all differences.
+    """What `compare` found.
 
     errors: method, stage, trials, num_trials, num_runs, eer, eer_low, eer_high, eer_spread (percent), eers (of each
         run), min_dcf_0.01, min_dcf_0.05 (means over runs).
-    differences: method, stage, trials, difference, low, high (percentage points of EER, method minus reference),
-        p_value, relative (difference / EER of the reference), reading ('better', 'worse', 'open', 'equal').
+    differences: method, reference, stage, trials, difference, low, high (percentage points of EER, method minus
+        reference), p_value, relative (difference / EER of the reference), reading ('better', 'worse', 'open',
+        'equal'). The stages that both have; last in each list, the last stages of both.
     labels: method, stage and LABEL_KEYS, means over runs of the last epoch of each round.
     settings: dotted key -> value for each method, where they differ.
     """
@@ -67,6 +77,16 @@ class Comparison:
     def num_runs(self) -> int:
         """The smallest number of runs of a method."""
         return min(len(method.runs) for method in self.methods)
+
+    @property
+    def last_errors(self) -> pd.DataFrame:
+        """The rows of `errors` of each method's last stage."""
+        return self.errors.groupby(["trials", "method"], sort=False).tail(1)
+
+    @property
+    def last_differences(self) -> pd.DataFrame:
+        """The rows of `differences` that compare last stages."""
+        return self.differences.groupby(["trials", "method"], sort=False).tail(1)
 
 
 def read_methods(arguments: Sequence[str]) -> tuple[Method, ...]:
@@ -95,7 +115,7 @@ def _read_method(argument: str) -> Method:
     if None in method.seeds:
         return method
     order = np.argsort(method.seeds, kind="stable")
-    return Method(method.name, tuple(runs[place] for place in order))
+    return replace(method, runs=tuple(runs[place] for place in order))
 
 
 def _common_name(runs: Sequence[Run]) -> str:
@@ -122,7 +142,7 @@ def compare(
         found = list(_replicates(methods, trials, replicates, seed, tell))
         errors += [_error_row(sample, np.random.default_rng(seed)) for sample in found]
         differences += list(_difference_rows(found, methods, seed))
-    columns = ["method", "stage", "trials", "difference", "low", "high", "p_value", "relative", "reading"]
+    columns = ["method", "reference", "stage", "trials", "difference", "low", "high", "p_value", "relative", "reading"]
     return Comparison(
         tuple(methods), pd.DataFrame(errors), pd.DataFrame(differences, columns=columns), _labels(methods),
         differing_settings(methods),
@@ -193,21 +213,38 @@ def _error_row(sample: _Sample, rng: np.random.Generator) -> dict[str, Any]:
 
 
 def _difference_rows(samples: Sequence[_Sample], methods: Sequence[Method], seed: int) -> Iterator[dict[str, Any]]:
-    """Each method against the first, stage by stage; the untrained baseline is the same for all and left out."""
-    reference = methods[0]
-    base = {sample.stage: sample for sample in samples if sample.method == reference.name}
-    seeds = {method.name: method.seeds for method in methods}
+    """Each method against its reference, stage by stage; the untrained baseline is the same for all and left out."""
+    stages: dict[str, dict[str, _Sample]] = {method.name: {} for method in methods}
     for sample in samples:
-        first = base.get(sample.stage)
-        if first is None or sample.stage == BASELINE or sample.method == reference.name:
+        if sample.stage != BASELINE:
+            stages[sample.method][sample.stage] = sample
+    for method in methods:
+        base = next((one for one in methods if one.name == method.against), methods[0])
+        own, other = stages[method.name], stages[base.name]
+        if method.name == base.name or not own or not other:
             continue
-        paired = seeds[sample.method] == seeds[reference.name] and None not in seeds[reference.name]
-        pair = [(100 * one.points["eer"], 100 * one.eers) for one in (sample, first)]
-        found = difference_of_seeds(pair[0], pair[1], paired, np.random.default_rng(seed))
-        relative = found.difference / pair[1][0].mean() if pair[1][0].any() else float("nan")
-        row: dict[str, Any] = {"method": sample.method, "stage": sample.stage, "trials": sample.trials}
-        row |= {"difference": found.difference, "low": found.low, "high": found.high}
-        yield row | {"p_value": found.p_value, "relative": relative, "reading": reading(found)}
+        for stage in [stage for stage in own if stage in other]:
+            yield _difference_row(stage, (own[stage], other[stage]), _paired(method, base), seed)
+        if list(own)[-1] != list(other)[-1]:
+            yield _difference_row(
+                f"{list(own)[-1]} against {list(other)[-1]}",
+                (list(own.values())[-1], list(other.values())[-1]),
+                _paired(method, base),
+                seed,
+            )
+
+
+def _paired(first: Method, second: Method) -> bool:
+    return first.seeds == second.seeds and None not in first.seeds
+
+
+def _difference_row(stage: str, samples: tuple[_Sample, _Sample], paired: bool, seed: int) -> dict[str, Any]:
+    own, other = ((100 * sample.points["eer"], 100 * sample.eers) for sample in samples)
+    found = difference_of_seeds(own, other, paired, np.random.default_rng(seed))
+    relative = found.difference / other[0].mean() if other[0].any() else float("nan")
+    row: dict[str, Any] = {"method": samples[0].method, "reference": samples[1].method, "stage": stage}
+    row |= {"trials": samples[0].trials, "difference": found.difference, "low": found.low, "high": found.high}
+    return row | {"p_value": found.p_value, "relative": relative, "reading": reading(found)}
 
 
 def reading(found: Difference) -> str:
@@ -233,7 +270,7 @@ def _labels(methods: Sequence[Method]) -> pd.DataFrame:
 def differing_settings(methods: Sequence[Method]) -> dict[str, list[str]]:
     """Dotted key -> its value for each method (first run), where they differ; seed and folders are meant to."""
     trees = [dict(_leaves(method.runs[0].config)) for method in methods]
-    keys = dict.fromkeys(key for tree in trees for key in tree if key not in ("seed", "output"))
+    keys = dict.fromkeys(key for tree in trees for key in tree if key not in ("seed", "output", "stage_one"))
     values = {key: [str(tree.get(key, "not set")) for tree in trees] for key in keys}
     return {key: each for key, each in values.items() if len(set(each)) > 1}
 

@@ -1,0 +1,173 @@
+"""The runs of a comparison: configs and references for every seed, from one stage 1 a seed; what is done is kept."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from avspk.config import Config, ConfigError, differing_keys, load_config
+from avspk.data.score_file import slug
+from avspk.stage_one import stage_one_differences
+
+FULL = ("refine.gate.enabled=true", "refine.correction.enabled=true")
+ABLATIONS = {
+    "no-gate": ("no gate", ("refine.gate.enabled=false", "refine.correction.enabled=false")),
+    "gate": ("gate only", ("refine.gate.enabled=true", "refine.correction.enabled=false")),
+}
+STAGE_ONE, SUPERVISED = "stage-1", "supervised"
+VARIANTS = (STAGE_ONE, *ABLATIONS, SUPERVISED)
+PLANNED = ("seed", "output", "stage_one")  # settings that the plan itself makes
+ROOT = Path(__file__).parents[1]
+TRAIN, TRAIN_SUPERVISED = ROOT / "tools" / "train_av.py", ROOT / "eval" / "supervised.py"
+
+
+class RunError(RuntimeError):
+    """A run of the comparison failed; the message names its command."""
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One training of one method with one seed.
+
+    `against` is the method that this one is compared with, None for the reference of all. `shown`: false for a stage 1
+    that others start from and that is no method of the comparison.
+    """
+
+    method: str
+    against: str | None
+    script: Path
+    config: Path
+    overrides: tuple[str, ...]
+    shown: bool = True
+
+    @property
+    def settings(self) -> Config:
+        """What it will run with, but for what its script enforces."""
+        return load_config(self.config, self.overrides)
+
+    @property
+    def finished(self) -> bool:
+        """Whether its folder holds all that this run would write."""
+        folder = self.settings.output
+        if not all((folder / name).is_file() for name in ("config.yaml", "metrics.json", "report.html")):
+            return False
+        return not differing_keys(load_config(folder / "config.yaml"), self.settings)
+
+    def command(self, launch: str = "") -> list[str]:
+        """`accelerate launch`, with options for it."""
+        start = [sys.executable, "-m", "accelerate.commands.launch", *shlex.split(launch)]
+        return [*start, str(self.script), "--config", str(self.config), *self.overrides]
+
+
+def plan_runs(
+    configs: Sequence[Path], seeds: Sequence[int], variants: Sequence[str], out: Path, overrides: Sequence[str] = ()
+) -> list[PlannedRun]:
+    """The runs in the order in which they can be trained, seed after seed; the first config is the reference.
+
+    Stage 1 is trained once a seed, with the config of most modalities: in stage 1 they are independent.
+
+    Raises:
+        ConfigError: if a config does not load, has no trial lists, sets what the plan sets, or if the configs would
+            not train the same stage 1.
+    """
+    for override in overrides:
+        if override.partition("=")[0] in PLANNED:
+            raise ConfigError(f"{override!r}: a comparison chooses seeds and folders itself; see --seeds and --out")
+    loaded = [load_config(path, overrides) for path in configs]
+    widest = max(range(len(configs)), key=lambda number: len(loaded[number].modalities))
+    _require_comparable(configs, loaded, widest)
+    methods = list(_methods(_names(configs, loaded), configs, variants))
+    reference = methods[0].name
+    start = _Method("stage 1 only", reference, TRAIN, configs[widest], ("rounds=0",))
+    runs = []
+    for seed in seeds:
+        first = start.run(seed, out, overrides, shown=STAGE_ONE in variants)
+        shared = f"stage_one={first.settings.output}"
+        runs += [first, *(method.run(seed, out, (*overrides, shared)) for method in methods)]
+    return runs
+
+
+@dataclass(frozen=True)
+class _Method:
+    name: str
+    against: str | None
+    script: Path
+    config: Path
+    changes: tuple[str, ...]
+
+    def run(self, seed: int, out: Path, overrides: Sequence[str], shown: bool = True) -> PlannedRun:
+        own = (*overrides, f"seed={seed}", f"output={out / 'runs' / slug(self.name)}_s{seed}", *self.changes)
+        return PlannedRun(self.name, self.against, self.script, self.config, own, shown)
+
+
+def _methods(names: Sequence[str], configs: Sequence[Path], variants: Sequence[str]) -> Iterator[_Method]:
+    """The configs themselves, their ablations, the upper bound."""
+    full = [f"{name} DLG-LC" for name in names]
+    for number, config in enumerate(configs):
+        yield _Method(full[number], full[0] if number else None, TRAIN, config, FULL)
+    for number, config in enumerate(configs):
+        for title, changes in (ABLATIONS[variant] for variant in ABLATIONS if variant in variants):
+            yield _Method(f"{names[number]}, {title}", full[number], TRAIN, config, changes)
+    if SUPERVISED in variants:
+        alone = ("modalities=[audio]", *ABLATIONS["no-gate"][1])
+        yield _Method("supervised (audio)", full[0], TRAIN_SUPERVISED, configs[0], alone)
+
+
+def _require_comparable(configs: Sequence[Path], loaded: Sequence[Config], widest: int) -> None:
+    for path, config in zip(configs, loaded, strict=True):
+        if not config.data.trials:
+            raise ConfigError(f"{path}: data.trials is empty; a comparison is made on trial lists")
+        differences = stage_one_differences(loaded[widest], config)
+        if differences:
+            raise ConfigError(
+                f"{path} trains another stage 1 than {configs[widest]}:\n  " + "\n  ".join(differences)
+                + "\nMethods are compared from the same start"
+            )  # fmt: skip
+
+
+def _names(configs: Sequence[Path], loaded: Sequence[Config]) -> list[str]:
+    """What the paper calls them; the file's name where that is no name."""
+    names = [f"{'multi' if len(config.modalities) > 1 else 'single'}-modal" for config in loaded]
+    if len(set(names)) < len(names):
+        names = [path.stem for path in configs]
+    if len(set(names)) < len(names):
+        raise ConfigError(f"configs need different names, got {', '.join(map(str, configs))}")
+    return names
+
+
+def train_all(runs: Sequence[PlannedRun], launch: str = "", tell: Callable[[str], None] = lambda text: None) -> None:
+    """Train what is not finished, one after the other; what was interrupted goes on.
+
+    Raises RunError at the first run that fails: the ones after it may start from it.
+    """
+    for number, run in enumerate(runs, 1):
+        place = f"[{number}/{len(runs)}] {run.method}, seed {run.settings.seed}: {run.settings.output}"
+        if run.finished:
+            tell(f"{place}, finished")
+            continue
+        tell(place)
+        status = _call(run.command(launch))
+        if status:
+            raise RunError(f"{run.method} failed with status {status}; what it ran:\n{shlex.join(run.command(launch))}")
+
+
+def _call(command: Sequence[str]) -> int:
+    """Status of a command, which does not outlive us: it is told to stop, by which a training saves its state."""
+    with subprocess.Popen(command, start_new_session=True) as process:
+
+        def stop(*_: Any) -> None:
+            os.killpg(process.pid, signal.SIGTERM)  # the launcher would not pass it on
+
+        previous = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            return process.wait()
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)

@@ -1,0 +1,81 @@
+"""Stage 1 of a finished run as the start of others: what they would have trained themselves, checked and copied."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from avspk.config import Config, ConfigError, differing_keys, load_config
+from avspk.data.files import whole_or_absent
+
+DONE = "done.json"
+# Read after stage 1 only, or without a say in what is learned.
+LATER = (
+    "output",
+    "stage_one",
+    "modalities",
+    "rounds",
+    "data.trials",
+    "data.wav_root",
+    "audio.refine_seconds",
+    "face.refine_policy",
+    "cluster.num_clusters",
+    "cluster.weights",
+    "refine.",
+    "large_margin.",
+    "training.",
+    "evaluation.",
+)
+
+
+def stage_one_differences(first: Config, second: Config) -> list[str]:
+    """Settings that make the second's stage 1 another one than the first's, as `key: first -> second`.
+
+    Modalities are independent in stage 1: the second may have fewer of them.
+    """
+    ignored = LATER if "face" in second.modalities else (*LATER, "face.")
+    lines = [line for line in differing_keys(first, second) if not line.startswith(ignored)]
+    missing = [name for name in second.modalities if name not in first.modalities]
+    return lines + [f"modalities: {first.modalities} lacks {name}" for name in missing]
+
+
+def require_stage_one(config: Config) -> None:
+    """Check that the run named by `stage_one` has finished the stage 1 that this config would train.
+
+    Raises ConfigError naming what is missing or which settings differ.
+    """
+    source = config.stage_one
+    if source is None or (config.output / "pretrain" / DONE).is_file():
+        return
+    for name in ("config.yaml", f"pretrain/{DONE}", *(f"pretrain/model_{name}" for name in config.modalities)):
+        if not (source / name).exists():
+            raise ConfigError(f"stage_one={source}: no {name} there; it must be the folder of a run after its stage 1")
+    differences = stage_one_differences(load_config(source / "config.yaml"), config)
+    if differences:
+        raise ConfigError(
+            f"stage_one={source} was trained with other settings (there -> here):\n  " + "\n  ".join(differences)
+            + "\nGive stage 1 the same settings, or leave stage_one out to train it in this run"
+        )  # fmt: skip
+
+
+def copy_stage_one(config: Config) -> None:
+    """Copy the encoders, and the noise that was generated for them, into this run's folder, once."""
+    source, folder = config.stage_one, config.output / "pretrain"
+    if source is None or (folder / DONE).is_file():
+        return
+    for name in config.modalities:
+        _copy(source / "pretrain" / f"model_{name}", folder / f"model_{name}")
+    if config.data.noise is None and (source / "noise").is_dir():
+        _copy(source / "noise", config.output / "noise")
+    with whole_or_absent(folder / DONE) as part:
+        part.write_text(json.dumps({"stage": "pretrain", "copied_from": str(source)}, indent=2) + "\n")
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Whole or not at all."""
+    part = target.with_name(target.name + ".part")
+    for folder in (part, target):
+        shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(source, part)
+    part.rename(target)
