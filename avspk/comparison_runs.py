@@ -22,10 +22,10 @@ ABLATIONS = {
     "gate": ("gate only", ("refine.gate.enabled=true", "refine.correction.enabled=false")),
 }
 STAGE_ONE, SUPERVISED = "stage-1", "supervised"
+STAGE_ONE_ONLY = "stage 1 only"
 VARIANTS = (STAGE_ONE, *ABLATIONS, SUPERVISED)
 PLANNED = ("seed", "output", "stage_one")  # settings that the plan itself makes
-ROOT = Path(__file__).parents[1]
-TRAIN, TRAIN_SUPERVISED = ROOT / "tools" / "train_av.py", ROOT / "eval" / "supervised.py"
+TRAIN, TRAIN_SUPERVISED = "tools/train_av.py", "eval/supervised.py"
 
 
 class RunError(RuntimeError):
@@ -60,10 +60,10 @@ class PlannedRun:
             return False
         return not differing_keys(load_config(folder / "config.yaml"), self.settings)
 
-    def command(self, launch: str = "") -> list[str]:
-        """`accelerate launch`, with options for it."""
+    def command(self, root: Path, launch: str = "") -> list[str]:
+        """`accelerate launch` of the script under `root`, with options for accelerate."""
         start = [sys.executable, "-m", "accelerate.commands.launch", *shlex.split(launch)]
-        return [*start, str(self.script), "--config", str(self.config), *self.overrides]
+        return [*start, str(root / self.script), "--config", str(self.config), *self.overrides]
 
 
 def plan_runs(
@@ -85,7 +85,7 @@ def plan_runs(
     _require_comparable(configs, loaded, widest)
     methods = list(_methods(_names(configs, loaded), configs, variants))
     reference = methods[0].name
-    start = _Method("stage 1 only", reference, TRAIN, configs[widest], ("rounds=0",))
+    start = _Method(STAGE_ONE_ONLY, reference, TRAIN, configs[widest], ("rounds=0",))
     runs = []
     for seed in seeds:
         first = start.run(seed, out, overrides, shown=STAGE_ONE in variants)
@@ -98,7 +98,7 @@ def plan_runs(
 class _Method:
     name: str
     against: str | None
-    script: Path
+    script: str
     config: Path
     changes: tuple[str, ...]
 
@@ -142,8 +142,10 @@ def _names(configs: Sequence[Path], loaded: Sequence[Config]) -> list[str]:
     return names
 
 
-def train_all(runs: Sequence[PlannedRun], launch: str = "", tell: Callable[[str], None] = lambda text: None) -> None:
-    """Train what is not finished, one after the other; what was interrupted goes on.
+def train_all(
+    runs: Sequence[PlannedRun], root: Path, launch: str = "", tell: Callable[[str], None] = lambda text: None
+) -> None:
+    """Train what is not finished, one after the other, by the scripts under `root`; what was interrupted goes on.
 
     Raises RunError at the first run that fails: the ones after it may start from it.
     """
@@ -153,9 +155,10 @@ def train_all(runs: Sequence[PlannedRun], launch: str = "", tell: Callable[[str]
             tell(f"{place}, finished")
             continue
         tell(place)
-        status = _call(run.command(launch))
+        command = run.command(root, launch)
+        status = _call(command)
         if status:
-            raise RunError(f"{run.method} failed with status {status}; what it ran:\n{shlex.join(run.command(launch))}")
+            raise RunError(f"{run.method} failed with status {status}; what it ran:\n{shlex.join(command)}")
 
 
 def _call(command: Sequence[str]) -> int:

@@ -20,7 +20,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from avspk.comparison_runs import VARIANTS, PlannedRun, RunError, plan_runs, train_all
+from avspk.comparison_runs import STAGE_ONE_ONLY, VARIANTS, PlannedRun, RunError, plan_runs, train_all
 from avspk.data.files import whole_or_absent
 from avspk.report.comparison import Method, compare, read_methods
 from avspk.report.comparison_page import comparison_page, markdown
@@ -48,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
 def trained(args: argparse.Namespace) -> tuple[Method, ...]:
     """Train what is not there yet; the methods, their runs in the order of the seeds."""
     runs = plan_runs(args.configs, args.seeds, args.variants, args.out, args.overrides)
-    train_all(runs, args.launch, tell)
+    train_all(runs, Path(__file__).parents[1], args.launch, tell)
     grouped: dict[str, list[PlannedRun]] = {}
     for run in runs:
         if run.shown:
@@ -57,7 +57,7 @@ def trained(args: argparse.Namespace) -> tuple[Method, ...]:
         Method(name, tuple(Run(run.settings.output) for run in group), group[0].against)
         for name, group in grouped.items()
     ]
-    return tuple(sorted(methods, key=lambda method: method.against is not None))  # the reference first
+    return tuple(sorted(methods, key=lambda method: method.name == STAGE_ONE_ONLY))  # trained first, shown last
 
 
 def tell(text: str) -> None:

@@ -84,6 +84,13 @@ class Comparison:
         return self.errors.groupby(["trials", "method"], sort=False).tail(1)
 
     @property
+    def stage_differences(self) -> pd.DataFrame:
+        """The rows of `differences` that compare equal stages, but for a stage 1 that all share."""
+        rows = self.differences[self.differences["stage"].isin(self.errors["stage"])]
+        later = rows[rows["stage"] != STAGE_ONE]
+        return later if self.same_start and len(later) else rows
+
+    @property
     def last_differences(self) -> pd.DataFrame:
         """The rows of `differences` that compare last stages."""
         return self.differences.groupby(["trials", "method"], sort=False).tail(1)

@@ -14,14 +14,17 @@ from avspk.report.comparison import BASELINE, LABEL_KEYS, Comparison
 from avspk.report.page import Section, absent, cards_block, figure_block, render_page, table_block, text_block
 from avspk.report.run_folder import stage_name
 
+LAST_HEADER = ("method", "list", "after", "runs", "EER % [95 %]", "between seeds", "minDCF(0.01)", "minDCF(0.05)",
+               "against", "EER points [95 %]", "p", "reading")  # fmt: skip
 ERROR_HEADER = ("method", "stage", "list", "runs", "EER % [95 %]", "between seeds", "minDCF(0.01)", "minDCF(0.05)")
-DIFFERENCE_HEADER = ("against the reference", "stage", "list", "EER points [95 %]", "relative", "p", "reading")
+DIFFERENCE_HEADER = ("method", "against", "stage", "list", "EER points [95 %]", "relative", "p", "reading")
 LABEL_HEADER = ("method", "round", "NMI", "purity", "reliable %", "corrected %", "dropped %", "gate precision",
                 "gate recall", "correction precision")  # fmt: skip
 
 
-def sentence(row: Mapping[str, Any], reference: str) -> str:
+def sentence(row: Mapping[str, Any]) -> str:
     """A row of `Comparison.differences` in words; no more is said than its reading allows."""
+    reference = row["reference"]
     interval = f"95 % interval {row['low']:+.2f} to {row['high']:+.2f} points, p = {row['p_value']:.3f}"
     size = f"{abs(row['difference']):.2f} points ({100 * abs(row['relative']):.0f} % relative)"
     place = f"On {row['trials']}, {row['stage']}:"
@@ -34,10 +37,8 @@ def sentence(row: Mapping[str, Any], reference: str) -> str:
 
 
 def headlines(comparison: Comparison) -> list[str]:
-    """One sentence for each method and list, about the last stage that the methods share."""
-    table, reference = comparison.differences, comparison.methods[0].name
-    last = table.groupby(["trials", "method"], sort=False).tail(1)
-    return [sentence(row, reference) for row in _records(last)]
+    """One sentence for each method and list, about the last stages."""
+    return [sentence(row) for row in _records(comparison.last_differences)]
 
 
 def caveats(comparison: Comparison) -> list[str]:
@@ -55,15 +56,18 @@ def caveats(comparison: Comparison) -> list[str]:
         False: "The stage-1 audio models differ, so differences of later stages are not of the rounds alone.",
         None: "Stage 1 was not evaluated, so whether the methods started from the same audio model is not known.",
     }[comparison.same_start]
+    bounds = [method.name for method in comparison.methods if method.supervised]
+    bound = [f"{', '.join(bounds)}: trained on the true speakers, an upper bound and no result of the method."]
     many = "p values are two-sided, not corrected for the number of rows; the last stage is the one to quote."
-    return [noise, start, many]
+    return [noise, start, many, *(bound if bounds else [])]
 
 
 def markdown(comparison: Comparison) -> str:
     """The whole comparison as Markdown."""
     parts = ["\n".join(f"- {text}" for text in headlines(comparison))]
+    parts.append(_markdown_table(LAST_HEADER, last_rows(comparison)))
     parts.append(_markdown_table(ERROR_HEADER, error_rows(comparison.errors)))
-    parts.append(_markdown_table(DIFFERENCE_HEADER, difference_rows(comparison.differences)))
+    parts.append(_markdown_table(DIFFERENCE_HEADER, difference_rows(comparison.stage_differences)))
     if not comparison.labels.empty:
         parts.append(_markdown_table(LABEL_HEADER, label_rows(comparison.labels)))
     parts.append("\n".join(f"- {text}" for text in caveats(comparison)))
@@ -74,29 +78,55 @@ def comparison_page(comparison: Comparison) -> str:
     """The whole comparison as a self-contained HTML page."""
     names = [method.name for method in comparison.methods]
     sections = [_answer(comparison), _errors(comparison), _labels(comparison), _runs(comparison)]
-    subtitle = f"Audio-only verification by models trained without speaker labels; the reference is {names[0]}."
-    return render_page(" against ".join(names), subtitle, sections, top=_cards(comparison))
+    subtitle = f"Audio-only verification; the reference is {names[0]}."
+    title = " against ".join(names) if len(names) <= 3 else f"{names[0]} against {len(names) - 1} others"
+    return render_page(title, subtitle, sections, top=_cards(comparison))
+
+
+def last_rows(comparison: Comparison) -> list[list[str]]:
+    """Cells of the table to quote: each method after its last stage, and how it compares."""
+    keys = ["trials", "method"]
+    rows = comparison.last_errors.merge(comparison.last_differences.drop(columns="stage"), on=keys, how="left")
+    return [
+        [row["method"], _list(row), row["stage"], *_error_cells(row), *_difference_cells(row)] for row in _records(rows)
+    ]
 
 
 def error_rows(errors: pd.DataFrame) -> list[list[str]]:
     """Cells of the error table, one row a method, stage and list; the untrained baseline once a list."""
     repeated = (errors["stage"] == BASELINE) & errors.duplicated(["stage", "trials"])
     return [
-        ["–" if row["stage"] == BASELINE else row["method"], row["stage"], f"{row['trials']} ({row['num_trials']:,})",
-         str(row["num_runs"]), f"{row['eer']:.3f} [{row['eer_low']:.2f}, {row['eer_high']:.2f}]",
-         _number(row["eer_spread"], "± {:.3f}"), f"{row['min_dcf_0.01']:.3f}", f"{row['min_dcf_0.05']:.3f}"]
+        ["–" if row["stage"] == BASELINE else row["method"], row["stage"], _list(row), *_error_cells(row)]
         for row in _records(errors[~repeated])
-    ]  # fmt: skip
+    ]
+
+
+def _list(row: Mapping[str, Any]) -> str:
+    return f"{row['trials']} ({row['num_trials']:,})"
+
+
+def _error_cells(row: Mapping[str, Any]) -> list[str]:
+    interval = f"{row['eer']:.3f} [{row['eer_low']:.2f}, {row['eer_high']:.2f}]"
+    costs = [f"{row[f'min_dcf_{p}']:.3f}" for p in ("0.01", "0.05")]
+    return [str(row["num_runs"]), interval, _number(row["eer_spread"], "± {:.3f}"), *costs]
 
 
 def difference_rows(table: pd.DataFrame) -> list[list[str]]:
     """Cells of the table of differences."""
-    return [
-        [row["method"], row["stage"], row["trials"],
-         f"{row['difference']:+.3f} [{row['low']:+.2f}, {row['high']:+.2f}]",
-         _number(100 * row["relative"], "{:+.1f} %"), f"{row['p_value']:.3f}", row["reading"]]
-        for row in _records(table)
-    ]  # fmt: skip
+    rows = []
+    for row in _records(table):
+        against, points, p_value, found = _difference_cells(row)
+        relative = _number(100 * row["relative"], "{:+.1f} %")
+        rows.append([row["method"], against, row["stage"], row["trials"], points, relative, p_value, found])
+    return rows
+
+
+def _difference_cells(row: Mapping[str, Any]) -> list[str]:
+    """Reference, points with interval, p value, reading; dashes for the reference itself."""
+    if not isinstance(row["reference"], str):
+        return ["–"] * 4
+    points = f"{row['difference']:+.3f} [{row['low']:+.2f}, {row['high']:+.2f}]"
+    return [row["reference"], points, f"{row['p_value']:.3f}", row["reading"]]
 
 
 def label_rows(labels: pd.DataFrame) -> list[list[str]]:
@@ -110,35 +140,42 @@ def label_rows(labels: pd.DataFrame) -> list[list[str]]:
 
 
 def _cards(comparison: Comparison) -> str:
-    last = comparison.errors.groupby(["trials", "method"], sort=False).tail(1)
+    """The numbers of all methods, of the first two if there are many."""
+    methods = comparison.methods[: 4 if len(comparison.methods) <= 4 else 2]
+    last = comparison.last_errors
     return cards_block([
         (f"{row['method']}, {row['trials']}", f"{row['eer']:.2f} %",
          f"{row['stage']}; 95 % interval {row['eer_low']:.2f}–{row['eer_high']:.2f}; {_runs_of(row['num_runs'])}")
-        for row in _records(last)
+        for row in _records(last[last["method"].isin([method.name for method in methods])])
     ])  # fmt: skip
 
 
 def _answer(comparison: Comparison) -> Section:
     body = "".join(f"<p><b>{escape(text)}</b></p>" for text in headlines(comparison))
     body += "".join(text_block(text) for text in caveats(comparison))
-    caption = (
-        "Left of 0 is better than the reference. Green: the whole interval is; red: the whole interval is worse; grey: "
-        "it could be either, and nothing is claimed."
-    )
-    shown = comparison.differences
-    if not shown.empty:
-        drawing = comparison_plots.differences(shown, comparison.methods[0].name)
-        body += figure_block("Differences", caption, drawing)
-        body += _html_table(DIFFERENCE_HEADER, difference_rows(shown), 3)
+    caption = "Point: mean over runs; bar: its 95 % interval; faint dots: single runs. Equal steps are equal ratios."
+    body += figure_block("EER after the last stage", caption, comparison_plots.last_errors(comparison.last_errors))
+    if not comparison.differences.empty:
+        caption = (
+            "Left of 0 is better than what stands behind 'minus'. Green: the whole interval is; red: the whole "
+            "interval is worse; grey: it could be either, and nothing is claimed."
+        )
+        drawing = comparison_plots.last_differences(comparison.last_differences)
+        body += figure_block("Differences after the last stage", caption, drawing)
+    body += _html_table(LAST_HEADER, last_rows(comparison), 3)
     return Section("answer", "Is there a difference?", body)
 
 
 def _errors(comparison: Comparison) -> Section:
     caption = "Lines that part beyond their bars show after which stage a method gains; equal heights are equal ratios."
-    drawing = comparison_plots.eer_by_stage(comparison.errors)
-    body = figure_block("EER per stage", caption, drawing)
+    body = figure_block("EER per stage", caption, comparison_plots.eer_by_stage(comparison.errors))
+    shown = comparison.stage_differences
+    if not shown.empty:
+        caption = "Each stage against the same stage of the other method; colours as above."
+        body += figure_block("Differences per stage", caption, comparison_plots.differences(shown))
+        body += _html_table(DIFFERENCE_HEADER, difference_rows(shown), 3)
     body += _html_table(ERROR_HEADER, error_rows(comparison.errors), 3)
-    return Section("errors", "Errors per stage", body)
+    return Section("errors", "Stage by stage", body)
 
 
 def _labels(comparison: Comparison) -> Section:

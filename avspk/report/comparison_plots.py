@@ -44,30 +44,68 @@ def eer_by_stage(errors: pd.DataFrame) -> "Figure":
 
 
 @svg_figure
-def differences(table: pd.DataFrame, reference: str) -> "Figure":
-    """EER of each method minus that of `reference` with intervals: a row a method, a column a trial list."""
+def last_errors(errors: pd.DataFrame) -> "Figure":
+    """EER after the last stage, a row a method, a panel a trial list. `Comparison.last_errors`."""
+    lists, methods = list(errors["trials"].unique()), list(errors["method"].unique())
+    figure, axes = panels(1, len(lists), 5.0, 0.8 + 0.33 * len(methods), sharey=True)
+    for panel, trials in zip(axes[0], lists, strict=True):
+        rows = errors[errors["trials"] == trials].set_index("method").reindex(methods)
+        floor = log_percent_axis(panel, rows[["eer_low", "eer", "eer_high"]].to_numpy(), "x")
+        low, eer, high = np.maximum(rows[["eer_low", "eer", "eer_high"]].to_numpy(float), floor).T
+        y = np.arange(len(methods))[::-1]
+        panel.errorbar(eer, y, xerr=[eer - low, high - eer], fmt="o", ms=6, color=LIGHT["blue"], elinewidth=2)
+        for height, eers in zip(y, rows["eers"], strict=True):
+            if isinstance(eers, list) and len(eers) > 1:
+                panel.plot(np.maximum(eers, floor), [height - 0.28] * len(eers), "o", ms=3, mew=0, color=LIGHT["muted"])
+        panel.set(title=trials, xlabel="EER (%), logarithmic", ylim=(-0.7, len(methods) - 0.4))
+        _rows_named(panel, methods)
+    return figure
+
+
+@svg_figure
+def last_differences(table: pd.DataFrame) -> "Figure":
+    """EER after the last stage minus the reference's: a row a method, a panel a list. `Comparison.last_differences`."""
+    names = [f"{row['method']} minus {row['reference']}" for row in table.to_dict("records")]
+    rows, lists = table.assign(row=names), list(table["trials"].unique())
+    methods = list(rows["row"].unique())
+    figure, axes = panels(1, len(lists), 5.6, 0.8 + 0.33 * len(methods), sharex=True, sharey=True)
+    for panel, trials in zip(axes[0], lists, strict=True):
+        _intervals(panel, rows[rows["trials"] == trials], methods, "row")
+        panel.set(title=trials, xlabel="difference of EER (percentage points)")
+    return figure
+
+
+@svg_figure
+def differences(table: pd.DataFrame) -> "Figure":
+    """EER minus the reference's, stage by stage: a row a method, a column a list. `Comparison.stage_differences`."""
     lists, methods = list(table["trials"].unique()), list(table["method"].unique())
     stages = list(table["stage"].unique())
     figure, axes = panels(len(methods), len(lists), 4.8, 0.75 + 0.33 * len(stages), sharex=True, sharey=True)
     for (row, method), (column, trials) in ((r, c) for r in enumerate(methods) for c in enumerate(lists)):
         panel = axes[row, column]
         rows = table[(table["method"] == method) & (table["trials"] == trials)]
-        _intervals(panel, rows, stages)
+        _intervals(panel, rows, stages, "stage")
+        reference = table.loc[table["method"] == method, "reference"].iloc[0]
         panel.set_title(f"{method} minus {reference}, {trials}")
     for panel in axes[-1]:
         panel.set_xlabel("difference of EER (percentage points)")
     return figure
 
 
-def _intervals(axes: "Axes", rows: pd.DataFrame, stages: Sequence[str]) -> None:
+def _intervals(axes: "Axes", rows: pd.DataFrame, names: Sequence[str], column: str) -> None:
+    """A line a row of the table, at the height of its name in `column`, coloured by what it shows."""
     axes.axvline(0, color=LIGHT["ink"], linewidth=1)
     for row in rows.to_dict("records"):
-        y = len(stages) - 1 - stages.index(row["stage"])
+        y = len(names) - 1 - names.index(row[column])
         colour = LIGHT[{"better": "green", "worse": "red"}.get(row["reading"], "muted")]
         axes.plot([row["low"], row["high"]], [y, y], color=colour, linewidth=2)
         axes.plot([row["difference"]], [y], "o", markersize=6, color=colour)
-    axes.set_yticks(range(len(stages)), reversed(stages))
-    axes.set_ylim(-0.6, len(stages) - 0.4)
+    axes.set_ylim(-0.6, len(names) - 0.4)
+    _rows_named(axes, names)
+
+
+def _rows_named(axes: "Axes", names: Sequence[str]) -> None:
+    axes.set_yticks(range(len(names)), list(reversed(names)))
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
     axes.grid(visible=False, axis="y")

@@ -50,18 +50,17 @@ def eer_per_system(metrics: pd.DataFrame) -> "Figure":
     return figure
 
 
-def log_percent_axis(axes: "Axes", values: np.ndarray) -> float:
-    """A logarithmic y axis for rows (low, eer, high) in percent: equal steps are equal ratios. Returns its lower end.
+def log_percent_axis(axes: "Axes", values: np.ndarray, which: str = "y") -> float:
+    """A logarithmic axis for rows (low, eer, high) in percent: equal steps are equal ratios. Returns its lower end.
 
     An interval that reaches 0, or an EER of 0, does not stretch the axis for ever; draw it at the lower end.
     """
     positive = values[:, 1][values[:, 1] > 0]
     smallest = positive.min() if len(positive) else 1.0
     low, high = max(np.nanmin(values), smallest / 3) / 1.25, max(np.nanmax(values), smallest) * 1.25
-    axes.set_yscale("log")
-    axes.set_ylim(low, high)
+    axes.set(**{f"{which}scale": "log", f"{which}lim": (low, high)})
     ticks = [tick for tick in EER_TICKS if low <= tick <= high]
-    percent_ticks(axes.yaxis, ticks, ticks)
+    percent_ticks(axes.xaxis if which == "x" else axes.yaxis, ticks, ticks)
     return float(low)
 
 
