@@ -307,13 +307,19 @@ class LargeMarginSettings(Settings):
 
 
 class TrainingSettings(Settings):
-    """How the loop runs; none of these changes what is learned beyond rounding, except `sync_batchnorm`."""
+    """How the loop runs; none of these changes what is learned beyond rounding, except by what batch norm sees."""
 
     precision: Literal["no", "bf16"] = "bf16"
     processes: Count | None = Field(None, description="stop unless exactly this many processes were launched")
     threads: Count | None = Field(None, description="CPU threads of each process; default: cores / processes")
     workers: int = Field(8, ge=0, description="loader processes per rank")
+    timeout_minutes: Positive = Field(30.0, description="a process that waits longer for another one ends the run")
     sync_batchnorm: bool = True
+    accumulation: Count = Field(
+        1, description="a process takes its share of a batch in this many parts, to save memory; batch norm sees a part"
+    )
+    tf32: bool = Field(False, description="float32 products in training by TensorFloat-32, on GPUs that have it")
+    channels_last: bool = Field(False, description="2-D convolutions, that is the faces', in channels-last layout")
     compile: bool = Field(False, description="torch.compile the encoders")
     checkpoint_minutes: Positive = Field(15.0, description="at most this long between checkpoints inside an epoch")
     checkpoint_steps: int = Field(0, ge=0, description="also every so many steps; 0: by the clock alone")

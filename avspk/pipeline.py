@@ -10,6 +10,7 @@ import platform
 import shutil
 import time
 from collections.abc import Mapping
+from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, InitProcessGroupKwargs
 
 from avspk import distributed
 from avspk.checkpoint import CheckpointFolder, load_tree, save_tree
@@ -72,10 +73,12 @@ class Pipeline:
         """Check everything that can be checked before hours are spent; see the errors of the parts."""
         self.config = config
         self.folder = config.output
-        self.accelerator = Accelerator(mixed_precision=config.training.precision)
+        patience = InitProcessGroupKwargs(timeout=timedelta(minutes=config.training.timeout_minutes))
+        self.accelerator = Accelerator(mixed_precision=config.training.precision, kwargs_handlers=[patience])
         self.main = self.accelerator.is_main_process
         torch.set_num_threads(config.training.threads or default_threads())
         self._check_processes()
+        self._check_batches()
         utterances = read_utterances(config.data.train)
         _check_media(utterances, config)
         self.trials = None
@@ -118,7 +121,7 @@ class Pipeline:
         if not _finished(folder):
             started = time.monotonic()
             stage = Pretrain(self.materials, self.truth)
-            self._train(stage, folder)
+            started = self._train(stage, folder, started)
             self._export(folder, stage.teachers(), "DINO pretraining, mean of the last teachers")
             self._finish(folder, started)
         return self._load_encoders(folder, self.kits)
@@ -144,7 +147,7 @@ class Pipeline:
                 folder,
                 classes=classes,
             )
-            self._train(stage, folder)
+            started = self._train(stage, folder, started)
             self._save_classifiers(folder, stage)
             self._export(folder, stage.model.encoders(), f"round {number} of gated and corrected pseudo labels")
             self._finish(folder, started)
@@ -213,7 +216,7 @@ class Pipeline:
             augmented=False,
             classes={"audio": load_tree(last / "classifiers.safetensors")["audio"]["weight"]},
         )
-        self._train(stage, folder)
+        started = self._train(stage, folder, started)
         self._export(folder, stage.model.encoders(), "large-margin fine-tuning on refined pseudo labels")
         self._finish(folder, started, after=last.name)
 
@@ -224,8 +227,10 @@ class Pipeline:
 
     # What the stages share.
 
-    def _train(self, stage: Any, folder: Path) -> None:
-        self.trainer.run(stage, CheckpointFolder(folder / "checkpoints", self.config.training.keep_checkpoints))
+    def _train(self, stage: Any, folder: Path, started: float) -> float:
+        """Train; `started`, moved back by the seconds that earlier runs of this stage took."""
+        checkpoints = CheckpointFolder(folder / "checkpoints", self.config.training.keep_checkpoints)
+        return self.trainer.run(stage, checkpoints, started)
 
     def _export(self, folder: Path, encoders: Mapping[str, Encoder], description: str) -> None:
         """`model_<modality>/` of every encoder, with the mean of the training embeddings."""
@@ -258,7 +263,7 @@ class Pipeline:
             save_tree(folder / "classifiers.safetensors", tree)
 
     def _finish(self, folder: Path, started: float, **facts: str) -> None:
-        """Mark the stage finished, with the seconds since it was started or last resumed."""
+        """Mark the stage finished, with the seconds it took, lost work of interrupted runs not counted."""
         if self.main:
             write_json(folder / DONE, {"stage": folder.name, "seconds": round(time.monotonic() - started, 1), **facts})
             CheckpointFolder(folder / "checkpoints", 0).clear()
@@ -305,7 +310,6 @@ class Pipeline:
                 rows += self.trials.evaluate(model, name, self.folder / "evaluation", replicates, settings.workers)
             write_json(self.folder / "metrics.json", rows)
             logger.info("%s", format_table(rows))
-        distributed.barrier()
         return rows
 
     def _mean_fbank(self) -> SpeakerModel:
@@ -328,6 +332,18 @@ class Pipeline:
                 f"training.processes is {wanted}, but {distributed.world_size()} were launched. On CPUs, plain "
                 "`accelerate launch --cpu --num_processes N` starts one process; the README shows what works."
             )
+
+    def _check_batches(self) -> None:
+        """Now, not when a stage begins days later."""
+        config, processes = self.config, distributed.world_size()
+        stages = ["pretrain"] + ["refine"] * (config.rounds > 0) + ["large_margin"] * config.large_margin.enabled
+        for stage in stages:
+            size, parts = getattr(config, stage).batch_size, processes * config.training.accumulation
+            if size % parts:
+                raise ConfigError(
+                    f"{stage}.batch_size is {size}; it must be a multiple of {parts}: {processes} processes times "
+                    f"training.accumulation {config.training.accumulation}"
+                )
 
     def _claim_folder(self) -> None:
         """Keep the config in the run folder; refuse to continue another config's run."""

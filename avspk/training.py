@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import math
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
@@ -19,13 +21,13 @@ from avspk.checkpoint import CheckpointFolder, load_weights
 from avspk.config import OptimiserSettings, TrainingSettings
 from avspk.progress import Progress
 from avspk.runlog import RunLog
-from avspk.stages.base import Metrics, Stage, to_device
+from avspk.stages.base import Metrics, Stage, split_batch, to_device
 
 logger = logging.getLogger(__name__)
 
 
 class NonFiniteLossError(RuntimeError):
-    """The loss of a batch is NaN or infinite; raised before the optimiser moved."""
+    """The loss or the gradient of a batch is NaN or infinite; the optimiser was not moved by it."""
 
 
 class Interrupted(SystemExit):
@@ -40,11 +42,18 @@ class Trainer:
         self.settings = settings
         self.log = log
         self.terminated = False
+        self.started = 0.0
 
-    def run(self, stage: Stage, checkpoints: CheckpointFolder) -> None:
-        """Train the stage to its end, from its newest checkpoint if there is one."""
+    def run(self, stage: Stage, checkpoints: CheckpointFolder, started: float | None = None) -> float:
+        """Train the stage to its end, from its newest checkpoint if there is one.
+
+        `started` is when work on the stage began in this process (`time.monotonic()`, by default now). Returned is
+        that moment moved back by the seconds that earlier runs spent on what their last checkpoint holds.
+        """
+        self.started = time.monotonic() if started is None else started
         optimiser = build_optimiser(stage.parameter_groups(), stage.optimiser, stage.device)
         epoch, done = self._resume(stage, optimiser, checkpoints)
+        self.guard = FiniteGuard(stage.name, optimiser)
         model, optimiser = self.accelerator.prepare(stage.model, optimiser)
         model.train()
         total = stage.num_epochs * stage.steps_per_epoch
@@ -58,6 +67,7 @@ class Trainer:
                 epoch, done = epoch + 1, 0
                 self._save(stage, optimiser, checkpoints, epoch, 0)
         self.accelerator.free_memory()
+        return self.started
 
     def _train_epoch(
         self,
@@ -76,7 +86,8 @@ class Trainer:
             with watch.waiting():
                 batch = to_device(next(batches), stage.device)
             step = epoch * stage.steps_per_epoch + within
-            metrics = self.update(stage, model, optimiser, batch, step)
+            with tensor_float32(self.settings.tf32):
+                metrics = self.update(stage, model, optimiser, batch, step)
             watch.examples += stage.batch_size
             progress.advance(1, metrics["total"])
             if (step + 1) % self.settings.log_steps == 0:
@@ -86,36 +97,35 @@ class Trainer:
             if within + 1 < stage.steps_per_epoch and self._checkpoint_is_due(step, saved):
                 self._save(stage, optimiser, checkpoints, epoch, within + 1)
                 saved = time.monotonic()
+        self.guard.settle()
 
     def update(self, stage: Stage, model: nn.Module, optimiser: Any, batch: dict[str, Any], step: int) -> Metrics:
-        """One update: forward, finiteness, backward, clipping, optimiser, teacher."""
-        with self.accelerator.autocast():
-            loss, metrics = stage.loss(model, batch, step)
-        self.accelerator.backward(loss)
-        stage.before_update(step)
+        """One update: forward and backward, clipping, finiteness, optimiser, teacher."""
+        metrics = self._backward(stage, model, batch, step)
+        metrics |= stage.before_update(step)
         norms = [nn.utils.clip_grad_norm_(group, stage.optimiser.clip_norm) for group in stage.clip_groups()]
         gradient_norm = torch.stack(norms).norm()
-        self._require_finite(loss.detach(), gradient_norm, stage, batch, step)
+        self.guard.watch(metrics["total"], gradient_norm, batch["index"], step)
         learning_rate = stage.learning_rate(step)
         for group in optimiser.param_groups:
             group["lr"] = learning_rate * group.get("lr_factor", 1.0)
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
         stage.after_update(step)
-        return {**metrics, "lr": learning_rate, "gradient_norm": gradient_norm, "total": loss.detach()}
+        return {**metrics, "lr": learning_rate, "gradient_norm": gradient_norm}
 
-    def _require_finite(
-        self, loss: Tensor, gradient_norm: Tensor, stage: Stage, batch: dict[str, Any], step: int
-    ) -> None:
-        # Gradients are sums over ranks: one rank's bad batch stops all of them, each naming its own.
-        if torch.isfinite(loss + gradient_norm):
-            return
-        rows = batch["index"].tolist()
-        raise NonFiniteLossError(
-            f"{stage.name}: at step {step + 1} the loss is {loss.item()}, the gradient's norm {gradient_norm.item()}; "
-            f"the optimiser was not moved. Rows of the manifest in this batch: {rows}. Listen to these utterances, or "
-            "lower the learning rate; the same command goes on from the last checkpoint."
-        )
+    def _backward(self, stage: Stage, model: nn.Module, batch: dict[str, Any], step: int) -> Metrics:
+        """Gradients of the batch's loss, the mean over its equal parts; ranks add theirs up after the last part."""
+        parts = split_batch(batch, self.settings.accumulation)
+        results: list[Metrics] = []
+        for part in parts:
+            last = len(results) + 1 == len(parts)
+            with nullcontext() if last else self.accelerator.no_sync(model):
+                with self.accelerator.autocast():
+                    loss, metrics = stage.loss(model, part, step)
+                self.accelerator.backward(loss / len(parts))
+            results.append({**metrics, "total": loss.detach()})
+        return _mean_metrics(results)
 
     # Checkpoints.
 
@@ -126,6 +136,7 @@ class Trainer:
             return 0, 0
         load_weights(stage.model, state["model"], str(checkpoints.folder))
         optimiser.load_state_dict(state["optimiser"])
+        _match_layout(optimiser)
         stage.load_state_dict(state["stage"])
         if state["steps_per_epoch"] != stage.steps_per_epoch:
             raise ValueError(
@@ -133,22 +144,35 @@ class Trainer:
                 f"{stage.steps_per_epoch}: the manifest or the batch size changed. Use another output folder."
             )
         logger.info("%s: resuming in epoch %d after %d steps", stage.name, state["epoch"] + 1, state["done"])
-        if state["world_size"] != distributed.world_size():
-            logger.warning(
-                "%s: %d processes before, %d now. The global batches, views and schedules stay the same; sums over "
-                "ranks are rounded differently.",
-                stage.name,
-                state["world_size"],
-                distributed.world_size(),
-            )
+        self._announce_changes(stage, state)
+        self.started -= state.get("seconds", 0.0)
         return state["epoch"], state["done"]
 
+    def _announce_changes(self, stage: Stage, state: dict[str, Any]) -> None:
+        """Say what another number of processes changes, and what not."""
+        before, now = state["world_size"], distributed.world_size()
+        if before == now:
+            return
+        changes = "sums over processes are rounded differently"
+        if not self.settings.sync_batchnorm:
+            changes += f", and batch norm sees the 1/{now} of a batch that a process has, not 1/{before}"
+        logger.warning(
+            "%s: %d processes before, %d now. What stays equal: the global batches and their order, the augmentation "
+            "of every view, the learning rate and all schedules, the number of steps. What changes: %s.",
+            stage.name,
+            before,
+            now,
+            changes,
+        )
+
     def _save(self, stage: Stage, optimiser: Any, checkpoints: CheckpointFolder, epoch: int, done: int) -> None:
+        self.guard.settle()
         state = {
             "epoch": epoch,
             "done": done,
             "steps_per_epoch": stage.steps_per_epoch,
             "world_size": distributed.world_size(),
+            "seconds": time.monotonic() - self.started,
             "model": stage.model.state_dict(),
             "optimiser": optimiser.state_dict(),
             "stage": stage.state_dict(),
@@ -190,6 +214,7 @@ class Trainer:
     # Logging.
 
     def _log_step(self, stage: Stage, epoch: int, step: int, metrics: Metrics, watch: _Watch) -> None:
+        self.guard.settle()
         metrics = {key: value for key, value in metrics.items() if key != "total"}
         tensors = [key for key, value in metrics.items() if isinstance(value, Tensor)]
         means = distributed.mean_over_ranks(torch.stack([metrics[key].float() for key in tensors]))
@@ -199,6 +224,101 @@ class Trainer:
     def _log_epoch(self, stage: Stage, epoch: int, metrics: Metrics) -> None:
         if metrics:
             self.log.record("epoch", stage.name, epoch + 1, (epoch + 1) * stage.steps_per_epoch, metrics)
+
+
+@dataclass
+class _Figures:
+    """Loss and gradient norm of a step on their way to the host, and the utterances that they are of."""
+
+    values: Tensor  # (2,), on the CPU, valid after `arrived`
+    arrived: torch.cuda.Event | None
+    index: Tensor
+    step: int
+
+
+class FiniteGuard:
+    """Stops the training at a loss or a gradient that is not finite, without letting it move the weights.
+
+    On a CPU `watch` raises at once. A GPU would stand still if the host read a number of every step: there the fused
+    optimiser finds out by itself and skips the update (`found_inf`, as with gradient scaling), and the host reads the
+    figures of a step when it has queued the next one, and before anything is logged, saved or ended. Whatever else
+    the bad step touched on the device, running statistics say, ends with the process.
+    """
+
+    def __init__(self, stage: str, optimiser: torch.optim.Optimizer, deferred: bool | None = None) -> None:
+        self.stage = stage
+        self.optimiser: Any = optimiser
+        self.deferred = optimiser.defaults["fused"] if deferred is None else deferred
+        self.pending: _Figures | None = None
+
+    def watch(self, loss: Tensor, gradient_norm: Tensor, index: Tensor, step: int) -> None:
+        """Before the optimiser's step: loss () and gradient norm () of this step, rows (B,) of its batch."""
+        values = torch.stack([loss.float(), gradient_norm.float()])
+        previous, self.pending = self.pending, self._read(values, index, step)
+        if not self.deferred:
+            self.settle()
+            return
+        self.optimiser.found_inf = (~values.isfinite().all()).float()
+        _require_finite(self.stage, previous)
+
+    def settle(self) -> None:
+        """Wait for the figures that are still on their way; raises NonFiniteLossError."""
+        figures, self.pending = self.pending, None
+        _require_finite(self.stage, figures)
+
+    @staticmethod
+    def _read(values: Tensor, index: Tensor, step: int) -> _Figures:
+        host = values.to("cpu", non_blocking=True)  # pinned memory, if it comes from a GPU
+        arrived = None
+        if values.is_cuda:
+            arrived = torch.cuda.Event()
+            arrived.record()
+        return _Figures(host, arrived, index, step)
+
+
+def _require_finite(stage: str, figures: _Figures | None) -> None:
+    if figures is None:
+        return
+    if figures.arrived is not None:
+        figures.arrived.synchronize()
+    loss, gradient_norm = figures.values.tolist()
+    # Gradients are sums over ranks: one rank's bad batch stops all of them at the same step, each naming its own.
+    if math.isfinite(loss) and math.isfinite(gradient_norm):
+        return
+    raise NonFiniteLossError(
+        f"{stage}: at step {figures.step + 1} the loss is {loss}, the gradient's norm {gradient_norm}; the optimiser "
+        f"was not moved. Rows of the manifest in this batch: {figures.index.tolist()}. Listen to these utterances, or "
+        "lower the learning rate; the same command goes on from the last checkpoint."
+    )
+
+
+def _mean_metrics(parts: list[Metrics]) -> Metrics:
+    """Mean of what is a tensor, over the parts of a batch; numbers are the same in all of them."""
+    if len(parts) == 1:
+        return parts[0]
+    return {
+        key: torch.stack([part[key] for part in parts]).mean(0) if isinstance(value, Tensor) else value
+        for key, value in parts[0].items()
+    }
+
+
+@contextmanager
+def tensor_float32(allowed: bool) -> Iterator[None]:
+    """Let GPUs multiply float32 matrices with 10 bits of mantissa inside this block."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if allowed else before)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def _match_layout(optimiser: torch.optim.Optimizer) -> None:
+    """Give loaded moments the memory layout of their parameters, channels-last say: fused optimisers insist on it."""
+    for parameter, state in optimiser.state.items():
+        for name, value in state.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                state[name] = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
 
 
 class _Watch:

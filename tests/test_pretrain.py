@@ -180,6 +180,7 @@ def watch(stage, steps):
     batch = next(stage.batches(0, 0, workers=0))
     for step in steps:
         stage.loss(stage.model, batch, step)
+        stage.before_update(step)
     stage.check()
 
 

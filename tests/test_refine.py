@@ -246,7 +246,7 @@ def split_losses(low):
 def fill_losses(stage, low_audio, low_face):
     columns = np.stack([split_losses(low_audio), split_losses(low_face)], 1)
     columns[list(FACELESS), 1] = np.nan
-    stage.losses = torch.from_numpy(columns).float()
+    stage.known[:, :2] = torch.from_numpy(columns).float()
 
 
 LOW_AUDIO, LOW_FACE, HAS_FACE = np.arange(NUM) % 3 > 0, np.arange(NUM) % 5 > 0, ~np.isin(np.arange(NUM), FACELESS)
@@ -274,14 +274,14 @@ def test_gates_judge_from_the_start_epoch_on(data, tmp_path, rule, expected):
 
 def test_a_gate_without_two_modes_keeps_the_one_before(data, tmp_path):
     stage = build(data, tmp_path, modalities=["audio"])
-    stage.losses = torch.from_numpy(split_losses(np.ones(NUM, bool))).float()[:, None]
+    stage.known[:, 0] = torch.from_numpy(split_losses(np.ones(NUM, bool))).float()
     stage.begin_epoch(1)
     assert stage.gates["audio"].status == "open"
     assert stage.reliable.all()
-    stage.losses = torch.from_numpy(split_losses(LOW_AUDIO)).float()[:, None]
+    stage.known[:, 0] = torch.from_numpy(split_losses(LOW_AUDIO)).float()
     stage.begin_epoch(2)
     threshold = stage.gates["audio"].threshold
-    stage.losses = torch.full((NUM, 1), 0.1)
+    stage.known[:, 0] = 0.1
     stage.begin_epoch(3)
     assert stage.gates["audio"].status == "kept"
     assert stage.gates["audio"].threshold == threshold
@@ -345,6 +345,33 @@ def test_an_epoch_leaves_its_losses_and_its_judgement(data, tmp_path):
     assert metrics["fraction/dropped"] == pytest.approx((~trusted & ~fixed)[used].mean())
     assert metrics["correction/confidence"] == pytest.approx(second[fixed, 3].mean().item())
     assert {"audio/gate/threshold", "face/gate/status", "gate/precision", "gate/recall", "label/nmi"} <= metrics.keys()
+
+
+def test_who_fills_no_batch_keeps_the_correction_of_the_epoch_before(data, tmp_path):
+    """43 utterances, 3 batches of 12: all are doubtful in epoch 1; in epoch 2 a few of the 7 left out are trusted."""
+    labels = np.where(np.arange(NUM) < 5, -1, LABELS)
+    stage = build(data, tmp_path, labels, correction={"threshold": 0.0})
+    low = np.zeros(NUM, bool)
+    low[5::4] = True  # a gate needs two modes
+    fill_losses(stage, low, low)
+    seen = run_epoch(stage, 1)[0]
+    before = pd.read_parquet(tmp_path / "gate.parquet")
+    assert (before["corrected"].to_numpy() == (np.isin(np.arange(NUM), seen) & ~before["reliable"])).all()
+    trusted_now = np.arange(NUM) % 4 == 2
+    fill_losses(stage, trusted_now, trusted_now)
+    seen, table, metrics = run_epoch(stage, 2)
+    gate = pd.read_parquet(tmp_path / "gate.parquet")
+    left_out = (labels >= 0) & ~np.isin(np.arange(NUM), seen)
+    kept = left_out & before["corrected"] & ~gate["reliable"]
+    assert kept.sum() >= 2
+    assert (left_out & before["corrected"] & gate["reliable"]).any(), "one is trusted now"
+    for column in ("corrected", "corrected_label", "confidence"):
+        np.testing.assert_array_equal(gate[column][kept], before[column][kept])
+    assert not (gate["corrected"] & gate["reliable"]).any()
+    visited = np.isin(np.arange(NUM), seen)
+    fixed = table[visited, 2].isfinite().numpy()
+    np.testing.assert_array_equal(gate["corrected"][visited], fixed)
+    assert metrics["fraction/corrected"] == pytest.approx((fixed.sum() + kept.sum()) / 43)
 
 
 @pytest.mark.parametrize("gated", [False, True])

@@ -11,14 +11,14 @@ import pandas as pd
 import torch
 import yaml
 
-from avspk.config import parse_config
+from avspk.config import TrainingSettings, parse_config
 from avspk.data.crop_store import CropWriter
 from avspk.data.manifest import read_utterances, write_utterances
 from avspk.data.media import write_wav
 from avspk.data.noise import CATEGORIES, NoisePack, read_noise_pack, write_noise_pack
 from avspk.stages.base import Stage
 from avspk.stages.modalities import Materials
-from avspk.training import Trainer, build_optimiser
+from avspk.training import FiniteGuard, Trainer, build_optimiser
 
 NUM_SPEAKERS, NUM_CLIPS, CROPS_A_CLIP = 6, 8, 3
 RATE = 16000
@@ -174,11 +174,13 @@ def train(
     epoch: int = 0,
     optimiser: torch.optim.Optimizer | None = None,
     first_step: int = 0,
+    accumulation: int = 1,
 ) -> list:
     """These updates, as the training loop makes them, with the epoch's batches from `first_step` on; their metrics."""
-    one_process = SimpleNamespace(autocast=nullcontext, backward=torch.Tensor.backward)
-    trainer = Trainer(one_process, None, None)
+    one_process = SimpleNamespace(autocast=nullcontext, no_sync=nullcontext, backward=torch.Tensor.backward)
+    trainer = Trainer(one_process, TrainingSettings(accumulation=accumulation), None)
     optimiser = optimiser or build_optimiser(stage.parameter_groups(), stage.optimiser, stage.device)
+    trainer.guard = FiniteGuard(stage.name, optimiser)
     stage.model.train()
     batches = stage.batches(epoch, first_step, workers=0)
     return [trainer.update(stage, stage.model, optimiser, next(batches), step) for step in steps]

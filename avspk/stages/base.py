@@ -38,10 +38,13 @@ class Stage(ABC):
     device: torch.device
 
     def build_model(self, branches: Mapping[str, Any], settings: TrainingSettings) -> ParallelBranches[Any]:
-        """One module of all modalities, on the device; joint batch norm and compiled encoders as configured."""
+        """One module of all modalities, on the device; batch norm, memory layout and compilation as configured."""
         model: ParallelBranches[Any] = ParallelBranches(branches).requires_grad_(True).to(self.device)
         if settings.sync_batchnorm:
             model = cast(ParallelBranches[Any], synchronise_batchnorm(model, self.device.type))
+        if settings.channels_last:
+            # The weights of 2-D convolutions; activations follow them.
+            model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if settings.compile:
             for encoder in model.encoders().values():
                 encoder.compile()
@@ -91,12 +94,13 @@ class Stage(ABC):
 
     @abstractmethod
     def loss(self, model: nn.Module, batch: dict[str, Any], step: int) -> tuple[Tensor, Metrics]:
-        """Scalar loss of this rank's part of a batch, and device tensors to log; `model` may be wrapped."""
+        """Scalar loss of (an equal part of) this rank's batch, and device tensors to log; `model` may be wrapped."""
 
-    def before_update(self, step: int) -> None:  # noqa: B027 - most stages have nothing to do here
-        """After the backward pass, before clipping and the optimiser."""
+    def before_update(self, step: int) -> Metrics:
+        """After the backward passes of a batch, before clipping and the optimiser; metrics to log."""
+        return {}
 
-    def after_update(self, step: int) -> None:  # noqa: B027
+    def after_update(self, step: int) -> None:  # noqa: B027 - most stages have nothing to do here
         """After the optimiser."""
 
     def end_epoch(self, epoch: int) -> Metrics:
@@ -119,14 +123,32 @@ class Stage(ABC):
         """Inverse of `state_dict`."""
 
 
-def to_device(batch: Any, device: torch.device) -> Any:
-    """A nested batch on the device, copied asynchronously where the memory is pinned.
+ON_THE_HOST = ("index", "augmentation")
+"""Parts of a batch that rows are chosen by, which on a GPU would wait for the device every time."""
 
-    The numbers of the augmentation stay: rows are chosen by them, which on a GPU would wait for the device every time.
-    """
+
+def to_device(batch: Any, device: torch.device) -> Any:
+    """A nested batch on the device, copied asynchronously where the memory is pinned; `ON_THE_HOST` stays there."""
     if isinstance(batch, dict):
-        return {key: value if key == "augmentation" else to_device(value, device) for key, value in batch.items()}
+        return {key: value if key in ON_THE_HOST else to_device(value, device) for key, value in batch.items()}
     return batch.to(device, non_blocking=True)
+
+
+def split_batch(batch: dict[str, Any], parts: int) -> list[dict[str, Any]]:
+    """A nested batch of tensors (B, ...) in equal consecutive parts (B / parts, ...).
+
+    Raises ValueError if B does not divide.
+    """
+    if parts == 1:
+        return [batch]
+    size, rest = divmod(len(batch["index"]), parts)
+    if rest:
+        raise ValueError(f"{size * parts + rest} examples do not divide into training.accumulation = {parts} equal parts")
+    return [_rows(batch, slice(begin, begin + size)) for begin in range(0, size * parts, size)]
+
+
+def _rows(batch: Any, rows: slice) -> Any:
+    return {key: _rows(value, rows) for key, value in batch.items()} if isinstance(batch, dict) else batch[rows]
 
 
 def local_share(num_rows: int) -> slice:

@@ -61,6 +61,8 @@ class Pretrain(Stage):
         self.teacher = make_teacher(self.model)
         self.centers = {name: torch.zeros(config.head.out_dim, device=self.device) for name in self.kits}
         self.collapsed = {name: torch.zeros((), device=self.device) for name in self.kits}
+        # Of this batch's parts: mean logits and targets (2, K), mean entropy of the targets.
+        self.taught: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in self.kits}
         self.labels: dict[str, Tensor] = {}
         self.average: dict[str, Tensor] = {}
         self.num_averaged = 0
@@ -74,7 +76,7 @@ class Pretrain(Stage):
     # What one step is.
 
     def loss(self, model: nn.Module, batch: dict[str, Any], step: int) -> tuple[Tensor, Metrics]:
-        """Sum over modalities of DINO's loss; teacher targets and centres are updated on the way."""
+        """Sum over modalities of DINO's loss; what the centres need of the teacher is kept for `before_update`."""
         batch_size = len(batch["index"])
         inputs = {name: self._views(name, batch[name]) for name in self.kits}
         student = model({name: (groups, batch_size) for name, groups in inputs.items()})
@@ -84,7 +86,7 @@ class Pretrain(Stage):
         metrics: Metrics = {"teacher_temperature": temperature, "momentum": self.teacher_momentum(step)}
         total = torch.zeros((), device=self.device)
         for name in self.kits:
-            targets = self._targets(name, teacher[name], temperature, metrics)
+            targets = self._targets(name, teacher[name], temperature)
             loss = self._modality_loss(student[name], teacher[name], targets)
             metrics[f"{name}/loss"] = loss.detach()
             metrics[f"{name}/student_entropy"] = self._student_entropy(student[name])
@@ -102,28 +104,40 @@ class Pretrain(Stage):
         return loss
 
     @torch.no_grad()
-    def _targets(self, name: str, teacher: DinoOutput, temperature: float, metrics: Metrics) -> Tensor:
-        """Teacher probabilities (G, B, K); the centre then moves towards the global batch's mean logits."""
+    def _targets(self, name: str, teacher: DinoOutput, temperature: float) -> Tensor:
+        """Teacher probabilities (G, B, K)."""
         logits = (teacher.bottleneck @ teacher.prototypes.T).float()  # (G, B, K)
         targets = losses.teacher_targets(logits, self.centers[name], temperature)
-        means = distributed.mean_over_ranks(torch.stack([logits.mean((0, 1)), targets.mean((0, 1))]))  # (2, K)
-        self.centers[name] = losses.update_center(self.centers[name], means[0], self.settings.center_momentum)
-        sharpness, diversity = losses.entropy(targets).mean(), losses.entropy(means[1])
-        self._watch_collapse(name, sharpness, diversity)
-        metrics[f"{name}/teacher_entropy"], metrics[f"{name}/mean_entropy"] = sharpness, diversity
-        metrics[f"{name}/center_norm"] = self.centers[name].norm()
+        means = torch.stack([logits.mean((0, 1)), targets.mean((0, 1))])  # (2, K)
+        self.taught[name].append((means, losses.entropy(targets).mean()))
         return targets
+
+    @torch.no_grad()
+    def _move_center(self, name: str) -> Metrics:
+        """The centre moves towards the global batch's mean logits, once, however many parts the batch came in."""
+        means, sharpness = (torch.stack(values).mean(0) for values in zip(*self.taught[name], strict=True))
+        self.taught[name].clear()
+        logits, targets = distributed.mean_over_ranks(means)  # (K,), (K,)
+        self.centers[name] = losses.update_center(self.centers[name], logits, self.settings.center_momentum)
+        diversity = losses.entropy(targets)
+        self._watch_collapse(name, sharpness, diversity)
+        return {
+            f"{name}/teacher_entropy": sharpness,
+            f"{name}/mean_entropy": diversity,
+            f"{name}/center_norm": self.centers[name].norm(),
+        }
 
     @torch.no_grad()
     def _student_entropy(self, student: DinoOutput) -> Tensor:
         logits = student.bottleneck[0] @ student.prototypes.T / self.settings.student_temperature  # (B, K)
         return losses.entropy(torch.softmax(logits.float(), -1)).mean()
 
-    def before_update(self, step: int) -> None:
-        """The prototypes stay frozen at first (DINO's frozen last layer): targets settle before they move."""
+    def before_update(self, step: int) -> Metrics:
+        """The centres move; the prototypes stay frozen at first (DINO's frozen last layer): targets settle before."""
         if step < self.settings.freeze_last_layer_epochs * self.steps_per_epoch:
             for _, branch in self.model.items():
                 branch.head.prototype_weight.grad = None
+        return {key: value for name in self.kits for key, value in self._move_center(name).items()}
 
     def after_update(self, step: int) -> None:
         """The teacher follows."""

@@ -34,10 +34,12 @@ from avspk.stages.truth import Truth
 
 
 class Refine(Stage):
-    """One round. Per-utterance figures of an epoch live in one float table by utterance index.
+    """One round. Per-utterance figures live in float tables by utterance index.
 
-    Table columns: one loss a modality (margin fixed, whatever the ramp says), then the corrected label and its
-    confidence. NaN: not visited, modality missing, or not corrected.
+    Columns: one loss a modality (margin fixed, whatever the ramp says), then the corrected label and its confidence.
+    NaN: not visited, modality missing, or not corrected. `table` is of this epoch and this rank. `known` is complete:
+    the few utterances that fill no batch of an epoch keep there what the epoch before found.
+    What rows are chosen by (labels, trust, which modalities there are) stays on the host: a GPU need not be asked.
     """
 
     def __init__(
@@ -81,17 +83,16 @@ class Refine(Stage):
             distributed.rank(),
             distributed.world_size(),
         )
-        self.labels = torch.from_numpy(labels.copy()).to(self.device)
-        self.present = {key: torch.from_numpy(mask).to(self.device) for key, mask in usable.items()}
+        self.labels = torch.from_numpy(labels.copy())
+        self.present = {key: torch.from_numpy(mask) for key, mask in usable.items()}
         self.num_classes = len(next(iter(classes.values()))) if classes else int(labels.max()) + 1
         branches = {
             key: ClassifierBranch(encoders[key], self._classifier(encoders[key], config.seed, key, classes))
             for key in kits
         }
         self.model = self.build_model(branches, config.training)
-        self.table = self._empty_table()  # of this epoch, this rank's rows
-        self.losses = self.table[:, : len(kits)].clone()  # of the last epoch, complete
-        self.reliable = torch.ones(len(labels), dtype=torch.bool, device=self.device)
+        self.table, self.known = self._empty_table(), self._empty_table()
+        self.reliable = torch.ones(len(labels), dtype=torch.bool)
         self.gates: dict[str, Gate] = {}
 
     def _classifier(
@@ -124,10 +125,10 @@ class Refine(Stage):
     def loss(self, model: nn.Module, batch: dict[str, Any], step: int) -> tuple[Tensor, Metrics]:
         """Sum over modalities of the gated, corrected loss, divided by the batch size, never by what was selected."""
         index = batch["index"]
-        labels, trusted = self.labels[index], self.reliable[index]
+        labels, trusted = self._here(self.labels[index]), self._here(self.reliable[index])
         inputs = {name: self.front_ends[name]("refine", batch[name]["refine"]) for name in self.kits}
         cosines = model({name: (features,) for name, features in inputs.items()})
-        correction = self._correct(batch, index, ~trusted)
+        correction = self._correct(batch, index)
         margin = self.margin(step)
         metrics: Metrics = {"margin": margin}
         total = torch.zeros((), device=self.device)
@@ -136,21 +137,25 @@ class Refine(Stage):
             loss = torch.where(trusted, hard, 0.0)
             if correction is not None:
                 loss = loss.index_add(0, *self._soft_loss(cosines[name], correction, column))
-            present = self.present[name][index]
+            present = self._here(self.present[name][index])
             loss = torch.where(present, loss, 0.0).sum() / len(index)
-            self._record(column, index[present], cosines[name].detach()[present], labels[present])
+            self._record(column, self._here(index), cosines[name].detach(), labels, present)
             metrics[f"{name}/loss"] = loss.detach()
             total = total + loss
         return total, metrics
 
+    def _here(self, value: Tensor) -> Tensor:
+        """A tensor of the host's, on the device, without waiting for it."""
+        return value.to(self.device, non_blocking=True)
+
     @torch.no_grad()
-    def _correct(self, batch: dict[str, Any], index: Tensor, doubtful: Tensor) -> tuple[Tensor, Correction] | None:
+    def _correct(self, batch: dict[str, Any], index: Tensor) -> tuple[Tensor, Correction] | None:
         """Targets for the batch's doubtful rows from their clean views, with the rows; None if there are none."""
         settings = self.settings.correction
-        rows = doubtful.nonzero().flatten()
-        if not settings.enabled or len(rows) == 0:
+        doubtful = (~self.reliable[index]).nonzero().flatten()
+        if not settings.enabled or len(doubtful) == 0:
             return None
-        logits = []
+        rows, logits = self._here(doubtful), []
         with _evaluation(self.model):
             for name in self.kits:
                 group = {"signal": batch[name]["refine"]["signal"][rows]}
@@ -158,7 +163,7 @@ class Refine(Stage):
                 logits.append(self.settings.scale * self.model[name](clean).float())
         correction = correct_labels(
             torch.stack(logits),  # (M, rows, C)
-            torch.stack([self.present[name][index[rows]] for name in self.kits]),
+            self._here(torch.stack([self.present[name][index[doubtful]] for name in self.kits])),
             temperature=settings.temperature,
             threshold=settings.threshold,
             rule=settings.rule,
@@ -169,7 +174,7 @@ class Refine(Stage):
         accepted, confidence = (value[0] if own else value for value in (correction.accepted, correction.confidence))
         best = (correction.targets[0] if own else correction.targets).argmax(-1)
         columns = torch.stack([torch.where(accepted, best.float(), torch.nan), confidence], 1)
-        self.table[index[rows], len(self.kits) :] = columns
+        self.table[self._here(index[doubtful]), len(self.kits) :] = columns
         return rows, correction
 
     def _soft_loss(self, cosines: Tensor, doubtful: tuple[Tensor, Correction], column: int) -> tuple[Tensor, Tensor]:
@@ -181,9 +186,10 @@ class Refine(Stage):
         return rows, torch.where(accepted, loss, 0.0)
 
     @torch.no_grad()
-    def _record(self, column: int, index: Tensor, cosines: Tensor, labels: Tensor) -> None:
+    def _record(self, column: int, index: Tensor, cosines: Tensor, labels: Tensor, present: Tensor) -> None:
         # The gate compares losses across an epoch: they must not depend on where in the margin's ramp it was.
-        self.table[index, column] = losses.aam_softmax(cosines, labels, self.settings.margin, self.settings.scale)
+        values = losses.aam_softmax(cosines, labels, self.settings.margin, self.settings.scale)
+        self.table[index, column] = torch.where(present, values, torch.nan)
 
     def margin(self, step: int) -> float:
         """Margin of a step: linear from 0 between two epochs."""
@@ -198,24 +204,26 @@ class Refine(Stage):
         if not self.settings.gate.enabled or epoch < self.settings.gate.start_epoch:
             return {}
         table = self.losses.cpu().numpy()
-        used = (self.labels >= 0).cpu().numpy()
+        used = (self.labels >= 0).numpy()
         separation = self.settings.gate.min_separation
         self.gates = {
             name: fit_gate(table[used, column], self.gates.get(name), min_separation=separation)
             for column, name in enumerate(self.kits)
         }
-        self.reliable = torch.from_numpy(reliable(table, self.gates, self.settings.gate.rule)).to(self.device)
+        self.reliable = torch.from_numpy(reliable(table, self.gates, self.settings.gate.rule))
         return {}
 
     def end_epoch(self, epoch: int) -> Metrics:
         """Join the ranks' tables, write them, and say what gate and correction did."""
         table = self._joined_table()
-        self.losses = torch.where(table[:, : len(self.kits)].isnan(), self.losses, table[:, : len(self.kits)])
-        labels, trusted = self.labels.cpu().numpy(), self.reliable.cpu().numpy()
-        corrected = table[:, -2].nan_to_num(nan=-1).long().cpu().numpy()
-        confidence = table[:, -1].cpu().numpy()
+        visited = ~table[:, : len(self.kits)].isnan().all(1, keepdim=True)
+        self.known = torch.where(visited, table, self.known)
+        # What is trusted now needs no correction, even if it has one from an epoch ago.
+        judged = torch.where(self._here(self.reliable)[:, None], torch.nan, self.known[:, len(self.kits) :])
+        corrected, confidence = judged[:, 0].nan_to_num(nan=-1).long().cpu().numpy(), judged[:, 1].cpu().numpy()
+        labels, trusted = self.labels.numpy(), self.reliable.numpy()
         if distributed.rank() == 0:
-            self._write(epoch, table, corrected, confidence)
+            self._write(epoch, corrected, confidence)
         used, fixed = labels >= 0, corrected >= 0
         fractions = {
             "fraction/reliable": float(trusted[used].mean()),
@@ -231,6 +239,11 @@ class Refine(Stage):
             metrics["correction/confidence"] = float(np.nanmean(confidence[fixed]))
         return metrics
 
+    @property
+    def losses(self) -> Tensor:
+        """(N, M) last known losses."""
+        return self.known[:, : len(self.kits)]
+
     def _gate(self, name: str) -> Iterator[tuple[str, Any]]:
         return iter(asdict(self.gates[name]).items())
 
@@ -240,7 +253,7 @@ class Refine(Stage):
         total = distributed.sum_over_ranks(self.table.nan_to_num(nan=0.0))
         return torch.where(seen > 0, total, torch.nan)
 
-    def _write(self, epoch: int, table: Tensor, corrected: np.ndarray, confidence: np.ndarray) -> None:
+    def _write(self, epoch: int, corrected: np.ndarray, confidence: np.ndarray) -> None:
         (self.folder / "losses").mkdir(parents=True, exist_ok=True)
         values = self.losses.cpu().numpy()
         with whole_or_absent(self.folder / "losses" / f"epoch_{epoch + 1:02d}.npy") as path, path.open("wb") as file:
@@ -248,8 +261,8 @@ class Refine(Stage):
         frame = pd.DataFrame({"utterance": self.utterances.table["utterance"]})
         for column, name in enumerate(self.kits):
             frame[f"loss_{name}"] = values[:, column]
-        frame["reliable"] = self.reliable.cpu().numpy()
-        frame["label"] = self.labels.cpu().numpy()
+        frame["reliable"] = self.reliable.numpy()
+        frame["label"] = self.labels.numpy()
         frame["corrected"] = corrected >= 0
         frame["corrected_label"] = corrected
         frame["confidence"] = confidence
@@ -262,16 +275,15 @@ class Refine(Stage):
         """Collective: the ranks' tables are joined."""
         return {
             "table": self._joined_table(),
-            "losses": self.losses,
+            "known": self.known,
             "reliable": self.reliable,
             "gates": {name: asdict(gate) for name, gate in self.gates.items()},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Inverse of `state_dict`, for any number of ranks."""
-        self.table, self.losses, self.reliable = (
-            state[name].to(self.device) for name in ("table", "losses", "reliable")
-        )
+        self.table, self.known = (state[name].to(self.device) for name in ("table", "known"))
+        self.reliable = state["reliable"]
         self.gates = {name: _gate_from(fields) for name, fields in state["gates"].items()}
         if distributed.rank() > 0:
             self.table = self._empty_table()  # the joined one must count once
