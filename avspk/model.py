@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from avspk.checkpoint import CheckpointError, load_tree, load_weights, save_tree
 from avspk.data.files import whole_or_absent
-from avspk.data.media import SAMPLE_RATE, MediaError, audio_num_samples, read_audio, resample
+from avspk.data.media import SAMPLE_RATE, MediaError, audio_blocks, audio_num_samples, resample
 from avspk.frontend.fbank import Fbank
 from avspk.models.encoder import Encoder
 from avspk.models.registry import build_encoder
@@ -61,25 +61,31 @@ class SpeakerModel:
     def embed(self, audio: str | Path | np.ndarray, sample_rate: int | None = None) -> Floats:
         """Embedding (D,) of a file of any format, or of a mono waveform (n,) in [-1, 1] with its sample rate.
 
-        Sound of more than 320 s is embedded in equal parts, each shorter than that, whose mean is returned: so memory
-        grows with the file's samples alone. Under a quarter of a second it is repeated to a second.
+        Sound of more than 320 s is embedded in equal parts, each shorter than that, whose mean is returned; a file is
+        read part by part, so that memory does not grow with its length. Sound under a quarter of a second is repeated
+        to a second.
 
         Raises MediaError on a file that cannot be read; ValueError on an array without a rate or of another form, and
         on sound that is empty, constant or not finite. Warns (AudioWarning) of short and of clipped sound.
         """
-        name = str(audio) if isinstance(audio, (str, Path)) else "the waveform"
-        waveform = _read(audio) if isinstance(audio, (str, Path)) else _at_our_rate(audio, sample_rate)
-        _check_sound(waveform, name)
-        if len(waveform) < MIN_SAMPLES:
-            waveform = np.resize(waveform, SAMPLE_RATE)
-        parts = np.array_split(waveform, math.ceil(len(waveform) / (MAX_SECONDS * SAMPLE_RATE)))
+        from_file = isinstance(audio, (str, Path))
+        check = _SoundCheck(str(audio) if from_file else "the waveform")
+        parts = _parts_of_file(audio) if from_file else _parts_of_waveform(_at_our_rate(audio, sample_rate))
+        rows = []
         with inference(self.encoder):
-            embedding = np.mean([self._embed_part(part) for part in parts if part.any()], axis=0)
+            for part in parts:
+                check.see(part)
+                if part.any():
+                    rows.append(self._embed_part(part))
+        check.finish()
+        embedding = np.mean(rows, axis=0)
         if not np.isfinite(embedding).all():
-            raise ValueError(f"{name}: the embedding is not finite; the sound's peak is {np.abs(waveform).max():.3g}")
+            raise ValueError(f"{check.name}: the embedding is not finite; the sound's peak is {check.peak:.3g}")
         return embedding
 
     def _embed_part(self, waveform: Floats) -> Floats:
+        if len(waveform) < MIN_SAMPLES:
+            waveform = np.resize(waveform, SAMPLE_RATE)
         features = self.fbank(torch.from_numpy(waveform)[None].to(self.device))  # (1, T, F)
         return self.encoder(features)[0].float().cpu().numpy()
 
@@ -105,11 +111,29 @@ class SpeakerModel:
         return embeddings
 
 
-def _read(path: str | Path) -> Floats:
+def _parts_of_file(path: str | Path) -> Iterator[Floats]:
+    """A file's sound in equal parts of at most MAX_SECONDS, read one after the other."""
     try:
-        return read_audio(path)
+        start = audio_blocks(path, int(MAX_SECONDS * SAMPLE_RATE))
+        first = next(start, np.zeros(0, np.float32))
+        if next(start, None) is None:
+            yield first
+            return
+        del first
+        yield from audio_blocks(path, _part_length(audio_num_samples(path)))
     except MediaError as error:
         raise MediaError(f"{path}: {error}") from error
+
+
+def _parts_of_waveform(waveform: Floats) -> Iterator[Floats]:
+    length = _part_length(len(waveform))
+    yield from (waveform[begin : begin + length] for begin in range(0, max(1, len(waveform)), length))
+
+
+def _part_length(num_samples: int) -> int:
+    """The parts are of this length, the last one shorter by less than a sample for each of them."""
+    num_parts = math.ceil(num_samples / int(MAX_SECONDS * SAMPLE_RATE))
+    return math.ceil(num_samples / max(1, num_parts)) or 1
 
 
 def _at_our_rate(waveform: np.ndarray, sample_rate: int | None) -> Floats:
@@ -126,20 +150,43 @@ def _at_our_rate(waveform: np.ndarray, sample_rate: int | None) -> Floats:
     return resample(waveform.astype(np.float32), int(sample_rate)) if len(waveform) else waveform.astype(np.float32)
 
 
-def _check_sound(waveform: Floats, name: str) -> None:
-    """Raise on what cannot tell a speaker, warn of what hardly can."""
-    if len(waveform) == 0:
-        raise ValueError(f"{name}: no samples")
-    if not np.isfinite(waveform).all():
-        raise ValueError(f"{name}: some of its samples are NaN or infinite; decode or record it again")
-    if waveform.min() == waveform.max():
-        raise ValueError(f"{name}: digital silence, every sample is {waveform[0]:g}; it says nothing about a speaker")
-    seconds = len(waveform) / SAMPLE_RATE
-    if seconds < SHORT_SECONDS:
-        warnings.warn(f"{name}: only {seconds:.2f} s of sound", AudioWarning, stacklevel=3)
-    clipped = float(np.mean(np.abs(waveform) >= FULL_SCALE))
-    if clipped > CLIPPED_SHARE:
-        warnings.warn(f"{name}: clipped, {100 * clipped:.1f} % of it is at full scale", AudioWarning, stacklevel=3)
+class _SoundCheck:
+    """Sees sound part by part; raises on what cannot tell a speaker, warns of what hardly can."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.num_samples = self.num_clipped = 0
+        self.low, self.high = math.inf, -math.inf
+
+    @property
+    def peak(self) -> float:
+        return max(abs(self.low), abs(self.high))
+
+    def see(self, part: Floats) -> None:
+        if len(part) == 0:
+            return
+        low, high = float(part.min()), float(part.max())
+        if not math.isfinite(low - high):  # NaN is the minimum of what holds one
+            raise ValueError(f"{self.name}: some of its samples are NaN or infinite; decode or record it again")
+        self.low, self.high = min(self.low, low), max(self.high, high)
+        self.num_samples += len(part)
+        if max(-low, high) >= FULL_SCALE:
+            self.num_clipped += int(np.count_nonzero((part >= FULL_SCALE) | (part <= -FULL_SCALE)))
+
+    def finish(self) -> None:
+        if self.num_samples == 0:
+            raise ValueError(f"{self.name}: no samples")
+        if self.low == self.high:
+            raise ValueError(
+                f"{self.name}: digital silence, every sample is {self.low:g}; it says nothing about a speaker"
+            )
+        seconds, clipped = self.num_samples / SAMPLE_RATE, self.num_clipped / self.num_samples
+        if seconds < SHORT_SECONDS:
+            warnings.warn(f"{self.name}: only {seconds:.2f} s of sound", AudioWarning, stacklevel=3)
+        if clipped > CLIPPED_SHARE:
+            warnings.warn(
+                f"{self.name}: clipped, {100 * clipped:.1f} % of it is at full scale", AudioWarning, stacklevel=3
+            )
 
 
 def save_model(

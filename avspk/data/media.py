@@ -16,6 +16,7 @@ import soundfile
 
 SAMPLE_RATE = 16_000
 _SOUNDFILE_SUFFIXES = frozenset({".wav", ".flac", ".ogg"})
+_PIECE = 1 << 20  # frames read at once
 _MP4_SUFFIXES = frozenset({".mp4", ".m4a", ".m4v", ".mov"})
 
 
@@ -52,6 +53,26 @@ def read_audio(path: str | Path, start: int = 0, num_samples: int | None = None)
     return read(path, start, num_samples)
 
 
+def audio_blocks(path: str | Path, num_samples: int) -> Iterator[np.ndarray]:
+    """The sound that `read_audio` gives, `num_samples` at a time, the last block shorter; no more is held in memory.
+
+    Raises: MediaError, when the blocks are asked for.
+    """
+    path = Path(path)
+    require_file(path)
+    held: list[np.ndarray] = []
+    count = 0
+    for piece in _soundfile_pieces(path) if path.suffix.lower() in _SOUNDFILE_SUFFIXES else _av_pieces(path):
+        while count + len(piece) >= num_samples:
+            cut = num_samples - count
+            yield np.concatenate([*held, piece[:cut]])
+            piece, held, count = piece[cut:], [], 0
+        held.append(piece)
+        count += len(piece)
+    if count:
+        yield np.concatenate(held)
+
+
 def read_utterance(path: Path, start: int, num_samples: int) -> np.ndarray:
     """`read_audio` for loops over many files: the error names the file, and no sound at all is an error."""
     try:
@@ -71,7 +92,7 @@ def audio_num_samples(path: str | Path) -> int:
     path = Path(path)
     require_file(path)
     if path.suffix.lower() not in _SOUNDFILE_SUFFIXES:
-        return len(_read_with_av(path, 0, None))
+        return sum(len(piece) for piece in _av_pieces(path))
     info = _soundfile_info(path)
     return math.ceil(info.frames * SAMPLE_RATE / info.samplerate)
 
@@ -217,6 +238,34 @@ def _read_with_soundfile(path: Path, start: int, num_samples: int | None) -> np.
     return _segment(resample(waveform, rate), start, num_samples)
 
 
+def _soundfile_pieces(path: Path) -> Iterator[np.ndarray]:
+    try:
+        with soundfile.SoundFile(str(path)) as file:
+            frames = file.blocks(_PIECE, dtype="float32", always_2d=True)
+            mono = (piece[:, 0] if piece.shape[1] == 1 else piece.mean(axis=1) for piece in frames)
+            yield from mono if file.samplerate == SAMPLE_RATE else _resampled_pieces(mono, file.samplerate)
+    except (soundfile.SoundFileError, OSError) as error:
+        raise MediaError(_reason(error)) from error
+
+
+def _resampled_pieces(pieces: Iterator[np.ndarray], rate: int) -> Iterator[np.ndarray]:
+    """`resample` of the joined pieces: each is filtered together with the sound around it that the filter reaches."""
+    common = math.gcd(SAMPLE_RATE, rate)
+    up, down = SAMPLE_RATE // common, rate // common
+    reach = math.ceil(10 * max(up, down) / up)  # half the length of resample_poly's filter, in input samples
+    context = down * math.ceil(reach / down)  # whole periods: cut there, the output falls on the same instants
+    held, done = np.zeros(0, np.float32), 0  # `done` samples of `held` are there as context only
+    for piece in pieces:
+        held = np.concatenate([held, piece])
+        ready = (len(held) - context) // down * down
+        if ready > done:
+            yield resample(held[: ready + context], rate)[done * up // down : ready * up // down]
+            kept = max(0, ready - context)
+            held, done = held[kept:], ready - kept
+    if len(held) > done:
+        yield resample(held, rate)[done * up // down :]
+
+
 def resample(waveform: np.ndarray, rate: int) -> np.ndarray:
     """Waveform (n,) at `rate` to float32 (ceil(n x 16000 / rate),) at 16 kHz."""
     from scipy.signal import resample_poly  # slow to import, and most files are at 16 kHz
@@ -230,34 +279,30 @@ def _segment(waveform: np.ndarray, start: int, num_samples: int | None) -> np.nd
 
 
 def _read_with_av(path: Path, start: int, num_samples: int | None) -> np.ndarray:
+    # From the top, without a seek: lossy decoders carry state, and only so is a segment equal to the same part of the
+    # whole. Preparation writes wav, where a segment is one read.
+    parts: list[np.ndarray] = []
+    count = 0
+    for piece in _av_pieces(path):
+        parts.append(piece)
+        count += len(piece)
+        if num_samples is not None and count >= start + num_samples:
+            break
+    return _segment(np.concatenate(parts) if parts else np.zeros(0, np.float32), start, num_samples)
+
+
+def _av_pieces(path: Path) -> Iterator[np.ndarray]:
+    """Mono 16 kHz, as the decoder gives it."""
     import av
 
     try:
         with av.open(str(path)) as container:
             stream = _first(container.streams.audio, "audio")
-            # From the top, without a seek: lossy decoders carry state, and only so is a segment equal to the same part
-            # of the whole. Preparation writes wav, where a segment is one read.
-            waveform = _decode_audio(container, stream, None if num_samples is None else start + num_samples)
+            resampler = av.AudioResampler(format="fltp", layout="mono", rate=SAMPLE_RATE)
+            for frame in _with_flush(container.decode(stream)):
+                yield from (part.to_ndarray()[0] for part in resampler.resample(frame))
     except (av.FFmpegError, OSError) as error:
         raise MediaError(_reason(error)) from error
-    return _segment(waveform, start, num_samples)
-
-
-def _decode_audio(container: Any, stream: Any, num_samples: int | None) -> np.ndarray:
-    """Decode mono 16 kHz, stopping once `num_samples` are there."""
-    import av
-
-    resampler = av.AudioResampler(format="fltp", layout="mono", rate=SAMPLE_RATE)
-    parts: list[np.ndarray] = []
-    count = 0
-    for frame in _with_flush(container.decode(stream)):
-        for part in resampler.resample(frame):
-            samples = part.to_ndarray()[0]
-            parts.append(samples)
-            count += len(samples)
-        if num_samples is not None and count >= num_samples:
-            break
-    return np.concatenate(parts) if parts else np.zeros(0, np.float32)
 
 
 def _with_flush(frames: Iterator[Any]) -> Iterator[Any]:
