@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, distributed
 
 
@@ -34,14 +33,6 @@ def barrier() -> None:
         distributed.barrier()
 
 
-def broadcast_array(value: Tensor) -> Tensor:
-    """Rank 0's tensor on every process (same shape and dtype everywhere), in place; returns it."""
-    if world_size() > 1:
-        distributed.broadcast(value, 0)
-    return value
-
-
-@torch.no_grad()
-def scatter_into_table(table: Tensor, rows: Tensor, values: Tensor) -> None:
-    """table[rows] = values on this process's copy; rows (B,), values (B, ...)."""
-    table[rows.to(table.device)] = values.to(table.device, table.dtype)
+def is_lost_connection(error: BaseException) -> bool:
+    """Whether a collective operation failed because another process is gone, or did not come in time."""
+    return isinstance(error, distributed.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))

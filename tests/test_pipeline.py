@@ -165,7 +165,7 @@ def test_audio_of_stage_one_does_not_depend_on_the_face(finished, data, tmp_path
     )
 
 
-def launch(config, *overrides, processes=0, **options):
+def launch(config, *overrides, processes=0, script=TRAIN, **options):
     """The command a user types: plain (processes=0), or `accelerate launch` with that many processes on CPUs."""
     command = [sys.executable]
     if processes:
@@ -176,7 +176,7 @@ def launch(config, *overrides, processes=0, **options):
         command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
         command += ["--main_process_port", port]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
-    command += [str(TRAIN), "--config", str(config), *overrides]
+    command += [str(script), "--config", str(config), *overrides]
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, **options)
 
 

@@ -143,7 +143,7 @@ def split_batch(batch: dict[str, Any], parts: int) -> list[dict[str, Any]]:
         return [batch]
     size, rest = divmod(len(batch["index"]), parts)
     if rest:
-        raise ValueError(f"{size * parts + rest} examples do not divide into training.accumulation = {parts} equal parts")
+        raise ValueError(f"{size * parts + rest} examples do not divide into {parts} equal parts (accumulation)")
     return [_rows(batch, slice(begin, begin + size)) for begin in range(0, size * parts, size)]
 
 

@@ -1,0 +1,104 @@
+"""Two processes: one that fails ends both at once, and what it died of is what one reads first."""
+
+import os
+import re
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import tiny
+from test_pipeline import launch, short
+
+SECONDS = 20  # from a death to the end of the launcher; a lost connection takes one, a hang takes half an hour
+SURVIVOR = "stops: another process is gone"
+
+ONE_FAILS = """
+import os, sys
+sys.path.insert(0, {tools!r})
+import train_av
+from avspk.stages.pretrain import Pretrain
+
+def fails(self, epoch):
+    raise ArithmeticError("only this process meets it")
+
+if os.environ["RANK"] == "1":
+    Pretrain.end_epoch = fails
+train_av.main()
+"""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return tiny.make_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture
+def config(data, tmp_path):
+    """Audio alone, more epochs than anybody waits for."""
+    settings = short(data, tmp_path / "exp", rounds=0, modalities=["audio"])
+    settings["pretrain"]["epochs"] = 500
+    return tiny.write_config(tmp_path / "config.yaml", settings)
+
+
+def child_of_rank(launcher, rank):
+    children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
+    environments = {int(pid): Path(f"/proc/{pid}/environ").read_text().split("\0") for pid in children}
+    (pid,) = [pid for pid, environment in environments.items() if f"RANK={rank}" in environment]
+    return pid
+
+
+def wait_for_training(process, log):
+    while process.poll() is None and not log.exists():
+        time.sleep(0.02)
+    assert process.poll() is None, process.stderr.read()
+
+
+def ending(process, begin):
+    """What both processes and the launcher wrote, once all have ended."""
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert time.monotonic() - begin < SECONDS
+    return errors
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_killed_rank_ends_the_other(config, tmp_path, rank):
+    process = launch(config, processes=2)
+    wait_for_training(process, tmp_path / "exp" / "log.jsonl")
+    os.kill(child_of_rank(process, rank), signal.SIGKILL)
+    errors = ending(process, time.monotonic())
+    assert "Signal 9 (SIGKILL)" in errors.split("Root Cause")[1]
+    assert f"[rank{1 - rank}]: Traceback" not in errors, "where the other one was is no news"
+
+
+def test_an_exception_in_one_rank_ends_the_other_and_is_shown_first(config, tmp_path):
+    script = tmp_path / "one_fails.py"
+    script.write_text(ONE_FAILS.format(tools=str(Path(__file__).parent.parent / "tools")))
+    process = launch(config, processes=2, script=script)
+    wait_for_training(process, tmp_path / "exp" / "log.jsonl")
+    errors = ending(process, time.monotonic())
+    assert_cause_comes_first(errors, "ArithmeticError: only this process meets it")
+
+
+def test_an_unreadable_file_in_one_ranks_worker_ends_both(config, data, tmp_path):
+    path = next((data / "train" / "audio").rglob("*.wav"))
+    content = path.read_bytes()
+    path.write_bytes(b"no sound")
+    try:
+        process = launch(config, "training.workers=1", processes=2)
+        begin = time.monotonic()
+        errors = ending(process, begin)
+    finally:
+        path.write_bytes(content)
+    assert_cause_comes_first(errors, path.name)
+
+
+def assert_cause_comes_first(errors, cause):
+    """Before a word of the other process, and again in the launcher's summary."""
+    lines = errors.splitlines()
+    first = next(number for number, line in enumerate(lines) if cause in line)
+    others = [number for number, line in enumerate(lines) if SURVIVOR in line or "SIGTERM" in line]
+    assert all(first < number for number in others), errors
+    assert len(set(re.findall(r"^\[rank(\d)\]: Traceback", errors, re.MULTILINE))) == 1, "of one process alone"
+    assert cause in errors.split("Root Cause")[1]
