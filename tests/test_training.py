@@ -2,16 +2,23 @@
 
 import signal
 import time
+from collections import Counter
 
+import numpy as np
 import pytest
 import tiny
 import torch
 from test_pipeline import assert_same_weights, launch, short, weights
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
+from avspk import training
 from avspk.checkpoint import CheckpointFolder, load_tree
-from avspk.config import OptimiserSettings, parse_config
+from avspk.config import ConfigError, OptimiserSettings, parse_config
 from avspk.pipeline import Pipeline
+from avspk.stages.modalities import build_kits
 from avspk.stages.pretrain import Pretrain
+from avspk.stages.refine import Refine
+from avspk.stages.truth import Truth
 from avspk.training import NonFiniteLossError, build_optimiser
 
 
@@ -29,19 +36,25 @@ def snapshot(module):
     return {name: value.clone() for name, value in module.state_dict().items()}
 
 
-def test_a_non_finite_loss_stops_before_the_optimiser_and_names_the_batch(pipeline, monkeypatch):
-    stage = Pretrain(pipeline.materials, pipeline.truth)
+def poison(stage, monkeypatch, poisoned_step):
+    """NaN as the loss of one step; what the weights were before it, and its rows."""
     honest, seen = stage.loss, {}
 
-    def poisoned(model, batch, step):
-        loss, metrics = honest(model, batch, step)
-        if step == 2:
+    def loss(model, batch, step):
+        value, metrics = honest(model, batch, step)
+        if step == poisoned_step:
             seen["rows"] = batch["index"].tolist()
             seen["weights"] = {name: p.detach().clone() for name, p in stage.model.named_parameters()}
-            loss = loss * torch.nan
-        return loss, metrics
+            value = value * torch.nan
+        return value, metrics
 
-    monkeypatch.setattr(stage, "loss", poisoned)
+    monkeypatch.setattr(stage, "loss", loss)
+    return seen
+
+
+def test_a_non_finite_loss_stops_before_the_optimiser_and_names_the_batch(pipeline, monkeypatch):
+    stage = Pretrain(pipeline.materials, pipeline.truth)
+    seen = poison(stage, monkeypatch, 2)
     with pytest.raises(NonFiniteLossError) as error:
         pipeline.trainer.run(stage, CheckpointFolder(pipeline.folder / "checkpoints", 2))
     assert str(seen["rows"]) in str(error.value)
@@ -134,3 +147,210 @@ def test_optimisers_are_what_their_names_say():
         assert type(optimiser) is kind
         group = optimiser.param_groups[0]
         assert (group["momentum"] if name == "sgd" else group["betas"][0]) == 0.8
+
+
+# Finiteness.
+
+
+def defer(monkeypatch):
+    """The loop as it is on a GPU: fused optimisers, figures that are read a step later."""
+
+    def fused(groups, settings, device):
+        kind = torch.optim.SGD if settings.name == "sgd" else torch.optim.AdamW
+        return kind(groups, lr=0.0, fused=True)
+
+    monkeypatch.setattr(training, "build_optimiser", fused)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+@pytest.mark.parametrize("poisoned", [2, 3, 11], ids=["inside", "end of an epoch", "end"])
+def test_a_device_skips_a_bad_update_and_the_host_hears_of_it_in_time(data, tmp_path, monkeypatch, name, poisoned):
+    """Without a log line in between: at the next step, or before anything is saved."""
+    settings = short(data, tmp_path / "exp", modalities=["audio"])
+    settings["pretrain"]["optimiser"] |= {"name": name}
+    settings["training"] |= {"log_steps": 1000, "checkpoint_steps": 0}
+    pipeline = Pipeline(parse_config(settings))
+    defer(monkeypatch)
+    stage = Pretrain(pipeline.materials, pipeline.truth)
+    seen, steps = poison(stage, monkeypatch, poisoned), []
+    moved = stage.after_update
+    monkeypatch.setattr(stage, "after_update", lambda step: (steps.append(step), moved(step)))
+    with pytest.raises(NonFiniteLossError, match=rf"at step {poisoned + 1} the loss is nan") as error:
+        pipeline.trainer.run(stage, CheckpointFolder(tmp_path / "checkpoints", 9))
+    assert str(seen["rows"]) in str(error.value)
+    assert steps[-1] == poisoned, "the next step, if one was begun, was not finished"
+    for key, parameter in stage.model.named_parameters():
+        assert torch.equal(parameter, seen["weights"][key]), key
+    saved = sorted(int(path.stem.removeprefix("step_")) for path in (tmp_path / "checkpoints").glob("step_*"))
+    assert saved == [4 * epoch for epoch in range(1, poisoned // 4 + 1)], "of whole epochs before it"
+
+
+def test_fused_and_watched_updates_are_the_plain_ones(data, tmp_path, monkeypatch):
+    weights = []
+    for deferred in (False, True):
+        pipeline = Pipeline(parse_config(short(data, tmp_path / str(deferred), modalities=["audio"])))
+        if deferred:
+            defer(monkeypatch)
+        stage = Pretrain(pipeline.materials, pipeline.truth)
+        pipeline.trainer.run(stage, CheckpointFolder(tmp_path / f"checkpoints {deferred}", 2))
+        assert pipeline.trainer.guard.deferred == deferred
+        weights.append(snapshot(stage.teacher))
+    for name, value in weights[0].items():
+        torch.testing.assert_close(weights[1][name], value, rtol=1e-3, atol=1e-4)
+
+
+# Waiting for the device.
+
+
+class HostReads(TorchDispatchMode):
+    """Counts what makes a GPU's host wait: reading a number, finding how many rows are chosen."""
+
+    def __init__(self):
+        super().__init__()
+        self.counts = Counter()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket.__name__
+        by_mask = name in ("index", "index_put_") and any(
+            index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1]
+        )
+        if by_mask or name in ("_local_scalar_dense", "nonzero", "masked_select", "equal"):
+            self.counts[name] += 1
+        return function(*args, **(kwargs or {}))
+
+
+def fused_sgd(stage):
+    return torch.optim.SGD(stage.parameter_groups(), lr=0.0, momentum=0.9, fused=True)
+
+
+def reads_of(stage, steps, epoch):
+    """What updates read, but for the front ends: those choose rows by numbers of the host's."""
+
+    def unseen(front_end):
+        def call(*arguments, **options):
+            with _disable_current_modes():
+                return front_end(*arguments, **options)
+
+        return call
+
+    stage.begin_epoch(epoch)
+    stage.front_ends = {name: unseen(front_end) for name, front_end in stage.front_ends.items()}
+    batches = stage.batches(epoch, 0, workers=0)  # a loader draws a number when it begins
+    stage.batches = lambda *_, **__: batches
+    with HostReads() as reads:
+        tiny.train(stage, steps, epoch, fused_sgd(stage))
+    return dict(reads.counts)
+
+
+def refine_stage(data, folder, doubtful):
+    materials = tiny.materials(tiny.tree(data, folder))
+    kits = build_kits(materials)
+    encoders = {name: kit.encoder() for name, kit in kits.items()}
+    labels, truth = np.arange(48) % 8, Truth(materials.utterances)
+    stage = Refine(materials, "round1", materials.config.refine, kits, encoders, labels, truth, folder)
+    stage.reliable[::2] = not doubtful
+    return stage
+
+
+def test_the_device_is_not_waited_for_between_log_steps(data, tmp_path):
+    """With cluster-aware views; with labels that are corrected, which are found in a table on the host."""
+    materials = tiny.materials(tiny.tree(data, tmp_path))
+    assert reads_of(Pretrain(materials, Truth(materials.utterances)), [8, 9], 2) == {}
+    assert reads_of(refine_stage(data, tmp_path, doubtful=True), [0, 1], 0) == {"nonzero": 2}
+
+
+def test_reads_would_be_counted():
+    values = torch.arange(4.0)
+    with HostReads() as reads:
+        values.sum().item()
+        bool(values[0] > 1)
+        values[values > 1] = 0
+    assert reads.counts == {"_local_scalar_dense": 2, "index_put_": 1}
+
+
+# Parts of a batch.
+
+
+def without_batchnorm(module):
+    for name, child in module.named_children():
+        if isinstance(child, torch.nn.modules.batchnorm._BatchNorm):
+            setattr(module, name, torch.nn.Identity())
+        else:
+            without_batchnorm(child)
+
+
+def pretrain_stage(data, folder):
+    tree = tiny.tree(data, folder)
+    tree["pretrain"]["freeze_last_layer_epochs"] = 0
+    materials = tiny.materials(tree)
+    return Pretrain(materials, Truth(materials.utterances))
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+@pytest.mark.parametrize("kind", ["pretrain", "refine"])
+def test_parts_of_a_batch_make_the_step_of_the_whole(data, tmp_path, kind, parts):
+    """Where there is no batch norm: weights, teacher, centres, loss table, and what is logged."""
+    stages = []
+    for accumulation in (1, parts):
+        stage = pretrain_stage(data, tmp_path) if kind == "pretrain" else refine_stage(data, tmp_path, doubtful=True)
+        networks = [stage.model, stage.teacher] if kind == "pretrain" else [stage.model]
+        for network in networks:
+            without_batchnorm(network)
+        stages.append((stage, tiny.train(stage, [4, 5], 1, fused_sgd(stage), accumulation=accumulation)))
+    (whole, metrics), (split, metrics_of_parts) = stages
+    for name, value in whole.model.state_dict().items():
+        torch.testing.assert_close(split.model.state_dict()[name], value, rtol=1e-4, atol=1e-6, msg=name)
+    for one, other in zip(metrics, metrics_of_parts, strict=True):
+        assert one.keys() == other.keys()
+        for key, value in one.items():
+            assert float(other[key]) == pytest.approx(float(value), rel=1e-4), key
+    if kind == "pretrain":
+        for name, center in whole.centers.items():
+            torch.testing.assert_close(split.centers[name], center, rtol=1e-4, atol=1e-6)
+        for name, value in whole.teacher.state_dict().items():
+            torch.testing.assert_close(split.teacher.state_dict()[name], value, rtol=1e-4, atol=1e-6, msg=name)
+    else:
+        torch.testing.assert_close(split.table, whole.table, rtol=1e-4, atol=1e-4, equal_nan=True)
+
+
+def test_a_run_in_parts_is_resumed_like_any_other(data, tmp_path):
+    """And batches that do not divide are named before anything is trained."""
+    settings = short(data, tmp_path / "exp", modalities=["audio"])
+    settings["training"]["accumulation"] = 3
+    Pipeline(parse_config(settings)).run()
+    settings["training"]["accumulation"] = 5
+    with pytest.raises(ConfigError, match=r"pretrain\.batch_size is 12; it must be a multiple of 5: 1 processes times"):
+        Pipeline(parse_config(settings))
+
+
+# Layout, seconds.
+
+
+def test_channels_last_changes_the_layout_alone(data, tmp_path, monkeypatch):
+    """Faces: same losses to rounding; optimiser moments from a checkpoint get the weights' layout back."""
+    defer(monkeypatch)
+    losses = []
+    for channels_last in (False, True):
+        settings = short(data, tmp_path / str(channels_last), rounds=0)
+        settings["training"] |= {"channels_last": channels_last}
+        settings["pretrain"] |= {"epochs": 1}
+        pipeline = Pipeline(parse_config(settings))
+        stage = Pretrain(pipeline.materials, pipeline.truth)
+        folder = CheckpointFolder(tmp_path / f"checkpoints {channels_last}", 2)
+        pipeline.trainer.run(stage, folder)
+        weight = next(p for p in stage.model["face"].parameters() if p.ndim == 4 and p.shape[1] > 1)
+        assert weight.is_contiguous(memory_format=torch.channels_last) == channels_last
+        losses.append([record["face/loss"] for record in tiny.records(pipeline.folder)])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+    stage.num_epochs = 2  # goes on from the checkpoint
+    pipeline.trainer.run(stage, folder)
+
+
+def test_the_seconds_of_a_stage_add_up_over_runs(pipeline):
+    stage = Pretrain(pipeline.materials, pipeline.truth)
+    folder = CheckpointFolder(pipeline.folder / "checkpoints", 2)
+    begin = time.monotonic()
+    assert begin - 100 <= pipeline.trainer.run(stage, folder, begin - 100) <= begin - 99
+    again = time.monotonic()
+    moved_back = again - pipeline.trainer.run(stage, folder, again)
+    assert 100 < moved_back < 100 + again - begin + 1
