@@ -90,8 +90,10 @@ def cosine_consistency(student: Tensor, teacher: Tensor) -> Tensor:
     """Mean of 1 - cos over teacher views g and student views v != g: (V, B, D), (G, B, D) -> scalar."""
     student, teacher = functional.normalize(student.float(), dim=-1), functional.normalize(teacher.float(), dim=-1)
     cosines = torch.einsum("vbd,gbd->vgb", student, teacher)
-    other = ~torch.eye(student.shape[0], teacher.shape[0], dtype=torch.bool, device=student.device)
-    return (1 - cosines[other]).mean()
+    # Numbers from the host, not a mask: a GPU's host would wait to learn how many pairs it chooses.
+    pairs = itertools.product(range(student.shape[0]), range(teacher.shape[0]))
+    other = torch.tensor([number for number, (v, g) in enumerate(pairs) if v != g])
+    return (1 - cosines.flatten(0, 1)[other.to(cosines.device, non_blocking=True)]).mean()
 
 
 def aam_softmax(cosines: Tensor, labels: Tensor, margin: float, scale: float) -> Tensor:

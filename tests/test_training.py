@@ -254,7 +254,9 @@ def refine_stage(data, folder, doubtful):
 
 def test_the_device_is_not_waited_for_between_log_steps(data, tmp_path):
     """With cluster-aware views; with labels that are corrected, which are found in a table on the host."""
-    materials = tiny.materials(tiny.tree(data, tmp_path))
+    tree = tiny.tree(data, tmp_path)
+    tree["pretrain"]["consistency"] = 0.5
+    materials = tiny.materials(tree)
     assert reads_of(Pretrain(materials, Truth(materials.utterances)), [8, 9], 2) == {}
     assert reads_of(refine_stage(data, tmp_path, doubtful=True), [0, 1], 0) == {"nonzero": 2}
 
