@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -20,7 +19,9 @@ from avspk.config import ConfigError, parse_config
 from avspk.data.manifest import ManifestError, read_utterances, write_utterances
 from avspk.pipeline import Pipeline
 
-TRAIN = Path(__file__).parent.parent / "tools" / "train_av.py"
+ROOT = Path(__file__).parent.parent
+TRAIN = ROOT / "tools" / "train_av.py"
+MANY = ROOT / "configs" / "accelerate" / "eight_gpus.yaml"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -169,12 +170,7 @@ def launch(config, *overrides, processes=0, script=TRAIN, **options):
     """The command a user types: plain (processes=0), or `accelerate launch` with that many processes on CPUs."""
     command = [sys.executable]
     if processes:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = str(probe.getsockname()[1])
-        command += ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes)]
-        command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-        command += ["--main_process_port", port]
+        command += ["-m", "accelerate.commands.launch", "--config_file", str(MANY), "--num_processes", str(processes)]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
     command += [str(script), "--config", str(config), *overrides]
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, **options)
