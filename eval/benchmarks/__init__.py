@@ -1,0 +1,1 @@
+"""What eval/benchmark.py runs: one file a benchmark, each a function (device, sizes) that yields figures."""

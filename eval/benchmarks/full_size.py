@@ -1,0 +1,269 @@
+"""A dry run at VoxCeleb2's full size without media: 1,092,009 rows, 5,994 true identities, 192 + 256 dimensions.
+
+Every part runs the code that a training runs, in a fresh process that reads what the part before wrote: manifest,
+embeddings, joint clustering, class vectors, labels, cluster-aware order of an epoch, gate over stored losses, and what
+a round writes down about gate and correction. Seconds are those of the calls named, without what prepares them; peaks
+of memory are those of the whole process. The k-means has a smaller K and fewer iterations than the paper's 7,500 and
+30: its time goes with their product.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from avspk.config import ClusterSettings, Config
+from avspk.data.crop_store import CROP_SIZE, CropWriter
+from avspk.data.files import whole_or_absent
+from avspk.data.manifest import read_utterances, write_utterances
+from avspk.data.media import SAMPLE_RATE
+from avspk.data.sampler import ClusterPositives, ExampleSampler
+from avspk.stages.cluster import class_vectors, cluster_embeddings
+from avspk.stages.embed import equal_length_batches
+from avspk.stages.modalities import Materials, build_kits
+from avspk.stages.refine import Refine
+from avspk.stages.truth import Truth
+from benchmarks.corpus import (
+    VOXCELEB2_SECONDS,
+    VOXCELEB2_SPEAKERS,
+    VOXCELEB2_UTTERANCES,
+    paper_config,
+    small_noise_pack,
+)
+from benchmarks.figures import Figure
+from benchmarks.measure import in_child
+
+MODALITIES = {"audio": 192, "face": 256}
+FACELESS = 0.02  # share of the utterances without a usable face
+BLOCK = 1 << 15  # rows made at once
+CPU = torch.device("cpu")
+SMALL_ENCODERS = (
+    "audio.encoder.architecture=ecapa", "audio.encoder.channels=8", "audio.encoder.aggregate_channels=8",
+    "audio.encoder.scale=2", "audio.encoder.se_dim=8", "audio.encoder.attention_dim=8", "face.encoder.width=4",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """`clusters`, `iterations`: of the k-means; `labels`: pseudo speakers in everything that follows."""
+
+    utterances: int = VOXCELEB2_UTTERANCES
+    speakers: int = VOXCELEB2_SPEAKERS
+    clusters: int = 1_000
+    iterations: int = 3
+    labels: int = 7_500
+    batch: int = 512
+
+
+Seconds = dict[str, float]
+"""What was called -> how long it took."""
+
+
+def run(device: torch.device, sizes: Sizes) -> Iterator[Figure]:
+    """Seconds of every part, and the peak memory of its process."""
+    del device  # what a GPU does at this size is in `clustering` and `training`
+    with tempfile.TemporaryDirectory() as folder:
+        for name, part in PARTS.items():
+            measured = in_child(part, Path(folder), sizes)
+            for what, seconds in measured.result.items():
+                yield Figure(f"full size: {what}", seconds, "s", None, f"no baseline; {sizes.utterances:,} utterances")
+            yield Figure(f"full size: {name}, peak memory", measured.peak, "GiB", None, "no baseline")
+
+
+class Watch:
+    """Seconds of calls by name."""
+
+    def __init__(self) -> None:
+        self.seconds: Seconds = {}
+
+    def __call__(self, name: str, function: Callable[[], object]) -> object:
+        """Call, and note how long it took."""
+        start = time.perf_counter()
+        result = function()
+        self.seconds[name] = time.perf_counter() - start
+        return result
+
+
+def speakers_of(sizes: Sizes) -> np.ndarray:
+    """True identity of every utterance (N,), in the manifest's order: sorted, sizes uneven as in VoxCeleb2."""
+    rng = np.random.default_rng(0)
+    return np.sort(rng.choice(sizes.speakers, size=sizes.utterances, p=rng.dirichlet(np.full(sizes.speakers, 4.0))))
+
+
+def manifest(folder: Path, sizes: Sizes) -> Seconds:
+    """Write and read the table; true speakers; a plan of whole-utterance batches."""
+    rng, watch = np.random.default_rng(1), Watch()
+    names = [f"id{speaker:05d}/{row // 7:011d}/{row % 7:05d}" for row, speaker in enumerate(speakers_of(sizes))]
+    seconds = 4 + rng.exponential(VOXCELEB2_SECONDS - 4, sizes.utterances)
+    faces = rng.random(sizes.utterances) >= FACELESS
+    first = np.cumsum(10 * faces) - 10 * faces
+    table = pd.DataFrame(
+        {
+            "utterance": names,
+            "audio": [f"audio/{name}.wav" for name in names],
+            "num_samples": (seconds * SAMPLE_RATE).astype(np.int64),
+            "first_crop": np.where(faces, first, -1),
+            "num_crops": 10 * faces,
+        }
+    )
+    for suffix in ("parquet", "tsv"):
+        path = folder / f"manifest.{suffix}"
+        watch(f"manifest written, {suffix}", lambda: write_utterances(table, path))  # noqa: B023 (called at once)
+        watch(f"manifest read, {suffix}", lambda: read_utterances(path))  # noqa: B023
+    utterances = read_utterances(folder / "manifest.parquet")
+    watch("true speakers for the log", lambda: Truth(utterances))
+    frames = table["num_samples"].to_numpy() // 160
+    watch("embedding: batches of equal length", lambda: equal_length_batches(frames, 32_000))
+    return watch.seconds
+
+
+def embeddings(folder: Path, sizes: Sizes) -> Seconds:
+    """Rows around a direction a speaker, NaN where there is no face, written block by block as embedding does."""
+    speakers, rng, watch = speakers_of(sizes), np.random.default_rng(2), Watch()
+    faces = read_utterances(folder / "manifest.parquet").table["num_crops"].to_numpy() > 0
+
+    def write(modality: str, dim: int) -> None:
+        centres = rng.standard_normal((sizes.speakers, dim), dtype=np.float32)
+        shape = (sizes.utterances, dim)
+        table = np.lib.format.open_memmap(folder / f"{modality}.npy", "w+", np.float32, shape)
+        for start in range(0, sizes.utterances, BLOCK):
+            rows = centres[speakers[start : start + BLOCK]]
+            rows += 1.6 * rng.standard_normal(rows.shape, dtype=np.float32)
+            if modality == "face":
+                rows[~faces[start : start + BLOCK]] = np.nan
+            table[start : start + BLOCK] = rows
+        table.flush()
+
+    for modality, dim in MODALITIES.items():
+        watch(f"synthetic {modality} embeddings made and written", lambda: write(modality, dim))  # noqa: B023
+    return watch.seconds
+
+
+def read_embeddings(folder: Path) -> dict[str, np.ndarray]:
+    """Memory-mapped, as the pipeline holds them."""
+    return {modality: np.load(folder / f"{modality}.npy", mmap_mode="r") for modality in MODALITIES}
+
+
+def usable(folder: Path) -> dict[str, np.ndarray]:
+    """Which utterances have which modality."""
+    table = read_utterances(folder / "manifest.parquet").table
+    return {"audio": np.ones(len(table), bool), "face": table["num_crops"].to_numpy() > 0}
+
+
+def clustering(folder: Path, sizes: Sizes) -> Seconds:
+    """Joint clustering, its k-means cut short."""
+    watch, settings = Watch(), ClusterSettings(iterations=sizes.iterations)
+    rows, present = read_embeddings(folder), usable(folder)
+    name = f"joint clustering, K {sizes.clusters:,}, {sizes.iterations} iterations"
+    watch(name, lambda: cluster_embeddings(rows, present, settings, sizes.clusters, 0, CPU))
+    return watch.seconds
+
+
+def labels(folder: Path, sizes: Sizes) -> Seconds:
+    """Labels as a round has them: of the true speakers split into K, one in ten wrong; written, read, judged."""
+    watch, rng = Watch(), np.random.default_rng(3)
+    speakers, extra = speakers_of(sizes), sizes.labels - sizes.speakers
+    split = (speakers < extra) & (rng.random(sizes.utterances) < 0.5)
+    found = np.where(split, speakers + sizes.speakers, speakers)
+    wrong = rng.random(sizes.utterances) < 0.1
+    found[wrong] = rng.integers(0, sizes.labels, wrong.sum())
+    utterances, path = read_utterances(folder / "manifest.parquet"), folder / "labels.parquet"
+    frame = pd.DataFrame({"utterance": utterances.table["utterance"], "label": found})
+
+    def write() -> None:
+        with whole_or_absent(path) as part:
+            frame.to_parquet(part, index=False)
+
+    watch("labels written", write)
+    watch("labels read", lambda: pd.read_parquet(path)["label"].to_numpy())
+    truth = Truth(utterances)
+    watch("NMI and purity of the labels", lambda: truth.of_labels(found))
+    return watch.seconds
+
+
+def read_labels(folder: Path) -> np.ndarray:
+    """(N,) int64."""
+    return pd.read_parquet(folder / "labels.parquet")["label"].to_numpy()
+
+
+def classes(folder: Path, sizes: Sizes) -> Seconds:
+    """Where the classifiers start."""
+    watch, found = Watch(), read_labels(folder)
+    for modality, rows in read_embeddings(folder).items():
+        watch(f"class vectors, {modality}", lambda: class_vectors(rows, found, CPU))  # noqa: B023
+    return watch.seconds
+
+
+def sampler(folder: Path, sizes: Sizes) -> Seconds:
+    """All batches of an epoch of stage 1: plain, and with positives from the clusters."""
+    watch, present, found = Watch(), usable(folder), read_labels(folder)
+    order = ExampleSampler(np.arange(sizes.utterances), sizes.batch, 0, "pretrain", present)
+    order.num_sources = 6
+
+    def epoch() -> None:
+        for _ in order.batches(0):
+            pass
+
+    watch("order of an epoch, plain", epoch)
+    for modality in present:
+        watch(f"cluster-aware positives, {modality}", lambda: ClusterPositives(found))
+        order.positives[modality] = ClusterPositives(found)
+    watch("order of an epoch, cluster-aware, both modalities", epoch)
+    return watch.seconds
+
+
+def a_round(folder: Path, sizes: Sizes) -> Seconds:
+    """A round's gate, and what it writes down at an epoch's end, over stored losses of both modalities."""
+    watch, rng = Watch(), np.random.default_rng(4)
+    config = paper_config(folder / "manifest.parquet", SMALL_ENCODERS)
+    stage = make_round(folder, config)
+    wrong = rng.random(sizes.utterances) < 0.2
+    log_losses = np.where(wrong[:, None], rng.normal(2.1, 0.4, (len(wrong), 2)), rng.normal(-2.3, 1.2, (len(wrong), 2)))
+    stage.table[:, :2] = torch.from_numpy(np.exp(log_losses).astype(np.float32))
+    stage.table[~torch.from_numpy(usable(folder)["face"]), 1] = torch.nan
+    stage.end_epoch(config.refine.gate.start_epoch - 1)
+    watch("gates of both modalities fitted, labels judged", lambda: stage.begin_epoch(config.refine.gate.start_epoch))
+    stage.table[:, :2] = stage.known[:, :2]
+    doubtful = (~stage.reliable).nonzero().flatten()
+    corrected = torch.stack([torch.randint(sizes.labels, (len(doubtful),)).float(), torch.rand(len(doubtful))], 1)
+    watch("corrections noted, batch by batch", lambda: note(stage, doubtful, corrected, sizes.batch))
+    watch("end of an epoch: tables joined, judged, written", lambda: stage.end_epoch(config.refine.gate.start_epoch))
+    watch("gate.parquet read", lambda: pd.read_parquet(folder / "round1" / "gate.parquet"))
+    return watch.seconds
+
+
+def make_round(folder: Path, config: Config) -> Refine:
+    """A round over the whole manifest, with encoders that take no time."""
+    utterances = read_utterances(config.data.train)
+    noise = small_noise_pack(folder / "noise")
+    with CropWriter(folder / "crops") as writer:
+        writer.append(np.zeros((1, CROP_SIZE, CROP_SIZE, 3), np.uint8), np.zeros((1, 5, 2), np.float32))
+    materials = Materials(config, utterances, folder / "crops", noise, CPU)
+    kits = build_kits(materials)
+    encoders = {name: kit.encoder() for name, kit in kits.items()}
+    truth, found = Truth(utterances), read_labels(folder)
+    return Refine(materials, "round1", config.refine, kits, encoders, found, truth, folder / "round1")
+
+
+def note(stage: Refine, rows: torch.Tensor, values: torch.Tensor, batch: int) -> None:
+    """As a round's steps do: the corrected label and its confidence of a batch's doubtful rows."""
+    for index, value in zip(rows.split(batch), values.split(batch), strict=True):
+        stage.table[index, 2:] = value
+
+
+PARTS = {
+    "manifest": manifest,
+    "embeddings": embeddings,
+    "clustering": clustering,
+    "labels": labels,
+    "class vectors": classes,
+    "sampler": sampler,
+    "gate and correction": a_round,
+}

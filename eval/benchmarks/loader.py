@@ -1,0 +1,91 @@
+"""Reading and cutting: examples a second from wav for the paper's stage-1 audio views (2 x 3 s + 4 x 2 s).
+
+Ours is `AudioViews` behind `ViewDataset`, numbers of the augmentation and collation included; the baseline is the same
+but for the cutting: soundfile reads the whole file for each crop. Files lie in the page cache.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import torch
+from torch.utils.data import DataLoader
+
+from avspk.config import AudioSettings
+from avspk.data.dataset import ViewDataset
+from avspk.data.manifest import read_utterances
+from avspk.data.sampler import EpochBatches, ExampleSampler
+from avspk.data.views import AudioGroup, AudioViews
+from benchmarks.corpus import paper_config, small_noise_pack, write_corpus
+from benchmarks.figures import Figure, rate
+from benchmarks.measure import cpu_seconds, take_turns
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Examples are read once a turn."""
+
+    examples: int = 2048
+    files: int = 512
+    batch: int = 64
+    workers: int = 2
+    turns: int = 5
+
+
+class WholeFiles(AudioViews):
+    """The plain way to cut: the file is read anew, whole, for every crop."""
+
+    def _cut(self, rows: Sequence[int], length: int, rng: np.random.Generator) -> np.ndarray:
+        segments = np.empty((len(rows), length), np.int16)
+        for segment, row in zip(segments, rows, strict=True):
+            samples = soundfile.read(self.utterances.audio_path(row), dtype="int16")[0]
+            start = int(rng.random() * (max(len(samples) - length, 0) + 1))
+            segment[:] = np.resize(samples[start : start + length], length)
+        return segments
+
+
+def run(device: torch.device, sizes: Sizes) -> Iterator[Figure]:
+    """Examples a second through a loader with workers, and of one process's CPU time."""
+    del device  # loaders know none
+    with tempfile.TemporaryDirectory() as scratch:
+        ours, baseline = (reader(Path(scratch), sizes, views) for views in (AudioViews, WholeFiles))
+        named = "soundfile reads the whole file for each crop"
+        jobs = {"ours": lambda: ours(sizes.workers), "baseline": lambda: baseline(sizes.workers)}
+        taken = take_turns(jobs, sizes.turns)
+        name = f"loader: reading and cutting, {sizes.workers} workers"
+        yield rate(name, sizes.examples, "examples/s", taken["ours"], taken["baseline"], named)
+        taken = take_turns({"ours": lambda: ours(0), "baseline": lambda: baseline(0)}, sizes.turns, cpu_seconds)
+        name = "loader: reading and cutting, one process"
+        yield rate(name, sizes.examples, "examples/CPU s", taken["ours"], taken["baseline"], named)
+
+
+def reader(folder: Path, sizes: Sizes, views: type[AudioViews]) -> Callable[[int], None]:
+    """A call that reads all examples once with so many workers."""
+    if not (folder / "manifest.parquet").is_file():
+        write_corpus(folder, sizes.files, sizes.examples)
+    config = paper_config(folder / "manifest.parquet")
+    cut = views(read_utterances(config.data.train), groups(config.audio), small_noise_pack(folder / "noise"))
+    dataset = ViewDataset({"audio": cut}, config.seed, "pretrain")
+    usable = {"audio": np.ones(sizes.examples, bool)}
+    sampler = ExampleSampler(np.arange(sizes.examples), sizes.batch, config.seed, "pretrain", usable)
+
+    def read(workers: int) -> None:
+        loader = DataLoader(dataset, batch_sampler=EpochBatches(sampler, 0, 0), num_workers=workers)
+        for _ in loader:
+            pass
+
+    return read
+
+
+def groups(audio: AudioSettings) -> dict[str, AudioGroup]:
+    """Global and local crops of stage 1, with their augmentation."""
+    views = audio.views
+    return {
+        "global": AudioGroup(views.global_crops, views.global_seconds, audio.policy),
+        "local": AudioGroup(views.local_crops, views.local_seconds, audio.policy),
+    }

@@ -1,0 +1,178 @@
+"""eval/benchmark.py at sizes that say nothing about speed: names, the file, the direction of ratios, errors."""
+
+import json
+import math
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "eval"))
+
+import benchmark
+from benchmarks import figures, full_size, gate, measure, scoring
+from benchmarks.figures import Figure, Results, cost, rate
+
+TINY = {
+    "loader": "examples=16 files=4 batch=8 turns=2",
+    "frontend": "batch=1 files_per_category=1 noise_share=0.1 turns=1",
+    "dino_loss": "batch=4 outputs=32768 turns=1",
+    "training": "batch=4 files=4 turns=2 pseudo_speakers=10",
+    "precision": "batch=2 frames=2 channels=8 audio_width=4 face_width=4 turns=1",
+    "embedding": "files=4 share_a_length=2 channels=8 turns=1",
+    "gate": "losses=2000 turns=1",
+    "clustering": "rows=400 dim=8 clusters=5 turns=1",
+    "scoring": "shrink=100 lists=O cohort=400 dim=8 replicates=5 plain_trials=5",
+    "preparation": "clips=8 clip_seconds=1.0 turns=1 store_crops=64 store_reads=8 memory_clips=16",
+    "full_size": "utterances=2000 speakers=30 clusters=20 iterations=2 labels=40",
+}
+SLOW = {"preparation"}  # a corpus is made, processes are started: a minute
+SMALL_MODEL = (
+    "training.overrides=[audio.encoder.architecture=ecapa,audio.encoder.channels=8,audio.encoder.aggregate_channels=8,audio.encoder.scale=2,"
+    "head.hidden_dim=16,head.out_dim=64]"
+)
+
+
+def settings(name: str) -> list[str]:
+    tiny = [f"{name}.{setting}" for setting in TINY[name].split()]
+    return [*tiny, SMALL_MODEL] if name == "training" else tiny
+
+
+def run(out: Path, *arguments: str) -> int:
+    return benchmark.main(["--out", str(out), *arguments])
+
+
+def read(out: Path) -> dict[str, dict]:
+    records = json.loads((out / "benchmark.json").read_text())
+    assert len({record["name"] for record in records}) == len(records)
+    return {record["name"]: record for record in records}
+
+
+def test_every_benchmark_is_tried_here():
+    assert set(TINY) == set(benchmark.BENCHMARKS)
+
+
+@pytest.fixture
+def without_children(monkeypatch):
+    """Children take seconds to import torch; their peaks are tested below, and with the loss."""
+
+    def call(function, *arguments):
+        return measure._measured(function, torch.get_num_threads(), *arguments)
+
+    for module in (full_size, scoring):
+        monkeypatch.setattr(module, "in_child", call)
+
+
+@pytest.mark.usefixtures("without_children")
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.long] if name in SLOW else []) for name in benchmark.BENCHMARKS]
+)
+def test_benchmark_gives_figures(name, tmp_path, capsys):
+    assert run(tmp_path, "--only", name, "--set", *settings(name)) == 0
+    printed = capsys.readouterr().out
+    records = read(tmp_path)
+    assert records
+    for record in records.values():
+        assert tuple(record) == figures.KEYS
+        assert record["name"] in printed
+        assert math.isfinite(record["ours"])
+        assert record["ours"] >= 0
+        assert record["unit"]
+        assert (record["baseline"] is None) == (record["ratio"] is None)
+        if record["baseline"] is not None:
+            better = record["ours"] / record["baseline"]
+            more = "/" in record["unit"] or record["unit"] == "NMI"
+            assert record["ratio"] == pytest.approx(better if more else 1 / better, rel=1e-3)
+            assert record["baseline_is"]
+
+
+def test_the_parts_of_a_step_add_up(tmp_path):
+    run(tmp_path, "--only", "training", "--set", *settings("training"))
+    records = read(tmp_path)
+    parts = [record for name, record in records.items() if name.startswith("dino step: ") and record["unit"] == "s"]
+    assert {part["name"].split(": ")[1].split(",")[0] for part in parts} == {
+        "data wait", "front end", "student", "teacher", "head and loss", "backward", "optimiser",
+    }  # fmt: skip
+    assert all(part["ours"] > 0 for part in parts)
+    assert any(name.startswith("stage-2 step") for name in records)
+
+
+def test_less_seconds_and_more_a_second_are_better():
+    assert cost("x", [2.0], [6.0], "slow").ratio == pytest.approx(3)
+    assert rate("x", 10, "files/s", [2.0], [6.0], "slow").ratio == pytest.approx(3)
+    assert rate("x", 10, "files/s", [2.0], [6.0], "slow").ours == pytest.approx(5)
+
+
+def test_turns_are_summed_up_by_their_medians_and_ends():
+    figure = cost("x", [1.0, 2.0, 9.0], [2.0, 8.0, 9.0], "slow")
+    assert (figure.ours, figure.baseline, figure.ratio) == (2, 8, 4)
+    assert figure.spread == (1, 4)
+    assert cost("x", [1.0, 3.0, 2.0]).spread == (1, 3)
+    assert cost("x", [1.0]).record() == {
+        "name": "x", "ours": 1.0, "baseline": None, "ratio": None, "unit": "s", "baseline_is": None,
+    }  # fmt: skip
+
+
+def test_figures_join_what_the_file_holds(tmp_path):
+    first = Results(tmp_path)
+    first.add(Figure("a", 1.0, "s"))
+    first.add(Figure("b", 2.0, "s"))
+    second = Results(tmp_path)
+    second.add(Figure("a", 5.0, "s"))
+    assert [(name, record["ours"]) for name, record in read(tmp_path).items()] == [("a", 5.0), ("b", 2.0)]
+
+
+def test_an_interruption_keeps_what_was_measured(tmp_path, monkeypatch):
+    def interrupted(device, sizes):
+        yield Figure("kept", 1.0, "s")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(gate, "run", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, "--only", "gate")
+    assert list(read(tmp_path)) == ["kept"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--only", "loadr"], "loadr; valid names are loader, frontend"),
+        (["--only", "gate", "--set", "gate.loses=3"], "no setting 'loses'; valid ones are losses, turns"),
+        (["--only", "gate", "--set", "loader.turns=3"], "with a NAME that runs: gate"),
+        (["--only", "gate", "--set", "gate.turns"], "not NAME.FIELD=VALUE"),
+    ],
+)
+def test_what_is_not_there_is_named(arguments, message, tmp_path, capsys):
+    assert run(tmp_path, *arguments) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "benchmark.json").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_cuda_without_a_gpu_is_an_error(tmp_path, capsys):
+    assert run(tmp_path, "--device", "cuda", "--only", "gate") == 2
+    assert "no GPU" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", ["not json", '{"a": 1}', "[1]"])
+def test_another_file_of_that_name_is_not_overwritten(content, tmp_path, capsys):
+    (tmp_path / "benchmark.json").write_text(content)
+    assert run(tmp_path, "--only", "gate") == 2
+    assert "benchmark.json" in capsys.readouterr().err
+    assert (tmp_path / "benchmark.json").read_text() == content
+
+
+def test_a_child_tells_its_own_peak():
+    held = torch.zeros(50_000_000)  # 0.2 GB that the child must not inherit
+    small, large = (measure.in_child(torch.zeros, size) for size in (10, 100_000_000))
+    assert len(held)
+    assert large.peak - small.peak == pytest.approx(0.4e9 / 2**30, rel=0.15)
+
+
+def test_jobs_take_turns():
+    calls: list[str] = []
+    jobs = {name: lambda name=name: calls.append(name) for name in "ab"}
+    taken = measure.take_turns(jobs, 2)
+    assert calls == list("ababab")  # the first pair warms up
+    assert {name: len(seconds) for name, seconds in taken.items()} == {"a": 2, "b": 2}
