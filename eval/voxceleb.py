@@ -23,20 +23,11 @@ from avspk.data.manifest import read_trials, read_utterances
 from avspk.data.score_file import read_scores, write_scores
 from avspk.evaluation.audio_files import usable_files
 from avspk.evaluation.embedding_store import EmbeddingStore, model_digest, write_embeddings
+from avspk.evaluation.official_lists import recognised
 from avspk.evaluation.results import evaluate_list, markdown, write_json, write_results
 from avspk.evaluation.systems import Scorer, training_files
-from avspk.evaluation.trial_list import TrialList, check_trials
+from avspk.evaluation.trial_list import TrialList
 from avspk.report.score_figures import save_score_figures
-
-# Title, file name at the VoxCeleb site, number of trials. A list is known by its count: people rename files.
-OFFICIAL_LISTS = (
-    ("VoxCeleb1-O (cleaned)", "veri_test2", 37_611),
-    ("VoxCeleb1-O (original)", "veri_test", 37_720),
-    ("VoxCeleb1-E (cleaned)", "list_test_all2", 579_818),
-    ("VoxCeleb1-E (original)", "list_test_all", 581_480),
-    ("VoxCeleb1-H (cleaned)", "list_test_hard2", 550_894),
-    ("VoxCeleb1-H (original)", "list_test_hard", 552_536),
-)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -81,21 +72,6 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     if args.pseudo_labels and not args.train:
         parser.error("--pseudo-labels needs --train, the manifest whose utterances they label")
     return args
-
-
-def recognised(name: str, table: pd.DataFrame, allow_missing: bool) -> TrialList:
-    """Give a list its title, by its count or else its name; refuse a part of an official list unless told to."""
-    notes = check_trials(table, name)
-    for title, _, count in OFFICIAL_LISTS:
-        if len(table) == count:
-            return TrialList(name, table, title, notes=notes)
-    for title, file_name, count in OFFICIAL_LISTS:
-        if name == file_name:
-            note = f"{file_name} has {count:,} trials, this list {len(table):,}"
-            if not allow_missing:
-                raise ValueError(f"{note}: not {title}; --allow-missing evaluates it, marked INCOMPLETE")
-            return TrialList(name, table, title, False, (*notes, note))
-    return TrialList(name, table, name, notes=notes)
 
 
 def from_scores(args: argparse.Namespace) -> tuple[list[tuple[str, TrialList]], list[str]]:

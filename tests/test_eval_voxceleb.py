@@ -1,10 +1,16 @@
 import importlib.util
 import json
+import os
+import re
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from small_model import write_model
 
 import avspk.model
 from avspk.data.manifest import write_utterances
@@ -13,11 +19,11 @@ from avspk.data.score_file import read_scores
 from avspk.scoring.bootstrap import evaluate_scores
 
 SPEAKERS, FILES = 6, 4
+SCRIPT = Path(__file__).parents[1] / "eval" / "voxceleb.py"
 
 
 def load_script():
-    path = Path(__file__).parents[1] / "eval" / "voxceleb.py"
-    spec = importlib.util.spec_from_file_location("eval_voxceleb", path)
+    spec = importlib.util.spec_from_file_location("eval_voxceleb", SCRIPT)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -52,10 +58,10 @@ def model(tmp_path, monkeypatch):
     return folder
 
 
-def write_corpus(folder, speakers=SPEAKERS, seed=0):
+def write_corpus(folder, speakers=SPEAKERS, seed=0, files=FILES):
     """Voices that are tones in noise, the ninth like the first and so on; names as VoxCeleb's."""
     rng = np.random.default_rng(seed)
-    names = [f"id{10001 + s}/video{v}/00001.wav" for s in range(speakers) for v in range(FILES)]
+    names = [f"id{10001 + s}/video{v}/00001.wav" for s in range(speakers) for v in range(files)]
     for name in names:
         seconds, frequency = rng.uniform(0.1, 0.6), 400 + 900 * ((int(name[2:7]) - 10001) % 8)
         time = np.arange(int(16_000 * seconds)) / 16_000
@@ -194,7 +200,8 @@ def test_bad_score_files_are_one_clear_error(tmp_path, capsys, text, message):
 
 def test_official_lists_are_known_by_count():
     def table(count):
-        return pd.DataFrame({"label": np.int8(0), "enroll": [f"{i}" for i in range(count)], "test": "t"})
+        labels = np.arange(count) < 100
+        return pd.DataFrame({"label": labels.astype(np.int8), "enroll": [f"{i}" for i in range(count)], "test": "t"})
 
     known = voxceleb.recognised("vox1_O_cleaned", table(37_611), False)
     assert (known.title, known.complete) == ("VoxCeleb1-O (cleaned)", True)
@@ -282,28 +289,26 @@ def test_embeddings_that_are_not_finite_are_named(evaluate, monkeypatch, capsys)
     assert "embeddings of 24 files are not finite; the first is id10001/video0/00001.wav" in capsys.readouterr().err
 
 
-def test_training_files_add_as_norm_and_calibration(tmp_path, evaluate, capsys):
-    names = write_corpus(tmp_path / "train", speakers=13, seed=1)
+def write_training(folder, speakers, files):
+    """A manifest of tones, and the clusters that would be found of them: the speakers, one of them in none."""
+    names = write_corpus(folder / "train", speakers, seed=1, files=files)
     utterances = [name.removesuffix(".wav") for name in names]
-    lengths = [len(read_audio(tmp_path / "train" / name)) for name in names]
+    lengths = [len(read_audio(folder / "train" / name)) for name in names]
     table = pd.DataFrame(
         {"utterance": utterances, "audio": names, "num_samples": lengths, "first_crop": -1, "num_crops": 0}
     )
-    write_utterances(table, tmp_path / "train" / "manifest.tsv")
-    labels = pd.DataFrame({"utterance": utterances, "label": np.repeat([*range(3, 15), -1], FILES)})
-    labels.to_parquet(tmp_path / "labels.parquet")
+    write_utterances(table, folder / "train" / "manifest.tsv")
+    labels = pd.DataFrame({"utterance": utterances, "label": np.repeat([*range(3, 2 + speakers), -1], files)})
+    labels.to_parquet(folder / "labels.parquet")
+    return "--train", folder / "train" / "manifest.tsv"
 
-    status, records = evaluate("--train", tmp_path / "train" / "manifest.tsv", out="utterances")
+
+def test_training_files_add_as_norm_and_calibration(tmp_path, evaluate, capsys):
+    train = write_training(tmp_path, speakers=13, files=9)
+    status, records = evaluate(*train, out="utterances")
     assert (status, [record["system"] for record in records]) == (0, ["cosine", "as-norm"])
-    assert "the 52 highest of 52 utterances" in capsys.readouterr().out
-    options = [
-        "--train",
-        tmp_path / "train" / "manifest.tsv",
-        "--pseudo-labels",
-        tmp_path / "labels.parquet",
-        "--top-n",
-        3,
-    ]
+    assert "the 117 highest of 117 utterances" in capsys.readouterr().out
+    options = [*train, "--pseudo-labels", tmp_path / "labels.parquet", "--top-n", 3]
     status, records = evaluate(*options)
     assert (status, [record["system"] for record in records]) == (0, ["cosine", "as-norm", "calibrated"])
     assert "the 3 highest of 12 means of pseudo speakers" in capsys.readouterr().out
@@ -311,6 +316,22 @@ def test_training_files_add_as_norm_and_calibration(tmp_path, evaluate, capsys):
     calibration = json.loads((tmp_path / "out" / "calibration.json").read_text())
     assert calibration["names"][:2] == ["score", "min_duration"]
     assert evaluate(*options)[1] == records  # drawn, but by seed
+
+
+@pytest.mark.parametrize(
+    ("speakers", "files", "reason"),
+    [
+        (9, 6, r"8 pseudo speakers; it takes 10"),
+        (13, 2, r"12 target and \d+ non-target trials between different recordings"),
+        (13, 3, r"36 target and .* have \d+ errors at the EER; a slope takes 30"),
+    ],
+)
+def test_too_few_training_trials_make_a_note_not_a_calibration(tmp_path, evaluate, capsys, speakers, files, reason):
+    train = write_training(tmp_path, speakers, files)
+    status, records = evaluate(*train, "--pseudo-labels", tmp_path / "labels.parquet", "--top-n", 3)
+    assert (status, [record["system"] for record in records]) == (0, ["cosine", "as-norm"])
+    assert re.search(f"not calibrated: {reason}", (tmp_path / "out" / "metrics.md").read_text())
+    assert not (tmp_path / "out" / "calibration.json").exists()
 
 
 def test_wrong_pseudo_labels_are_named(tmp_path, evaluate, capsys):
@@ -347,7 +368,8 @@ def test_kaldi_lists(tmp_path, evaluate, corpus):
     [
         ("2 id10001/video0/00001.wav id10001/video1/00001.wav", "is no trial"),
         ("1 id10001/video0/00001.wav id10002/video1/00001.wav", "contradict the speakers"),
-        ("0 id10001/video0/00001.wav id10002/video9/00001.wav", "video9"),
+        ("0 id10001/video0/00001.wav id10002/video9/00001.wav", "0 targets and 2 non-targets"),
+        ("1 id10001/video0/00001.wav id10001/video9/00001.wav", "video9"),
     ],
 )
 def test_bad_trials_are_named_before_anything_is_embedded(tmp_path, evaluate, capsys, line, message):
@@ -355,6 +377,39 @@ def test_bad_trials_are_named_before_anything_is_embedded(tmp_path, evaluate, ca
     assert evaluate(trials="bad.txt") == (2, None)
     assert message in capsys.readouterr().err
     assert FakeModel.embedded == 0
+
+
+def test_two_processes_give_what_one_gives(tmp_path, corpus):
+    """By `accelerate launch`, each with a share of the files; written and printed once."""
+    model = write_model(tmp_path / "trained")
+    arguments = ["--model", model, "--trials", tmp_path / "trials.txt", "--wav-root", tmp_path / "wav"]
+    arguments = [*map(str, arguments), "--bootstrap", "50", "--workers", "0"]
+    outputs = {}
+    for processes in (1, 2):
+        done = launch(SCRIPT, *arguments, "--out", str(tmp_path / str(processes)), processes=processes)
+        assert done.returncode == 0, done.stderr
+        outputs[processes] = done.stdout.replace(str(tmp_path / "2"), str(tmp_path / "1"))
+    assert outputs[1].count("trials: trials, 276 trials, 24 files, 0 missing") == 1
+    one, two = (np.load(tmp_path / name / "embeddings.npy") for name in "12")
+    assert np.allclose(one, two, atol=1e-5 * np.abs(one).max())
+    scores = [read_scores(tmp_path / name / "cosine__trials.scores.tsv") for name in "12"]
+    assert np.allclose(scores[0]["score"], scores[1]["score"], atol=2e-5)
+    (first,), (second,) = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in "12")
+    assert {key: second[key] for key in second} == pytest.approx(first, abs=2e-2)
+    assert outputs[2].count("| system | list |") == outputs[1].count("| system | list |") == 2
+    assert [len(list((tmp_path / name / "cache").iterdir())) for name in "12"] == [2, 2]
+
+
+def launch(script, *arguments, processes):
+    """Finished `accelerate launch` of processes on CPUs."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    several = ["--multi_gpu", "--main_process_port", port] if processes > 1 else []
+    command = [sys.executable, "-m", "accelerate.commands.launch", *several, "--num_processes", str(processes)]
+    command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", str(script), *arguments]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
 def test_no_model_no_list(tmp_path, capsys):

@@ -187,5 +187,8 @@ def test_contradictions_of_a_list():
     )
     with pytest.raises(ManifestError, match="list: 1 labels contradict the speakers; trial 2 is '1 id10001"):
         check_trials(good.assign(label=[1, 1]), "list")
+    for label in (0, 1):
+        with pytest.raises(ManifestError, match=f"list: {3 * label} targets and {3 - 3 * label} non-targets"):
+            check_trials(trials(*[(label, "a", name) for name in "bcd"]), "list")
     with pytest.raises(ManifestError, match="twice, with both labels"):
         check_trials(trials((1, "a", "b"), (0, "a", "b")), "list")

@@ -11,6 +11,13 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from avspk.data.manifest import ManifestError, Utterances
+from avspk.evaluation.pseudo_trials import (
+    UnfitError,
+    require_errors,
+    require_slope,
+    require_speakers,
+    require_trials,
+)
 from avspk.evaluation.trial_list import TrialList
 from avspk.scoring.backend import as_norm, cohort_statistics, cosine_scores, normalised, pseudo_speaker_means
 from avspk.scoring.calibration import (
@@ -75,7 +82,8 @@ class Scorer:
 
     Always "cosine", less the training mean if the model has one. With training files also "as-norm", against the means
     of pseudo speakers or, without labels, against the utterances. With labels also "calibrated": likelihood ratios
-    from cosine, durations, magnitudes and cohort means, fitted on trials between pseudo speakers.
+    from cosine, durations, magnitudes and cohort means, fitted on trials between pseudo speakers; where those cannot
+    carry a fit, the protocol says why, and there is no such system.
 
     names (F,) of the files, their embeddings (F, D) as the encoder gave them, their lengths (F,) in samples.
     """
@@ -96,6 +104,7 @@ class Scorer:
         self.names, self.mean, self.training = pd.Index(names), mean, training
         self.rows = normalised(embeddings, mean)
         self.calibration: Calibration | None = None
+        self.not_calibrated = ""
         if training is None:
             return
         cohort = _cohort(training, mean)
@@ -103,7 +112,10 @@ class Scorer:
         self.statistics = cohort_statistics(self.rows, cohort, self.top_n)
         if training.labels is not None:
             self.measures = quality_measures(num_samples, embeddings, self.statistics[0])
-            self.calibration = _fit(training, training.labels, mean, cohort, self.top_n, seed)
+            try:
+                self.calibration = _fit(training, training.labels, mean, cohort, self.top_n, seed)
+            except UnfitError as reason:
+                self.not_calibrated = str(reason)
 
     def score(self, trials: TrialList) -> dict[str, TrialList]:
         """System -> the list with a column `score`; all its files must be among the names."""
@@ -125,6 +137,8 @@ class Scorer:
             text += f"; AS-norm: the {self.top_n} highest of {self.cohort_size:,} {kind}"
         if self.calibration is not None:
             text += "; calibration: logistic regression on cosine, duration, magnitude, cohort mean; pseudo speakers"
+        if self.not_calibrated:
+            text += f"; not calibrated: {self.not_calibrated}"
         return text + "."
 
 
@@ -137,10 +151,15 @@ def _cohort(training: TrainingFiles, mean: Floats | None) -> Floats:
 def _fit(
     training: TrainingFiles, labels: NDArray[np.int64], mean: Floats | None, cohort: Floats, top_n: int, seed: int
 ) -> Calibration:
+    speakers = require_speakers(labels)
     rng = np.random.default_rng(seed)
     enroll, test, target = training_trials(labels, training.recordings, CALIBRATION_TRIALS, rng)
+    require_trials(target)
     rows = normalised(training.embeddings, mean)
+    scores = cosine_scores(rows, enroll, test)
+    trials = require_errors(scores, target, speakers)
     cohort_means = cohort_statistics(rows, cohort, top_n)[0]
     measures = quality_measures(training.num_samples, training.embeddings, cohort_means)
-    features = trial_features(cosine_scores(rows, enroll, test), enroll, test, measures)
-    return fit_calibration(features, target, names=feature_names())
+    calibration = fit_calibration(trial_features(scores, enroll, test, measures), target, names=feature_names())
+    require_slope(calibration.weights[0], trials)
+    return calibration

@@ -75,7 +75,8 @@ def _map_unique(function: Callable[[str], str], names: NDArray[np.str_]) -> NDAr
 def check_trials(table: pd.DataFrame, source: str) -> tuple[str, ...]:
     """Notes on a table of trials (label, enroll, test): repeated trials.
 
-    Raises: ManifestError if a trial comes with both labels, or the label of a VoxCeleb trial contradicts its speakers.
+    Raises: ManifestError if the label of a VoxCeleb trial contradicts its speakers, if a trial comes with both labels,
+    or if all are of one kind.
     """
     if "enroll" not in table:
         return ()
@@ -88,6 +89,12 @@ def check_trials(table: pd.DataFrame, source: str) -> tuple[str, ...]:
     repeated = table.duplicated(["enroll", "test"])
     if repeated.sum() != table.duplicated(["enroll", "test", "label"]).sum():
         raise ManifestError(f"{source}: a trial is there twice, with both labels")
+    num_targets = int((table["label"] == 1).sum())
+    if num_targets in (0, len(table)):
+        raise ManifestError(
+            f"{source}: {num_targets} targets and {len(table) - num_targets} non-targets: error rates need at least "
+            "one of each"
+        )
     return (f"{repeated.sum():,} trials are there more than once",) if repeated.any() else ()
 
 

@@ -1,0 +1,35 @@
+"""The trial lists of VoxCeleb1, recognised, so that a number is printed under the name of the list that it is of."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from avspk.evaluation.trial_list import TrialList, check_trials
+
+# Title, file name at the VoxCeleb site, number of trials. A list is known by its count: people rename files.
+OFFICIAL_LISTS = (
+    ("VoxCeleb1-O (cleaned)", "veri_test2", 37_611),
+    ("VoxCeleb1-O (original)", "veri_test", 37_720),
+    ("VoxCeleb1-E (cleaned)", "list_test_all2", 579_818),
+    ("VoxCeleb1-E (original)", "list_test_all", 581_480),
+    ("VoxCeleb1-H (cleaned)", "list_test_hard2", 550_894),
+    ("VoxCeleb1-H (original)", "list_test_hard", 552_536),
+)
+
+
+def recognised(name: str, table: pd.DataFrame, allow_missing: bool) -> TrialList:
+    """Give a list its title, by its count or else its name.
+
+    Raises: ValueError where an official name is on a part of that list, unless `allow_missing`, and as `check_trials`.
+    """
+    notes = check_trials(table, name)
+    for title, _, count in OFFICIAL_LISTS:
+        if len(table) == count:
+            return TrialList(name, table, title, notes=notes)
+    for title, file_name, count in OFFICIAL_LISTS:
+        if name == file_name:
+            note = f"{file_name} has {count:,} trials, this list {len(table):,}"
+            if not allow_missing:
+                raise ValueError(f"{note}: not {title}; --allow-missing evaluates it, marked INCOMPLETE")
+            return TrialList(name, table, title, False, (*notes, note))
+    return TrialList(name, table, name, notes=notes)
