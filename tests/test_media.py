@@ -6,7 +6,15 @@ import soundfile
 from clips import numbered_frames, tone, with_rotation, write_clip
 
 from avspk.data import media
-from avspk.data.media import MediaError, audio_num_samples, open_video, probe_video, read_audio, read_frames
+from avspk.data.media import (
+    MediaError,
+    audio_blocks,
+    audio_num_samples,
+    open_video,
+    probe_video,
+    read_audio,
+    read_frames,
+)
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +44,43 @@ def test_other_rates_are_resampled(tmp_path, rate):
     assert len(sound) == audio_num_samples(path) == 16_000
     assert np.abs(sound - tone())[500:-500].max() < 2e-3
     assert np.array_equal(read_audio(path, 5000, 700), sound[5000:5700])
+
+
+@pytest.mark.parametrize("rate", [8_000, 11_025, 16_000, 44_100, 48_000, 16_001])
+@pytest.mark.parametrize("piece", [7, 2_000, 1 << 20])
+def test_blocks_are_the_whole(tmp_path, monkeypatch, rate, piece):
+    """However the file is read, also where the resampling filter reaches over a cut."""
+    monkeypatch.setattr(media, "_PIECE", piece)
+    rng = np.random.default_rng(0)
+    soundfile.write(tmp_path / "a.wav", rng.uniform(-0.9, 0.9, (rate // 8 + 3, 2)), rate)
+    whole, blocks = read_audio(tmp_path / "a.wav"), list(audio_blocks(tmp_path / "a.wav", 700))
+    assert {len(block) for block in blocks[:-1]} == {700}
+    assert 0 < len(blocks[-1]) <= 700
+    assert np.allclose(np.concatenate(blocks), whole, atol=1e-6)
+    assert np.concatenate(blocks).shape == whole.shape
+
+
+def test_blocks_of_an_mp4(clip, monkeypatch):
+    blocks = list(audio_blocks(clip, 5_000))
+    assert np.array_equal(np.concatenate(blocks), read_audio(clip))
+    assert len(np.concatenate(blocks)) == audio_num_samples(clip)
+
+
+def test_no_sound_makes_no_blocks(tmp_path):
+    for rate in (16_000, 44_100):
+        soundfile.write(tmp_path / "a.wav", np.zeros(0), rate)
+        assert list(audio_blocks(tmp_path / "a.wav", 100)) == []
+    with pytest.raises(MediaError, match="no such file"):
+        list(audio_blocks(tmp_path / "none.wav", 100))
+
+
+@pytest.mark.parametrize("name", sorted(set(soundfile.available_formats()) - {"RAW", "MP3", "OGG", "WVE", "XI", "SD2"}))
+def test_whatever_libsndfile_writes_is_read(tmp_path, name):
+    """Left out: what is no sample-exact copy (lossy, or at a rate of its own), and what is no single file."""
+    path = tmp_path / f"a.{name.lower()}"
+    soundfile.write(path, tone(0.5), 16_000, format=name)
+    assert np.abs(read_audio(path)[:8_000] - tone(0.5)).max() < 1e-3
+    assert audio_num_samples(path) == len(read_audio(path))
 
 
 def test_channels_are_averaged(tmp_path):

@@ -1,20 +1,24 @@
 """Model folders and their users' sounds: what comes out, what is refused and with which words."""
 
 import json
+import os
 import pickle
 import shutil
+import subprocess
+import sys
 import warnings
 
 import numpy as np
 import pytest
 import torch
+from clips import write_clip
 from scipy.signal import resample_poly
 from small_model import CALIBRATION, voice, write_model, write_sound
 
 from avspk import load_model
 from avspk import model as module
 from avspk.checkpoint import CheckpointError, save_tree
-from avspk.data.media import MediaError
+from avspk.data.media import MediaError, read_audio
 from avspk.model import AudioWarning, load_calibration, load_encoder
 
 
@@ -113,6 +117,60 @@ def test_ten_minutes_pass_in_parts(model, tmp_path):
     assert np.isfinite(embedding).all()
     assert len(frames) == 2
     assert max(frames) <= module.MAX_SECONDS * 100
+
+
+LONG = """
+import resource, sys
+from avspk import load_model
+model = load_model(sys.argv[1], "cpu")
+for path in sys.argv[2:]:
+    model.embed(path)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+"""
+
+
+def write_hours(path, hours, rate, channels):
+    """Voices here and there in hours of silence, which the disk need not hold: a sparse 16-bit wav."""
+    frame, size = 2 * channels, int(hours * 3600 * rate) * 2 * channels
+    header = b"RIFF" + (36 + size).to_bytes(4, "little") + b"WAVEfmt " + (16).to_bytes(4, "little")
+    header += (1).to_bytes(2, "little") + channels.to_bytes(2, "little") + rate.to_bytes(4, "little")
+    header += (rate * frame).to_bytes(4, "little") + frame.to_bytes(2, "little") + (16).to_bytes(2, "little")
+    header += b"data" + size.to_bytes(4, "little")
+    speech = np.repeat((30000 * voice(2.0)).astype("<i2"), channels).tobytes()
+    with path.open("wb") as file:
+        file.write(header)
+        for share in (0.2, 0.5, 0.9):
+            file.seek(len(header) + int(share * size) // frame * frame)
+            file.write(speech)
+        file.truncate(len(header) + size)
+    return path
+
+
+def test_two_hours_take_no_more_memory_than_ten_minutes(folder, tmp_path):
+    """Nor does a quarter of an hour that is resampled; whole, it would take 320 MB, the two hours 460 MB."""
+    paths = [
+        write_hours(tmp_path / "minutes.wav", 1 / 6, 16000, 1),
+        write_hours(tmp_path / "hours.wav", 2, 16000, 1),
+        write_hours(tmp_path / "stereo.wav", 1 / 4, 44100, 2),
+    ]
+    command = [sys.executable, "-c", LONG, str(folder), *map(str, paths)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    short, *long = map(int, done.stdout.split())
+    assert max(long) < short + 60, "MiB"
+
+
+@pytest.mark.parametrize("kind", ["wav at 44.1 kHz", "m4a"])
+def test_a_file_in_parts_is_the_sound_in_parts(model, tmp_path, monkeypatch, kind):
+    """Read part by part, the same as read whole and then cut."""
+    monkeypatch.setattr(module, "MAX_SECONDS", 1.0)
+    sound = np.concatenate([voice(1.3, speaker) for speaker in (1, 4, 2)])
+    if kind == "m4a":
+        path = write_clip(tmp_path / "x.m4a", sound=sound)
+    else:
+        path = write_sound(tmp_path / "x.wav", sound, 44100)
+    assert np.allclose(model.embed(path), model.embed(read_audio(path), 16000), atol=1e-5)
 
 
 def test_the_parts_have_equal_weight(model, tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """Media files to arrays: sound as 16 kHz mono waveforms, video as RGB frames. Every failure is a MediaError.
 
-Sound: soundfile for wav, flac and ogg, PyAV for the rest. Frames: decord, PyAV where decord refuses a file.
+Sound: soundfile for wav, flac, ogg and what else it knows, PyAV for the rest. Frames: decord, PyAV where decord
+refuses a file.
 """
 
 import io
@@ -15,7 +16,10 @@ import numpy as np
 import soundfile
 
 SAMPLE_RATE = 16_000
-_SOUNDFILE_SUFFIXES = frozenset({".wav", ".flac", ".ogg"})
+# What libsndfile knows, but MP3, which only its newer versions do, and raw samples, which do not tell their rate.
+_SOUNDFILE_SUFFIXES = frozenset(
+    {f".{name.lower()}" for name in soundfile.available_formats()} - {".mp3", ".raw"} | {".aif", ".mat", ".sph"}
+)
 _PIECE = 1 << 20  # frames read at once
 _MP4_SUFFIXES = frozenset({".mp4", ".m4a", ".m4v", ".mov"})
 
@@ -85,7 +89,7 @@ def read_utterance(path: Path, start: int, num_samples: int) -> np.ndarray:
 
 
 def audio_num_samples(path: str | Path) -> int:
-    """Number of samples `read_audio` gives for the whole file: from the header of wav, flac, ogg; else by decoding.
+    """Number of samples `read_audio` gives for the whole file: from the header where soundfile reads it, or decoded.
 
     Raises: MediaError.
     """
@@ -225,14 +229,14 @@ def _read_with_soundfile(path: Path, start: int, num_samples: int | None) -> np.
     try:
         with soundfile.SoundFile(str(path)) as file:
             plain = file.samplerate == SAMPLE_RATE
-            if plain:
+            if plain and start:  # some formats cannot seek
                 file.seek(min(start, file.frames))
-            count = num_samples if plain and num_samples is not None else -1
+            count = num_samples if plain and num_samples is not None else file.frames
             samples = file.read(count, dtype="float32", always_2d=True)
             rate = file.samplerate
     except (soundfile.SoundFileError, OSError) as error:
         raise MediaError(_reason(error)) from error
-    waveform = samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1)
+    waveform = _mono(samples)
     if plain:
         return np.ascontiguousarray(waveform)
     return _segment(resample(waveform, rate), start, num_samples)
@@ -241,11 +245,20 @@ def _read_with_soundfile(path: Path, start: int, num_samples: int | None) -> np.
 def _soundfile_pieces(path: Path) -> Iterator[np.ndarray]:
     try:
         with soundfile.SoundFile(str(path)) as file:
-            frames = file.blocks(_PIECE, dtype="float32", always_2d=True)
-            mono = (piece[:, 0] if piece.shape[1] == 1 else piece.mean(axis=1) for piece in frames)
-            yield from mono if file.samplerate == SAMPLE_RATE else _resampled_pieces(mono, file.samplerate)
+            pieces = _mono_pieces(file)
+            yield from pieces if file.samplerate == SAMPLE_RATE else _resampled_pieces(pieces, file.samplerate)
     except (soundfile.SoundFileError, OSError) as error:
         raise MediaError(_reason(error)) from error
+
+
+def _mono_pieces(file: soundfile.SoundFile) -> Iterator[np.ndarray]:
+    while len(samples := file.read(_PIECE, dtype="float32", always_2d=True)):
+        yield _mono(samples)
+
+
+def _mono(samples: np.ndarray) -> np.ndarray:
+    """Samples (n, channels) -> (n,)."""
+    return samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1)
 
 
 def _resampled_pieces(pieces: Iterator[np.ndarray], rate: int) -> Iterator[np.ndarray]:
