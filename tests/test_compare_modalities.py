@@ -3,6 +3,7 @@ import re
 import runpy
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -110,8 +111,8 @@ def test_labels_are_those_of_each_rounds_last_epoch(exp: Path, single: Compariso
 )
 def test_the_wording_follows_the_interval(found: Difference, expected: str, words: str) -> None:
     assert reading(found) == expected
-    row = {"method": "av", "stage": "final", "trials": "o", "relative": found.difference / 10, "reading": expected}
-    text = sentence(row | vars(found), "audio")
+    row = {"method": "av", "reference": "audio", "stage": "final", "trials": "o", "reading": expected}
+    text = sentence(row | {"relative": found.difference / 10} | vars(found))
     assert words in text
     assert ("lower" in text or "higher" in text) == (expected in ("better", "worse"))
 
@@ -139,7 +140,7 @@ def test_markdown_and_page_hold_every_number(single: Comparison) -> None:
     assert text.count(headlines(single)[0]) == 1
     for line in text.splitlines():
         if line.startswith("|"):
-            assert line.count("|") in (8, 9, 11)
+            assert line.count("|") in (9, 11, 13)
 
 
 def test_settings_that_differ_are_listed(exp: Path) -> None:
@@ -192,6 +193,34 @@ def test_a_method_without_rounds_is_compared_where_it_can_be(exp: Path, tmp_path
     rows = [row for row in json.loads((stage_one / "metrics.json").read_text()) if row["system"] != "final"]
     (stage_one / "metrics.json").write_text(json.dumps(rows))
     comparison = compare(read_methods([str(stage_one), f"{exp}/av_s0"]), 20)
-    assert list(comparison.differences["stage"].unique()) == ["stage 1 (DINO)"]
-    assert "final" in set(comparison.errors["stage"])
+    assert list(comparison.stage_differences["stage"].unique()) == ["stage 1 (DINO)"]
+    last = comparison.last_differences
+    assert list(last["stage"].unique()) == ["final against stage 1 (DINO)"]
+    errors = comparison.last_errors.set_index(["trials", "method"])["eer"]
+    for row in last.to_dict("records"):
+        assert row["difference"] == pytest.approx(errors[row["trials"], "av_s0"] - errors[row["trials"], "dino"])
     assert "Round 1" in comparison_page(comparison)
+
+
+def test_each_method_against_the_one_that_it_names(exp: Path) -> None:
+    audio, av, ablated = read_methods([f"audio={exp}/audio_s0", f"av={exp}/av_s0", f"gate={exp}/av_s1"])
+    comparison = compare([audio, av, replace(ablated, against="av")], REPLICATES)
+    last = comparison.last_differences
+    assert set(zip(last["method"], last["reference"], strict=True)) == {("av", "audio"), ("gate", "av")}
+    errors = comparison.last_errors.set_index(["trials", "method"])["eer"]
+    for row in last.to_dict("records"):
+        expected = errors[row["trials"], row["method"]] - errors[row["trials"], row["reference"]]
+        assert row["difference"] == pytest.approx(expected)
+    assert "| gate | demo_o (900) | final | 1 |" in markdown(comparison)
+    assert "gate minus av" in comparison_page(comparison)
+
+
+def test_an_upper_bound_is_called_one(exp: Path, tmp_path: Path) -> None:
+    shutil.copytree(exp / "audio_s0", tmp_path / "supervised")
+    environment = tmp_path / "supervised" / "environment.json"
+    environment.write_text(json.dumps({"seed": 0, "labels": "TRUE SPEAKER"}))
+    comparison = compare(read_methods([f"{exp}/audio_s0", str(tmp_path / "supervised")]), 20)
+    (caveat,) = [text for text in caveats(comparison) if "true speakers" in text]
+    assert caveat.startswith("supervised: ")
+    assert caveat in markdown(comparison)
+    assert caveat in comparison_page(comparison)

@@ -214,7 +214,8 @@ def _error_row(sample: _Sample, rng: np.random.Generator) -> dict[str, Any]:
     points = 100 * sample.points["eer"]
     eer = mean_of_seeds(points, 100 * sample.eers, rng)
     row = {"method": sample.method, "stage": sample.stage, "trials": sample.trials, "num_trials": sample.num_trials}
-    row |= {"num_runs": len(points), "eer": eer.mean, "eer_low": eer.low, "eer_high": eer.high}
+    # Student's t knows no bounds, an error rate does.
+    row |= {"num_runs": len(points), "eer": eer.mean, "eer_low": max(0.0, eer.low), "eer_high": min(100.0, eer.high)}
     row |= {"eer_spread": eer.spread, "eers": points.tolist()}
     return row | {key: float(sample.points[key].mean()) for key in METRICS[1:]}
 
@@ -250,7 +251,7 @@ def _difference_row(stage: str, samples: tuple[_Sample, _Sample], paired: bool, 
     found = difference_of_seeds(own, other, paired, np.random.default_rng(seed))
     relative = found.difference / other[0].mean() if other[0].any() else float("nan")
     row: dict[str, Any] = {"method": samples[0].method, "reference": samples[1].method, "stage": stage}
-    row |= {"trials": samples[0].trials, "difference": found.difference, "low": found.low, "high": found.high}
+    row |= {"trials": samples[0].trials, "difference": found.difference + 0.0, "low": found.low, "high": found.high}
     return row | {"p_value": found.p_value, "relative": relative, "reading": reading(found)}
 
 

@@ -1,0 +1,309 @@
+"""Comparisons that train their runs: what is planned, what is trained once, and that supervision stays outside."""
+
+import importlib.util
+import json
+import re
+import runpy
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import tiny
+import torch
+import yaml
+
+from avspk import comparison_runs, pipeline
+from avspk.comparison_runs import VARIANTS, RunError, plan_runs, train_all
+from avspk.config import ConfigError, load_config
+from avspk.data.manifest import speaker_of
+from avspk.pipeline import Pipeline
+
+ROOT = Path(__file__).parent.parent
+CHANGES = ("refine.epochs=2", "rounds=1", "pretrain.epochs=2", "refine.gate.rule=either", "large_margin.batch_size=2")
+
+
+@pytest.fixture(scope="module")
+def configs(tmp_path_factory):
+    """Audio alone, then both modalities."""
+    threads = torch.get_num_threads()
+    folder = tmp_path_factory.mktemp("configs")
+    tree = tiny.tree(tiny.make_data(folder / "data"), folder / "av")
+    tree["training"]["threads"] = 1
+    tiny.write_config(folder / "av.yaml", tree)
+    (folder / "audio.yaml").write_text("inherit: av.yaml\nmodalities: [audio]\n")
+    yield [folder / "audio.yaml", folder / "av.yaml"]
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def calls():
+    """Scripts run in this process, without drawing their reports; what was asked for is kept."""
+    asked = []
+
+    def no_report(folder):
+        (folder / "report.html").touch()
+
+    def call(command):
+        asked.append(command)
+        script, argv = command[3], sys.argv
+        sys.argv = command[3:]
+        try:
+            runpy.run_path(script, run_name="__main__")
+        except SystemExit as end:
+            return end.code
+        finally:
+            sys.argv = argv
+        return 0
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(comparison_runs, "_call", call)
+        patch.setattr(pipeline, "write_report", no_report)
+        yield asked
+
+
+@pytest.fixture(scope="module")
+def compared(configs, calls, tmp_path_factory):
+    """One seed, all methods."""
+    out = tmp_path_factory.mktemp("out")
+    main = runpy.run_path(str(ROOT / "eval" / "compare_modalities.py"))["main"]
+    arguments = ["--configs", *map(str, configs), "--seeds", "3", "--out", str(out), "--bootstrap", "50", *CHANGES]
+    assert main(arguments) == 0
+    return out, arguments, main
+
+
+# The plan.
+
+
+def test_one_stage_one_a_seed_and_everything_from_it(configs, tmp_path):
+    runs = plan_runs(configs, [0, 7], VARIANTS, tmp_path, ["refine.epochs=9"])
+    assert Counter(run.settings.seed for run in runs) == {0: 8, 7: 8}
+    for seed in (0, 7):
+        first, *others = [run.settings for run in runs if run.settings.seed == seed]
+        assert (first.rounds, first.modalities, first.stage_one) == (0, ["audio", "face"], None)
+        assert {run.stage_one for run in others} == {first.output}
+        assert {run.refine.epochs for run in others} == {9}
+    assert len({run.settings.output for run in runs}) == 16
+
+
+def test_methods_differ_in_what_their_names_say(configs, tmp_path):
+    runs = {run.method: run for run in plan_runs(configs, [0], VARIANTS, tmp_path)}
+    seen = {
+        name: (len(run.settings.modalities), run.settings.refine.gate.enabled, run.settings.refine.correction.enabled)
+        for name, run in runs.items()
+        if name != "stage 1 only"
+    }
+    assert seen == {
+        "single-modal DLG-LC": (1, True, True),
+        "multi-modal DLG-LC": (2, True, True),
+        "single-modal, no gate": (1, False, False),
+        "single-modal, gate only": (1, True, False),
+        "multi-modal, no gate": (2, False, False),
+        "multi-modal, gate only": (2, True, False),
+        "supervised (audio)": (1, False, False),
+    }
+    against = {name: run.against for name, run in runs.items()}
+    assert against["single-modal DLG-LC"] is None
+    assert against["multi-modal DLG-LC"] == against["supervised (audio)"] == "single-modal DLG-LC"
+    assert against["multi-modal, gate only"] == "multi-modal DLG-LC"
+    assert {run.script for name, run in runs.items() if "supervised" not in name} == {"tools/train_av.py"}
+
+
+def test_references_can_be_left_out(configs, tmp_path):
+    runs = plan_runs(configs, [0], [], tmp_path)
+    assert [run.method for run in runs if run.shown] == ["single-modal DLG-LC", "multi-modal DLG-LC"]
+    assert not runs[0].shown  # the stage 1 they start from
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["seed=3"], "chooses seeds and folders itself"),
+        (["output=exp/x"], "chooses seeds and folders itself"),
+        (["stage_one=exp/x"], "chooses seeds and folders itself"),
+        (["refine.epoch=3"], "did you mean refine.epochs"),
+        (["data.trials={}"], "a comparison is made on trial lists"),
+    ],
+)
+def test_plans_that_cannot_be_made(configs, tmp_path, overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        plan_runs(configs, [0], [], tmp_path, overrides)
+
+
+def test_configs_that_start_differently_are_refused(configs, tmp_path):
+    other = tmp_path / "other.yaml"
+    other.write_text(f"inherit: {configs[0]}\nhead: {{out_dim: 32}}\n")
+    with pytest.raises(ConfigError, match=r"other\.yaml trains another stage 1 than .*av\.yaml:\n  head\.out_dim"):
+        plan_runs([other, configs[1]], [0], [], tmp_path)
+
+
+def test_methods_of_equal_modalities_are_named_after_their_files(configs, tmp_path):
+    other = tmp_path / "soft.yaml"
+    other.write_text(f"inherit: {configs[0]}\ncluster: {{num_clusters: 5}}\n")
+    assert [run.method for run in plan_runs([configs[0], other], [0], [], tmp_path)][1:] == [
+        "audio DLG-LC",
+        "soft DLG-LC",
+    ]
+    with pytest.raises(ConfigError, match="different names"):
+        plan_runs([configs[0], configs[0]], [0], [], tmp_path)
+
+
+# Training.
+
+
+def test_all_methods_are_trained_and_shown(compared):
+    out, _, _ = compared
+    text, page = (out / "comparison.md").read_text(), (out / "comparison.html").read_text()
+    for method in ("multi-modal DLG-LC", "multi-modal, no gate", "single-modal, gate only", "stage 1 only"):
+        assert f"| {method} | tiny (66) |" in text
+        assert method in page
+    assert "All methods start from the same stage-1 audio model" in text
+    assert "supervised (audio): trained on the true speakers, an upper bound" in text
+    assert "| multi-modal, gate only | tiny (66) | final | 1 |" in text
+
+
+def test_what_is_finished_is_not_trained_again(compared, calls, capsys):
+    out, arguments, main = compared
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")}
+    asked = len(calls)
+    assert main(arguments) == 0
+    assert len(calls) == asked
+    assert "[8/8] supervised (audio), seed 3" in capsys.readouterr().err
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+
+
+def test_what_is_missing_is_trained_and_other_settings_are_refused(compared, calls, capsys):
+    out, arguments, main = compared
+    folder = out / "runs" / "multi_modal_gate_only_s3"
+    (folder / "report.html").unlink()
+    asked = len(calls)
+    assert main(arguments) == 0
+    assert [command[command.index("--config") - 1] for command in calls[asked:]] == [str(ROOT / "tools/train_av.py")]
+    assert (folder / "report.html").is_file()
+    capsys.readouterr()
+    assert main([*arguments, "refine.scale=16"]) == 2
+    error = capsys.readouterr().err
+    assert "stage 1 only failed with status" in error
+    assert "refine.scale=16" in error
+
+
+def test_options_reach_the_launcher():
+    (run, *_) = plan_runs([ROOT / "configs" / "demo.yaml"], [0], [], Path("out"))
+    command = run.command(ROOT, "--num_processes 4 --mixed_precision no")
+    assert command[1:7] == ["-m", "accelerate.commands.launch", "--num_processes", "4", "--mixed_precision", "no"]
+    assert command[7] == str(ROOT / "tools" / "train_av.py")
+    assert Path(command[7]).is_file()
+
+
+def test_a_failed_run_stops_the_comparison(configs, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(comparison_runs, "_call", lambda command: asked.append(command) or 3)
+    with pytest.raises(RunError, match=r"stage 1 only failed with status 3; what it ran:\n.*train_av\.py"):
+        train_all(plan_runs(configs, [0], [], tmp_path), ROOT)
+    assert len(asked) == 1
+
+
+def test_a_terminated_comparison_takes_its_run_with_it(tmp_path):
+    """The run has a process of its own below the launcher, which would survive it."""
+    inner = "import os, sys, time; open(sys.argv[1], 'w').write(str(os.getpid())); time.sleep(60)"
+    outer = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {inner!r}, sys.argv[1]])"
+    code = (
+        "import sys; from avspk.comparison_runs import _call; "
+        f"sys.exit(7 if _call([sys.executable, '-c', {outer!r}, sys.argv[1]]) else 0)"
+    )
+    marker = tmp_path / "pid"
+    process = subprocess.Popen([sys.executable, "-c", code, str(marker)], cwd=ROOT)
+    while not (marker.is_file() and marker.read_text()):
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=30) == 7
+    deadline = time.monotonic() + 10
+    while is_running(int(marker.read_text())):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def is_running(process):
+    status = Path(f"/proc/{process}/stat")
+    try:
+        return status.read_text().rpartition(")")[2].split()[0] != "Z"  # dead, but nobody has asked how it ended
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+# Supervision.
+
+
+def load_supervised():
+    spec = importlib.util.spec_from_file_location("supervised", ROOT / "eval" / "supervised.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_upper_bound_learns_from_speakers_and_says_so(compared):
+    folder = compared[0] / "runs" / "supervised_audio_s3"
+    table = pd.read_parquet(folder / "round1" / "labels.parquet")
+    speakers = table["utterance"].map(speaker_of)
+    assert (
+        table.groupby("label")["utterance"].transform(lambda names: speakers[names.index].iloc[0]) == speakers
+    ).all()
+    assert table["label"].nunique() == speakers.nunique()
+    gate = pd.read_parquet(folder / "round1" / "gate.parquet")
+    assert gate["reliable"].all()
+    assert not gate["corrected"].any()
+    for model in ("round1/model_audio", "large_margin/model_audio", "model"):
+        card = (folder / model / "README.md").read_text()
+        assert "TRAINED WITH TRUE SPEAKER LABELS" in card
+        assert "No speaker label" not in card
+    assert "SUPERVISED" in (folder / "train.log").read_text()
+    assert json.loads((folder / "environment.json").read_text())["labels"] == "TRUE SPEAKER"
+
+
+def test_the_method_never_says_so_and_never_knows_speakers(compared):
+    for folder in (compared[0] / "runs").glob("*modal*"):
+        assert json.loads((folder / "environment.json").read_text())["labels"] == "pseudo"
+        assert "No speaker label" in (folder / "model" / "README.md").read_text()
+        labels = pd.read_parquet(folder / "round1" / "labels.parquet")
+        assert labels.groupby("label")["utterance"].agg(lambda names: len({speaker_of(n) for n in names})).max() > 1
+
+
+def test_train_av_does_not_go_on_with_a_supervised_run(compared):
+    """Its folder holds labels made of speakers, which a run of the method would read."""
+    folder = compared[0] / "runs" / "supervised_audio_s3"
+    with pytest.raises(ConfigError, match="a run on TRUE SPEAKER labels, not on pseudo ones"):
+        Pipeline(load_config(folder / "config.yaml"))
+    pseudo = compared[0] / "runs" / "single_modal_no_gate_s3"
+    with pytest.raises(ConfigError, match="a run on pseudo labels, not on TRUE SPEAKER ones"):
+        load_supervised().SupervisedPipeline(load_config(pseudo / "config.yaml"))
+
+
+@pytest.mark.parametrize("key", ["labels", "supervised", "data.labels", "refine.labels", "data.speakers"])
+def test_no_setting_leads_to_supervision(configs, key):
+    with pytest.raises(ConfigError, match="unknown key"):
+        load_config(configs[0], [f"{key}=x"])
+
+
+def test_the_package_cannot_reach_the_supervised_script():
+    """Only its file's name is known, to the plan of a comparison; nothing imports it, and train_av knows neither."""
+    files = [*(ROOT / "avspk").rglob("*.py"), *(ROOT / "tools").glob("*.py")]
+    users = {path.name for path in files if re.search(r"supervised\.py|import supervised|Supervised", path.read_text())}
+    assert users == {"comparison_runs.py"}
+    shipped = [yaml.safe_load(path.read_text()) for path in (ROOT / "configs").glob("*.yaml")]
+    assert "supervised" not in str(shipped)
+
+
+def test_gate_and_correction_stay_off_whatever_the_config_says(configs, tmp_path):
+    config = load_config(configs[1], [f"output={tmp_path / 'run'}"])
+    assert config.refine.gate.enabled
+    run = load_supervised().SupervisedPipeline(config)
+    assert run.config.modalities == ["audio"]
+    assert not run.config.refine.gate.enabled
+    assert not run.config.refine.correction.enabled
+    assert np.array_equal(np.unique(run._cluster(tmp_path, {})), np.arange(tiny.NUM_SPEAKERS))

@@ -1,0 +1,100 @@
+"""Runs that start from another run's stage 1: the same as if they had trained it, or refused."""
+
+import json
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+
+from avspk.checkpoint import load_tree
+from avspk.config import ConfigError, parse_config
+from avspk.pipeline import Pipeline
+from avspk.stage_one import stage_one_differences
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    threads = torch.get_num_threads()
+    yield tiny.make_data(tmp_path_factory.mktemp("data"))
+    torch.set_num_threads(threads)
+
+
+def settings(data, output, **changes):
+    tree = tiny.tree(data, output)
+    tree["training"]["threads"] = 1
+    tree["large_margin"]["enabled"] = False
+    tree["data"] = {"train": tree["data"]["train"]}  # a generated noise pack, no trials
+    return tree | {"rounds": 1} | changes
+
+
+def run(data, output, **changes):
+    Pipeline(parse_config(settings(data, output, **changes))).run()
+    return output
+
+
+@pytest.fixture(scope="module")
+def stage_one(data, tmp_path_factory):
+    """Audio-visual, no rounds."""
+    return run(data, tmp_path_factory.mktemp("exp") / "stage_one", rounds=0)
+
+
+def weights(folder):
+    return load_tree(folder / "model.safetensors")["encoder"]
+
+
+def test_the_round_is_that_of_a_run_that_trained_its_own(data, stage_one, tmp_path):
+    """An audio-only run from an audio-visual run's stage 1, bit by bit, and without a step of stage 1."""
+    own = run(data, tmp_path / "own", modalities=["audio"])
+    copied = run(data, tmp_path / "copied", modalities=["audio"], stage_one=str(stage_one))
+    for stage in ("pretrain", "round1"):
+        first, second = (weights(folder / stage / "model_audio") for folder in (own, copied))
+        assert all(torch.equal(first[name], second[name]) for name in first)
+    assert {record["stage"] for record in tiny.records(copied)} == {"round1"}
+    assert not (copied / "pretrain" / "model_face").exists()
+    assert json.loads((copied / "pretrain" / "done.json").read_text())["copied_from"] == str(stage_one)
+    assert (copied / "report.html").stat().st_size > 10_000
+
+
+def test_the_source_is_not_needed_afterwards(data, stage_one, tmp_path):
+    source = tmp_path / "source"
+    source.symlink_to(stage_one)
+    output = run(data, tmp_path / "run", rounds=0, stage_one=str(source))
+    source.unlink()
+    run(data, output, rounds=0, stage_one=str(source))
+    with pytest.raises(ConfigError, match=r"stage_one: '.*' -> None"):
+        Pipeline(parse_config(settings(data, output, rounds=0)))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seed": 2}, "seed: 1 -> 2"),
+        ({"head": {"hidden_dim": 32, "bottleneck_dim": 16, "out_dim": 32}}, "head.out_dim: 64 -> 32"),
+        ({"stage_one": "nowhere"}, r"stage_one=nowhere: no config\.yaml there"),
+    ],
+)
+def test_another_stage_one_is_refused(data, stage_one, tmp_path, change, message):
+    with pytest.raises(ConfigError, match=message):
+        Pipeline(parse_config(settings(data, tmp_path / "run", **{"stage_one": str(stage_one)} | change)))
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_unfinished_stage_one_is_refused(data, tmp_path):
+    Pipeline(parse_config(settings(data, tmp_path / "begun")))
+    with pytest.raises(ConfigError, match=r"no pretrain/done\.json there"):
+        Pipeline(parse_config(settings(data, tmp_path / "run", stage_one=str(tmp_path / "begun"))))
+
+
+def test_what_comes_later_may_differ_and_a_missing_modality_may_not(data):
+    first = parse_config(settings(data, Path("a")))
+    changes = {"rounds": 5, "cluster": {"num_clusters": 3}, "refine": {"epochs": 7, "gate": {"rule": "either"}}}
+    assert stage_one_differences(first, parse_config(settings(data, Path("b"), **changes))) == []
+    audio = parse_config(settings(data, Path("a"), modalities=["audio"]))
+    assert stage_one_differences(first, audio) == []
+    assert stage_one_differences(audio, first) == ["modalities: ['audio'] lacks face"]
+    small = settings(data, Path("a"))
+    small["face"]["views"]["local_size"] = 24
+    (line,) = stage_one_differences(first, parse_config(small))
+    assert line == "face.views.local_size: 16 -> 24"
+    assert stage_one_differences(first, parse_config(small | {"modalities": ["audio"]})) == []
