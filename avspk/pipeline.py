@@ -31,7 +31,7 @@ from avspk.config import (
     dump_config,
     load_config,
 )
-from avspk.data.files import whole_or_absent
+from avspk.data.files import hold_for_life, whole_or_absent
 from avspk.data.manifest import Utterances, read_utterances
 from avspk.data.media import read_audio
 from avspk.data.noise import generate_noise_pack, read_noise_pack
@@ -358,6 +358,7 @@ class Pipeline:
                     + "\nContinue it with its own config, or choose another folder with output=..."
                 )  # fmt: skip
         self._require_own_labels()
+        self._hold_folder()
         done, last = self.folder / "large_margin" / DONE, f"round{self.config.rounds}"
         if done.is_file() and (after := json.loads(done.read_text(encoding="utf-8"))["after"]) != last:
             raise ConfigError(f"{done.parent} was trained after {after}, not {last}; remove it to repeat it")
@@ -366,6 +367,14 @@ class Pipeline:
             for name, text in (("config.yaml", dump_config(self.config)), ("environment.json", self._environment())):
                 with whole_or_absent(self.folder / name) as part:
                     part.write_text(text, encoding="utf-8")
+
+    def _hold_folder(self) -> None:
+        """Processes whose launcher was killed may still be at work; two runs would overwrite each other's files."""
+        path = self.folder / "lock"
+        if self.main:
+            self.lock = hold_for_life(path)
+            if self.lock is None:
+                raise ConfigError(f"{self.folder} is in use by {path.read_text(encoding='utf-8')}; end that, or wait")
 
     def _require_own_labels(self) -> None:
         path = self.folder / "environment.json"

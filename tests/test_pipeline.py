@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -133,6 +134,33 @@ def test_another_config_may_not_continue_a_run(finished, data):
     output, _ = finished
     with pytest.raises(ConfigError, match=r"seed: 1 -> 2[\s\S]*choose another folder"):
         Pipeline(parse_config(settings_of(data, output, seed=2)))
+
+
+HOLDER = """
+import os, sys, time
+from pathlib import Path
+from avspk.data.files import hold_for_life
+assert hold_for_life(Path(sys.argv[1]))
+child = os.fork()
+if child:
+    print(child, flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_folder_is_one_runs_at_a_time(data, tmp_path):
+    """Held by another process, until that is killed; a child that outlives it holds nothing."""
+    config = parse_config(short(data, tmp_path / "exp"))
+    command = [sys.executable, "-c", HOLDER, str(tmp_path / "exp" / "lock")]
+    holder = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    child = int(holder.stdout.readline())
+    with pytest.raises(ConfigError, match=rf"exp is in use by process {holder.pid} on "):
+        Pipeline(config)
+    holder.kill()
+    holder.wait()
+    os.kill(child, 0)
+    Pipeline(config)
+    os.kill(child, signal.SIGKILL)
 
 
 def test_speaker_names_do_not_reach_the_weights(data, tmp_path):

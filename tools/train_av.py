@@ -19,17 +19,23 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="settings that differ from the file's")
     arguments = parser.parse_args()
     try:
-        pipeline = Pipeline(load_config(arguments.config, arguments.overrides))
-    except (ConfigError, ValueError, OSError) as error:
-        sys.exit(f"{type(error).__name__}: {error}")
-    try:
-        pipeline.run()
+        build(arguments.config, arguments.overrides).run()
     except Exception as error:
         if not distributed.is_lost_connection(error):
             raise
         # Its traceback would only show where this process was when the other one died.
-        sys.exit(f"[rank {distributed.rank()}] stops: another process is gone. What it said, or the signal that killed "
-                 f"it, is the cause. ({str(error).splitlines()[0]})")  # fmt: skip
+        sys.exit(
+            f"[rank {distributed.rank()}] stops: another process is gone. What that one said, or the signal that killed "
+            f"it, is the cause. ({str(error).splitlines()[0]})"
+        )
+
+
+def build(config: Path, overrides: list[str]) -> Pipeline:
+    """The run; what is wrong with its settings or files ends the program with one line, not with a traceback."""
+    try:
+        return Pipeline(load_config(config, overrides))
+    except (ConfigError, ValueError, OSError) as error:
+        sys.exit(f"{type(error).__name__}: {error}")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -51,3 +52,25 @@ def try_hold(file: IO[Any], shared: bool = False) -> bool:
         if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
             raise
     return True
+
+
+def hold_for_life(path: Path) -> IO[Any] | None:
+    """Hold `path` until this process ends, however it ends; None if another process holds it.
+
+    The lock belongs to the process alone: children that outlive it do not keep it. The file names the holder. Where
+    the file system knows no locks, everybody gets what they ask for.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = path.open("a+", encoding="utf-8")
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            file.close()
+            return None
+        if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
+            raise
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}")
+    file.flush()
+    return file
