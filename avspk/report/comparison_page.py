@@ -151,7 +151,11 @@ def _cards(comparison: Comparison) -> str:
 
 
 def _answer(comparison: Comparison) -> Section:
-    body = "".join(f"<p><b>{escape(text)}</b></p>" for text in headlines(comparison))
+    second = comparison.methods[1].name  # what the page is about; the others are there to read it against
+    body = "".join(
+        f"<p><b>{escape(sentence(row))}</b></p>" if row["method"] == second else text_block(sentence(row))
+        for row in _records(comparison.last_differences)
+    )
     body += "".join(text_block(text) for text in caveats(comparison))
     caption = "Point: mean over runs; bar: its 95 % interval; faint dots: single runs. Equal steps are equal ratios."
     body += figure_block("EER after the last stage", caption, comparison_plots.last_errors(comparison.last_errors))

@@ -39,7 +39,7 @@ def eer_by_stage(errors: pd.DataFrame) -> "Figure":
         panel.tick_params(axis="x", length=0)
         panel.grid(visible=False, axis="x")
     axes[0, 0].set_ylabel("EER (%), logarithmic")
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper right", ncols=len(colours))
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper right", ncols=min(4, len(colours)))
     return figure
 
 
@@ -125,7 +125,7 @@ def label_quality(labels: pd.DataFrame) -> "Figure":
         panel.set_xticks(range(len(stages)), [stage_name(stage) for stage in stages])
         panel.set_xlim(-0.4, len(stages) - 0.6)
         panel.set_ylim(top=min(1.005, panel.get_ylim()[1]))
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper right", ncols=len(colours))
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper right", ncols=min(4, len(colours)))
     return figure
 
 
