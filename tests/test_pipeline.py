@@ -140,7 +140,7 @@ HOLDER = """
 import os, sys, time
 from pathlib import Path
 from avspk.data.files import hold_for_life
-assert hold_for_life(Path(sys.argv[1]))
+lock = hold_for_life(Path(sys.argv[1]))
 child = os.fork()
 if child:
     print(child, flush=True)

@@ -25,8 +25,8 @@ def main() -> None:
             raise
         # Its traceback would only show where this process was when the other one died.
         sys.exit(
-            f"[rank {distributed.rank()}] stops: another process is gone. What that one said, or the signal that killed "
-            f"it, is the cause. ({str(error).splitlines()[0]})"
+            f"[rank {distributed.rank()}] stops: another process is gone. What that one said, or the signal that "
+            f"killed it, is the cause. ({str(error).splitlines()[0]})"
         )
 
 

@@ -55,7 +55,7 @@ def try_hold(file: IO[Any], shared: bool = False) -> bool:
 
 
 def hold_for_life(path: Path) -> IO[Any] | None:
-    """Hold `path` until this process ends, however it ends; None if another process holds it.
+    """Hold `path` until the returned file is closed or this process ends, however; None if another process holds it.
 
     The lock belongs to the process alone: children that outlive it do not keep it. The file names the holder. Where
     the file system knows no locks, everybody gets what they ask for.
