@@ -39,6 +39,7 @@ from avspk.evaluation.calibrate import calibrate
 from avspk.evaluation.results import write_json
 from avspk.evaluation.trial_set import TrialSet, format_table
 from avspk.frontend.fbank import Fbank
+from avspk.memory import keep_freed_memory
 from avspk.model import WEIGHTS, SpeakerModel, load_encoder, load_model, save_calibration, save_model
 from avspk.models.encoder import Encoder
 from avspk.models.mean_fbank import MeanFbank
@@ -77,6 +78,8 @@ class Pipeline:
         self.accelerator = Accelerator(mixed_precision=config.training.precision, kwargs_handlers=[patience])
         self.main = self.accelerator.is_main_process
         torch.set_num_threads(config.training.threads or default_threads())
+        if self.accelerator.device.type == "cpu":
+            keep_freed_memory()
         self._check_processes()
         self._check_batches()
         utterances = read_utterances(config.data.train)
