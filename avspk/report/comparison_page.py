@@ -79,7 +79,7 @@ def comparison_page(comparison: Comparison) -> str:
     names = [method.name for method in comparison.methods]
     sections = [_answer(comparison), _errors(comparison), _labels(comparison), _runs(comparison)]
     subtitle = f"Audio-only verification; the reference is {names[0]}."
-    title = " against ".join(names) if len(names) <= 3 else f"{names[0]} against {len(names) - 1} others"
+    title = " against ".join(names) if len(names) <= 3 else f"{names[1]} against {names[0]}, with references"
     return render_page(title, subtitle, sections, top=_cards(comparison))
 
 
@@ -152,10 +152,8 @@ def _cards(comparison: Comparison) -> str:
 
 def _answer(comparison: Comparison) -> Section:
     second = comparison.methods[1].name  # what the page is about; the others are there to read it against
-    body = "".join(
-        f"<p><b>{escape(sentence(row))}</b></p>" if row["method"] == second else text_block(sentence(row))
-        for row in _records(comparison.last_differences)
-    )
+    rows = _records(comparison.last_differences)
+    body = "".join(f"<p><b>{escape(sentence(row))}</b></p>" for row in rows if row["method"] == second)
     body += "".join(text_block(text) for text in caveats(comparison))
     caption = "Point: mean over runs; bar: its 95 % interval; faint dots: single runs. Equal steps are equal ratios."
     body += figure_block("EER after the last stage", caption, comparison_plots.last_errors(comparison.last_errors))
@@ -167,6 +165,7 @@ def _answer(comparison: Comparison) -> Section:
         drawing = comparison_plots.last_differences(comparison.last_differences)
         body += figure_block("Differences after the last stage", caption, drawing)
     body += _html_table(LAST_HEADER, last_rows(comparison), 3)
+    body += "".join(text_block(sentence(row)) for row in rows if row["method"] != second)
     return Section("answer", "Is there a difference?", body)
 
 
