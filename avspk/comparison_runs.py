@@ -42,7 +42,7 @@ class PlannedRun:
 
     method: str
     against: str | None
-    script: Path
+    script: str
     config: Path
     overrides: tuple[str, ...]
     shown: bool = True

@@ -68,9 +68,10 @@ class SpeakerModel:
         Raises MediaError on a file that cannot be read; ValueError on an array without a rate or of another form, and
         on sound that is empty, constant or not finite. Warns (AudioWarning) of short and of clipped sound.
         """
-        from_file = isinstance(audio, (str, Path))
-        check = _SoundCheck(str(audio) if from_file else "the waveform")
-        parts = _parts_of_file(audio) if from_file else _parts_of_waveform(_at_our_rate(audio, sample_rate))
+        if isinstance(audio, (str, Path)):
+            check, parts = _SoundCheck(str(audio)), _parts_of_file(audio)
+        else:
+            check, parts = _SoundCheck("the waveform"), _parts_of_waveform(_at_our_rate(audio, sample_rate))
         rows = []
         with inference(self.encoder):
             for part in parts:
