@@ -157,3 +157,31 @@ def test_half_missing_row():
 def test_too_few_subclusters():
     with pytest.raises(ValueError, match="at least num_clusters = 12"):
         joint_cluster(corpus()[0], EVEN, 12, seed=0, num_subclusters=11)
+
+
+def test_chunks_of_rows_change_nothing(monkeypatch):
+    from avspk.pseudo_labels import clustering
+
+    rng = np.random.default_rng(0)
+    rows = {"audio": rng.standard_normal((50, 4)), "face": rng.standard_normal((50, 3))}
+    rows["face"][::7] = np.nan
+    weights = {"audio": 1.0, "face": 2.0}
+    whole = clustering._joint_rows(rows, weights, "cpu")
+    monkeypatch.setattr(clustering, "CHUNK_ROWS", 8)
+    for ours, expected in zip(clustering._joint_rows(rows, weights, "cpu"), whole, strict=True):
+        assert torch.equal(ours, expected)
+    rows["audio"][33, 0] = np.inf
+    with pytest.raises(ValueError, match="utterance 33 is not finite"):
+        clustering._joint_rows(rows, weights, "cpu")
+
+
+def test_class_vectors_do_not_depend_on_the_chunks(monkeypatch):
+    from avspk.stages import cluster
+
+    rng = np.random.default_rng(0)
+    rows, labels = rng.standard_normal((50, 4), dtype=np.float32), rng.integers(-1, 5, 50)
+    rows[::9] = np.nan
+    whole = cluster.class_vectors(rows, labels, torch.device("cpu"))
+    monkeypatch.setattr(cluster, "CHUNK_ROWS", 8)
+    torch.testing.assert_close(cluster.class_vectors(rows, labels, torch.device("cpu")), whole)
+    assert whole.any()

@@ -65,6 +65,15 @@ def test_unobserved_entries_are_never_read():
     assert torch.equal(kmeans(values, **arguments).labels, kmeans(spoiled, **arguments).labels)
 
 
+def test_rows_are_copied_only_where_something_must_be_hidden():
+    values, _ = blobs(100, 6, 5)
+    observed = random_mask(100)
+    hidden = values * observed.repeat_interleave(torch.tensor([4, 2]), dim=1)
+    assert module._check(hidden, observed, (4, 2)).values.data_ptr() == hidden.data_ptr()
+    assert torch.equal(module._check(values, observed, (4, 2)).values, hidden)
+    assert not torch.equal(values, hidden)
+
+
 def test_full_mask_changes_nothing():
     values, _ = blobs()
     plain = kmeans(values, 15, seed=3)

@@ -12,6 +12,7 @@ from torch import Tensor
 from avspk.pseudo_labels.kmeans import Clusters, Reducer, kmeans
 
 Embeddings = Mapping[str, np.ndarray | Tensor]
+CHUNK_ROWS = 1 << 16  # read and scaled at once: a million utterances are not held twice
 
 
 @dataclass(frozen=True)
@@ -101,21 +102,31 @@ def _joint_rows(embeddings: Embeddings, used: Mapping[str, float], device: torch
     values = torch.empty(num_rows, sum(sizes), device=device)
     observed = torch.empty(num_rows, len(used), dtype=torch.bool, device=device)
     for column, (block, (modality, weight)) in enumerate(zip(values.split(sizes, 1), used.items(), strict=True)):
-        block.copy_(torch.as_tensor(embeddings[modality]))
-        observed[:, column] = _present(block, modality)
-        block.copy_(torch.nn.functional.normalize(block.nan_to_num_(), dim=1) * weight)
+        for start in range(0, num_rows, CHUNK_ROWS):
+            part = block[start : start + CHUNK_ROWS]
+            part.copy_(_tensor(embeddings[modality][start : start + CHUNK_ROWS]))
+            observed[start : start + CHUNK_ROWS, column] = _present(part, modality, start)
+            part.copy_(torch.nn.functional.normalize(part.nan_to_num_(), dim=1) * weight)
     if not observed.any(1).all():
         row = int((~observed.any(1)).nonzero()[0])
         raise ValueError(f"utterance {row} has no embedding in any of {list(used)}: leave such utterances out")
     return values, observed
 
 
-def _present(block: Tensor, modality: str) -> Tensor:
-    """Return which rows (N,) are there; a row is there in full or NaN in full, anything else is damage."""
+def _tensor(rows: np.ndarray | Tensor) -> Tensor:
+    """A tensor of the rows: copied, because a memory-mapped file may be one that must not be written."""
+    return rows if isinstance(rows, Tensor) else torch.from_numpy(np.array(rows))
+
+
+def _present(block: Tensor, modality: str, first: int) -> Tensor:
+    """Return which rows (n,) are there; a row is there in full or NaN in full, anything else is damage.
+
+    `first`: number of the first row, for the error.
+    """
     missing = block.isnan().all(1)
     broken = ~(missing | block.isfinite().all(1))
     if broken.any():
-        row = int(broken.nonzero()[0])
+        row = first + int(broken.nonzero()[0])
         raise ValueError(f"{modality} embedding of utterance {row} is not finite: it must be finite, or NaN throughout")
     return ~missing
 

@@ -150,7 +150,10 @@ def _check(values: Tensor, observed: Tensor | None, block_sizes: tuple[int, ...]
     if observed.shape != (shape := (len(values), len(block_sizes))):
         raise ValueError(f"observed must be {shape}, rows x blocks; got {tuple(observed.shape)}")
     rows = Rows(values.float(), observed.float(), block_sizes)
-    return Rows(rows.values.masked_fill(rows.per_dimension(observed) == 0, 0), rows.observed, block_sizes)
+    parts = (slice(start, start + SUM_CHUNK_ROWS) for start in range(0, len(rows), SUM_CHUNK_ROWS))
+    if not any(rows.values[part][rows.per_dimension(~observed[part])].any() for part in parts):
+        return rows  # as `joint_cluster` makes them: a million rows are not copied
+    return Rows(rows.values.masked_fill(rows.per_dimension(~observed), 0), rows.observed, block_sizes)
 
 
 def _draw_sample(rows: Rows, num_clusters: int, per_cluster: int, generator: torch.Generator, reducer: Reducer) -> Rows:

@@ -9,7 +9,7 @@ import torch
 
 from avspk import distributed
 from avspk.config import ClusterSettings
-from avspk.pseudo_labels.clustering import joint_cluster
+from avspk.pseudo_labels.clustering import CHUNK_ROWS, joint_cluster
 from avspk.pseudo_labels.kmeans import DistributedReducer
 from avspk.stages.base import local_share
 
@@ -31,7 +31,8 @@ def cluster_embeddings(
     some = np.logical_or.reduce([usable[name] for name in rows])
     share = local_share(len(some))
     mine = np.arange(len(some))[share][some[share]]
-    present = {name: values[some[share]] for name, values in rows.items()}
+    # Audio is there for all: then nothing is copied, and a memory-mapped share stays on the disk.
+    present = {name: values if some[share].all() else values[some[share]] for name, values in rows.items()}
     attempts = [
         joint_cluster(
             present,
@@ -61,12 +62,14 @@ def class_vectors(rows: np.ndarray, labels: np.ndarray, device: torch.device) ->
         labels: (N,) pseudo labels of all utterances, -1 for none.
     """
     mine = labels[local_share(len(labels))]
-    seen = ~np.isnan(rows).any(1) & (mine >= 0)
-    units = torch.nn.functional.normalize(torch.from_numpy(rows[seen]), dim=1).double()
-    numbers = torch.from_numpy(mine[seen])
     sums = torch.zeros(labels.max() + 1, rows.shape[1] + 1, dtype=torch.float64)  # the last column counts
-    sums[:, :-1].index_add_(0, numbers, units)
-    sums[:, -1] = torch.bincount(numbers, minlength=len(sums))
+    for start in range(0, len(rows), CHUNK_ROWS):
+        part, numbers = rows[start : start + CHUNK_ROWS], mine[start : start + CHUNK_ROWS]
+        seen = ~np.isnan(part).any(1) & (numbers >= 0)
+        units = torch.nn.functional.normalize(torch.from_numpy(part[seen]), dim=1).double()
+        owners = torch.from_numpy(numbers[seen])
+        sums[:, :-1].index_add_(0, owners, units)
+        sums[:, -1] += torch.bincount(owners, minlength=len(sums))
     sums = distributed.sum_over_ranks(sums.to(device)).cpu()
     counts = sums[:, -1:]
     means = sums[:, :-1] / counts.clamp(min=1)

@@ -108,9 +108,9 @@ def peak(name: str, device: str, sizes: Sizes) -> float:
     inputs = make_inputs(torch.device(device), sizes)
     if device != "cpu":
         torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
+        held = torch.cuda.memory_allocated()
         gradients(LOSSES[name], inputs)
-        return (torch.cuda.max_memory_allocated() - before) / GIB
+        return (torch.cuda.max_memory_allocated() - held) / GIB
     before, made = resident_gib(), peak_gib()
     gradients(LOSSES[name], inputs)
     if peak_gib() <= made:

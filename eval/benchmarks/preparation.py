@@ -84,7 +84,7 @@ def make_clips(folder: Path, count: int, seconds: float) -> Path:
     """Procedural talking heads in VoxCeleb2's layout."""
     size = {"training_identities": 4, "training_sessions": 2, "training_clips": -(-count // 8), "bad_clips": 0}
     rest = {"test_identities": 2, "test_sessions": 2, "test_clips": 1, "clip_seconds": (seconds, seconds + 0.1)}
-    build_demo_corpus(folder / "corpus", CorpusSettings(**size, **rest), workers=cores())  # type: ignore[arg-type]
+    build_demo_corpus(folder / "corpus", CorpusSettings(**size, **rest), workers=cores())
     return folder / "corpus" / "voxceleb2"
 
 
@@ -135,7 +135,7 @@ def in_folder(job: Callable[[Path], None], out: Path) -> None:
 def run_unit(raw: Path, out: Path, clips: list[Clip], face_tracked: str, device: torch.device) -> None:
     """What one process does with a unit of clips."""
     (out / "journal").mkdir(parents=True)
-    settings = PreparationSettings(raw, out, FaceSettings(face_tracked=face_tracked))  # type: ignore[arg-type]
+    settings = PreparationSettings(raw, out, FaceSettings(face_tracked=face_tracked))
     prepare_unit(settings.recipe, out / "journal", str(device), 1, Task(Unit("00000", tuple(clips))), Silent())
 
 

@@ -178,7 +178,7 @@ class Steps:
             with self.clock.part("loss"):
                 return honest(*arguments)
 
-        self.stage.loss = loss  # type: ignore[method-assign]
+        self.stage.loss = loss
         try:
             yield
         finally:
