@@ -7,7 +7,9 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ ABLATIONS = {
 }
 STAGE_ONE, SUPERVISED = "stage-1", "supervised"
 STAGE_ONE_ONLY = "stage 1 only"
+PATIENCE = 60.0  # seconds for a training that was told to stop
 VARIANTS = (STAGE_ONE, *ABLATIONS, SUPERVISED)
 PLANNED = ("seed", "output", "stage_one")  # settings that the plan itself makes
 TRAIN, TRAIN_SUPERVISED = "tools/train_av.py", "eval/supervised.py"
@@ -164,13 +167,27 @@ def train_all(
 def _call(command: Sequence[str]) -> int:
     """Status of a command, which does not outlive us: it is told to stop, by which a training saves its state."""
     with subprocess.Popen(command, start_new_session=True) as process:
+        stopped = False
 
         def stop(*_: Any) -> None:
+            nonlocal stopped
+            stopped = True
             os.killpg(process.pid, signal.SIGTERM)  # the launcher would not pass it on
 
         previous = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
-            return process.wait()
+            status = process.wait()
+            if stopped:
+                _wait_for_group(process.pid)  # the launcher ends at once, the training when it has saved its state
+            return status
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
+
+
+def _wait_for_group(group: int) -> None:
+    deadline = time.monotonic() + PATIENCE
+    with suppress(ProcessLookupError):
+        while time.monotonic() < deadline:
+            os.killpg(group, 0)
+            time.sleep(0.1)
