@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import logging
-import math
 import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
@@ -19,15 +17,12 @@ from torch import Tensor, nn
 from avspk import distributed
 from avspk.checkpoint import CheckpointFolder, load_weights
 from avspk.config import OptimiserSettings, TrainingSettings
+from avspk.finiteness import FiniteGuard
 from avspk.progress import Progress
 from avspk.runlog import RunLog
 from avspk.stages.base import Metrics, Stage, split_batch, to_device
 
 logger = logging.getLogger(__name__)
-
-
-class NonFiniteLossError(RuntimeError):
-    """The loss or the gradient of a batch is NaN or infinite; the optimiser was not moved by it."""
 
 
 class Interrupted(SystemExit):
@@ -36,6 +31,8 @@ class Interrupted(SystemExit):
 
 class Trainer:
     """Runs stages. The position in a run is (epoch, step in the epoch); everything else is a function of it."""
+
+    guard: FiniteGuard  # of the stage that runs
 
     def __init__(self, accelerator: Accelerator, settings: TrainingSettings, log: RunLog) -> None:
         self.accelerator = accelerator
@@ -224,72 +221,6 @@ class Trainer:
     def _log_epoch(self, stage: Stage, epoch: int, metrics: Metrics) -> None:
         if metrics:
             self.log.record("epoch", stage.name, epoch + 1, (epoch + 1) * stage.steps_per_epoch, metrics)
-
-
-@dataclass
-class _Figures:
-    """Loss and gradient norm of a step on their way to the host, and the utterances that they are of."""
-
-    values: Tensor  # (2,), on the CPU, valid after `arrived`
-    arrived: torch.cuda.Event | None
-    index: Tensor
-    step: int
-
-
-class FiniteGuard:
-    """Stops the training at a loss or a gradient that is not finite, without letting it move the weights.
-
-    On a CPU `watch` raises at once. A GPU would stand still if the host read a number of every step: there the fused
-    optimiser finds out by itself and skips the update (`found_inf`, as with gradient scaling), and the host reads the
-    figures of a step when it has queued the next one, and before anything is logged, saved or ended. Whatever else
-    the bad step touched on the device, running statistics say, ends with the process.
-    """
-
-    def __init__(self, stage: str, optimiser: torch.optim.Optimizer, deferred: bool | None = None) -> None:
-        self.stage = stage
-        self.optimiser: Any = optimiser
-        self.deferred = optimiser.defaults["fused"] if deferred is None else deferred
-        self.pending: _Figures | None = None
-
-    def watch(self, loss: Tensor, gradient_norm: Tensor, index: Tensor, step: int) -> None:
-        """Before the optimiser's step: loss () and gradient norm () of this step, rows (B,) of its batch."""
-        values = torch.stack([loss.float(), gradient_norm.float()])
-        previous, self.pending = self.pending, self._read(values, index, step)
-        if not self.deferred:
-            self.settle()
-            return
-        self.optimiser.found_inf = (~values.isfinite().all()).float()
-        _require_finite(self.stage, previous)
-
-    def settle(self) -> None:
-        """Wait for the figures that are still on their way; raises NonFiniteLossError."""
-        figures, self.pending = self.pending, None
-        _require_finite(self.stage, figures)
-
-    @staticmethod
-    def _read(values: Tensor, index: Tensor, step: int) -> _Figures:
-        host = values.to("cpu", non_blocking=True)  # pinned memory, if it comes from a GPU
-        arrived = None
-        if values.is_cuda:
-            arrived = torch.cuda.Event()
-            arrived.record()
-        return _Figures(host, arrived, index, step)
-
-
-def _require_finite(stage: str, figures: _Figures | None) -> None:
-    if figures is None:
-        return
-    if figures.arrived is not None:
-        figures.arrived.synchronize()
-    loss, gradient_norm = figures.values.tolist()
-    # Gradients are sums over ranks: one rank's bad batch stops all of them at the same step, each naming its own.
-    if math.isfinite(loss) and math.isfinite(gradient_norm):
-        return
-    raise NonFiniteLossError(
-        f"{stage}: at step {figures.step + 1} the loss is {loss}, the gradient's norm {gradient_norm}; the optimiser "
-        f"was not moved. Rows of the manifest in this batch: {figures.index.tolist()}. Listen to these utterances, or "
-        "lower the learning rate; the same command goes on from the last checkpoint."
-    )
 
 
 def _mean_metrics(parts: list[Metrics]) -> Metrics:

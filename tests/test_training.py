@@ -14,12 +14,13 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from avspk import training
 from avspk.checkpoint import CheckpointFolder, load_tree
 from avspk.config import ConfigError, OptimiserSettings, parse_config
+from avspk.finiteness import NonFiniteLossError
 from avspk.pipeline import Pipeline
 from avspk.stages.modalities import build_kits
 from avspk.stages.pretrain import Pretrain
 from avspk.stages.refine import Refine
 from avspk.stages.truth import Truth
-from avspk.training import NonFiniteLossError, build_optimiser
+from avspk.training import build_optimiser
 
 
 @pytest.fixture(scope="module")

@@ -16,9 +16,10 @@ from avspk.data.crop_store import CropWriter
 from avspk.data.manifest import read_utterances, write_utterances
 from avspk.data.media import write_wav
 from avspk.data.noise import CATEGORIES, NoisePack, read_noise_pack, write_noise_pack
+from avspk.finiteness import FiniteGuard
 from avspk.stages.base import Stage
 from avspk.stages.modalities import Materials
-from avspk.training import FiniteGuard, Trainer, build_optimiser
+from avspk.training import Trainer, build_optimiser
 
 NUM_SPEAKERS, NUM_CLIPS, CROPS_A_CLIP = 6, 8, 3
 RATE = 16000
