@@ -316,8 +316,8 @@ def test_parts_of_a_batch_make_the_step_of_the_whole(data, tmp_path, kind, parts
         torch.testing.assert_close(split.table, whole.table, rtol=1e-4, atol=1e-4, equal_nan=True)
 
 
-def test_a_run_in_parts_is_resumed_like_any_other(data, tmp_path):
-    """And batches that do not divide are named before anything is trained."""
+def test_a_run_in_parts(data, tmp_path):
+    """All stages of it; batches that do not divide are named before anything is trained."""
     settings = short(data, tmp_path / "exp", modalities=["audio"])
     settings["training"]["accumulation"] = 3
     Pipeline(parse_config(settings)).run()
