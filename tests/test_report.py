@@ -292,3 +292,16 @@ def test_the_synthetic_run_is_what_its_constants_say(run: Path) -> None:
     assert sorted(record.epoch_losses("round1")) == list(range(1, EPOCHS + 1))
     assert len(record.scores("final", "demo_o")) == LISTS["demo_o"][1]
     assert record.seconds["pretrain"] == 341.2
+
+
+def test_an_upper_bound_and_a_copied_stage_one_are_said_to_be_so(run: Path, tmp_path: Path, page: str) -> None:
+    assert "without speaker labels" in page
+    assert "UPPER BOUND" not in page
+    folder = shutil.copytree(run, tmp_path / "run")
+    (folder / "environment.json").write_text(json.dumps({"seed": 0, "labels": "TRUE SPEAKER"}))
+    (folder / "pretrain" / "done.json").write_text(json.dumps({"stage": "pretrain", "copied_from": "exp/av"}))
+    other = write_report(folder).read_text(encoding="utf-8")
+    assert "UPPER BOUND, TRAINED ON THE TRUE SPEAKERS; no result of the method" in other
+    assert "without speaker labels" not in other
+    assert "nothing in training reads them" not in other
+    assert "Copied from exp/av, whose report shows its course." in other

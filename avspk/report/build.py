@@ -39,7 +39,7 @@ def write_report(run: Path) -> Path:
         sections=[_results(record), _stage_one(record), *_rounds(record), _optimisation(record), _provenance(record)],
         top=_headline(record),
         footer="EER and minDCF are of audio alone. NMI, purity and precision compare with the true speakers; they are "
-        "diagnostics, written after the fact, and nothing in training reads them.",
+        "diagnostics, written after the fact" + ("." if record.supervised else ", and nothing in training reads them."),
     )
     path = record.folder / "report.html"
     with whole_or_absent(path) as part:
@@ -50,7 +50,11 @@ def write_report(run: Path) -> Path:
 def _subtitle(run: Run) -> str:
     modalities = " + ".join(run.modalities) or "no modality logged"
     reached = stage_name(run.stages[-1]) if run.stages else "nothing yet"
-    return f"Speaker verification without speaker labels, trained on {modalities}, tested on audio. Reached: {reached}."
+    if run.supervised:
+        kind = "UPPER BOUND, TRAINED ON THE TRUE SPEAKERS; no result of the method. Speaker verification"
+    else:
+        kind = "Speaker verification without speaker labels"
+    return f"{kind}, trained on {modalities}, tested on audio. Reached: {reached}."
 
 
 def _headline(run: Run) -> str:
@@ -123,6 +127,8 @@ def _det_curves(run: Run) -> dict[str, dict[str, evaluation_plots.DetCurve]]:
 def _stage_one(run: Run) -> Section:
     title = "Stage 1: DINO"
     steps, epochs = run.records("step", "pretrain"), run.records("epoch", "pretrain")
+    if run.stage_one_source is not None:
+        return Section("stage1", title, absent(f"Copied from {run.stage_one_source}, whose report shows its course."))
     if steps.empty:
         return Section("stage1", title, absent("The log holds no steps of stage 1."))
     prototypes = run.config.get("head", {}).get("out_dim")

@@ -45,7 +45,7 @@ class Method:
     @property
     def supervised(self) -> bool:
         """Whether true speakers were its labels: an upper bound, not a result."""
-        return any(run.environment.get("labels", "pseudo") != "pseudo" for run in self.runs)
+        return any(run.supervised for run in self.runs)
 
 
 @dataclass(frozen=True)

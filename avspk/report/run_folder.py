@@ -45,6 +45,16 @@ class Run:
         """environment.json: versions, seed, num_processes."""
         return _read_json(self.folder / "environment.json", {})
 
+    @property
+    def supervised(self) -> bool:
+        """Whether the rounds learned true speakers: an upper bound, not a result of the method."""
+        return self.environment.get("labels", "pseudo") != "pseudo"
+
+    @cached_property
+    def stage_one_source(self) -> str | None:
+        """The run that stage 1 was copied from, None if this run trained it."""
+        return _read_json(self.folder / "pretrain" / "done.json", {}).get("copied_from")
+
     @cached_property
     def metrics(self) -> pd.DataFrame:
         """metrics.json as a table with METRIC_COLUMNS; systems and lists stay in the file's order."""

@@ -74,6 +74,8 @@ def cohort_statistics(
     Once per file, never per trial: a chunked matrix product and a partial sort. `threads` share the chunks.
     """
     rows, cohort = normalised(embeddings), normalised(cohort)
+    if len(cohort) < 2:
+        raise ValueError(f"the cohort holds {len(cohort)} vector; AS-norm takes the spread of two or more")
     if not 2 <= top_n <= len(cohort):
         raise ValueError(f"top_n is {top_n}; with a cohort of {len(cohort)} it must be between 2 and {len(cohort)}")
     mean, std = np.empty(len(rows), np.float32), np.empty(len(rows), np.float32)
