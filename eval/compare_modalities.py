@@ -46,8 +46,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def trained(args: argparse.Namespace) -> tuple[Method, ...]:
-    """Train what is not there yet; the methods, their runs in the order of the seeds."""
+    """Train what is not there yet, unless told not to; the methods, their runs in the order of the seeds."""
     runs = plan_runs(args.configs, args.seeds, args.variants, args.out, args.overrides)
+    if args.no_training:
+        runs = [run for run in runs if run.finished]
     train_all(runs, Path(__file__).parents[1], args.launch, tell)
     grouped: dict[str, list[PlannedRun]] = {}
     for run in runs:
@@ -57,6 +59,8 @@ def trained(args: argparse.Namespace) -> tuple[Method, ...]:
         Method(name, tuple(Run(run.settings.output) for run in group), group[0].against)
         for name, group in grouped.items()
     ]
+    if len(methods) < 2:
+        raise ValueError(f"a comparison takes two methods or more, {len(methods)} are finished under {args.out}")
     return tuple(sorted(methods, key=lambda method: method.name == STAGE_ONE_ONLY))  # trained first, shown last
 
 
@@ -74,6 +78,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="of the trainings of --configs")
     parser.add_argument(
         "--variants", nargs="*", choices=VARIANTS, default=VARIANTS, help="references beside the configs; default: all"
+    )
+    parser.add_argument(
+        "--no-training", action="store_true", help="compare what is finished of --configs, train nothing"
     )
     parser.add_argument("--launch", default="", metavar="OPTIONS", help='for accelerate, as "--num_processes 4"')
     parser.add_argument("--out", type=Path, default=Path("exp/comparison"), help="folder of page, table and trainings")

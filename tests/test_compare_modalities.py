@@ -91,6 +91,15 @@ def test_several_seeds_are_averaged_and_their_spread_widens_the_interval(exp: Pa
     assert "single training run" in caveats(single)[0]
 
 
+def test_seeds_that_only_one_method_has_do_not_count_in_the_difference(exp: Path, single: Comparison) -> None:
+    mixed = compare(read_methods([f"audio={exp}/audio_s*", f"av={exp}/av_s0"]), REPLICATES)
+    columns = ["stage", "trials", "difference", "low", "high", "p_value"]
+    assert mixed.differences[columns].equals(single.differences[columns])
+    texts = caveats(mixed)
+    assert any("single training run" in text for text in texts)
+    assert any("within the seeds that both methods have" in text for text in texts)
+
+
 def test_labels_are_those_of_each_rounds_last_epoch(exp: Path, single: Comparison) -> None:
     last = Run(exp / "av_s0").records("epoch", "round1").iloc[-1]
     row = single.labels[single.labels["method"] == "av_s0"].iloc[0]

@@ -177,6 +177,17 @@ def test_what_is_finished_is_not_trained_again(compared, calls, capsys):
     assert before == {path: path.stat().st_mtime_ns for path in before}
 
 
+def test_nothing_is_trained_if_told_so(compared, calls, capsys):
+    """Two seeds are asked for, one is there."""
+    out, arguments, main = compared
+    asked = len(calls)
+    place = arguments.index("3")
+    assert main([*arguments[:place], "3", "4", "--no-training", *arguments[place + 1 :]]) == 0
+    assert len(calls) == asked
+    assert "| multi-modal DLG-LC | tiny (66) | final | 1 |" in capsys.readouterr().out
+    assert not list((out / "runs").glob("*_s4"))
+
+
 def test_what_is_missing_is_trained_and_other_settings_are_refused(compared, calls, capsys):
     out, arguments, main = compared
     folder = out / "runs" / "multi_modal_gate_only_s3"

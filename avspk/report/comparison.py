@@ -74,9 +74,9 @@ class Comparison:
         return None if rows.empty else bool((rows["reading"] == "equal").all())
 
     @property
-    def num_runs(self) -> int:
-        """The smallest number of runs of a method."""
-        return min(len(method.runs) for method in self.methods)
+    def num_runs(self) -> set[int]:
+        """The numbers of runs that methods have."""
+        return {len(method.runs) for method in self.methods}
 
     @property
     def last_errors(self) -> pd.DataFrame:
@@ -231,28 +231,35 @@ def _difference_rows(samples: Sequence[_Sample], methods: Sequence[Method], seed
         own, other = stages[method.name], stages[base.name]
         if method.name == base.name or not own or not other:
             continue
+        seeds = method.seeds, base.seeds
         for stage in [stage for stage in own if stage in other]:
-            yield _difference_row(stage, (own[stage], other[stage]), _paired(method, base), seed)
-        if list(own)[-1] != list(other)[-1]:
-            yield _difference_row(
-                f"{list(own)[-1]} against {list(other)[-1]}",
-                (list(own.values())[-1], list(other.values())[-1]),
-                _paired(method, base),
-                seed,
-            )
+            yield _difference_row(stage, (own[stage], other[stage]), seeds, seed)
+        last = list(own)[-1], list(other)[-1]
+        if last[0] != last[1]:
+            yield _difference_row(f"{last[0]} against {last[1]}", (own[last[0]], other[last[1]]), seeds, seed)
 
 
-def _paired(first: Method, second: Method) -> bool:
-    return first.seeds == second.seeds and None not in first.seeds
-
-
-def _difference_row(stage: str, samples: tuple[_Sample, _Sample], paired: bool, seed: int) -> dict[str, Any]:
-    own, other = ((100 * sample.points["eer"], 100 * sample.eers) for sample in samples)
-    found = difference_of_seeds(own, other, paired, np.random.default_rng(seed))
+def _difference_row(
+    stage: str, samples: tuple[_Sample, _Sample], seeds: tuple[list[Any], list[Any]], bootstrap_seed: int
+) -> dict[str, Any]:
+    rows, paired = _common_seeds(*seeds)
+    own, other = (
+        (100 * sample.points["eer"][kept], 100 * sample.eers[kept]) for sample, kept in zip(samples, rows, strict=True)
+    )
+    found = difference_of_seeds(own, other, paired, np.random.default_rng(bootstrap_seed))
     relative = found.difference / other[0].mean() if other[0].any() else float("nan")
     row: dict[str, Any] = {"method": samples[0].method, "reference": samples[1].method, "stage": stage}
     row |= {"trials": samples[0].trials, "difference": found.difference + 0.0, "low": found.low, "high": found.high}
     return row | {"p_value": found.p_value, "relative": relative, "reading": reading(found)}
+
+
+def _common_seeds(first: list[Any], second: list[Any]) -> tuple[tuple[list[int], list[int]], bool]:
+    """Which runs of each are compared, and whether seed by seed: those of the seeds that both have, else all."""
+    known = None not in first + second and len(set(first)) == len(first) and len(set(second)) == len(second)
+    common = [seed for seed in first if seed in second] if known else []
+    if common:
+        return ([first.index(seed) for seed in common], [second.index(seed) for seed in common]), True
+    return (list(range(len(first))), list(range(len(second)))), False
 
 
 def reading(found: Difference) -> str:

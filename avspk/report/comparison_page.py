@@ -43,14 +43,17 @@ def headlines(comparison: Comparison) -> list[str]:
 
 def caveats(comparison: Comparison) -> list[str]:
     """What a reader must know before quoting a number."""
-    runs = comparison.num_runs
-    if runs == 1:
-        noise = (
-            "Some method has a single training run: the intervals hold the choice of test speakers, not what another "
+    noise = []
+    if comparison.num_runs != {1}:
+        noise.append(
+            "Intervals hold the choice of test speakers and, by Student's t where there are several runs, of the seed. "
+            "Differences are taken within the seeds that both methods have."
+        )
+    if 1 in comparison.num_runs:
+        noise.append(
+            "Where a method has a single training run, intervals hold the choice of test speakers, not what another "
             "seed would change. They compare these models; of the methods they prove nothing."
         )
-    else:
-        noise = f"Intervals hold the choice of test speakers and, by Student's t over {runs} runs or more, of the seed."
     start = {
         True: "All methods start from the same stage-1 audio model: their scores after it are equal.",
         False: "The stage-1 audio models differ, so differences of later stages are not of the rounds alone.",
@@ -59,7 +62,7 @@ def caveats(comparison: Comparison) -> list[str]:
     bounds = [method.name for method in comparison.methods if method.supervised]
     bound = [f"{', '.join(bounds)}: trained on the true speakers, an upper bound and no result of the method."]
     many = "p values are two-sided, not corrected for the number of rows; the last stage is the one to quote."
-    return [noise, start, many, *(bound if bounds else [])]
+    return [*noise, start, many, *(bound if bounds else [])]
 
 
 def markdown(comparison: Comparison) -> str:
