@@ -36,6 +36,7 @@ from avspk.data.manifest import Utterances, read_utterances
 from avspk.data.media import read_audio
 from avspk.data.noise import generate_noise_pack, read_noise_pack
 from avspk.evaluation.calibrate import calibrate
+from avspk.evaluation.embedding_store import model_digest
 from avspk.evaluation.results import write_json
 from avspk.evaluation.trial_set import TrialSet, format_table
 from avspk.frontend.fbank import Fbank
@@ -56,6 +57,7 @@ from avspk.training import Trainer
 
 logger = logging.getLogger(__name__)
 FREE_TO_CHANGE = ("training.", "evaluation.", "data.trials", "data.wav_root", "rounds")
+MEAN_FBANK_UTTERANCES = 2000
 GENERATED_BABBLE = 200  # utterances that the generated noise pack takes as babble
 
 
@@ -112,7 +114,7 @@ class Pipeline:
         if self.config.rounds and self.config.large_margin.enabled:
             self._large_margin(encoders)
         self._publish()
-        rows = self._evaluate() if self.trials is not None else []
+        rows = self._evaluate(self.trials) if self.trials is not None else []
         if self.main:
             logger.info("report: %s", write_report(self.folder))
         return rows
@@ -301,28 +303,30 @@ class Pipeline:
             systems.append(("final", self.folder / "large_margin"))
         return [(name, folder / "model_audio") for name, folder in systems]
 
-    def _evaluate(self) -> list[dict[str, Any]]:
-        """Score every system on every list; the main process alone, it takes seconds against the training's hours."""
+    def _evaluate(self, trials: TrialSet) -> list[dict[str, Any]]:
+        """Score every system on every list: all processes embed, the main one scores."""
+        device, settings = self.materials.device, self.config
+        systems = [("mean fbank", "mean_fbank", self._mean_fbank())]
+        systems += [(name, model_digest(folder), load_model(folder, device)) for name, folder in self._systems()]
         rows: list[dict[str, Any]] = []
-        if self.main and self.trials is not None:
-            device, settings = self.materials.device, self.config.training
-            systems = [("mean fbank", self._mean_fbank())]
-            systems += [(name, load_model(folder, device)) for name, folder in self._systems()]
-            for name, model in systems:
-                replicates = self.config.evaluation.bootstrap
-                rows += self.trials.evaluate(model, name, self.folder / "evaluation", replicates, settings.workers)
+        for name, digest, model in systems:
+            replicates, workers = settings.evaluation.bootstrap, settings.training.workers
+            rows += trials.evaluate(model, name, digest, self.folder / "evaluation", replicates, workers)
+        if self.main:
             write_json(self.folder / "metrics.json", rows)
             logger.info("%s", format_table(rows))
         return rows
 
     def _mean_fbank(self) -> SpeakerModel:
+        """The baseline without training; its mean over the training set is that of evenly spaced utterances."""
         num_mels = self.config.audio.features.num_mels
         features = {**self.config.audio.features.model_dump(), "normalize_mean": False}
         model = SpeakerModel(
             MeanFbank(num_mels), Fbank(**features), np.zeros(num_mels, np.float32), {}, self.materials.device
         )
         utterances = self.materials.utterances
-        paths = [utterances.audio_path(row) for row in range(len(utterances))]
+        rows = np.linspace(0, len(utterances) - 1, min(MEAN_FBANK_UTTERANCES, len(utterances))).astype(np.int64)
+        paths = [utterances.audio_path(int(row)) for row in rows]
         model.training_mean = model.embed_files(paths, num_workers=self.config.training.workers).mean(0)
         return model
 

@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from avspk import distributed
 from avspk.data.manifest import read_trials
 from avspk.data.score_file import score_file_name, write_scores
+from avspk.evaluation.embedding_store import EmbeddingStore
 from avspk.evaluation.results import evaluate_list
 from avspk.evaluation.systems import Scorer
 from avspk.evaluation.trial_list import TrialList, check_trials
@@ -37,10 +39,18 @@ class TrialSet:
             )
 
     def evaluate(
-        self, model: SpeakerModel, system: str, folder: Path, replicates: int, workers: int
+        self, model: SpeakerModel, system: str, digest: str, folder: Path, replicates: int, workers: int
     ) -> list[dict[str, Any]]:
-        """Cosine, training mean subtracted: writes a score file a list, returns rows of metrics.json."""
-        embeddings = model.embed_files([self.wav_root / file for file in self.files], num_workers=workers)
+        """Cosine, training mean subtracted: writes a score file a list, returns rows of metrics.json.
+
+        Called by every process of a launch: all embed, the first one scores, the others return nothing. Embeddings
+        are kept in `folder` under `digest`, a name for the content of the model.
+        """
+        paths = [self.wav_root / file for file in self.files]
+        store = EmbeddingStore(folder / "embeddings", digest)
+        embeddings = store.embed(paths, lambda share: model.embed_files(share, num_workers=workers))
+        if distributed.rank() > 0:
+            return []
         # Lengths serve calibration, which is not asked for here.
         scorer = Scorer(self.files, embeddings, np.zeros(len(self.files), np.int64), model.training_mean)
         rows = []
