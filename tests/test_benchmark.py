@@ -11,12 +11,12 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent.parent / "eval"))
 
 import benchmark
-from benchmarks import figures, full_size, gate, measure, scoring
+from benchmarks import clustering, figures, full_size, gate, measure, scoring, training
 from benchmarks.figures import Figure, Results, cost, rate
 
 TINY = {
     "loader": "examples=16 files=4 batch=8 turns=2",
-    "frontend": "batch=1 files_per_category=1 noise_share=0.1 turns=1",
+    "frontend": "batch=1 files_per_category=1 noise_share=0.15 turns=1",
     "dino_loss": "batch=4 outputs=32768 turns=1",
     "training": "batch=4 files=4 turns=2 pseudo_speakers=10",
     "precision": "batch=2 frames=2 channels=8 audio_width=4 face_width=4 turns=1",
@@ -25,6 +25,7 @@ TINY = {
     "clustering": "rows=400 dim=8 clusters=5 turns=1",
     "scoring": "shrink=100 lists=O cohort=400 dim=8 replicates=5 plain_trials=5",
     "preparation": "clips=8 clip_seconds=1.0 turns=1 store_crops=64 store_reads=8 memory_clips=16",
+    "operations": "pseudo_speakers=10",
     "full_size": "utterances=2000 speakers=30 clusters=20 iterations=2 labels=40",
 }
 SLOW = {"preparation"}  # a corpus is made, processes are started: a minute
@@ -90,7 +91,7 @@ def test_benchmark_gives_figures(name, tmp_path, capsys):
 def test_the_parts_of_a_step_add_up(tmp_path):
     run(tmp_path, "--only", "training", "--set", *settings("training"))
     records = read(tmp_path)
-    parts = [record for name, record in records.items() if name.startswith("dino step: ") and record["unit"] == "s"]
+    parts = [record for name, record in records.items() if name.startswith("dino step: ") and record["unit"] == "CPU s"]
     assert {part["name"].split(": ")[1].split(",")[0] for part in parts} == {
         "data wait", "front end", "student", "teacher", "head and loss", "backward", "optimiser",
     }  # fmt: skip
@@ -98,18 +99,28 @@ def test_the_parts_of_a_step_add_up(tmp_path):
     assert any(name.startswith("stage-2 step") for name in records)
 
 
+def test_what_a_gpu_is_measured_on_as_well(tmp_path):
+    """Its code paths, on the CPU."""
+    sizes = training.Sizes(batch=4, feed_examples=8, noise_share=0.15)
+    figure = training.against_cpu_front_end(tmp_path, [0.5], sizes)
+    assert figure.ours == pytest.approx(8)
+    assert 0 < figure.baseline < math.inf
+    large = clustering.Sizes(dim=8, large_rows=300, large_clusters=10, large_iterations=2)
+    assert clustering.large_fit(large, torch.device("cpu")).ours > 0
+
+
 def test_less_seconds_and_more_a_second_are_better():
-    assert cost("x", [2.0], [6.0], "slow").ratio == pytest.approx(3)
+    assert cost("x", "s", [2.0], [6.0], "slow").ratio == pytest.approx(3)
     assert rate("x", 10, "files/s", [2.0], [6.0], "slow").ratio == pytest.approx(3)
     assert rate("x", 10, "files/s", [2.0], [6.0], "slow").ours == pytest.approx(5)
 
 
 def test_turns_are_summed_up_by_their_medians_and_ends():
-    figure = cost("x", [1.0, 2.0, 9.0], [2.0, 8.0, 9.0], "slow")
+    figure = cost("x", "s", [1.0, 2.0, 9.0], [2.0, 8.0, 9.0], "slow")
     assert (figure.ours, figure.baseline, figure.ratio) == (2, 8, 4)
     assert figure.spread == (1, 4)
-    assert cost("x", [1.0, 3.0, 2.0]).spread == (1, 3)
-    assert cost("x", [1.0]).record() == {
+    assert cost("x", "s", [1.0, 3.0, 2.0]).spread == (1, 3)
+    assert cost("x", "s", [1.0]).record() == {
         "name": "x", "ours": 1.0, "baseline": None, "ratio": None, "unit": "s", "baseline_is": None,
     }  # fmt: skip
 
@@ -173,6 +184,6 @@ def test_a_child_tells_its_own_peak():
 def test_jobs_take_turns():
     calls: list[str] = []
     jobs = {name: lambda name=name: calls.append(name) for name in "ab"}
-    taken = measure.take_turns(jobs, 2)
+    taken = measure.take_turns(jobs, 2, measure.WALL)
     assert calls == list("ababab")  # the first pair warms up
     assert {name: len(seconds) for name, seconds in taken.items()} == {"a": 2, "b": 2}

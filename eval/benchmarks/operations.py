@@ -1,0 +1,123 @@
+"""What the paper's recipe costs on VoxCeleb2, in floating-point operations counted on the real modules without content.
+
+Multiplications and additions of matrix products and convolutions, forward and backward (`torch.utils.flop_counter`);
+normalisation, activations, augmentation and fbank are not counted. Divided by a rate that a device sustains in such
+steps, they give its hours: 1 EFLOP at 100 TFLOP/s takes 2.8.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode  # shapes and devices without content
+from torch.utils.flop_counter import FlopCounterMode
+
+from avspk.config import Config, load_config
+from avspk.data.media import SAMPLE_RATE
+from avspk.frontend.fbank import Fbank
+from avspk.models.audio_visual import ClassifierBranch, DinoBranch
+from avspk.models.heads import CosineClassifier, DinoHead
+from avspk.models.registry import build_encoder
+from benchmarks.corpus import PAPER, VOXCELEB2_UTTERANCES
+from benchmarks.figures import Figure
+
+BATCH = 2  # batch norm wants two; every count is of one example
+FBANK = Fbank()  # tells how many frames a crop has
+GIGA, EXA = 1e9, 1e18
+NO_BASELINE = "no baseline; counted, not measured"
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Pseudo speakers of the classifier; other settings than the paper's."""
+
+    pseudo_speakers: int = 7500
+    overrides: tuple[str, ...] = ()
+
+
+def run(device: torch.device, sizes: Sizes) -> Iterator[Figure]:
+    """GFLOP of an example in either stage, EFLOP of all stage 1 and of all rounds."""
+    del device  # shapes are all that counts
+    config = load_config(PAPER, list(sizes.overrides))
+    pretrain = {name: dino_step(config, name) for name in config.modalities}
+    refine = {name: refine_step(config, name, sizes.pseudo_speakers) for name in config.modalities}
+    for name in config.modalities:
+        yield Figure(f"operations: stage 1, {name}, an example", pretrain[name] / GIGA, "GFLOP", None, NO_BASELINE)
+        yield Figure(f"operations: a round, {name}, an example", refine[name] / GIGA, "GFLOP", None, NO_BASELINE)
+    for name, settings, step, rounds in (
+        ("stage 1", config.pretrain, pretrain, 1),
+        (f"{config.rounds} rounds", config.refine, refine, config.rounds),
+    ):
+        total = sum(step.values()) * rounds * settings.epochs * VOXCELEB2_UTTERANCES
+        yield Figure(f"operations: {name}, all of VoxCeleb2", total / EXA, "EFLOP", None, NO_BASELINE)
+
+
+def dino_step(config: Config, modality: str) -> float:
+    """Operations of one example: student forward and backward, teacher forward, logits of both."""
+    encoder, head = _encoder(config, modality), config.head
+    branch = DinoBranch(encoder, DinoHead(encoder.embedding_dim, head.hidden_dim, head.bottleneck_dim, head.out_dim))
+
+    def step() -> None:
+        groups = _views(config, modality)
+        student = branch(groups, BATCH)
+        with torch.no_grad():
+            teacher = branch(groups[:1], BATCH)
+            teacher.bottleneck @ teacher.prototypes.T
+        # The loss comes down to the logits of every view; its softmax is no matrix product.
+        (student.bottleneck @ student.prototypes.T).sum().backward()
+
+    return _count(step) / BATCH
+
+
+def refine_step(config: Config, modality: str, num_classes: int) -> float:
+    """Operations of one example of a round whose label is doubted: a clean view is classified as well."""
+    encoder = _encoder(config, modality)
+    branch = ClassifierBranch(encoder, CosineClassifier(encoder.embedding_dim, num_classes))
+
+    def step() -> None:
+        views = _refine_view(config, modality)
+        with torch.no_grad():
+            branch(views)
+        branch(views).sum().backward()
+
+    return _count(step) / BATCH
+
+
+def _encoder(config: Config, modality: str) -> nn.Module:
+    settings = getattr(config, modality)
+    audio = {"num_mels": settings.features.num_mels} if modality == "audio" else {}
+    return build_encoder(**settings.encoder.model_dump(), **audio)
+
+
+def _views(config: Config, modality: str) -> list[Tensor]:
+    if modality == "audio":
+        audio = config.audio.views
+        crops = ((audio.global_crops, audio.global_seconds), (audio.local_crops, audio.local_seconds))
+        return [_audio(config, BATCH * count, seconds) for count, seconds in crops]
+    face = config.face.views
+    sizes = ((face.global_crops, face.global_size), (face.local_crops, face.local_size))
+    return [_face(BATCH * count, size) for count, size in sizes]
+
+
+def _refine_view(config: Config, modality: str) -> Tensor:
+    if modality == "audio":
+        return _audio(config, BATCH, config.audio.refine_seconds)
+    return _face(BATCH, config.face.refine_size)
+
+
+def _audio(config: Config, rows: int, seconds: float) -> Tensor:
+    num_frames = FBANK.num_frames(round(seconds * SAMPLE_RATE))
+    return torch.empty(rows, num_frames, config.audio.features.num_mels)
+
+
+def _face(rows: int, size: int) -> Tensor:
+    return torch.empty(rows, 3, size, size)
+
+
+def _count(step: Callable[[], None]) -> int:
+    with FakeTensorMode(allow_non_fake_inputs=True), FlopCounterMode(display=False) as counter:
+        step()
+    return int(counter.get_total_flops())
