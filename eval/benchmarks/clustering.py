@@ -20,7 +20,7 @@ from torch import Tensor
 from avspk.pseudo_labels.kmeans import kmeans
 from benchmarks.corpus import VOXCELEB2_UTTERANCES
 from benchmarks.figures import Figure, cost
-from benchmarks.measure import wall_seconds
+from benchmarks.measure import WALL, Clock, clock_on
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def run(device: torch.device, sizes: Sizes) -> Iterator[Figure]:
     if device.type == "cuda":
         yield large_fit(sizes, device)
     elif sizes.fit:
-        yield from compare_fits(values, truth, sizes.clusters)
+        yield from compare_fits(values, truth, sizes.clusters, clock_on(device))
 
 
 def embeddings(num: int, dim: int, clusters: int, noise: float) -> tuple[np.ndarray, np.ndarray]:
@@ -59,6 +59,7 @@ def embeddings(num: int, dim: int, clusters: int, noise: float) -> tuple[np.ndar
 
 def compare_iterations(values: np.ndarray, sizes: Sizes, device: torch.device) -> Iterator[Figure]:
     """One Lloyd iteration from the same start, in turns."""
+    clock = clock_on(device)
     rows, start = torch.from_numpy(values).to(device), torch.from_numpy(values[: sizes.clusters]).to(device)
     jobs: dict[str, Callable[[int], object]] = {
         "ours": lambda n: kmeans(rows, sizes.clusters, seed=0, num_iterations=n, start=start, tolerance=-1),
@@ -72,11 +73,19 @@ def compare_iterations(values: np.ndarray, sizes: Sizes, device: torch.device) -
         job(1)
     for _ in range(sizes.turns):
         for name, job in jobs.items():
-            taken[name].append((wall_seconds(lambda: job(6)) - wall_seconds(lambda: job(1))) / 5)  # noqa: B023
+            taken[name].append((clock(lambda: job(6)) - clock(lambda: job(1))) / 5)  # noqa: B023
     name = f"k-means iteration, {sizes.rows:,} x {sizes.dim}, K {sizes.clusters:,}"
-    yield cost(f"{name}: plain product", taken["ours"], taken["plain"], "torch: product, argmin, index_add in chunks")
+    yield cost(
+        f"{name}: plain product",
+        clock.unit,
+        taken["ours"],
+        taken["plain"],
+        "torch: product, argmin, index_add in chunks",
+    )
     missing = "no baseline: faiss-cpu is not installed" if device.type == "cpu" else "no baseline: faiss-cpu has no GPU"
-    yield cost(f"{name}: faiss", taken["ours"], taken.get("faiss", ()), "faiss-cpu" if with_faiss else missing)
+    yield cost(
+        f"{name}: faiss", clock.unit, taken["ours"], taken.get("faiss", ()), "faiss-cpu" if with_faiss else missing
+    )
 
 
 def plain_lloyd(rows: Tensor, start: Tensor, iterations: int, chunk: int = 4096) -> Tensor:
@@ -104,7 +113,7 @@ def faiss_lloyd(values: np.ndarray, start: np.ndarray) -> Callable[[int], object
     return fit
 
 
-def compare_fits(values: np.ndarray, truth: np.ndarray, clusters: int) -> Iterator[Figure]:
+def compare_fits(values: np.ndarray, truth: np.ndarray, clusters: int, clock: Clock) -> Iterator[Figure]:
     """Whole fits with their defaults, initialisation included: seconds, objective, agreement with the truth."""
     results = {}
 
@@ -115,7 +124,7 @@ def compare_fits(values: np.ndarray, truth: np.ndarray, clusters: int) -> Iterat
         results["baseline"] = KMeans(clusters, n_init=1, random_state=0).fit(values)
 
     name, named = f"k-means fit, {len(values):,} x {values.shape[1]}, K {clusters:,}", "scikit-learn KMeans, defaults"
-    yield cost(name, [wall_seconds(ours)], [wall_seconds(baseline)], named)
+    yield cost(name, clock.unit, [clock(ours)], [clock(baseline)], named)
     mine, theirs = results["ours"], results["baseline"]
     objective = float(theirs.inertia_) / len(values)
     yield Figure(f"{name}: objective", mine.objective, "squared distance", objective, named)
@@ -136,6 +145,6 @@ def large_fit(sizes: Sizes, device: torch.device) -> Figure:
     rows = torch.randn(sizes.large_rows, sizes.dim, generator=generator, device=device).mul_(sizes.noise)
     rows = torch.nn.functional.normalize(rows.add_(centres[owners]), dim=1)
     iterations = sizes.large_iterations
-    seconds = wall_seconds(lambda: kmeans(rows, sizes.large_clusters, seed=0, num_iterations=iterations, tolerance=-1))
+    seconds = WALL(lambda: kmeans(rows, sizes.large_clusters, seed=0, num_iterations=iterations, tolerance=-1))
     name = f"k-means fit, {sizes.large_rows:,} x {sizes.dim}, K {sizes.large_clusters:,}, {iterations} iterations"
     return Figure(name, seconds, "s", None, "no baseline; target below 60 s on one GPU")

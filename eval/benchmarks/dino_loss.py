@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from avspk.losses import dino_loss
 from benchmarks.figures import Figure, cost
-from benchmarks.measure import GIB, in_child, peak_gib, resident_gib, take_turns
+from benchmarks.measure import GIB, clock_on, in_child, peak_gib, resident_gib, take_turns
 
 TEMPERATURE = 0.1
 TOLERANCE = 1e-5  # of the gradients' difference, as a share of the largest gradient
@@ -59,11 +59,13 @@ def run(device: torch.device, sizes: Sizes) -> Iterator[Figure]:
     """Peak memory, seconds, and how far the gradients are apart."""
     suffix = f"batch {sizes.batch}, {sizes.outputs:,} outputs"
     measured = {name: _peak(name, device, sizes) for name in LOSSES}
-    yield cost(f"DINO loss: peak memory, {suffix}", [measured["ours"]], [measured["textbook"]], NAMED, "GiB")
+    yield cost(f"DINO loss: peak memory, {suffix}", "GiB", [measured["ours"]], [measured["textbook"]], NAMED)
     inputs = make_inputs(device, sizes)
     jobs = {name: lambda loss=loss: gradients(loss, inputs) for name, loss in LOSSES.items()}
-    taken = take_turns(jobs, sizes.turns)
-    yield cost(f"DINO loss: forward and backward, {suffix}", taken["ours"], taken["textbook"], NAMED)
+    taken = take_turns(jobs, sizes.turns, clock_on(device))
+    yield cost(
+        f"DINO loss: forward and backward, {suffix}", clock_on(device).unit, taken["ours"], taken["textbook"], NAMED
+    )
     worst = largest_difference(gradients(ours, inputs), gradients(textbook, inputs))
     if worst > TOLERANCE:
         raise RuntimeError(f"the gradients of the two forms differ by {worst:.2g} of the largest one")

@@ -18,7 +18,7 @@ from avspk.model import SpeakerModel
 from avspk.models.ecapa import EcapaTdnn
 from benchmarks.corpus import write_sound
 from benchmarks.figures import Figure, rate
-from benchmarks.measure import take_turns
+from benchmarks.measure import clock_on, take_turns
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,12 @@ def run(device: torch.device, sizes: Sizes) -> Iterator[Figure]:
         def one_by_one() -> np.ndarray:
             return np.stack([model.embed(path) for path in paths])
 
-        taken = take_turns({"ours": lambda: model.embed_files(paths), "baseline": one_by_one}, sizes.turns)
+        jobs, clock = {"ours": lambda: model.embed_files(paths), "baseline": one_by_one}, clock_on(device)
+        taken = take_turns(jobs, sizes.turns, clock)
         name = f"embedding: whole utterances, {sizes.share_a_length} of a length"
-        yield rate(name, len(paths), "utterances/s", taken["ours"], taken["baseline"], "model.embed, one by one")
+        yield rate(
+            name, len(paths), f"utterances/{clock.unit}", taken["ours"], taken["baseline"], "model.embed, one by one"
+        )
         together, apart = model.embed_files(paths), one_by_one()
     worst = float(np.abs(together - apart).max() / np.abs(apart).max())
     named = "no baseline; rounding is 1e-6"

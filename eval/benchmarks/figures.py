@@ -61,7 +61,7 @@ def _columns(name: str, ours: str, baseline: str, unit: str, ratio: str, spread:
 
 
 def cost(
-    name: str, ours: Sequence[float], baseline: Sequence[float] = (), baseline_is: str | None = None, unit: str = "s"
+    name: str, unit: str, ours: Sequence[float], baseline: Sequence[float] = (), baseline_is: str | None = None
 ) -> Figure:
     """Seconds (or gigabytes) of one or more turns, less being better: medians, and their ratio."""
     spread = [theirs / mine for mine, theirs in zip(ours, baseline, strict=True)] if baseline else list(ours)

@@ -25,7 +25,7 @@ from avspk.frontend.audio_augment import AudioAugment
 from avspk.frontend.fbank import Fbank
 from avspk.frontend.image_augment import ImageAugment
 from benchmarks.figures import Figure, rate
-from benchmarks.measure import cpu_seconds, take_turns, threads, wall_seconds
+from benchmarks.measure import clock_on, take_turns, threads
 from benchmarks.per_utterance import CROPS, Group, PerUtterance, draw_examples, kaldi_features, write_noises
 
 FACES = ((2, 112, (0.4, 1.0)), (4, 64, (0.15, 0.4)))  # number, size, share of the area
@@ -43,7 +43,8 @@ class Sizes:
 
 def run(device: torch.device, sizes: Sizes) -> Iterator[Figure]:
     """Examples a second of the audio front end, of the fbank alone, and of the face front end."""
-    clock, unit = (cpu_seconds, "examples/CPU s") if device.type == "cpu" else (wall_seconds, "examples/s")
+    clock = clock_on(device)
+    unit = f"examples/{clock.unit}"
     with threads(1), tempfile.TemporaryDirectory() as folder:
         jobs = audio_jobs(Path(folder), device, sizes)
         taken = take_turns(jobs, sizes.turns, clock)

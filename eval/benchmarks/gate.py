@@ -12,7 +12,7 @@ from sklearn.mixture import GaussianMixture
 from avspk.pseudo_labels.loss_gate import Gate, fit_gate, reliable
 from benchmarks.corpus import VOXCELEB2_UTTERANCES
 from benchmarks.figures import Figure, cost
-from benchmarks.measure import take_turns
+from benchmarks.measure import CPU_TIME, take_turns
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,9 @@ def run(device: torch.device, sizes: Sizes) -> Iterator[Figure]:
     """Seconds of both ways, and the share of labels on which they agree."""
     del device  # the gate is fitted on the CPU
     losses = draw_losses(sizes.losses)
-    taken = take_turns({"ours": lambda: ours(losses), "baseline": lambda: baseline(losses)}, sizes.turns)
+    taken = take_turns({"ours": lambda: ours(losses), "baseline": lambda: baseline(losses)}, sizes.turns, CPU_TIME)
     named = "scikit-learn GaussianMixture, fit and predict"
-    yield cost(f"gate: fit and judge {sizes.losses:,} losses", taken["ours"], taken["baseline"], named)
+    yield cost(f"gate: fit and judge {sizes.losses:,} losses", CPU_TIME.unit, taken["ours"], taken["baseline"], named)
     agreement = float((ours(losses)[1] == baseline(losses)).mean())
     yield Figure("gate: same judgement as scikit-learn", agreement, "of the labels", None, "no baseline; 1 is best")
 

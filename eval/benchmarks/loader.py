@@ -23,7 +23,7 @@ from avspk.data.sampler import EpochBatches, ExampleSampler
 from avspk.data.views import AudioGroup, AudioViews
 from benchmarks.corpus import paper_config, small_noise_pack, write_corpus
 from benchmarks.figures import Figure, rate
-from benchmarks.measure import cpu_seconds, take_turns
+from benchmarks.measure import CPU_TIME, WALL, take_turns
 
 
 @dataclass(frozen=True)
@@ -56,10 +56,10 @@ def run(device: torch.device, sizes: Sizes) -> Iterator[Figure]:
         ours, baseline = (reader(Path(scratch), sizes, views) for views in (AudioViews, WholeFiles))
         named = "soundfile reads the whole file for each crop"
         jobs = {"ours": lambda: ours(sizes.workers), "baseline": lambda: baseline(sizes.workers)}
-        taken = take_turns(jobs, sizes.turns)
+        taken = take_turns(jobs, sizes.turns, WALL)
         name = f"loader: reading and cutting, {sizes.workers} workers"
         yield rate(name, sizes.examples, "examples/s", taken["ours"], taken["baseline"], named)
-        taken = take_turns({"ours": lambda: ours(0), "baseline": lambda: baseline(0)}, sizes.turns, cpu_seconds)
+        taken = take_turns({"ours": lambda: ours(0), "baseline": lambda: baseline(0)}, sizes.turns, CPU_TIME)
         name = "loader: reading and cutting, one process"
         yield rate(name, sizes.examples, "examples/CPU s", taken["ours"], taken["baseline"], named)
 

@@ -9,28 +9,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
 import torch
+from threadpoolctl import threadpool_limits
 
 Result = TypeVar("Result")
 GIB = 2**30
-
-
-def wall_seconds(function: Callable[[], object]) -> float:
-    """How long a call takes on the wall, the GPU's part included."""
-    synchronise()
-    start = time.perf_counter()
-    function()
-    synchronise()
-    return time.perf_counter() - start
-
-
-def cpu_seconds(function: Callable[[], object]) -> float:
-    """The CPU time of a call in this process, all its threads: other work on the machine matters little to it."""
-    start = time.process_time()
-    function()
-    return time.process_time() - start
 
 
 def synchronise() -> None:
@@ -39,16 +25,39 @@ def synchronise() -> None:
         torch.cuda.synchronize()
 
 
-def take_turns(
-    jobs: Mapping[str, Callable[[], object]],
-    turns: int,
-    clock: Callable[[Callable[[], object]], float] = wall_seconds,
-    warm_up: bool = True,
-) -> dict[str, list[float]]:
-    """Seconds of every job in every turn; within a turn the jobs run one after the other, in this order."""
-    for job in jobs.values() if warm_up else ():
-        job()
+@dataclass(frozen=True)
+class Clock:
+    """Seconds of calls. `unit`: "s", or "CPU s" of this process with all its threads."""
+
+    unit: str
+    now: Callable[[], float]
+
+    def __call__(self, function: Callable[[], object]) -> float:
+        """How long a call takes."""
+        start = self.now()
+        function()
+        return self.now() - start
+
+
+def _wall() -> float:
+    synchronise()
+    return time.perf_counter()
+
+
+WALL = Clock("s", _wall)
+CPU_TIME = Clock("CPU s", time.process_time)
+
+
+def clock_on(device: torch.device) -> Clock:
+    """The wall on a GPU. On a CPU, CPU time: other work on the machine matters little to it."""
+    return CPU_TIME if device.type == "cpu" else WALL
+
+
+def take_turns(jobs: Mapping[str, Callable[[], object]], turns: int, clock: Clock) -> dict[str, list[float]]:
+    """Seconds of every job in every turn, after one that warms up; in a turn the jobs run one after the other."""
     seconds: dict[str, list[float]] = {name: [] for name in jobs}
+    for job in jobs.values():
+        job()
     for _ in range(turns):
         for name, job in jobs.items():
             seconds[name].append(clock(job))
@@ -57,11 +66,12 @@ def take_turns(
 
 @contextmanager
 def threads(count: int) -> Iterator[None]:
-    """This many threads of torch, for a while."""
+    """This many threads of torch and of the libraries below numpy and scikit-learn, for a while."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
-        yield
+        with threadpool_limits(count):
+            yield
     finally:
         torch.set_num_threads(before)
 
@@ -72,10 +82,9 @@ def cores() -> int:
 
 
 class Measured(NamedTuple):
-    """What a child process did: its result, seconds, and its memory at the start and at the peak in GiB."""
+    """What a child process did: its result, and its memory at the start and at the peak in GiB."""
 
     result: Any
-    seconds: float
     before: float
     peak: float
 
@@ -88,10 +97,9 @@ def in_child(function: Callable[..., Any], *arguments: Any) -> Measured:
 
 
 def _measured(function: Callable[..., Any], num_threads: int, *arguments: Any) -> Measured:
-    torch.set_num_threads(num_threads)
-    before, start = resident_gib(), time.perf_counter()
-    result = function(*arguments)
-    return Measured(result, time.perf_counter() - start, before, peak_gib())
+    with threads(num_threads):
+        before = resident_gib()
+        return Measured(function(*arguments), before, peak_gib())
 
 
 def peak_gib() -> float:

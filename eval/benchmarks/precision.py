@@ -22,7 +22,7 @@ from avspk.data.face_crops import FaceDetector, Faces, FaceSettings
 from avspk.models.ecapa import EcapaTdnn
 from avspk.models.resnet import AudioResNet34, FaceResNet34
 from benchmarks.figures import Figure, rate
-from benchmarks.measure import take_turns
+from benchmarks.measure import clock_on, take_turns
 
 NAMED = "the same in float32"
 
@@ -61,8 +61,11 @@ def compare_encoder(name: str, encoder: nn.Module, inputs: Tensor, turns: int) -
         with torch.inference_mode(), torch.autocast(inputs.device.type, torch.bfloat16, enabled=bf16):
             return encoder(inputs).float()
 
-    taken = take_turns({"bf16": lambda: embed(True), "float32": lambda: embed(False)}, turns)
-    yield rate(f"{name}: inference in bf16", len(inputs), "inputs/s", taken["bf16"], taken["float32"], NAMED)
+    clock = clock_on(inputs.device)
+    taken = take_turns({"bf16": lambda: embed(True), "float32": lambda: embed(False)}, turns, clock)
+    yield rate(
+        f"{name}: inference in bf16", len(inputs), f"inputs/{clock.unit}", taken["bf16"], taken["float32"], NAMED
+    )
     lowest = float(functional.cosine_similarity(embed(True), embed(False)).min())
     yield Figure(f"{name}: lowest cosine of bf16 and float32", lowest, "cosine", None, "no baseline; 1 is best")
 
@@ -79,8 +82,9 @@ def compare_detector(device: torch.device, sizes: Sizes) -> Iterator[Figure]:
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             return detector(frames, settings.min_face)
 
-    taken = take_turns({"bf16": lambda: detect(True), "float32": lambda: detect(False)}, sizes.turns)
-    yield rate("MTCNN: detection in bf16", len(frames), "frames/s", taken["bf16"], taken["float32"], NAMED)
+    clock = clock_on(device)
+    taken = take_turns({"bf16": lambda: detect(True), "float32": lambda: detect(False)}, sizes.turns, clock)
+    yield rate("MTCNN: detection in bf16", len(frames), f"frames/{clock.unit}", taken["bf16"], taken["float32"], NAMED)
     pairs = list(zip(detect(True), detect(False), strict=True))
     same = [(mine, theirs) for mine, theirs in pairs if len(mine.boxes) == len(theirs.boxes)]
     found = f"no baseline; float32 finds faces in {sum(len(theirs.boxes) > 0 for _, theirs in pairs)} frames"

@@ -37,7 +37,7 @@ from avspk.data.voxceleb import Clip, find_clips
 from avspk.data.worker_pool import Task
 from benchmarks.corpus import VOXCELEB2_SECONDS, VOXCELEB2_UTTERANCES
 from benchmarks.figures import Figure, rate
-from benchmarks.measure import cores, cpu_seconds, in_child, peak_gib, take_turns, threads, wall_seconds
+from benchmarks.measure import WALL, clock_on, cores, in_child, peak_gib, take_turns, threads
 
 COUNT = FaceSettings().crops_per_clip
 LOOP = "decord + MTCNN frame by frame, same frames, min_face_size 40"
@@ -112,10 +112,10 @@ def compare_modes(raw: Path, clips: list[Clip], folder: Path, device: torch.devi
         "plain": lambda out: plain_loop(videos, out, detector),
     }
     turn = {name: lambda job=job: in_folder(job, folder / "turn") for name, job in jobs.items()}
-    on_gpu = device.type == "cuda"
+    clock = clock_on(device)
     with threads(1):
-        taken = take_turns(turn, turns, wall_seconds if on_gpu else cpu_seconds)
-    second, hour = ("s", "hours") if on_gpu else ("CPU s", "core hours")
+        taken = take_turns(turn, turns, clock)
+    second, hour = clock.unit, "core hours" if device.type == "cpu" else "hours"
     plain = taken.pop("plain")
     for name, seconds in taken.items():
         yield rate(f"preparation: {name}", len(clips), f"clips/{second}", seconds, plain, LOOP)
@@ -144,9 +144,9 @@ def compare_wall(raw: Path, clips: list[Clip], folder: Path) -> Figure:
     with threads(cores()):
         detector = MTCNN(keep_all=True, min_face_size=FaceSettings().min_face)
         videos = [raw / str(clip.video) for clip in clips]
-        plain = wall_seconds(lambda: plain_loop(videos, folder / "plain", detector))
+        plain = WALL(lambda: plain_loop(videos, folder / "plain", detector))
     settings = PreparationSettings(raw, folder / "prepared", FaceSettings(face_tracked="yes"))
-    ours = wall_seconds(lambda: prepare(settings))
+    ours = WALL(lambda: prepare(settings))
     name = f"preparation: face-tracked, {cores()} cores, start included"
     return rate(name, len(clips), "clips/s", [ours], [plain], "the loop with its default threads")
 

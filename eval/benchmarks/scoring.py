@@ -19,7 +19,7 @@ from avspk.scoring.backend import as_norm, cohort_statistics, cosine_scores, nor
 from avspk.scoring.bootstrap import SpeakerBootstrap
 from avspk.scoring.metrics import eer, summarise
 from benchmarks.figures import Figure, cost
-from benchmarks.measure import in_child, wall_seconds
+from benchmarks.measure import CPU_TIME, in_child
 
 LISTS = {
     "O": (37_611, 4_708, 40),
@@ -63,7 +63,9 @@ def run(device: torch.device, sizes: Sizes) -> Iterator[Figure]:
         sum(getattr(figure, key) for figure in measured.result if figure.name.startswith("AS-norm"))
         for key in ("ours", "baseline")
     )
-    yield Figure(f"AS-norm and metrics, lists {', '.join(sizes.lists)}", ours, "s", plain, "the loops over trials")
+    yield Figure(
+        f"AS-norm and metrics, lists {', '.join(sizes.lists)}", ours, CPU_TIME.unit, plain, "the loops over trials"
+    )
     matrix = max(LISTS[name][1] for name in sizes.lists) // sizes.shrink * sizes.cohort * 4 / 2**30
     named = "computed, not run: one matrix of all files against the cohort on top"
     yield Figure("scoring: peak memory", measured.peak, "GiB", measured.peak + matrix, named)
@@ -108,11 +110,11 @@ def score_list(name: str, trials: Trials, cohort: Floats, sizes: Sizes) -> list[
     loop = f"a loop over trials, each against the cohort; {len(plain)} timed, scaled up"
     rebuilt = f"lists written out, EER only; {sizes.plain_replicates} timed, scaled up"
     times = {"loop": len(scores) / len(plain), "rebuilt": sizes.replicates / sizes.plain_replicates}
-    roc = "scikit-learn's ROC curve and its nearest point"
+    unit, roc = CPU_TIME.unit, "scikit-learn's ROC curve and its nearest point"
     return [
-        cost(f"AS-norm and metrics ({size})", [seconds], [plain_seconds * times["loop"]], loop),
-        cost(f"EER ({size})", [eer_seconds], [roc_seconds], roc),
-        cost(f"{sizes.replicates} bootstrap replicates ({size})", [boot_seconds],
+        cost(f"AS-norm and metrics ({size})", unit, [seconds], [plain_seconds * times["loop"]], loop),
+        cost(f"EER ({size})", unit, [eer_seconds], [roc_seconds], roc),
+        cost(f"{sizes.replicates} bootstrap replicates ({size})", unit, [boot_seconds],
              [rebuilt_seconds * times["rebuilt"]], rebuilt),
     ]  # fmt: skip
 
@@ -120,7 +122,7 @@ def score_list(name: str, trials: Trials, cohort: Floats, sizes: Sizes) -> list[
 def timed(function: Callable[..., Any], *arguments: Any) -> tuple[float, Any]:
     """Seconds that a call takes, and its result."""
     results: list[Any] = []
-    seconds = wall_seconds(lambda: results.append(function(*arguments)))
+    seconds = CPU_TIME(lambda: results.append(function(*arguments)))
     return seconds, results[0]
 
 

@@ -11,7 +11,6 @@ process a core); their rate alone is an upper bound of that step's.
 from __future__ import annotations
 
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -33,7 +32,7 @@ from avspk.stages.truth import Truth
 from avspk.training import FiniteGuard, Trainer, build_optimiser, tensor_float32
 from benchmarks.corpus import materials
 from benchmarks.figures import Figure, cost, rate
-from benchmarks.measure import GIB, cores, peak_gib, synchronise, wall_seconds
+from benchmarks.measure import GIB, WALL, Clock, clock_on, cores, peak_gib, threads
 from benchmarks.per_utterance import PerUtterance, draw_examples, write_noises
 
 PRECISIONS = {"bf16": torch.bfloat16, "float32": torch.float32}
@@ -43,7 +42,10 @@ NAMED = "the same step in float32"
 
 @dataclass(frozen=True)
 class Sizes:
-    """Batches: 0 means 8 on a CPU, 512 on a GPU. `overrides` change the paper's config: a smaller model, say."""
+    """Batches: 0 means 8 on a CPU, 512 on a GPU. `overrides` change the paper's config: a smaller model, say.
+
+    `feed_examples` are made by the CPU front end, `noise_share`: its noise files' share of MUSAN's lengths.
+    """
 
     batch: int = 0
     workers: int = 0
@@ -52,12 +54,13 @@ class Sizes:
     steps_a_turn: int = 1
     pseudo_speakers: int = 7500
     feed_examples: int = 512
+    noise_share: float = 1.0
     overrides: tuple[str, ...] = ()
 
     def on(self, device: torch.device) -> Sizes:
         """With the device's batch, loader processes and steps in a turn."""
         gpu = device.type == "cuda"
-        batch, workers = self.batch or (512 if gpu else 8), self.workers or (max(1, cores() - 2) if gpu else 1)
+        batch, workers = self.batch or (512 if gpu else 8), self.workers or (max(1, cores() - 2) if gpu else 0)
         changed = {"batch": batch, "workers": workers, "steps_a_turn": 10 if gpu else self.steps_a_turn}
         return Sizes(**{**self.__dict__, **changed})
 
@@ -102,7 +105,7 @@ class Steps:
     def __init__(self, stage: Stage, sizes: Sizes, paper: Materials) -> None:
         self.stage, self.sizes, self.device = stage, sizes, paper.device
         self.settings = paper.config.training
-        self.clock = PartClock()
+        self.clock = PartClock(clock_on(paper.device))
         self.seconds: dict[str, list[float]] = {}
         self.optimiser = build_optimiser(stage.parameter_groups(), stage.optimiser, stage.device)
         self.trainers = {name: self._trainer(dtype) for name, dtype in PRECISIONS.items()}
@@ -139,13 +142,14 @@ class Steps:
     def rate(self, name: str) -> Figure:
         """Examples a second of whole steps, the wait for data included."""
         seconds: dict[str, list[float]] = {precision: [] for precision in PRECISIONS}
+        clock = self.clock.clock
         for _ in range(self.sizes.turns):
             for precision, taken in seconds.items():
-                taken.append(wall_seconds(lambda: self._updates(precision)))  # noqa: B023 (called at once)
+                taken.append(clock(lambda: self._updates(precision)))  # noqa: B023 (called at once)
         self.seconds = seconds
         amount = self.sizes.batch * self.sizes.steps_a_turn
         name = f"{name}: whole, bf16, batch {self.sizes.batch}"
-        return rate(name, amount, "examples/s", seconds["bf16"], seconds["float32"], NAMED)
+        return rate(name, amount, f"examples/{clock.unit}", seconds["bf16"], seconds["float32"], NAMED)
 
     def _updates(self, precision: str) -> None:
         for _ in range(self.sizes.steps_a_turn):
@@ -168,7 +172,7 @@ class Steps:
                     taken.append(_parts(self.clock.seconds))
         for part in PARTS:
             ours, baseline = ([taken[part] for taken in turns[precision]] for precision in PRECISIONS)
-            yield cost(f"{name}: {part}, bf16, batch {self.sizes.batch}", ours, baseline, NAMED)
+            yield cost(f"{name}: {part}, bf16, batch {self.sizes.batch}", self.clock.clock.unit, ours, baseline, NAMED)
 
     @contextmanager
     def _timed_loss(self) -> Iterator[None]:
@@ -196,7 +200,8 @@ def _parts(seconds: Counter[str]) -> Counter[str]:
 class PartClock:
     """Seconds by name, while it runs; a GPU is waited for at both ends of every part."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
         self.seconds: Counter[str] = Counter()
         self.on = False
 
@@ -206,9 +211,9 @@ class PartClock:
         if not self.on:
             yield
             return
-        start = self._now()
+        start = self.clock.now()
         yield
-        self.seconds[name] += self._now() - start  # type: ignore[assignment]
+        self.seconds[name] += self.clock.now() - start  # type: ignore[assignment]
 
     @contextmanager
     def running(self, modules: dict[str, nn.Module]) -> Iterator[None]:
@@ -228,20 +233,15 @@ class PartClock:
 
     def _starts(self, began: dict[str, float], name: str) -> Callable[..., None]:
         def start(*_: object) -> None:
-            began[name] = self._now()
+            began[name] = self.clock.now()
 
         return start
 
     def _ends(self, began: dict[str, float], name: str) -> Callable[..., None]:
         def end(*_: object) -> None:
-            self.seconds[name] += self._now() - began[name]  # type: ignore[assignment]
+            self.seconds[name] += self.clock.now() - began[name]  # type: ignore[assignment]
 
         return end
-
-    @staticmethod
-    def _now() -> float:
-        synchronise()
-        return time.perf_counter()
 
 
 def memory(device: torch.device) -> Figure:
@@ -253,25 +253,25 @@ def memory(device: torch.device) -> Figure:
 class FeatureExamples(Dataset[list[Tensor]]):
     """Features of one example, made crop by crop in a loader process."""
 
-    def __init__(self, folder: Path, examples: int) -> None:
-        self.pack, files = write_noises(folder, files_per_category=3)
+    def __init__(self, folder: Path, examples: int, noise_share: float) -> None:
+        self.pack, files = write_noises(folder, 3, noise_share)
         self.baseline, self.examples = PerUtterance(self.pack.rirs, files), examples
 
     def __len__(self) -> int:
         return self.examples
 
     def __getitem__(self, number: int) -> list[Tensor]:
-        torch.set_num_threads(1)
-        return self.baseline.features(draw_examples(self.pack, 1, number))
+        with threads(1):
+            return self.baseline.features(draw_examples(self.pack, 1, number))
 
 
 def against_cpu_front_end(folder: Path, step_seconds: list[float], sizes: Sizes) -> Figure:
     """Our examples a second against those that loaders can make crop by crop, on all cores."""
     noises = folder / "noises"
     noises.mkdir()
-    dataset = FeatureExamples(noises, sizes.feed_examples)
+    dataset = FeatureExamples(noises, sizes.feed_examples, sizes.noise_share)
     loader = DataLoader(dataset, batch_size=8, num_workers=cores())
     amount = sizes.batch * sizes.steps_a_turn
-    fed = [wall_seconds(lambda: list(loader)) * amount / sizes.feed_examples for _ in step_seconds]
+    fed = [WALL(lambda: list(loader)) * amount / sizes.feed_examples for _ in step_seconds]
     named = f"loaders on {cores()} cores make the features crop by crop: the most that a step fed by them could do"
     return rate("dino step: fed by our front end", amount, "examples/s", step_seconds, fed, named)
