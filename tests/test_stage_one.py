@@ -11,7 +11,7 @@ from avspk import pipeline
 from avspk.checkpoint import load_tree
 from avspk.config import ConfigError, parse_config
 from avspk.pipeline import Pipeline
-from avspk.stage_one import stage_one_differences
+from avspk.stage_one import copy_stage_one, stage_one_differences
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def settings(data, output, **changes):
     tree = tiny.tree(data, output)
     tree["training"]["threads"] = 1
     tree["large_margin"]["enabled"] = False
-    tree["data"] = {"train": tree["data"]["train"]}  # a generated noise pack, no trials
+    tree["data"] = {name: tree["data"][name] for name in ("train", "noise")}  # no trials
     return tree | {"rounds": 1} | changes
 
 
@@ -66,6 +66,20 @@ def test_the_source_is_not_needed_afterwards(data, stage_one, tmp_path):
     run(data, output, rounds=0, stage_one=str(source))
     with pytest.raises(ConfigError, match=r"stage_one: '.*' -> None"):
         Pipeline(parse_config(settings(data, output, rounds=0)))
+
+
+def test_noise_that_was_generated_goes_along(data, tmp_path):
+    source = tmp_path / "source"
+    for folder in ("noise", "pretrain/model_audio"):
+        (source / folder).mkdir(parents=True)
+        (source / folder / "file").write_text("content")
+    tree = settings(data, tmp_path / "run", modalities=["audio"], stage_one=str(source))
+    copy_stage_one(parse_config(tree))
+    assert not (tmp_path / "run" / "noise").exists(), "the config names a pack of its own"
+    del tree["data"]["noise"]
+    copy_stage_one(parse_config(tree | {"output": str(tmp_path / "other")}))
+    assert (tmp_path / "other" / "noise" / "file").read_text() == "content"
+    assert (tmp_path / "other" / "pretrain" / "model_audio" / "file").is_file()
 
 
 @pytest.mark.parametrize(
