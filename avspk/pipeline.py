@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import filecmp
-import json
 import logging
 import os
-import platform
 import shutil
 import time
 from collections.abc import Mapping
 from datetime import timedelta
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +19,8 @@ from accelerate import Accelerator, InitProcessGroupKwargs
 
 from avspk import distributed
 from avspk.checkpoint import CheckpointFolder, load_tree, save_tree
-from avspk.config import (
-    Config,
-    ConfigError,
-    LargeMarginSettings,
-    RefineSettings,
-    differing_keys,
-    dump_config,
-    load_config,
-)
-from avspk.data.files import hold_for_life, whole_or_absent
+from avspk.config import Config, ConfigError, LargeMarginSettings, RefineSettings
+from avspk.data.files import whole_or_absent
 from avspk.data.manifest import Utterances, read_utterances
 from avspk.data.media import read_audio
 from avspk.data.noise import generate_noise_pack, read_noise_pack
@@ -44,6 +33,7 @@ from avspk.memory import keep_freed_memory
 from avspk.model import WEIGHTS, SpeakerModel, load_encoder, load_model, save_calibration, save_model
 from avspk.models.encoder import Encoder
 from avspk.models.mean_fbank import MeanFbank
+from avspk.preflight import PSEUDO, check_launch, check_media, claim_folder
 from avspk.report import write_report
 from avspk.runlog import RunLog, setup_logging
 from avspk.stage_one import DONE, copy_stage_one, require_stage_one
@@ -56,7 +46,6 @@ from avspk.stages.truth import Truth
 from avspk.training import Trainer
 
 logger = logging.getLogger(__name__)
-FREE_TO_CHANGE = ("training.", "evaluation.", "data.trials", "data.wav_root", "rounds")
 MEAN_FBANK_UTTERANCES = 2000
 GENERATED_BABBLE = 200  # utterances that the generated noise pack takes as babble
 
@@ -69,7 +58,7 @@ class Pipeline:
         claim: what the cards of its models say about it.
     """
 
-    labels = "pseudo"
+    labels = PSEUDO
     claim = "Method of arXiv 2304.05754. No speaker label and no pretrained weights were used in training."
 
     def __init__(self, config: Config) -> None:
@@ -82,17 +71,16 @@ class Pipeline:
         torch.set_num_threads(config.training.threads or default_threads())
         if self.accelerator.device.type == "cpu":
             keep_freed_memory()
-        self._check_processes()
-        self._check_batches()
+        check_launch(config)
         utterances = read_utterances(config.data.train)
-        _check_media(utterances, config)
+        check_media(utterances, config)
         self.trials = None
         if config.data.trials:
             if config.data.wav_root is None:
                 raise ConfigError("data.trials is given without data.wav_root, the folder its names are relative to")
             self.trials = TrialSet(config.data.trials, config.data.wav_root)
         require_stage_one(config)
-        self._claim_folder()
+        self.lock = claim_folder(config, self.labels, self.accelerator.device)
         if self.main:
             copy_stage_one(config)
         distributed.barrier()
@@ -330,83 +318,6 @@ class Pipeline:
         model.training_mean = model.embed_files(paths, num_workers=self.config.training.workers).mean(0)
         return model
 
-    # Before anything is trained.
-
-    def _check_processes(self) -> None:
-        wanted = self.config.training.processes
-        if wanted is not None and wanted != distributed.world_size():
-            raise ConfigError(
-                f"training.processes is {wanted}, but {distributed.world_size()} were launched. On CPUs, plain "
-                "`accelerate launch --cpu --num_processes N` starts one process; the README shows what works."
-            )
-
-    def _check_batches(self) -> None:
-        """Now, not when a stage begins days later."""
-        config, processes = self.config, distributed.world_size()
-        stages = ["pretrain"] + ["refine"] * (config.rounds > 0) + ["large_margin"] * config.large_margin.enabled
-        for stage in stages:
-            size, parts = getattr(config, stage).batch_size, processes * config.training.accumulation
-            if size % parts:
-                raise ConfigError(
-                    f"{stage}.batch_size is {size}; it must be a multiple of {parts}: {processes} processes times "
-                    f"training.accumulation {config.training.accumulation}"
-                )
-
-    def _claim_folder(self) -> None:
-        """Keep the config in the run folder; refuse to continue another config's run."""
-        path = self.folder / "config.yaml"
-        if path.is_file():
-            changed = [
-                line for line in differing_keys(load_config(path), self.config) if not line.startswith(FREE_TO_CHANGE)
-            ]
-            if changed:
-                raise ConfigError(
-                    f"{self.folder} holds a run with other settings (was -> now):\n  " + "\n  ".join(changed)
-                    + "\nContinue it with its own config, or choose another folder with output=..."
-                )  # fmt: skip
-        self._require_own_labels()
-        self._hold_folder()
-        done, last = self.folder / "large_margin" / DONE, f"round{self.config.rounds}"
-        if done.is_file() and (after := json.loads(done.read_text(encoding="utf-8"))["after"]) != last:
-            raise ConfigError(f"{done.parent} was trained after {after}, not {last}; remove it to repeat it")
-        distributed.barrier()
-        if self.main:
-            for name, text in (("config.yaml", dump_config(self.config)), ("environment.json", self._environment())):
-                with whole_or_absent(self.folder / name) as part:
-                    part.write_text(text, encoding="utf-8")
-
-    def _hold_folder(self) -> None:
-        """Processes whose launcher was killed may still be at work; two runs would overwrite each other's files."""
-        path = self.folder / "lock"
-        if self.main:
-            self.lock = hold_for_life(path)
-            if self.lock is None:
-                raise ConfigError(f"{self.folder} is in use by {path.read_text(encoding='utf-8')}; end that, or wait")
-
-    def _require_own_labels(self) -> None:
-        path = self.folder / "environment.json"
-        if path.is_file():
-            labels = json.loads(path.read_text(encoding="utf-8")).get("labels", Pipeline.labels)
-            if labels != self.labels:
-                raise ConfigError(
-                    f"{self.folder} holds a run on {labels} labels, not on {self.labels} ones; "
-                    "choose another folder with output=..."
-                )
-
-    def _environment(self) -> str:
-        packages = ("avspk", "torch", "torchvision", "torchaudio", "accelerate", "numpy", "scikit-learn", "pandas")
-        return json.dumps(
-            {
-                "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
-                "seed": self.config.seed,
-                "num_processes": distributed.world_size(),
-                "device": str(self.accelerator.device),
-                "precision": self.config.training.precision,
-                "labels": self.labels,
-            },
-            indent=2,
-        )
-
     def _noise_folder(self, utterances: Utterances) -> Path:
         """The configured noise pack, or a generated one whose babble is training speech."""
         if self.config.data.noise is not None:
@@ -424,18 +335,6 @@ def default_threads() -> int:
     """This machine's cores over its processes; launchers would set 1, which leaves cores idle."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-
-
-def _check_media(utterances: Utterances, config: Config) -> None:
-    missing = utterances.missing_audio()
-    if missing:
-        raise FileNotFoundError(
-            f"{config.data.train}: {len(missing)} of {len(utterances)} audio files are not there, first {missing[0]}; "
-            "prepare the data again, or move the audio back to where the manifest says"
-        )
-    crops = config.data.crops or config.data.train.parent / "crops"
-    if "face" in config.modalities and not crops.is_dir():
-        raise FileNotFoundError(f"no face crop store at {crops}; run tools/prepare_voxceleb.py or set data.crops")
 
 
 def _finished(folder: Path) -> bool:

@@ -23,6 +23,7 @@ ALLOWED = {
     "progress": set(),
     "runlog": set(),
     "finiteness": set(),
+    "memory": set(),
     **{part: {"config", "schedules"} for part in ALGORITHMS},
     "checkpoint": {"data"},  # whole_or_absent, of avspk.data.files
     "stages": ALGORITHMS | BOTTOM,
@@ -32,7 +33,11 @@ ALLOWED = {
     "training": BOTTOM | STORAGE | {"finiteness", "stages"},
     "report": {"data", "evaluation", "pseudo_labels", "scoring"},
     "stage_one": {"config", "data"},
-    "pipeline": BOTTOM | STORAGE | ALGORITHMS | {"evaluation", "model", "report", "stage_one", "stages", "training"},
+    "preflight": {"config", "data", "distributed", "stage_one"},
+    "pipeline": BOTTOM
+    | STORAGE
+    | ALGORITHMS
+    | {"evaluation", "memory", "model", "preflight", "report", "stage_one", "stages", "training"},
     "comparison_runs": {"config", "data", "stage_one"},
 }
 TOP = {"__init__", "cli"}  # these may import anything
