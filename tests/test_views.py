@@ -14,7 +14,7 @@ from avspk.config import AudioPolicy, ImagePolicy
 from avspk.data.crop_store import CropWriter
 from avspk.data.dataset import Example, ViewDataset
 from avspk.data.manifest import UTTERANCE_COLUMNS, Utterances
-from avspk.data.media import MediaError, write_wav
+from avspk.data.media import MediaError, read_utterance, write_wav
 from avspk.data.views import AudioGroup, AudioViews, FaceGroup, FaceViews, generator
 
 RATE = 16000
@@ -100,6 +100,18 @@ def test_a_file_shorter_than_its_crop_among_longer_ones(corpus):
     views = audio_views(corpus)([2, 0], np.random.default_rng(0))
     np.testing.assert_array_equal(views["global"]["signal"][0], np.resize(ramp(2), 3200))
     assert (np.diff(views["global"]["signal"][1].astype(int)) == 1).all()
+
+
+def test_a_file_is_opened_once_for_all_that_is_cut_from_it(corpus, monkeypatch):
+    reads = []
+
+    def read(path, start, num_samples):
+        reads.append(path)
+        return read_utterance(path, start, num_samples)
+
+    monkeypatch.setattr("avspk.data.views.read_utterance", read)
+    audio_views(corpus)([1, 0], np.random.default_rng(0))
+    assert reads == [corpus[0].audio_path(1), corpus[0].audio_path(0)]
 
 
 def test_view_v_is_cut_from_source_v_modulo_their_number(corpus, tmp_path):

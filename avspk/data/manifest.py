@@ -1,6 +1,7 @@
 """The tables that connect preparation, training and evaluation: utterances and trials, validated when read."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -39,7 +40,12 @@ class Utterances:
 
     def audio_path(self, row: int) -> Path:
         """Path of the sound of utterance number `row`."""
-        return self.root / str(self.table["audio"].iat[row])
+        return self.root / str(self._audio[row])
+
+    @cached_property
+    def _audio(self) -> pd.api.extensions.ExtensionArray:
+        """The column by itself: looking it up for every file would cost more than opening the file."""
+        return self.table["audio"].array
 
     def missing_audio(self) -> list[Path]:
         """Paths of the table that are not there; a look at every file, so call it once before a long job."""

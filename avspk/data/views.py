@@ -24,6 +24,10 @@ ViewBatch = dict[str, dict[str, np.ndarray | dict[str, np.ndarray]]]
 """Group name -> {"signal": (n, ...), "augmentation": {name: (n, ...)}} for the n views of the group."""
 
 
+Segment = tuple[int, int, np.ndarray]
+"""Utterance, first sample, and the array (T,) that its samples are written to."""
+
+
 @dataclass(frozen=True)
 class AudioGroup:
     """`count` crops of `seconds` each; `policy` None leaves them clean."""
@@ -60,34 +64,39 @@ class AudioViews:
     def __call__(self, sources: Sequence[int], rng: np.random.Generator) -> ViewBatch:
         """View v is cut from utterance sources[v % len(sources)]."""
         views: ViewBatch = {}
+        wanted: list[Segment] = []
         view = 0
         for name, group in self.groups.items():
-            length = round(group.seconds * SAMPLE_RATE)
             rows = [sources[(view + offset) % len(sources)] for offset in range(group.count)]
-            views[name] = {"signal": self._cut(rows, length, rng)}
+            signal = np.empty((group.count, round(group.seconds * SAMPLE_RATE)), np.int16)
+            wanted += zip(rows, self._starts(rows, signal.shape[1], rng), signal, strict=True)
+            views[name] = {"signal": signal}
             if group.policy is not None:
                 drawn = draw_audio(rng, group.policy, self.recordings, self.num_rirs, group.count)
                 views[name]["augmentation"] = drawn
             view += group.count
+        self._fill(wanted)
         return views
 
-    def _cut(self, rows: Sequence[int], length: int, rng: np.random.Generator) -> np.ndarray:
-        """Random segments, int16 (len(rows), length); one read a file, over the span of its segments."""
+    def _starts(self, rows: Sequence[int], length: int, rng: np.random.Generator) -> list[int]:
+        """Where in each utterance a segment begins; 0 in those that are shorter."""
         slack = np.maximum(self.num_samples[list(rows)] - length, 0)
-        starts = (rng.random(len(rows)) * (slack + 1)).astype(np.int64)
-        segments = np.empty((len(rows), length), np.int16)
-        for row in dict.fromkeys(rows):
-            mine = [position for position, candidate in enumerate(rows) if candidate == row]
-            first, last = starts[mine].min(), starts[mine].max()
-            path, wanted = self.utterances.audio_path(row), int(last - first) + length
-            span = read_utterance(path, int(first), wanted)
-            if len(span) < min(wanted, self.num_samples[row] - first):
+        return (rng.random(len(rows)) * (slack + 1)).astype(np.int64).tolist()
+
+    def _fill(self, wanted: Sequence[Segment]) -> None:
+        """Write the samples into the segments of all groups; one read a file, over the span of what is cut from it."""
+        for row in dict.fromkeys(row for row, _, _ in wanted):
+            mine = [(start, segment) for candidate, start, segment in wanted if candidate == row]
+            first = min(start for start, _ in mine)
+            length = max(start + len(segment) for start, segment in mine) - first
+            path = self.utterances.audio_path(row)
+            span = read_utterance(path, first, length)
+            if len(span) < min(length, self.num_samples[row] - first):
                 raise MediaError(f"{path} is shorter than the manifest says; prepare the data again")
-            span = np.round(np.clip(span, -1, 1) * 32767).astype(np.int16)
-            for position in mine:
+            samples = np.round(np.clip(span, -1, 1) * 32767).astype(np.int16)
+            for start, segment in mine:
                 # np.resize tiles what is shorter than the segment.
-                segments[position] = np.resize(span[starts[position] - first :], length)
-        return segments
+                segment[:] = np.resize(samples[start - first :][: len(segment)], len(segment))
 
 
 class FaceViews:

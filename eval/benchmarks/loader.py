@@ -20,7 +20,7 @@ from avspk.config import AudioSettings
 from avspk.data.dataset import ViewDataset
 from avspk.data.manifest import read_utterances
 from avspk.data.sampler import EpochBatches, ExampleSampler
-from avspk.data.views import AudioGroup, AudioViews
+from avspk.data.views import AudioGroup, AudioViews, Segment
 from benchmarks.corpus import paper_config, small_noise_pack, write_corpus
 from benchmarks.figures import Figure, rate
 from benchmarks.measure import CPU_TIME, WALL, take_turns
@@ -40,13 +40,10 @@ class Sizes:
 class WholeFiles(AudioViews):
     """The plain way to cut: the file is read anew, whole, for every crop."""
 
-    def _cut(self, rows: Sequence[int], length: int, rng: np.random.Generator) -> np.ndarray:
-        segments = np.empty((len(rows), length), np.int16)
-        for segment, row in zip(segments, rows, strict=True):
+    def _fill(self, wanted: Sequence[Segment]) -> None:
+        for row, start, segment in wanted:
             samples = soundfile.read(self.utterances.audio_path(row), dtype="int16")[0]
-            start = int(rng.random() * (max(len(samples) - length, 0) + 1))
-            segment[:] = np.resize(samples[start : start + length], length)
-        return segments
+            segment[:] = np.resize(samples[start : start + len(segment)], len(segment))
 
 
 def run(device: torch.device, sizes: Sizes) -> Iterator[Figure]:
