@@ -95,13 +95,13 @@ class AudioAugment(nn.Module):
         self._check(plan, len(waveforms))
         with torch.autocast(waveforms.device.type, enabled=False):
             for rows in _passes((plan["rir"] >= 0) | plan["equaliser"].any(dim=1), waveforms.device):
-                here = rows.to(waveforms.device, non_blocking=True)
+                here = _move(rows, waveforms.device)
                 filtered = self._filter(waveforms.index_select(0, here), plan["rir"][rows], plan["equaliser"][rows])
                 waveforms.index_copy_(0, here, filtered)
             for rows in _passes((plan["noise"] >= 0).any(dim=1), waveforms.device):
-                here = rows.to(waveforms.device, non_blocking=True)
+                here = _move(rows, waveforms.device)
                 noise = self._sum_noise(plan["noise"][rows], plan["noise_offset"][rows], waveforms.shape[1])
-                gain = _level(waveforms.index_select(0, here)) * 10 ** (-plan["snr"][rows].to(noise.device) / 20)
+                gain = _level(waveforms.index_select(0, here)) * 10 ** (-_move(plan["snr"][rows], noise.device) / 20)
                 waveforms.index_add_(0, here, noise.mul_(gain[:, None]))  # no row twice: nothing is left to chance
         return waveforms
 
@@ -119,12 +119,12 @@ class AudioAugment(nn.Module):
         spectrum = torch.fft.rfft(waveforms, fft_length)  # (n, bins)
         reverberant = torch.nonzero(rir >= 0).flatten()
         if len(reverberant):
-            responses = torch.fft.rfft(self.rirs[rir[reverberant].to(device)].float(), fft_length)
+            responses = torch.fft.rfft(self.rirs[_move(rir[reverberant], device)].float(), fft_length)
             _multiply_rows(spectrum, reverberant, responses)
         equalised = torch.nonzero(equaliser.any(dim=1)).flatten()
         if len(equalised):
             basis = equaliser_basis(equaliser.shape[1], fft_length, device)
-            decibel = equaliser[equalised].to(device) @ basis  # (n, bins)
+            decibel = _move(equaliser[equalised], device) @ basis  # (n, bins)
             _multiply_rows(spectrum, equalised, torch.exp(decibel * (math.log(10.0) / 20)))
         return torch.fft.irfft(spectrum, fft_length)[:, :num_samples]  # (n, T)
 
@@ -135,7 +135,7 @@ class AudioAugment(nn.Module):
             used = torch.nonzero(noise[:, part] >= 0).flatten()
             if len(used):
                 cut = self._cut(noise[used, part], noise_offset[used, part], num_samples)
-                total.index_add_(0, used.to(total.device), _to_unit_power(cut))
+                total.index_add_(0, _move(used, total.device), _to_unit_power(cut))
         return _to_unit_power(total)
 
     def _cut(self, recording: Tensor, offset: Tensor, num_samples: int) -> Tensor:
@@ -147,13 +147,18 @@ class AudioAugment(nn.Module):
         whole, wrapped = (torch.nonzero(mask).flatten() for mask in (inside, ~inside))
         if len(whole):  # rows of an overlapping view: no index as large as the data
             windows = self.samples.unfold(0, num_samples, 1)
-            cut.index_copy_(0, whole.to(cut.device), windows[first[whole].to(cut.device)].float())
+            cut.index_copy_(0, _move(whole, cut.device), windows[_move(first[whole], cut.device)].float())
         if len(wrapped):
-            begin, ahead, period = (x[wrapped].to(cut.device)[:, None] for x in (start, first - start, length))
+            begin, ahead, period = (_move(x[wrapped], cut.device)[:, None] for x in (start, first - start, length))
             position = begin + (ahead + torch.arange(num_samples, device=cut.device)) % period
             samples = self.samples.index_select(0, position.flatten()).float()
-            cut.index_copy_(0, wrapped.to(cut.device), samples.view(-1, num_samples))
+            cut.index_copy_(0, _move(wrapped, cut.device), samples.view(-1, num_samples))
         return cut
+
+
+def _move(numbers: Tensor, device: torch.device) -> Tensor:
+    """Numbers that rows are chosen by, on the device; the CPU does not wait until they are there."""
+    return numbers.to(device, non_blocking=True)
 
 
 def _passes(chosen: Tensor, device: torch.device) -> list[Tensor]:
@@ -168,7 +173,7 @@ def _multiply_rows(spectrum: Tensor, rows: Tensor, factor: Tensor) -> None:
     if len(rows) == len(spectrum):
         spectrum.mul_(factor)
     else:
-        spectrum[rows.to(spectrum.device)] *= factor
+        spectrum[_move(rows, spectrum.device)] *= factor
 
 
 def _level(waveforms: Tensor) -> Tensor:

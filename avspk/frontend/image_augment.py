@@ -65,8 +65,8 @@ class ImageAugment(nn.Module):
             raise ValueError(f"images are {images.dtype} {tuple(images.shape)}; valid: uint8 (N, H, W, 3)")
         with torch.autocast(images.device.type, enabled=False):
             if augmentation is None:
-                whole = torch.tensor([[0.0, 0.0, 1.0, 1.0]], device=images.device).expand(len(images), 4)
-                return self._resize(images, whole).mul_(2).sub_(1)
+                whole = torch.tensor([[0.0, 0.0, 1.0, 1.0]]).to(images.device, non_blocking=True)
+                return self._resize(images, whole.expand(len(images), 4)).mul_(2).sub_(1)
             numbers = {name: value.to(images.device, non_blocking=True) for name, value in augmentation.items()}
             pixels = self._resize(images, _mirror(numbers["box"], numbers["flip"]))
             pixels = self._recolour(pixels, numbers)
