@@ -64,10 +64,13 @@ class Rows:
         observed = None if self.observed is None else self.observed[index]
         return Rows(self.values[index], observed, self.block_sizes)
 
-    def squared_distances(self, centroids: Tensor) -> Tensor:
+    def block_norms(self, centroids: Tensor) -> Tensor:
+        """Return (B, K) squared norms of the blocks of centroids (K, D)."""
+        return torch.stack([block.square().sum(1) for block in centroids.split(self.block_sizes, 1)])
+
+    def squared_distances(self, centroids: Tensor, block_norms: Tensor) -> Tensor:
         """Return (N, K) squared distances to centroids (K, D) over what each row has, less ||x||^2."""
-        blocks = torch.stack([block.square().sum(1) for block in centroids.split(self.block_sizes, 1)])  # (B, K)
-        norms = blocks.sum(0) if self.observed is None else self.observed @ blocks  # (K,) or (N, K)
+        norms = block_norms.sum(0) if self.observed is None else self.observed @ block_norms  # (K,) or (N, K)
         return torch.addmm(norms, self.values, centroids.T, alpha=-2)
 
     def per_dimension(self, per_block: Tensor) -> Tensor:
@@ -222,9 +225,10 @@ def _assign(rows: Rows, norms: Tensor, centroids: Tensor) -> tuple[Tensor, Tenso
     step = max(1, CHUNK_ELEMENTS.get(rows.values.device.type, CHUNK_ELEMENTS["cuda"]) // len(centroids))
     labels = torch.empty(len(rows), dtype=torch.int64, device=rows.values.device)
     errors = torch.empty(len(rows), device=rows.values.device)
+    block_norms = rows.block_norms(centroids)  # (B, K)
     for start in range(0, len(rows), step):
         part = slice(start, start + step)
-        errors[part], labels[part] = rows.take(part).squared_distances(centroids).min(1)
+        errors[part], labels[part] = rows.take(part).squared_distances(centroids, block_norms).min(1)
     return labels, errors.add_(norms).clamp_(min=0)
 
 
