@@ -1,8 +1,14 @@
-"""The few collective operations that training needs, each a no-op in a single process."""
+"""The few collective operations that training needs, each a no-op in a single process, and files across nodes."""
 
 from __future__ import annotations
 
+import time
+from pathlib import Path
+
+import torch
 from torch import Tensor, distributed
+
+FILE_PATIENCE = 90.0  # seconds; NFS believes for up to 60 that a file is missing which it has looked for before
 
 
 def world_size() -> int:
@@ -31,6 +37,27 @@ def barrier() -> None:
     """Wait until every process is here."""
     if world_size() > 1:
         distributed.barrier()
+
+
+def main_process_says(fact: bool, device: torch.device) -> bool:
+    """What rank 0 gave, on every rank: one decision, where each might see another state of a shared folder."""
+    return bool(sum_over_ranks(torch.tensor([fact and rank() == 0], dtype=torch.int32, device=device)).item())
+
+
+def wait_for_file(path: Path, seconds: float = FILE_PATIENCE) -> Path:
+    """`path`, which rank 0 has written, once it is there: another node's cache may not know of it for a minute.
+
+    Raises FileNotFoundError if it does not come in sight.
+    """
+    deadline = time.monotonic() + seconds
+    while rank() > 0 and not path.exists():
+        if time.monotonic() > deadline:
+            raise FileNotFoundError(
+                f"{path} is not to be seen here {seconds:.0f} s after rank 0 wrote it; all processes need the same run "
+                "folder, on a file system that they share"
+            )
+        time.sleep(0.1)
+    return path
 
 
 def is_lost_connection(error: BaseException) -> bool:

@@ -36,9 +36,10 @@ from avspk.models.mean_fbank import MeanFbank
 from avspk.preflight import PSEUDO, check_launch, check_media, claim_folder
 from avspk.report import write_report
 from avspk.runlog import RunLog, setup_logging
-from avspk.stage_one import DONE, copy_stage_one, require_stage_one
+from avspk.stage_one import DONE, copy_stage_one, embeddings_path, require_stage_one
 from avspk.stages.base import local_share
 from avspk.stages.cluster import class_vectors, cluster_embeddings
+from avspk.stages.embedding_files import mean_row, read_rows, write_rows
 from avspk.stages.modalities import Materials, ModalityKit, build_kits
 from avspk.stages.pretrain import Pretrain
 from avspk.stages.refine import Refine
@@ -110,8 +111,8 @@ class Pipeline:
     # Stages.
 
     def _pretrain(self) -> dict[str, Encoder]:
-        folder = self.folder / "pretrain"
-        if not _finished(folder):
+        folder = self._stage_folder(0)
+        if not self._is_there(folder / DONE):
             started = time.monotonic()
             stage = Pretrain(self.materials, self.truth)
             started = self._train(stage, folder, started)
@@ -120,18 +121,17 @@ class Pipeline:
         return self._load_encoders(folder, self.kits)
 
     def _round(self, number: int, encoders: dict[str, Encoder]) -> dict[str, Encoder]:
-        name = f"round{number}"
-        folder = self.folder / name
-        if not _finished(folder):
+        """Pseudo labels from the stage before, whose `encoders` are trained on them."""
+        folder = self._stage_folder(number)
+        if not self._is_there(folder / DONE):
             started = time.monotonic()
-            labels = self._pseudo_labels(folder, encoders)
-            classes = {
-                key: class_vectors(self._embed(folder, key, encoders[key]), labels, self.materials.device)
-                for key in self.kits
-            }
+            before = self._stage_folder(number - 1)
+            rows = {key: self._embeddings(before, key, encoders[key]) for key in self.kits}
+            labels = self._pseudo_labels(folder, rows)
+            classes = {key: class_vectors(rows[key], labels, self.materials.device) for key in self.kits}
             stage = Refine(
                 self.materials,
-                name,
+                folder.name,
                 self.config.refine,
                 self.kits,
                 encoders,
@@ -146,11 +146,11 @@ class Pipeline:
             self._finish(folder, started)
         return self._load_encoders(folder, self.kits)
 
-    def _pseudo_labels(self, folder: Path, encoders: Mapping[str, Encoder]) -> np.ndarray:
-        """Embed with every encoder and cluster jointly; both results are files that a restart reads."""
+    def _pseudo_labels(self, folder: Path, rows: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Labels (N,) of all utterances by joint clustering of `_embeddings`, in a file that a restart reads."""
         path = folder / "labels.parquet"
-        if not path.is_file():
-            labels = self._cluster(folder, encoders)
+        if not self._is_there(path):
+            labels = self._cluster(rows)
             if self.main:
                 frame = pd.DataFrame({"utterance": self.materials.utterances.table["utterance"], "label": labels})
                 with whole_or_absent(path) as part:
@@ -158,41 +158,35 @@ class Pipeline:
                 found = {key: round(value, 4) for key, value in self.truth.of_labels(labels).items()}
                 logger.info("%s: %d clusters  %s", folder.name, labels.max() + 1, found)
             distributed.barrier()
-        return pd.read_parquet(path)["label"].to_numpy()
+        return pd.read_parquet(distributed.wait_for_file(path))["label"].to_numpy()
 
-    def _cluster(self, folder: Path, encoders: Mapping[str, Encoder]) -> np.ndarray:
+    def _cluster(self, rows: Mapping[str, np.ndarray]) -> np.ndarray:
         """Labels (N,) of all utterances."""
-        rows = {name: self._embed(folder, name, encoders[name]) for name in self.kits}
         usable = {name: kit.usable for name, kit in self.kits.items()}
         settings = self.config.cluster
         return cluster_embeddings(
             rows, usable, settings, settings.num_clusters, self.config.seed, self.materials.device
         )
 
-    def _embed(self, folder: Path, modality: str, encoder: Encoder) -> np.ndarray:
-        """This rank's share of `embeddings_<modality>.npy`, made if it is not there."""
-        path = folder / f"embeddings_{modality}.npy"
+    def _embeddings(self, folder: Path, modality: str, encoder: Encoder) -> np.ndarray:
+        """This rank's share of the training embeddings (n, D) of a finished stage's encoder, from their file.
+
+        The stage leaves it; it is made if it is not there, as when stage 1 was copied from a run that has none.
+        """
+        path, num_rows = embeddings_path(folder, modality), len(self.materials.utterances)
+        if not self._is_there(path):
+            write_rows(path, self._embed(modality, encoder), num_rows, self.materials.device)
+        return read_rows(path, num_rows)
+
+    def _embed(self, modality: str, encoder: Encoder) -> np.ndarray:
+        """Embeddings (n, D) of this rank's share of the utterances, NaN where the modality is missing."""
         share = local_share(len(self.materials.utterances))
-        if not path.is_file():
-            part = path.with_name(path.name + ".part")
-            shape = (len(self.materials.utterances), encoder.embedding_dim)
-            if self.main:
-                folder.mkdir(parents=True, exist_ok=True)
-                np.lib.format.open_memmap(part, "w+", np.float32, shape).flush()
-            distributed.barrier()
-            table = np.lib.format.open_memmap(part, "r+")
-            table[share] = self.kits[modality].embed(encoder.to(self.materials.device), share)
-            table.flush()
-            distributed.barrier()
-            if self.main:
-                part.rename(path)
-            distributed.barrier()
-        return np.load(path, mmap_mode="r")[share]
+        return self.kits[modality].embed(encoder.to(self.materials.device), share)
 
     def _large_margin(self, encoders: dict[str, Encoder]) -> None:
         """Fine-tune the audio model on the labels that gate and correction left."""
-        folder, last = self.folder / "large_margin", self.folder / f"round{self.config.rounds}"
-        if _finished(folder):
+        folder, last = self.folder / "large_margin", self._stage_folder(self.config.rounds)
+        if self._is_there(folder / DONE):
             return
         started = time.monotonic()
         settings = self.config.large_margin
@@ -207,40 +201,50 @@ class Pipeline:
             folder,
             settings.seconds,
             augmented=False,
-            classes={"audio": load_tree(last / "classifiers.safetensors")["audio"]["weight"]},
+            classes={
+                "audio": load_tree(distributed.wait_for_file(last / "classifiers.safetensors"))["audio"]["weight"]
+            },
         )
         started = self._train(stage, folder, started)
-        self._export(folder, stage.model.encoders(), "large-margin fine-tuning on refined pseudo labels")
+        description = "large-margin fine-tuning on refined pseudo labels"
+        self._export(folder, stage.model.encoders(), description, keep_embeddings=False)
         self._finish(folder, started, after=last.name)
 
     def _refined_labels(self) -> np.ndarray:
         """(N,) what gate and correction made of the last round's pseudo labels, -1 where they dropped one."""
-        gate = pd.read_parquet(self.folder / f"round{self.config.rounds}" / "gate.parquet")
+        path = self.folder / f"round{self.config.rounds}" / "gate.parquet"
+        gate = pd.read_parquet(distributed.wait_for_file(path))
         return gate["label"].where(gate["reliable"], gate["corrected_label"]).to_numpy()
 
     # What the stages share.
+
+    def _stage_folder(self, number: int) -> Path:
+        """Of stage 1 (number 0) and of the rounds."""
+        return self.folder / (f"round{number}" if number else "pretrain")
+
+    def _is_there(self, path: Path) -> bool:
+        """Whether the main process sees a file: all take the same way, whatever their nodes' caches hold."""
+        return distributed.main_process_says(self.main and path.is_file(), self.accelerator.device)
 
     def _train(self, stage: Any, folder: Path, started: float) -> float:
         """Train; `started`, moved back by the seconds that earlier runs of this stage took."""
         checkpoints = CheckpointFolder(folder / "checkpoints", self.config.training.keep_checkpoints)
         return self.trainer.run(stage, checkpoints, started)
 
-    def _export(self, folder: Path, encoders: Mapping[str, Encoder], description: str) -> None:
-        """`model_<modality>/` of every encoder, with the mean of the training embeddings."""
-        for name, encoder in encoders.items():
+    def _export(
+        self, folder: Path, encoders: Mapping[str, Encoder], description: str, keep_embeddings: bool = True
+    ) -> None:
+        """`model_<modality>/` of every encoder, with its mean training embedding; all of these beside it."""
+        for name, trained in encoders.items():
+            encoder = self.kits[name].encoder()  # as it will be loaded, without what training wraps layers in
+            encoder.load_state_dict(trained.state_dict())
+            rows = self._embed(name, encoder)
+            if keep_embeddings:
+                path = embeddings_path(folder, name)
+                write_rows(path, rows, len(self.materials.utterances), self.materials.device)
+            mean = mean_row(rows, self.materials.device)
             if self.main:
-                self._save_model(
-                    folder / f"model_{name}", name, encoder, self._training_mean(name, encoder), description
-                )
-            else:
-                self._training_mean(name, encoder)
-
-    def _training_mean(self, modality: str, encoder: Encoder) -> np.ndarray:
-        rows = self.kits[modality].embed(encoder.to(self.materials.device), local_share(len(self.materials.utterances)))
-        seen = ~np.isnan(rows).any(1)
-        sums = np.append(rows[seen].sum(0, dtype=np.float64), seen.sum())
-        total = distributed.sum_over_ranks(torch.from_numpy(sums).to(self.materials.device)).cpu().numpy()
-        return total[:-1] / total[-1]
+                self._save_model(folder / f"model_{name}", name, encoder, mean, description)
 
     def _save_model(self, folder: Path, modality: str, encoder: Encoder, mean: np.ndarray, description: str) -> None:
         settings = getattr(self.config, modality)
@@ -263,7 +267,10 @@ class Pipeline:
         distributed.barrier()
 
     def _load_encoders(self, folder: Path, modalities: Mapping[str, ModalityKit]) -> dict[str, Encoder]:
-        return {name: load_encoder(folder / f"model_{name}")[0] for name in modalities}
+        folders = {name: folder / f"model_{name}" for name in modalities}
+        for path in folders.values():
+            distributed.wait_for_file(path / WEIGHTS)
+        return {name: load_encoder(path)[0] for name, path in folders.items()}
 
     def _publish(self) -> None:
         """`model/`: the audio model of the last stage, calibrated on the last round's refined labels."""
@@ -285,8 +292,8 @@ class Pipeline:
 
     def _systems(self) -> list[tuple[str, Path]]:
         """Display name and model folder of every trained system, in order."""
-        systems = [("stage 1 (DINO)", self.folder / "pretrain")]
-        systems += [(f"round {n}", self.folder / f"round{n}") for n in range(1, self.config.rounds + 1)]
+        systems = [("stage 1 (DINO)", self._stage_folder(0))]
+        systems += [(f"round {n}", self._stage_folder(n)) for n in range(1, self.config.rounds + 1)]
         if self.config.rounds and self.config.large_margin.enabled:
             systems.append(("final", self.folder / "large_margin"))
         return [(name, folder / "model_audio") for name, folder in systems]
@@ -328,17 +335,13 @@ class Pipeline:
             speech = (read_audio(utterances.audio_path(int(row))) for row in rows)
             generate_noise_pack(folder, self.config.seed, speech)
         distributed.barrier()
-        return folder
+        return distributed.wait_for_file(folder)
 
 
 def default_threads() -> int:
     """This machine's cores over its processes; launchers would set 1, which leaves cores idle."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-
-
-def _finished(folder: Path) -> bool:
-    return (folder / DONE).is_file()
 
 
 def _large_margin_settings(settings: LargeMarginSettings, refine: RefineSettings) -> RefineSettings:

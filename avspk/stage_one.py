@@ -29,6 +29,11 @@ LATER = (
 )
 
 
+def embeddings_path(folder: Path, modality: str) -> Path:
+    """Where a stage leaves the training embeddings of its model: (N, D) float32, NaN where the modality is missing."""
+    return folder / f"training_embeddings_{modality}.npy"
+
+
 def stage_one_differences(first: Config, second: Config) -> list[str]:
     """Settings that make the second's stage 1 another one than the first's, as `key: first -> second`.
 
@@ -60,12 +65,16 @@ def require_stage_one(config: Config) -> None:
 
 
 def copy_stage_one(config: Config) -> None:
-    """Copy the encoders, and the noise that was generated for them, into this run's folder, once."""
+    """Copy the encoders, their training embeddings if they are there, and the noise generated for them, once."""
     source, folder = config.stage_one, config.output / "pretrain"
     if source is None or (folder / DONE).is_file():
         return
     for name in config.modalities:
         _copy(source / "pretrain" / f"model_{name}", folder / f"model_{name}")
+        embeddings = embeddings_path(source / "pretrain", name)
+        if embeddings.is_file():
+            with whole_or_absent(embeddings_path(folder, name)) as part:
+                shutil.copyfile(embeddings, part)
     if config.data.noise is None and (source / "noise").is_dir():
         _copy(source / "noise", config.output / "noise")
     with whole_or_absent(folder / DONE) as part:

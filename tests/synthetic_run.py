@@ -90,7 +90,9 @@ def _round(rng: np.random.Generator, folder: Path, number: int, modalities: Sequ
         centres = rng.normal(size=(SPEAKERS, 16))
         embeddings = (centres[speaker] + 0.55 * rng.normal(size=(len(speaker), 16))).astype(np.float32)
         embeddings[::17] = embeddings[::17] if name == "audio" else np.nan
-        np.save(folder / f"embeddings_{name}.npy", embeddings)
+        before = folder.with_name(f"round{number - 1}" if number > 1 else "pretrain")
+        before.mkdir(parents=True, exist_ok=True)
+        np.save(before / f"training_embeddings_{name}.npy", embeddings)
     names = [f"id{person:05d}/s{clip}/00001" for person, clip in zip(speaker, np.arange(len(speaker)), strict=True)]
     pd.DataFrame({"utterance": names, "label": labels}).to_parquet(folder / "labels.parquet")
     losses = np.empty(0)

@@ -80,7 +80,7 @@ def test_every_stage_leaves_its_files(finished):
     labels = pd.read_parquet(output / "round1" / "labels.parquet")
     assert len(labels) == tiny.NUM_SPEAKERS * tiny.NUM_CLIPS
     assert labels["label"].between(0, 7).all()
-    faces = np.load(output / "round1" / "embeddings_face.npy")
+    faces = np.load(output / "pretrain" / "training_embeddings_face.npy")
     assert np.isnan(faces[3]).all()
     assert np.isfinite(np.delete(faces, 3, 0)).all()
 

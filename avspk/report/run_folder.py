@@ -103,8 +103,13 @@ class Run:
         return {int(path.stem.removeprefix("epoch_")): np.load(path, mmap_mode="r") for path in paths}
 
     def embeddings(self, stage: str) -> dict[str, np.ndarray]:
-        """Modality -> embeddings (N, D) float32 clustered for a round, memory-mapped, NaN rows where missing."""
-        paths = {name: self.folder / stage / f"embeddings_{name}.npy" for name in self.modalities}
+        """Modality -> embeddings (N, D) float32 clustered for a round, memory-mapped, NaN rows where missing.
+
+        The stage before has left them, beside the models that made them.
+        """
+        number = int(stage.removeprefix("round"))
+        before = self.folder / (f"round{number - 1}" if number > 1 else "pretrain")
+        paths = {name: before / f"training_embeddings_{name}.npy" for name in self.modalities}
         return {name: np.load(path, mmap_mode="r") for name, path in paths.items() if path.exists()}
 
     def table(self, stage: str, name: str) -> pd.DataFrame | None:
