@@ -46,7 +46,7 @@ def test_every_accelerate_file_is_covered():
 
 STUBS = {
     "scontrol": 'echo "scontrol $*" >> "$CALLS"; [ "$1" = show ] && printf "node1\\nnode2\\n"; true',
-    "srun": 'while [ "${1#--}" != "$1" ]; do shift; done; export SLURM_NODEID=1; echo $$ > "$CALLS.pid"; exec "$@"',
+    "srun": 'echo "srun with $SRUN_CPUS_PER_TASK cores" >> "$CALLS"; while [ "${1#--}" != "$1" ]; do shift; done; export SLURM_NODEID=1; echo $$ > "$CALLS.pid"; exec "$@"',
     "accelerate": 'for a in "$@"; do echo "$a"; done > "$CALLS.launch"; [ -z "${RC-}" ] || exit "$RC"; exec sleep 60',
     "scancel": 'echo "scancel $*" >> "$CALLS"; kill -TERM "$(cat "$CALLS.pid")"',
 }
@@ -61,7 +61,7 @@ def job(tmp_path):
         path.write_text(f"#!/usr/bin/env bash\n{body}\n")
         path.chmod(0o755)
     environment = {**os.environ, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "CALLS": str(tmp_path / "calls")}
-    environment |= {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "node[1-2]"}
+    environment |= {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "node[1-2]", "SLURM_CPUS_PER_TASK": "128"}
 
     def start(**more):
         command = ["bash", str(SLURM), "--config", "some config.yaml", "seed=3"]
@@ -84,6 +84,7 @@ def test_slurm_warning_reaches_the_training_and_the_job_queues_again(job):
     assert process.wait(timeout=20) == 0
     assert calls.read_text().splitlines() == [
         "scontrol show hostnames node[1-2]",
+        "srun with 128 cores",
         "scancel --signal=TERM 7.0",
         "scontrol requeue 7",
     ]
