@@ -19,8 +19,8 @@ CROP_SIZE = 112
 JPEG_QUALITY = 90
 # `end`: bytes of the shard up to and with this crop. `landmarks`: x, y of eyes, nose, mouth corners in the crop.
 INDEX_RECORD = np.dtype([("end", "<u8"), ("landmarks", "<f4", (5, 2))])
-# Two descriptors a shard: 512 open files at most, half of the usual limit of a process.
-_OPEN_SHARDS = 256
+# One descriptor a shard, all shards of a preparation at once: half of a process's usual limit of open files.
+_OPEN_SHARDS = 512
 
 
 class CropStoreError(ValueError):
@@ -148,23 +148,19 @@ class CropStore:
 
 
 class _Shard:
-    """Open descriptors of one shard."""
+    """A shard opened: the descriptor of its crops, its index in memory that all processes share."""
 
     def __init__(self, path: Path):
         self.data = os.open(f"{path}.jpegs", os.O_RDONLY)
-        self._index = os.open(f"{path}.index", os.O_RDONLY)
+        self._index = np.asarray(np.memmap(f"{path}.index", INDEX_RECORD, "r", shape=_num_records(path)))
 
     def record(self, position: int) -> tuple[int, np.ndarray]:
         """First byte of crop `position` (the end of the one before) and its record."""
-        before = max(position - 1, 0)
-        size = INDEX_RECORD.itemsize
-        records = np.frombuffer(os.pread(self._index, (position - before + 1) * size, before * size), INDEX_RECORD)
-        return (int(records[0]["end"]) if position else 0), records[-1]
+        return (int(self._index["end"][position - 1]) if position else 0), self._index[position]
 
     def __del__(self) -> None:
-        for descriptor in (getattr(self, "data", None), getattr(self, "_index", None)):
-            if descriptor is not None:
-                os.close(descriptor)
+        if hasattr(self, "data"):
+            os.close(self.data)
 
 
 def encode_jpeg(image: np.ndarray) -> bytes:
@@ -174,9 +170,14 @@ def encode_jpeg(image: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
+def _num_records(shard: Path) -> int:
+    """Number of whole records of a shard."""
+    return os.path.getsize(f"{shard}.index") // INDEX_RECORD.itemsize
+
+
 def _num_whole(shard: Path) -> int:
     """Number of crops of a shard whose record and bytes are whole, from file sizes and, if need be, records."""
-    count = os.path.getsize(f"{shard}.index") // INDEX_RECORD.itemsize
+    count = _num_records(shard)
     size = os.path.getsize(f"{shard}.jpegs")
     with open(f"{shard}.index", "rb") as index:
         while count:

@@ -52,9 +52,10 @@ def read_audio(path: str | Path, start: int = 0, num_samples: int | None = None)
     if start < 0 or (num_samples is not None and num_samples < 0):
         raise ValueError(f"segment of {num_samples} samples from {start}: both must not be negative")
     path = Path(path)
+    if path.suffix.lower() in _SOUNDFILE_SUFFIXES:
+        return _read_with_soundfile(path, start, num_samples)
     require_file(path)
-    read = _read_with_soundfile if path.suffix.lower() in _SOUNDFILE_SUFFIXES else _read_with_av
-    return read(path, start, num_samples)
+    return _read_with_av(path, start, num_samples)
 
 
 def audio_blocks(path: str | Path, num_samples: int) -> Iterator[np.ndarray]:
@@ -94,8 +95,8 @@ def audio_num_samples(path: str | Path) -> int:
     Raises: MediaError.
     """
     path = Path(path)
-    require_file(path)
     if path.suffix.lower() not in _SOUNDFILE_SUFFIXES:
+        require_file(path)
         return sum(len(piece) for piece in _av_pieces(path))
     info = _soundfile_info(path)
     return math.ceil(info.frames * SAMPLE_RATE / info.samplerate)
@@ -109,7 +110,6 @@ def is_plain_audio(path: str | Path) -> bool:
     path = Path(path)
     if path.suffix.lower() not in {".wav", ".flac"}:
         return False
-    require_file(path)
     info = _soundfile_info(path)
     return bool(info.samplerate == SAMPLE_RATE and info.channels == 1)
 
@@ -222,6 +222,7 @@ def _soundfile_info(path: Path) -> Any:
     try:
         return soundfile.info(str(path))
     except (soundfile.SoundFileError, OSError) as error:
+        require_file(path)
         raise MediaError(_reason(error)) from error
 
 
@@ -235,6 +236,8 @@ def _read_with_soundfile(path: Path, start: int, num_samples: int | None) -> np.
             samples = file.read(count, dtype="float32", always_2d=True)
             rate = file.samplerate
     except (soundfile.SoundFileError, OSError) as error:
+        # Asked only now: where files lie on a network, each question before would cost what reading costs.
+        require_file(path)
         raise MediaError(_reason(error)) from error
     waveform = _mono(samples)
     if plain:
