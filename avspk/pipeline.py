@@ -205,7 +205,7 @@ class Pipeline:
                 "audio": load_tree(distributed.wait_for_file(last / "classifiers.safetensors"))["audio"]["weight"]
             },
         )
-        started = self._train(stage, folder, started)
+        started = self._train(stage, folder, started, f"checkpoints_after_{last.name}")
         description = "large-margin fine-tuning on refined pseudo labels"
         self._export(folder, stage.model.encoders(), description, keep_embeddings=False)
         self._finish(folder, started, after=last.name)
@@ -226,9 +226,12 @@ class Pipeline:
         """Whether the main process sees a file: all take the same way, whatever their nodes' caches hold."""
         return distributed.main_process_says(self.main and path.is_file(), self.accelerator.device)
 
-    def _train(self, stage: Any, folder: Path, started: float) -> float:
-        """Train; `started`, moved back by the seconds that earlier runs of this stage took."""
-        checkpoints = CheckpointFolder(folder / "checkpoints", self.config.training.keep_checkpoints)
+    def _train(self, stage: Any, folder: Path, started: float, checkpoints_name: str = "checkpoints") -> float:
+        """Train; `started`, moved back by the seconds that earlier runs of this stage took.
+
+        Only what is written under the same `checkpoints_name` is continued.
+        """
+        checkpoints = CheckpointFolder(folder / checkpoints_name, self.config.training.keep_checkpoints)
         return self.trainer.run(stage, checkpoints, started)
 
     def _export(
@@ -263,7 +266,8 @@ class Pipeline:
         """Mark the stage finished, with the seconds it took, lost work of interrupted runs not counted."""
         if self.main:
             write_json(folder / DONE, {"stage": folder.name, "seconds": round(time.monotonic() - started, 1), **facts})
-            CheckpointFolder(folder / "checkpoints", 0).clear()
+            for checkpoints in folder.glob("checkpoints*"):
+                CheckpointFolder(checkpoints, 0).clear()
         distributed.barrier()
 
     def _load_encoders(self, folder: Path, modalities: Mapping[str, ModalityKit]) -> dict[str, Encoder]:
