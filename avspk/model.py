@@ -6,6 +6,7 @@ import json
 import math
 import warnings
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from avspk.stages.embed import MIN_SAMPLES, embed_audio, inference
 
 WEIGHTS, CONFIG, CARD, CALIBRATION = "model.safetensors", "config.json", "README.md", "calibration.json"
 MAX_SECONDS = 320.0  # of sound through the encoder at once, which bounds its memory
+HEADERS_AT_ONCE = 16  # threads that ask for the files' lengths: on network storage each question is a wait
 SHORT_SECONDS = 1.0  # below this a voice is hardly told: a warning
 FULL_SCALE = 0.999  # a sample at or beyond it counts as clipped
 CLIPPED_SHARE = 0.001  # [C] of clipped samples from which on there is a warning
@@ -99,7 +101,8 @@ class SpeakerModel:
 
     def embed_files(self, paths: Sequence[Path], batch_seconds: float = MAX_SECONDS, num_workers: int = 0) -> Floats:
         """Embeddings (N, D) of whole files, equal to one by one."""
-        num_samples = np.array([audio_num_samples(path) for path in paths])
+        with ThreadPoolExecutor(HEADERS_AT_ONCE) as pool:
+            num_samples = np.array(list(pool.map(audio_num_samples, paths)))
         fits = num_samples <= MAX_SECONDS * SAMPLE_RATE
         embeddings = np.empty((len(paths), self.encoder.embedding_dim), np.float32)
         if fits.any():

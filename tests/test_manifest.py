@@ -1,7 +1,10 @@
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
 
+from avspk.data.files import missing_files
 from avspk.data.manifest import (
     ManifestError,
     read_trials,
@@ -34,6 +37,7 @@ def test_a_written_manifest_reads_back_the_same(tmp_path, suffix):
     assert utterances.audio_path(0) == tmp_path / "audio/a.wav"
     assert str(utterances.audio_path(1)) == "/data/b.wav"
     assert len(utterances.missing_audio()) == 3
+    assert utterances.missing_audio(slice(1, 2)) == [Path("/data/b.wav")]
     assert [path.name for path in tmp_path.iterdir()] == [path.name]
 
 
@@ -116,3 +120,12 @@ def test_bad_trial_lists_are_explained(tmp_path, text, told):
         read_trials(tmp_path / "trials")
     with pytest.raises(ManifestError, match="no such trial list"):
         read_trials(tmp_path / "nowhere")
+
+
+def test_missing_files_among_many_are_found_in_order(tmp_path):
+    paths = [tmp_path / f"{number}.wav" for number in range(5000)]
+    for path in paths[::3]:
+        path.touch()
+    (tmp_path / "1.wav").mkdir()
+    assert missing_files(paths) == [path for number, path in enumerate(paths) if number % 3]
+    assert missing_files([]) == []

@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import pandas as pd
 
-from avspk.data.files import whole_or_absent
+from avspk.data.files import missing_files, whole_or_absent
 
 UTTERANCE_COLUMNS = ("utterance", "audio", "num_samples", "first_crop", "num_crops")
 TRIAL_COLUMNS = ("label", "enroll", "test")
@@ -47,9 +47,9 @@ class Utterances:
         """The column by itself: looking it up for every file would cost more than opening the file."""
         return self.table["audio"].array
 
-    def missing_audio(self) -> list[Path]:
-        """Paths of the table that are not there; a look at every file, so call it once before a long job."""
-        return [path for path in map(self.audio_path, range(len(self))) if not path.exists()]
+    def missing_audio(self, rows: slice = slice(None)) -> list[Path]:
+        """Paths of these utterances that are not there; a look at every file, so call it once before a long job."""
+        return missing_files([self.audio_path(row) for row in range(*rows.indices(len(self)))])
 
 
 def speaker_of(utterance: str) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from avspk import distributed
+from avspk.data.files import missing_files
 from avspk.data.manifest import read_trials
 from avspk.data.score_file import score_file_name, write_scores
 from avspk.evaluation.embedding_store import EmbeddingStore
@@ -31,11 +32,11 @@ class TrialSet:
             table = read_trials(path)
             self.lists.append(TrialList(name, table, name, notes=check_trials(table, str(path))))
         self.files = sorted(set().union(*(trials.files.tolist() for trials in self.lists)))
-        missing = [file for file in self.files if not (wav_root / file).is_file()]
+        missing = missing_files([wav_root / file for file in self.files])
         if missing:
             raise FileNotFoundError(
-                f"{len(missing)} of {len(self.files)} files of the trial lists are not under {wav_root}, "
-                f"first {missing[0]}; set data.wav_root to the folder that the lists' names are relative to"
+                f"{len(missing)} of {len(self.files)} files of the trial lists are not there, first {missing[0]}; "
+                "set data.wav_root to the folder that the lists' names are relative to"
             )
 
     def evaluate(
