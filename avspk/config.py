@@ -31,6 +31,16 @@ Range = Annotated[tuple[float, float], AfterValidator(_ordered)]
 PositiveRange = Annotated[tuple[Positive, Positive], AfterValidator(_ordered)]
 
 
+# Beginnings of dotted keys, by what depends on them.
+ALWAYS_FREE = ("training.", "evaluation.", "data.trials", "data.wav_root", "rounds")
+"""Without a say in what a stage learns: free to change at any time."""
+FIRST_READ_BY = {
+    "round1": ("audio.refine_seconds", "face.refine_policy", "cluster.num_clusters", "cluster.weights", "refine."),
+    "large_margin": ("large_margin.",),
+}
+"""Stage folder -> settings that no stage before reads: free to change until it is there."""
+
+
 class ConfigError(ValueError):
     """A setting that cannot be used; the message is one screen and says what to do."""
 
@@ -399,11 +409,20 @@ def dump_config(config: Config) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
-def differing_keys(old: Config, new: Config) -> list[str]:
-    """Dotted keys with their two values where two configs differ."""
+Differences = dict[str, tuple[Any, Any]]
+"""Dotted key -> its two values."""
+
+
+def differing_keys(old: Config, new: Config) -> Differences:
+    """Where two configs differ, in the order of the keys; None for a key that one of them has not."""
     before, after = dict(_leaves(old.model_dump(mode="json"))), dict(_leaves(new.model_dump(mode="json")))
-    keys = sorted(before.keys() | after.keys())
-    return [f"{key}: {before.get(key)!r} -> {after.get(key)!r}" for key in keys if before.get(key) != after.get(key)]
+    pairs = {key: (before.get(key), after.get(key)) for key in sorted(before.keys() | after.keys())}
+    return {key: (first, second) for key, (first, second) in pairs.items() if first != second}
+
+
+def describe(differences: Differences) -> list[str]:
+    """`key: old -> new`, a line each."""
+    return [f"{key}: {first!r} -> {second!r}" for key, (first, second) in differences.items()]
 
 
 def _read_yaml(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:

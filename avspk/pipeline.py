@@ -19,7 +19,7 @@ from accelerate import Accelerator, InitProcessGroupKwargs
 
 from avspk import distributed
 from avspk.checkpoint import CheckpointFolder, load_tree, save_tree
-from avspk.config import Config, ConfigError, LargeMarginSettings, RefineSettings
+from avspk.config import Config, ConfigError, LargeMarginSettings, RefineSettings, describe
 from avspk.data.files import whole_or_absent
 from avspk.data.manifest import Utterances, read_utterances
 from avspk.data.media import read_audio
@@ -33,7 +33,7 @@ from avspk.memory import keep_freed_memory
 from avspk.model import WEIGHTS, SpeakerModel, load_encoder, load_model, save_calibration, save_model
 from avspk.models.encoder import Encoder
 from avspk.models.mean_fbank import MeanFbank
-from avspk.preflight import PSEUDO, check_launch, check_media, claim_folder
+from avspk.preflight import PSEUDO, check_launch, check_media, claim_folder, manifest_digest
 from avspk.report import write_report
 from avspk.runlog import RunLog, setup_logging
 from avspk.stage_one import DONE, copy_stage_one, embeddings_path, require_stage_one
@@ -80,14 +80,18 @@ class Pipeline:
             if config.data.wav_root is None:
                 raise ConfigError("data.trials is given without data.wav_root, the folder its names are relative to")
             self.trials = TrialSet(config.data.trials, config.data.wav_root)
-        require_stage_one(config)
-        self.lock = claim_folder(config, self.labels, self.accelerator.device)
+        manifest = manifest_digest(utterances)
+        require_stage_one(config, manifest)
+        claim = claim_folder(config, self.labels, manifest, self.accelerator.device)
+        self.lock = claim.lock
         if self.main:
             copy_stage_one(config)
         distributed.barrier()
         setup_logging(self.folder, distributed.rank())
         logger.info("%s: %d utterances, %d processes on %s", self.folder, len(utterances), distributed.world_size(),
                     self.accelerator.device)  # fmt: skip
+        for line in describe(claim.changed):
+            logger.info("changed since the last start: %s", line)
         noise = read_noise_pack(self._noise_folder(utterances), config.data.noise_gigabytes)
         crops = config.data.crops or config.data.train.parent / "crops"
         self.materials = Materials(config, utterances, crops, noise, self.accelerator.device)

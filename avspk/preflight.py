@@ -2,23 +2,36 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
+from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 from typing import IO
 
 import torch
 
 from avspk import distributed
-from avspk.config import Config, ConfigError, differing_keys, dump_config, load_config
+from avspk.config import (
+    ALWAYS_FREE,
+    FIRST_READ_BY,
+    Config,
+    ConfigError,
+    Differences,
+    describe,
+    differing_keys,
+    dump_config,
+    load_config,
+)
 from avspk.data.files import hold_for_life, whole_or_absent
 from avspk.data.manifest import Utterances
-from avspk.stage_one import DONE
+from avspk.stage_one import DONE, environment
 
 PSEUDO = "pseudo"
 """What a folder that names no labels was trained on."""
-FREE_TO_CHANGE = ("training.", "evaluation.", "data.trials", "data.wav_root", "rounds")
+RESULTS = ("metrics.json", "report.html")
 PACKAGES = ("avspk", "torch", "torchvision", "torchaudio", "accelerate", "numpy", "scikit-learn", "pandas")
 
 
@@ -53,48 +66,81 @@ def check_media(utterances: Utterances, config: Config) -> None:
         raise FileNotFoundError(f"no face crop store at {crops}; run tools/prepare_voxceleb.py or set data.crops")
 
 
-def claim_folder(config: Config, labels: str, device: torch.device) -> IO[str] | None:
-    """Keep config and versions in the run's folder; the lock on it, which holds while it is referred to.
+@dataclass(frozen=True)
+class Claim:
+    """A run folder that is ours.
 
-    `labels`: what the run is trained on. Called by every process, the first one gets the lock.
+    Attributes:
+        lock: held as long as it is referred to; the first process's alone.
+        changed: settings that differ from those the folder was last used with.
+    """
+
+    lock: IO[str] | None
+    changed: Differences
+
+
+def claim_folder(config: Config, labels: str, utterances: str, device: torch.device) -> Claim:
+    """Keep config and versions in the run's folder; results of other settings are removed. Called by every process.
+
+    Args:
+        labels: what the run is trained on.
+        utterances: digest of its manifest.
 
     Raises:
-        ConfigError: if the folder holds a run with other settings or labels, or is in use.
+        ConfigError: if the folder holds a run with other labels or utterances, or with other settings that a stage
+            has read, or is in use.
     """
     folder = config.output
-    _require_same_run(folder, config, labels)
+    changed = _require_same_run(folder, config, labels, utterances)
     lock = _hold(folder) if distributed.rank() == 0 else None
     distributed.barrier()
     if distributed.rank() == 0:
+        if any(not key.startswith("training.") for key in changed):
+            for name in RESULTS:  # before the new config, beside which they would pass for its results
+                (folder / name).unlink(missing_ok=True)
         for name, text in (
             ("config.yaml", dump_config(config)),
-            ("environment.json", _environment(config, labels, device)),
+            ("environment.json", _environment(config, labels, utterances, device)),
         ):
             with whole_or_absent(folder / name) as part:
                 part.write_text(text, encoding="utf-8")
-    return lock
+    return Claim(lock, changed)
 
 
-def _require_same_run(folder: Path, config: Config, labels: str) -> None:
+def manifest_digest(utterances: Utterances) -> str:
+    """A name for what rows mean to a run: which utterances, how long, with how many crops, in which order."""
+    digest = hashlib.sha256("\n".join(utterances.table["utterance"]).encode())
+    for column in ("num_samples", "num_crops"):
+        digest.update(utterances.table[column].to_numpy("<i8").tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _require_same_run(folder: Path, config: Config, labels: str, utterances: str) -> Differences:
+    """Settings that differ and may."""
     path = folder / "config.yaml"
-    if path.is_file():
-        differing = differing_keys(load_config(path), config)
-        changed = [line for line in differing if not line.startswith(FREE_TO_CHANGE)]
-        if changed:
-            raise ConfigError(
-                f"{folder} holds a run with other settings (was -> now):\n  " + "\n  ".join(changed)
-                + "\nContinue it with its own config, or choose another folder with output=..."
-            )  # fmt: skip
-    path = folder / "environment.json"
-    if path.is_file():
-        before = json.loads(path.read_text(encoding="utf-8")).get("labels", PSEUDO)
-        if before != labels:
-            raise ConfigError(
-                f"{folder} holds a run on {before} labels, not on {labels} ones; choose another folder with output=..."
-            )
+    differing = differing_keys(load_config(path), config) if path.is_file() else {}
+    waiting = [keys for stage, keys in FIRST_READ_BY.items() if not (folder / stage).exists()]
+    free = (*ALWAYS_FREE, *chain(*waiting))
+    fixed = {key: values for key, values in differing.items() if not key.startswith(free)}
+    if fixed:
+        raise ConfigError(
+            f"{folder} holds a run with other settings (was -> now):\n  " + "\n  ".join(describe(fixed))
+            + "\nContinue it with its own config, or choose another folder with output=..."
+        )  # fmt: skip
+    facts = environment(folder)
+    if facts and (before := facts.get("labels", PSEUDO)) != labels:
+        raise ConfigError(
+            f"{folder} holds a run on {before} labels, not on {labels} ones; choose another folder with output=..."
+        )
+    if facts.get("utterances", utterances) != utterances:
+        raise ConfigError(
+            f"{folder} holds a run on other utterances, or another order of them, than {config.data.train} has now: "
+            "its labels and checkpoints count rows. Put that manifest back, or choose another folder with output=..."
+        )
     done, last = folder / "large_margin" / DONE, f"round{config.rounds}"
     if done.is_file() and (after := json.loads(done.read_text(encoding="utf-8"))["after"]) != last:
         raise ConfigError(f"{done.parent} was trained after {after}, not {last}; remove it to repeat it")
+    return differing
 
 
 def _hold(folder: Path) -> IO[str]:
@@ -106,7 +152,7 @@ def _hold(folder: Path) -> IO[str]:
     return lock
 
 
-def _environment(config: Config, labels: str, device: torch.device) -> str:
+def _environment(config: Config, labels: str, utterances: str, device: torch.device) -> str:
     facts = {
         "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
         "seed": config.seed,
@@ -114,5 +160,6 @@ def _environment(config: Config, labels: str, device: torch.device) -> str:
         "device": str(device),
         "precision": config.training.precision,
         "labels": labels,
+        "utterances": utterances,
     }
     return json.dumps(facts, indent=2)

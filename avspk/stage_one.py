@@ -4,29 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
-from avspk.config import Config, ConfigError, differing_keys, load_config
+from avspk.config import ALWAYS_FREE, FIRST_READ_BY, Config, ConfigError, describe, differing_keys, load_config
 from avspk.data.files import whole_or_absent
 
 DONE = "done.json"
-# Read after stage 1 only, or without a say in what is learned.
-LATER = (
-    "output",
-    "stage_one",
-    "modalities",
-    "rounds",
-    "data.trials",
-    "data.wav_root",
-    "audio.refine_seconds",
-    "face.refine_policy",
-    "cluster.num_clusters",
-    "cluster.weights",
-    "refine.",
-    "large_margin.",
-    "training.",
-    "evaluation.",
-)
+LATER = ("output", "stage_one", "modalities", *ALWAYS_FREE, *chain(*FIRST_READ_BY.values()))
+"""Beginnings of the keys that stage 1 does not depend on."""
 
 
 def embeddings_path(folder: Path, modality: str) -> Path:
@@ -40,15 +27,18 @@ def stage_one_differences(first: Config, second: Config) -> list[str]:
     Modalities are independent in stage 1: the second may have fewer of them.
     """
     ignored = LATER if "face" in second.modalities else (*LATER, "face.")
-    lines = [line for line in differing_keys(first, second) if not line.startswith(ignored)]
+    differing = differing_keys(first, second)
+    matter = {key: values for key, values in differing.items() if not key.startswith(ignored)}
     missing = [name for name in second.modalities if name not in first.modalities]
-    return lines + [f"modalities: {first.modalities} lacks {name}" for name in missing]
+    return describe(matter) + [f"modalities: {first.modalities} lacks {name}" for name in missing]
 
 
-def require_stage_one(config: Config) -> None:
+def require_stage_one(config: Config, utterances: str) -> None:
     """Check that the run named by `stage_one` has finished the stage 1 that this config would train.
 
-    Raises ConfigError naming what is missing or which settings differ.
+    `utterances`: digest of this run's manifest, as `environment.json` holds it.
+
+    Raises ConfigError naming what is missing or what differs.
     """
     source = config.stage_one
     if source is None or (config.output / "pretrain" / DONE).is_file():
@@ -62,6 +52,17 @@ def require_stage_one(config: Config) -> None:
             f"stage_one={source} was trained with other settings (there -> here):\n  " + "\n  ".join(differences)
             + "\nGive stage 1 the same settings, or leave stage_one out to train it in this run"
         )  # fmt: skip
+    if environment(source).get("utterances", utterances) != utterances:
+        raise ConfigError(
+            f"stage_one={source} was trained on other utterances than {config.data.train} holds now; "
+            "leave stage_one out to train it in this run"
+        )
+
+
+def environment(folder: Path) -> dict[str, Any]:
+    """What a run recorded in `environment.json`; empty if there is none."""
+    path = folder / "environment.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def copy_stage_one(config: Config) -> None:

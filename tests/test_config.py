@@ -1,10 +1,22 @@
+from itertools import chain
 from pathlib import Path
 
 import pytest
 import tiny
 import yaml
 
-from avspk.config import Config, ConfigError, differing_keys, dump_config, load_config, parse_config
+from avspk.config import (
+    ALWAYS_FREE,
+    FIRST_READ_BY,
+    Config,
+    ConfigError,
+    _known_keys,
+    describe,
+    differing_keys,
+    dump_config,
+    load_config,
+    parse_config,
+)
 
 CONFIGS = sorted(Path(__file__).parent.parent.glob("configs/*.yaml"))
 
@@ -32,8 +44,7 @@ def test_audio_only_configs_differ_in_modalities_and_output_alone():
     for name in ("demo", "voxceleb2"):
         first = load_config(CONFIGS[0].parent / ("demo.yaml" if name == "demo" else "voxceleb2_av.yaml"))
         second = load_config(CONFIGS[0].parent / f"{name}_audio_only.yaml")
-        keys = {line.split(":")[0] for line in differing_keys(first, second)}
-        assert keys == {"modalities", "output"}
+        assert differing_keys(first, second).keys() == {"modalities", "output"}
 
 
 @pytest.mark.parametrize(
@@ -75,13 +86,21 @@ def test_dump_reads_back_equal(tmp_path, settings):
     config = parse_config(settings)
     (tmp_path / "config.yaml").write_text(dump_config(config))
     assert load_config(tmp_path / "config.yaml") == config
-    assert differing_keys(config, load_config(tmp_path / "config.yaml")) == []
+    assert differing_keys(config, load_config(tmp_path / "config.yaml")) == {}
 
 
 def test_differing_keys_name_both_values(settings):
     config = parse_config(settings)
     other = parse_config({**settings, "seed": 5})
-    assert differing_keys(config, other) == ["seed: 1 -> 5"]
+    assert differing_keys(config, other) == {"seed": (1, 5)}
+    assert describe(differing_keys(config, other)) == ["seed: 1 -> 5"]
+
+
+def test_every_entry_of_the_tables_of_free_settings_begins_a_key():
+    """A typing error there would refuse, or free, nothing."""
+    known = list(_known_keys(Config))
+    for beginning in (*ALWAYS_FREE, *chain(*FIRST_READ_BY.values())):
+        assert any(key.startswith(beginning) for key in known), beginning
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,18 @@
 """What may differ between a run and its continuation, and what is found out before anything is trained."""
 
+import shutil
+
 import pytest
 import tiny
 from test_pipeline import assert_same_weights, short, weights
 
 from avspk import pipeline
 from avspk.checkpoint import CheckpointFolder
-from avspk.config import parse_config
+from avspk.comparison_runs import PlannedRun
+from avspk.config import ConfigError, load_config, parse_config
+from avspk.data.manifest import Utterances, read_utterances, write_utterances
 from avspk.pipeline import Pipeline
+from avspk.preflight import manifest_digest
 
 
 @pytest.fixture(scope="module")
@@ -62,3 +67,70 @@ def test_fine_tuning_does_not_go_on_from_that_of_another_round(data, tmp_path, m
     for stage in ("round2", "large_margin"):
         assert_same_weights(*(weights(tmp_path / name / stage / "model_audio") for name in trees))
     assert not list((tmp_path / "changed").rglob("step_*"))
+
+
+def test_a_reordered_manifest_does_not_continue_a_run(data, tmp_path):
+    """Labels and checkpoints count rows; names of audio files do not matter."""
+    shutil.copytree(data / "train", tmp_path / "train")
+    manifest = tmp_path / "train" / "manifest.parquet"
+    tree = settings(data, tmp_path / "exp", rounds=0)
+    tree["data"]["train"] = str(manifest)
+    Pipeline(parse_config(tree)).run()
+    table = read_utterances(manifest).table
+    write_utterances(table.iloc[::-1], manifest)
+    with pytest.raises(ConfigError, match=r"a run on other utterances, or another order of them, than .*parquet"):
+        Pipeline(parse_config(tree))
+    with pytest.raises(ConfigError, match=r"stage_one=.*exp was trained on other utterances than .*parquet holds now"):
+        Pipeline(parse_config(tree | {"stage_one": str(tmp_path / "exp"), "output": str(tmp_path / "other")}))
+    write_utterances(table.assign(audio=[str(tmp_path / "train" / name) for name in table["audio"]]), manifest)
+    Pipeline(parse_config(tree))
+
+
+@pytest.mark.parametrize("column", ["utterance", "num_samples", "num_crops"])
+def test_the_digest_of_a_manifest_sees_every_column_that_a_run_counts_by(data, column):
+    utterances = read_utterances(data / "train" / "manifest.parquet")
+    table = utterances.table.copy()
+    table.loc[7, column] = table.loc[7, column] + type(table.loc[7, column])(1 if column != "utterance" else "x")
+    assert manifest_digest(Utterances(table, utterances.root)) != manifest_digest(utterances)
+
+
+def test_settings_may_change_until_a_stage_has_read_them(data, tmp_path):
+    """Nothing of a round is there after stage 1; with its first file, its settings are fixed."""
+    tree = settings(data, tmp_path / "exp", rounds=0)
+    Pipeline(parse_config(tree)).run()
+    tree |= {"rounds": 1, "cluster": {"num_clusters": 5}, "refine": tree["refine"] | {"scale": 16}}
+    Pipeline(parse_config(tree))
+    assert "changed since the last start: refine.scale: 32.0 -> 16.0" in (tmp_path / "exp" / "train.log").read_text()
+    assert load_config(tmp_path / "exp" / "config.yaml").cluster.num_clusters == 5
+    (tmp_path / "exp" / "round1").mkdir()
+    with pytest.raises(ConfigError, match=r"cluster\.num_clusters: 5 -> 6[\s\S]*Continue it with its own config"):
+        Pipeline(parse_config(tree | {"cluster": {"num_clusters": 6}}))
+    tree["large_margin"] |= {"enabled": True, "seconds": 1.0}
+    Pipeline(parse_config(tree))
+    (tmp_path / "exp" / "large_margin").mkdir()
+    tree["large_margin"] |= {"seconds": 2.0}
+    with pytest.raises(ConfigError, match=r"large_margin\.seconds: 1\.0 -> 2\.0"):
+        Pipeline(parse_config(tree))
+
+
+@pytest.mark.parametrize(
+    ("changes", "stale"),
+    [
+        ({"rounds": 1}, True),
+        ({"evaluation": {"bootstrap": 30}}, True),
+        ({"training": {"precision": "no", "threads": 1, "workers": 0, "log_steps": 2}}, False),
+    ],
+)
+def test_results_of_other_settings_do_not_stand_beside_the_new_ones(data, tmp_path, changes, stale):
+    """Started with other settings and killed at once, a finished folder must not pass for finished."""
+    tree = settings(data, tmp_path / "exp", rounds=0)
+    tree["data"] = tiny.tree(data, tmp_path)["data"]
+    Pipeline(parse_config(tree)).run()
+    config = tiny.write_config(tmp_path / "config.yaml", tree | changes)
+    run = PlannedRun("method", None, "tools/train_av.py", config, ())
+    assert not run.finished
+    Pipeline(parse_config(tree | changes))
+    assert run.finished == (not stale)
+    if changes.get("rounds") != 1:
+        Pipeline(parse_config(tree | changes)).run()
+        assert run.finished
