@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from accelerate import Accelerator
@@ -18,6 +18,7 @@ from avspk import distributed
 from avspk.checkpoint import CheckpointFolder, load_weights
 from avspk.config import OptimiserSettings, TrainingSettings
 from avspk.finiteness import FiniteGuard
+from avspk.poll import Poll
 from avspk.progress import Progress
 from avspk.runlog import RunLog
 from avspk.stages.base import Metrics, Stage, split_batch, to_device
@@ -26,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 
 class Interrupted(SystemExit):
-    """SIGTERM arrived: the state was saved, the same command goes on."""
+    """SIGTERM arrived while an epoch was trained: the state was saved, the same command goes on."""
 
 
 class Trainer:
@@ -54,15 +55,17 @@ class Trainer:
         model, optimiser = self.accelerator.prepare(stage.model, optimiser)
         model.train()
         total = stage.num_epochs * stage.steps_per_epoch
-        with self._catching_sigterm(), Progress(stage.name, total, self.accelerator.is_main_process) as progress:
+        with Progress(stage.name, total, self.accelerator.is_main_process) as progress:
             progress.resume(epoch * stage.steps_per_epoch + done)
             while epoch < stage.num_epochs:
+                # Hours, where it embeds and clusters. SIGTERM ends it at once: there is nothing to save but what is.
                 opening = stage.begin_epoch(epoch) if done == 0 else {}
-                self._train_epoch(stage, model, optimiser, checkpoints, epoch, done, progress)
-                closing = stage.end_epoch(epoch)
-                self._log_epoch(stage, epoch, opening | closing)
-                epoch, done = epoch + 1, 0
-                self._save(stage, optimiser, checkpoints, epoch, 0)
+                with self._saving_on_sigterm(stage):
+                    self._train_epoch(stage, model, optimiser, checkpoints, epoch, done, progress)
+                    closing = stage.end_epoch(epoch)
+                    self._log_epoch(stage, epoch, opening | closing)
+                    epoch, done = epoch + 1, 0
+                    self._save(stage, optimiser, checkpoints, epoch, 0)
         self.accelerator.free_memory()
         return self.started
 
@@ -76,7 +79,7 @@ class Trainer:
         done: int,
         progress: Progress,
     ) -> None:
-        watch = _Watch()
+        watch, poll = _Watch(), Poll(self.accelerator.device)
         saved = time.monotonic()
         batches = stage.batches(epoch, done, self.settings.workers)
         for within in range(done, stage.steps_per_epoch):
@@ -91,7 +94,7 @@ class Trainer:
                 stage.check()
                 self._log_step(stage, epoch, step, metrics, watch)
                 watch = _Watch()
-            if within + 1 < stage.steps_per_epoch and self._checkpoint_is_due(step, saved):
+            if within + 1 < stage.steps_per_epoch and self._checkpoint_is_due(step, saved, poll):
                 self._save(stage, optimiser, checkpoints, epoch, within + 1)
                 saved = time.monotonic()
         self.guard.settle()
@@ -177,36 +180,34 @@ class Trainer:
         if self.accelerator.is_main_process:
             checkpoints.save(epoch * stage.steps_per_epoch + done, state)
         asked = torch.tensor([float(self.terminated)], device=self.accelerator.device)
-        self.terminated = distributed.sum_over_ranks(asked).item() > 0  # and nobody goes on before it is written
-        if self.terminated:
-            logger.warning("%s: stopped by SIGTERM; the state is saved, the same command goes on", stage.name)
-            raise Interrupted(128 + signal.SIGTERM)
+        if distributed.sum_over_ranks(asked).item() > 0:  # and nobody goes on before it is written
+            self._stop(stage)
 
-    def _checkpoint_is_due(self, step: int, saved: float) -> bool:
+    def _stop(self, stage: Stage) -> NoReturn:
+        logger.warning("%s: stopped by SIGTERM; the state is saved, the same command goes on", stage.name)
+        raise Interrupted(128 + signal.SIGTERM)
+
+    def _checkpoint_is_due(self, step: int, saved: float, poll: Poll) -> bool:
         """The same answer on every rank: by the steps, by rank 0's clock, or because any rank was asked to stop."""
-        by_steps = self.settings.checkpoint_steps > 0 and (step + 1) % self.settings.checkpoint_steps == 0
+        if self.settings.checkpoint_steps > 0 and (step + 1) % self.settings.checkpoint_steps == 0:
+            return True
         by_clock = time.monotonic() - saved > 60 * self.settings.checkpoint_minutes
-        if distributed.world_size() == 1:
-            return by_steps or by_clock or self.terminated
-        if by_steps or (step + 1) % 10:
-            return by_steps
-        device = self.accelerator.device
-        flags = torch.tensor([by_clock and distributed.rank() == 0, self.terminated], dtype=torch.int32, device=device)
-        clock, terminated = distributed.sum_over_ranks(flags).tolist()
-        self.terminated = terminated > 0
-        return clock > 0 or self.terminated
+        return poll.any(self.terminated or (by_clock and distributed.rank() == 0))
 
     @contextmanager
-    def _catching_sigterm(self) -> Iterator[None]:
-        def terminate(number: int, frame: FrameType | None) -> None:
-            logger.warning("SIGTERM: saving after this step")
-            self.terminated = True
+    def _saving_on_sigterm(self, stage: Stage) -> Iterator[None]:
+        """SIGTERM is noted only, until the state is saved next; outside of this block it ends the process at once."""
 
-        previous = signal.signal(signal.SIGTERM, terminate)
+        def note(number: int, frame: FrameType | None) -> None:
+            self.terminated = True  # no word of it here: it may have come in the middle of another message
+
+        previous = signal.signal(signal.SIGTERM, note)
         try:
             yield
         finally:
             signal.signal(signal.SIGTERM, previous)
+        if self.terminated:  # it came when all had been asked
+            self._stop(stage)
 
     # Logging.
 

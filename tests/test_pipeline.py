@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -204,22 +205,45 @@ def launch(config, *overrides, processes=0, script=TRAIN, **options):
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, **options)
 
 
+def resumed_at(folder, errors, before, steps_per_epoch=4):
+    """(stage, steps) that a run said it went on from; that it repeated none of them, its log shows.
+
+    `errors`: what it wrote to the terminal; `before`: how many records the log had when it began.
+    """
+    stage, epoch, done = re.search(r"(\w+): resuming in epoch (\d+) after (\d+) steps", errors).groups()
+    position = (int(epoch) - 1) * steps_per_epoch + int(done)
+    assert position > 0
+    earlier, later = (
+        [line["step"] for line in part if (line["stage"], line["kind"]) == (stage, "step")]
+        for part in (tiny.records(folder)[:before], tiny.records(folder)[before:])
+    )
+    assert set(range(1, position + 1)) <= set(earlier)
+    assert later == list(range(position + 1, position + 1 + len(later)))
+    return stage, position
+
+
 def test_sigkill_in_the_middle_changes_nothing(data, tmp_path):
     """Killed inside stage 1 and again inside the round, the same command ends with the same weights."""
     for name in ("undisturbed", "killed"):
         tiny.write_config(tmp_path / f"{name}.yaml", short(data, tmp_path / name))
     process = launch(tmp_path / "undisturbed.yaml")
     assert process.wait() == 0, process.stderr.read()
+    killed, before = tmp_path / "killed", 0
     for stage in ("pretrain", "round1"):
         process = launch(tmp_path / "killed.yaml")
-        marker = tmp_path / "killed" / stage / "checkpoints"
+        marker = killed / stage / "checkpoints"
         while process.poll() is None and len(list(marker.glob("step_*.safetensors"))) < 2:
             time.sleep(0.005)
         process.kill()
-        process.wait()
-        assert not (tmp_path / "killed" / stage / "done.json").is_file(), "it was to be killed in the middle"
+        _, errors = process.communicate()
+        assert not (killed / stage / "done.json").is_file(), "it was to be killed in the middle"
+        if stage == "round1":
+            assert resumed_at(killed, errors, before)[0] == "pretrain"
+        before = len(tiny.records(killed))
     process = launch(tmp_path / "killed.yaml")
-    assert process.wait() == 0, process.stderr.read()
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert resumed_at(killed, errors, before)[0] == "round1"
     for path in ("pretrain/model_audio", "pretrain/model_face", "round1/model_audio", "round1/model_face"):
         assert_same_weights(weights(tmp_path / "undisturbed" / path), weights(tmp_path / "killed" / path))
 

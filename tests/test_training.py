@@ -1,5 +1,6 @@
 """The loop: what it does with a bad loss, a signal, a full disk and a torn checkpoint."""
 
+import os
 import signal
 import time
 from collections import Counter
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from test_pipeline import assert_same_weights, launch, short, weights
+from test_pipeline import TRAIN, assert_same_weights, launch, resumed_at, short, weights
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from avspk import training
@@ -109,25 +110,84 @@ def test_a_checkpoint_of_another_model_is_refused_in_one_screen(data, pipeline, 
 
 
 def test_sigterm_saves_and_the_same_command_goes_on(data, tmp_path):
-    for name in ("undisturbed", "terminated"):
-        settings = short(data, tmp_path / name, rounds=0)
-        settings["training"]["checkpoint_steps"] = 0
+    """SIGTERM to the whole process group, loader workers included, as SLURM and torch's launcher send it."""
+    for name, workers in (("undisturbed", 0), ("terminated", 2)):
+        settings = short(data, tmp_path / name, rounds=0, modalities=["audio"])
+        settings["pretrain"] |= {"batch_size": 4, "epochs": 2}
+        settings["training"] |= {"checkpoint_steps": 0, "workers": workers}
         tiny.write_config(tmp_path / f"{name}.yaml", settings)
     first = launch(tmp_path / "undisturbed.yaml")
     assert first.wait() == 0, first.stderr.read()
-    process = launch(tmp_path / "terminated.yaml")
-    log = tmp_path / "terminated" / "log.jsonl"
+    folder, log = tmp_path / "terminated", tmp_path / "terminated" / "log.jsonl"
+    process = launch(tmp_path / "terminated.yaml", start_new_session=True)
     while process.poll() is None and not log.exists():
         time.sleep(0.01)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait() == 128 + signal.SIGTERM, process.stderr.read()
-    assert "the same command goes on" in process.stderr.read()
-    (state,) = (tmp_path / "terminated" / "pretrain" / "checkpoints").glob("step_*")
-    assert load_tree(state)["done"] + load_tree(state)["epoch"] > 0
+    os.killpg(process.pid, signal.SIGTERM)
+    _, errors = process.communicate()
+    assert process.returncode == 128 + signal.SIGTERM, errors
+    assert "the same command goes on" in errors
+    (state,) = (folder / "pretrain" / "checkpoints").glob("step_*")
+    before = len(tiny.records(folder))
+    assert load_tree(state)["done"] == before, "saved after the step that it was in"
     process = launch(tmp_path / "terminated.yaml")
-    assert process.wait() == 0, process.stderr.read()
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert resumed_at(folder, errors, before, steps_per_epoch=12) == ("pretrain", before)
     name = "pretrain/model_audio"
-    assert_same_weights(weights(tmp_path / "undisturbed" / name), weights(tmp_path / "terminated" / name))
+    assert_same_weights(weights(tmp_path / "undisturbed" / name), weights(folder / name))
+
+
+SLOW_EPOCH = """
+import sys, time
+sys.path.insert(0, {tools!r})
+import train_av
+from avspk.stages.pretrain import Pretrain
+
+def slow(self, epoch):
+    if epoch == 1:
+        open({marker!r}, "w").close()
+        for _ in range(600):
+            time.sleep(0.1)
+    return {{}}
+
+Pretrain.begin_epoch = slow
+train_av.main()
+"""
+
+
+def test_sigterm_between_epochs_ends_at_once(data, tmp_path):
+    """While stage 1 embeds and clusters, for hours maybe, with what the epoch before saved."""
+    config = tiny.write_config(tmp_path / "config.yaml", short(data, tmp_path / "exp", rounds=0))
+    script, marker = tmp_path / "slow.py", tmp_path / "begun"
+    script.write_text(SLOW_EPOCH.format(tools=str(TRAIN.parent), marker=str(marker)))
+    process = launch(config, script=script)
+    while process.poll() is None and not marker.exists():
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    begin = time.monotonic()
+    _, errors = process.communicate()
+    assert process.returncode == -signal.SIGTERM, errors
+    assert time.monotonic() - begin < 5
+    state = load_tree(sorted((tmp_path / "exp" / "pretrain" / "checkpoints").glob("step_*"))[-1])
+    assert (state["epoch"], state["done"]) == (1, 0)
+
+
+def test_a_sigterm_after_the_last_question_is_not_forgotten(pipeline, monkeypatch):
+    """It comes when the state at an epoch's end is written and all ranks have been asked."""
+    stage, save = Pretrain(pipeline.materials, pipeline.truth), pipeline.trainer._save
+
+    def save_and_be_told(*arguments):
+        save(*arguments)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(pipeline.trainer, "_save", save_and_be_told)
+    folder = CheckpointFolder(pipeline.folder / "checkpoints", 9)
+    monkeypatch.setattr(pipeline.trainer, "_checkpoint_is_due", lambda *_: False)
+    with pytest.raises(SystemExit) as ended:
+        pipeline.trainer.run(stage, folder)
+    assert ended.value.code == 128 + signal.SIGTERM
+    assert folder.load_latest()["epoch"] == 1
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
 def test_loader_workers_do_not_change_the_weights(data, tmp_path):

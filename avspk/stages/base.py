@@ -8,11 +8,11 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from avspk import distributed
 from avspk.config import OptimiserSettings, TrainingSettings
 from avspk.data.dataset import ViewDataset
+from avspk.data.loader import load
 from avspk.data.sampler import EpochBatches, ExampleSampler
 from avspk.models.audio_visual import ParallelBranches
 from avspk.models.norm import synchronise_batchnorm
@@ -78,14 +78,12 @@ class Stage(ABC):
 
     def batches(self, epoch: int, first_step: int, workers: int) -> Iterator[dict[str, Any]]:
         """Collated batches of this rank, from the epoch's `first_step`-th on."""
-        return iter(
-            DataLoader(
-                self.dataset,
-                batch_sampler=EpochBatches(self.sampler, epoch, first_step),
-                num_workers=workers,
-                pin_memory=self.device.type == "cuda",
-                prefetch_factor=4 if workers else None,
-            )
+        return load(
+            self.dataset,
+            batch_sampler=EpochBatches(self.sampler, epoch, first_step),
+            num_workers=workers,
+            pin_memory=self.device.type == "cuda",
+            prefetch_factor=4 if workers else None,
         )
 
     def begin_epoch(self, epoch: int) -> Metrics:

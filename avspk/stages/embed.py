@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from avspk import distributed
 from avspk.data.crop_store import CropStore
+from avspk.data.loader import load
 from avspk.data.media import SAMPLE_RATE, read_utterance
 from avspk.frontend.fbank import Fbank
 from avspk.progress import Progress
@@ -90,9 +91,9 @@ def _run(
 ) -> np.ndarray:
     """Fill a table of `num_rows` from `compute(batch) -> (len(batch["rows"]), D)`; rows never visited stay NaN."""
     table: np.ndarray | None = None
-    loader = DataLoader(dataset, batch_size=None, num_workers=workers, pin_memory=device.type == "cuda")
+    batches = load(dataset, batch_size=None, num_workers=workers, pin_memory=device.type == "cuda")
     with Progress("embed", num_rows, distributed.rank() == 0) as progress:
-        for batch in loader:
+        for batch in batches:
             values = compute({key: value.to(device, non_blocking=True) for key, value in batch.items()})
             if table is None:
                 table = np.full((num_rows, values.shape[1]), np.nan, np.float32)
