@@ -33,7 +33,7 @@ from avspk.memory import keep_freed_memory
 from avspk.model import WEIGHTS, SpeakerModel, load_encoder, load_model, save_calibration, save_model
 from avspk.models.encoder import Encoder
 from avspk.models.mean_fbank import MeanFbank
-from avspk.preflight import PSEUDO, check_launch, check_media, claim_folder, manifest_digest
+from avspk.preflight import PSEUDO, check_launch, check_media, check_sizes, claim_folder, manifest_digest
 from avspk.report import write_report
 from avspk.runlog import RunLog, setup_logging
 from avspk.stage_one import DONE, copy_stage_one, embeddings_path, require_stage_one
@@ -74,6 +74,7 @@ class Pipeline:
             keep_freed_memory()
         check_launch(config)
         utterances = read_utterances(config.data.train)
+        check_sizes(utterances, config)
         check_media(utterances, config)
         self.trials = None
         if config.data.trials:

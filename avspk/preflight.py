@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import chain
@@ -43,14 +44,57 @@ def check_launch(config: Config) -> None:
             f"training.processes is {wanted}, but {processes} were launched. On CPUs, plain "
             "`accelerate launch --cpu --num_processes N` starts one process; the README shows what works."
         )
-    stages = ["pretrain"] + ["refine"] * (config.rounds > 0) + ["large_margin"] * config.large_margin.enabled
-    for stage in stages:
+    for stage in _stages(config):
         size, parts = getattr(config, stage).batch_size, processes * config.training.accumulation
         if size % parts:
             raise ConfigError(
                 f"{stage}.batch_size is {size}; it must be a multiple of {parts}: {processes} processes times "
                 f"training.accumulation {config.training.accumulation}"
             )
+
+
+def check_sizes(utterances: Utterances, config: Config) -> None:
+    """Modalities, batches and numbers of clusters against the data now, not when a stage begins. Raises ConfigError."""
+    total = len(utterances)
+    usable = {"audio": total, "face": int((utterances.table["num_crops"] > 0).sum())}
+    for modality in config.modalities:
+        if not usable[modality]:
+            raise ConfigError(
+                f"{config.data.train}: none of {total} utterances has the modality {modality}; see the preparation's "
+                "summary.json and rejected.tsv, or leave it out of modalities"
+            )
+    for stage in _stages(config):
+        if (size := getattr(config, stage).batch_size) > total:
+            raise ConfigError(
+                f"{stage}.batch_size: {total} usable utterances are fewer than one batch of {size}; lower it to at "
+                f"most {total}"
+            )
+    for key, clusters, modality in _clusterings(config):
+        members, merged = usable[modality], config.cluster.centroids
+        if clusters > members:
+            raise ConfigError(
+                f"{key} is {clusters}, but only {members} utterances have the modality {modality}: take 1 to {members}"
+            )
+        if merged and not clusters <= merged <= members:
+            raise ConfigError(
+                f"cluster.centroids is {merged}; they are made of the {members} utterances that have the modality "
+                f"{modality} and merged into {clusters} ({key}); valid: {clusters} to {members}, or 0 for none"
+            )
+
+
+def _stages(config: Config) -> list[str]:
+    """Groups of settings of the stages that will be trained."""
+    return ["pretrain"] + (["refine"] + ["large_margin"] * config.large_margin.enabled) * (config.rounds > 0)
+
+
+def _clusterings(config: Config) -> Iterator[tuple[str, int, str]]:
+    """Key, clusters that it asks for, modality that an utterance must have to be in one."""
+    if config.pretrain.cluster_aware.enabled:
+        counts = config.pretrain.cluster_aware.num_clusters
+        for modality in config.modalities:  # each on its own
+            yield "pretrain.cluster_aware.num_clusters", max(counts) if isinstance(counts, list) else counts, modality
+    if config.rounds:
+        yield "cluster.num_clusters", config.cluster.num_clusters, "audio"  # which all have
 
 
 def check_media(utterances: Utterances, config: Config) -> None:

@@ -134,3 +134,47 @@ def test_results_of_other_settings_do_not_stand_beside_the_new_ones(data, tmp_pa
     if changes.get("rounds") != 1:
         Pipeline(parse_config(tree | changes)).run()
         assert run.finished
+
+
+# Found out before anything is trained.
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        (
+            "pretrain.batch_size",
+            49,
+            r"pretrain\.batch_size: 48 usable utterances are fewer than one batch of 49; lower",
+        ),
+        ("refine.batch_size", 49, r"refine\.batch_size: 48 usable utterances are fewer than one batch of 49"),
+        ("large_margin.batch_size", 64, r"large_margin\.batch_size: 48 usable utterances .* at most 48"),
+        ("cluster.num_clusters", 49, r"cluster\.num_clusters is 49, but only 48 utterances .* audio: take 1 to 48"),
+        ("pretrain.cluster_aware.num_clusters", "[8,48]", r"num_clusters is 48, but only 47 utterances .* face: take"),
+        ("cluster.centroids", 7, r"cluster\.centroids is 7; .* merged into 8 \(.*; valid: 8 to 48, or 0 for none"),
+        ("cluster.centroids", 48, r"cluster\.centroids is 48; they are made of the 47 .* face"),
+    ],
+)
+def test_sizes_that_the_data_cannot_fill(data, tmp_path, key, value, message):
+    config = tiny.write_config(tmp_path / "config.yaml", tiny.tree(data, tmp_path / "exp"))
+    with pytest.raises(ConfigError, match=message):
+        Pipeline(load_config(config, [f"{key}={value}"]))
+    assert not (tmp_path / "exp").exists()
+
+
+def test_sizes_of_stages_that_are_not_trained_are_not_asked_about(data, tmp_path):
+    config = tiny.write_config(tmp_path / "config.yaml", tiny.tree(data, tmp_path / "exp"))
+    far = ["cluster.num_clusters=99", "refine.batch_size=99", "large_margin.batch_size=99"]
+    Pipeline(load_config(config, ["rounds=0", *far]))
+    face = ["modalities=[audio]", "pretrain.cluster_aware.num_clusters=48", "cluster.centroids=48"]
+    Pipeline(load_config(config, [f"output={tmp_path / 'audio'}", *face]))
+
+
+def test_a_modality_that_nobody_has(data, tmp_path):
+    table = read_utterances(data / "train" / "manifest.parquet").table
+    faceless = table.assign(num_crops=0, first_crop=-1, audio=[str(data / "train" / name) for name in table["audio"]])
+    write_utterances(faceless, tmp_path / "manifest.parquet")
+    tree = tiny.tree(data, tmp_path / "exp")
+    tree["data"]["train"] = str(tmp_path / "manifest.parquet")
+    with pytest.raises(ConfigError, match="none of 48 utterances has the modality face; see the preparation's summary"):
+        Pipeline(parse_config(tree))
