@@ -4,8 +4,11 @@ import numpy as np
 import pytest
 import torch
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
+from thread_ranks import Ranks
 
+from avspk.pseudo_labels import clustering
 from avspk.pseudo_labels.clustering import joint_cluster
+from avspk.pseudo_labels.kmeans import Reducer
 
 EVEN = {"audio": 1.0, "face": 1.0}
 
@@ -117,6 +120,36 @@ def test_merging_subclusters():
     assert adjusted_rand_score(truth, result.labels) > 0.95
 
 
+class ThreadReducer(Reducer):
+    def __init__(self, ranks, rank):
+        self.ranks, self.rank, self.size = ranks, rank, ranks.size
+
+    def sum(self, tensor):
+        return self.ranks.sum(tensor)
+
+
+def test_the_first_process_merges_for_all(monkeypatch):
+    """Two processes, half of the rows each: the clusters of one process, and only the first one took the memory."""
+    embeddings, _ = corpus()
+    whole = joint_cluster(embeddings, EVEN, 12, seed=0, num_subclusters=60)
+    ranks, merged, half = Ranks(2), [], len(embeddings["audio"]) // 2
+
+    def ward(*arguments):
+        merged.append(ranks.here.rank)
+        return original(*arguments)
+
+    original = clustering._ward
+    monkeypatch.setattr(clustering, "_ward", ward)
+
+    def work(rank):
+        rows = slice(half) if rank == 0 else slice(half, None)
+        share = {name: values[rows] for name, values in embeddings.items()}
+        return joint_cluster(share, EVEN, 12, seed=0, num_subclusters=60, reducer=ThreadReducer(ranks, rank)).labels
+
+    assert np.array_equal(np.concatenate(ranks.run(work)), whole.labels)
+    assert merged == [0]
+
+
 def test_merging_fewer_distinct_rows_than_clusters():
     rows = np.eye(4)[np.arange(40) % 4]
     result = joint_cluster({"audio": rows}, {"audio": 1.0}, 10, seed=0, num_subclusters=20)
@@ -160,8 +193,6 @@ def test_too_few_subclusters():
 
 
 def test_chunks_of_rows_change_nothing(monkeypatch):
-    from avspk.pseudo_labels import clustering
-
     rng = np.random.default_rng(0)
     rows = {"audio": rng.standard_normal((50, 4)), "face": rng.standard_normal((50, 3))}
     rows["face"][::7] = np.nan

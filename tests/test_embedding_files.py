@@ -8,6 +8,7 @@ import pytest
 import tiny
 import torch
 from test_pipeline import assert_same_weights, short, weights
+from thread_ranks import Ranks
 
 from avspk import distributed, pipeline
 from avspk.config import parse_config
@@ -17,39 +18,6 @@ from avspk.stages.embedding_files import mean_row, read_rows, write_rows
 from avspk.stages.modalities import AudioKit, FaceKit
 
 CPU = torch.device("cpu")
-
-
-class Ranks:
-    """Threads in place of processes: rank, size, sum and barrier as `distributed` has them."""
-
-    def __init__(self, size):
-        self.size, self.here, self.gate = size, threading.local(), threading.Barrier(size, timeout=20)
-        self.parts = [None] * size
-
-    def sum(self, value):
-        self.parts[self.here.rank] = value
-        self.gate.wait()
-        total = torch.stack(self.parts).sum(0)
-        self.gate.wait()
-        return total
-
-    def run(self, work):
-        results = [None] * self.size
-
-        def one(rank):
-            self.here.rank = rank
-            try:
-                results[rank] = work(rank)
-            except Exception as error:
-                results[rank] = error
-                self.gate.abort()
-
-        threads = [threading.Thread(target=one, args=(rank,)) for rank in range(self.size)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        return results
 
 
 @pytest.fixture(params=[1, 3])

@@ -51,7 +51,8 @@ def joint_cluster(
         num_iterations: of the k-means, at most.
         tolerance: of the k-means: it ends once the objective falls by no more than this share of itself.
         num_subclusters: if given, k-means makes this many clusters, whose centroids Ward's agglomerative clustering
-            then merges into K (50,000 to 7,500 at VoxCeleb2's size); memory grows with its square.
+            then merges into K (50,000 to 7,500 at VoxCeleb2's size), in the first process, while the others wait; its
+            memory grows with their square.
         device: where to compute.
         reducer: sums over the processes; None: there is one process.
 
@@ -73,7 +74,7 @@ def joint_cluster(
         block_sizes=[embeddings[modality].shape[1] for modality in used],
         reducer=reducer,
     )
-    merge = np.arange(len(result.centroids)) if num_subclusters is None else _agglomerate(result, num_clusters)
+    merge = np.arange(len(result.centroids)) if num_subclusters is None else _agglomerate(result, num_clusters, reducer)
     return _renumbered(result, merge)
 
 
@@ -137,8 +138,18 @@ def _num_kmeans_clusters(num_clusters: int, num_subclusters: int | None) -> int:
     return num_clusters if num_subclusters is None else num_subclusters
 
 
-def _agglomerate(result: Clusters, num_clusters: int) -> np.ndarray:
-    """Return the merged cluster (K,) of each k-means cluster; empty ones are left out and marked 0."""
+def _agglomerate(result: Clusters, num_clusters: int, reducer: Reducer) -> np.ndarray:
+    """Return the merged cluster (K,) of each k-means cluster; empty ones are left out and marked 0.
+
+    The first process alone works: distances between 50,000 centroids are 10 GB, and a node has many processes.
+    """
+    merge = torch.zeros_like(result.counts)
+    if reducer.rank == 0:
+        merge = torch.from_numpy(_ward(result, num_clusters)).to(merge)
+    return reducer.sum(merge).cpu().numpy()
+
+
+def _ward(result: Clusters, num_clusters: int) -> np.ndarray:
     from sklearn.cluster import AgglomerativeClustering
 
     filled = (result.counts > 0).cpu().numpy()
