@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -45,19 +46,24 @@ def main_process_says(fact: bool, device: torch.device) -> bool:
 
 
 def wait_for_file(path: Path, seconds: float = FILE_PATIENCE) -> Path:
-    """`path`, which rank 0 has written, once it is there: another node's cache may not know of it for a minute.
+    """`path`, once it is there; see `wait_until`."""
+    wait_until(path.exists, str(path), seconds)
+    return path
 
-    Raises FileNotFoundError if it does not come in sight.
+
+def wait_until(seen: Callable[[], bool], what: str, seconds: float = FILE_PATIENCE) -> None:
+    """Wait for what another process has written: this node's cache may not know of it for a minute.
+
+    Raises FileNotFoundError naming `what` if it does not come in sight.
     """
     deadline = time.monotonic() + seconds
-    while rank() > 0 and not path.exists():
+    while world_size() > 1 and not seen():
         if time.monotonic() > deadline:
             raise FileNotFoundError(
-                f"{path} is not to be seen here {seconds:.0f} s after rank 0 wrote it; all processes need the same run "
-                "folder, on a file system that they share"
+                f"{what}: not to be seen here {seconds:.0f} s after another process wrote it; all processes need the "
+                "same folder, on a file system that they share"
             )
         time.sleep(0.1)
-    return path
 
 
 def is_lost_connection(error: BaseException) -> bool:

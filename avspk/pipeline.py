@@ -274,6 +274,7 @@ class Pipeline:
             for checkpoints in folder.glob("checkpoints*"):
                 CheckpointFolder(checkpoints, 0).clear()
         distributed.barrier()
+        distributed.wait_for_file(folder / DONE)
 
     def _load_encoders(self, folder: Path, modalities: Mapping[str, ModalityKit]) -> dict[str, Encoder]:
         folders = {name: folder / f"model_{name}" for name in modalities}

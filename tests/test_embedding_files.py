@@ -2,6 +2,7 @@
 
 import errno
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -84,13 +85,19 @@ def test_another_number_of_rows_is_refused(tmp_path, rows):
         read_rows(tmp_path / "rows.npy", 24)
 
 
-def test_a_file_of_the_first_process_is_waited_for(monkeypatch, tmp_path):
-    monkeypatch.setattr(distributed, "rank", lambda: 1)
+def test_another_nodes_file_is_waited_for(monkeypatch, tmp_path):
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
     late = tmp_path / "late"
     threading.Timer(0.3, late.touch).start()
     assert distributed.wait_for_file(late, seconds=10).is_file()
-    with pytest.raises(FileNotFoundError, match="not to be seen here 0 s after rank 0 wrote it; all processes need"):
+    with pytest.raises(FileNotFoundError, match="never: not to be seen here 0 s after another process wrote it; all"):
         distributed.wait_for_file(tmp_path / "never", seconds=0.1)
+
+
+def test_alone_nobody_is_waited_for(tmp_path):
+    begin = time.monotonic()
+    assert distributed.wait_for_file(tmp_path / "never") == tmp_path / "never"
+    assert time.monotonic() - begin < 5
 
 
 # In a run.

@@ -50,6 +50,7 @@ class EmbeddingStore:
         distributed.barrier()  # nobody writes before everybody has looked
         for start in range(0, len(missing), FILES_PER_SAVE):
             self._add(missing[start : start + FILES_PER_SAVE], embed)
+        distributed.wait_until(lambda: self._keys().keys() >= set(keys), str(self._index))
         rows = self._keys()
         return np.load(self._array, mmap_mode="r")[[rows[key] for key in keys]]
 
@@ -75,7 +76,7 @@ class EmbeddingStore:
 
     def _merge(self, files: list[tuple[str, Path]], processes: int) -> None:
         parts = [self._part(rank) for rank in range(min(processes, len(files)))]
-        arrays = [np.load(part) for part in parts]
+        arrays = [np.load(distributed.wait_for_file(part)) for part in parts]
         added = np.empty((len(files), arrays[0].shape[1]), np.float32)
         for rank, array in enumerate(arrays):
             added[rank::processes] = array
