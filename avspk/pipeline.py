@@ -23,7 +23,7 @@ from avspk.config import Config, ConfigError, LargeMarginSettings, RefineSetting
 from avspk.data.files import whole_or_absent
 from avspk.data.manifest import Utterances, read_utterances
 from avspk.data.media import read_audio
-from avspk.data.noise import generate_noise_pack, read_noise_pack
+from avspk.data.noise import generate_noise_pack, read_noise_pack, replace_folder
 from avspk.evaluation.calibrate import calibrate
 from avspk.evaluation.embedding_store import model_digest
 from avspk.evaluation.results import write_json
@@ -297,8 +297,7 @@ class Pipeline:
             calibration = calibrate(model, utterances, self._refined_labels(), self.config.seed, workers)
             if calibration is not None:
                 save_calibration(part, calibration)
-        shutil.rmtree(target, ignore_errors=True)
-        part.rename(target)
+        replace_folder(part, target)
 
     def _systems(self) -> list[tuple[str, Path]]:
         """Display name and model folder of every trained system, in order."""

@@ -10,6 +10,7 @@ from typing import Any
 
 from avspk.config import ALWAYS_FREE, FIRST_READ_BY, Config, ConfigError, describe, differing_keys, load_config
 from avspk.data.files import whole_or_absent
+from avspk.data.noise import replace_folder
 
 DONE = "done.json"
 LATER = ("output", "stage_one", "modalities", *ALWAYS_FREE, *chain(*FIRST_READ_BY.values()))
@@ -85,7 +86,6 @@ def copy_stage_one(config: Config) -> None:
 def _copy(source: Path, target: Path) -> None:
     """Whole or not at all."""
     part = target.with_name(target.name + ".part")
-    for folder in (part, target):
-        shutil.rmtree(folder, ignore_errors=True)
+    shutil.rmtree(part, ignore_errors=True)
     shutil.copytree(source, part)
-    part.rename(target)
+    replace_folder(part, target)

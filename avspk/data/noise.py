@@ -248,15 +248,15 @@ def write_noise_pack(folder: Path | str, recordings: Iterable[Recording], rirs: 
             raise NoisePackError(f"nothing to write to {folder}: no recordings and no impulse responses")
         table.to_csv(partial / TABLE_FILE, sep="\t", index=False)
         read_noise_pack(partial)
-        _replace_folder(partial, folder)
+        replace_folder(partial, folder)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
     return read_noise_pack(folder)
 
 
-def _replace_folder(source: Path, target: Path) -> None:
-    """Flush `source` to disk and rename it to `target`, whatever stood there before."""
+def replace_folder(source: Path, target: Path) -> None:
+    """Flush the files of `source` to disk and rename it to `target`, whatever stood there before."""
     for path in source.iterdir():
         sync(path)
     old = target.with_name(f".{target.name}.old")
