@@ -69,16 +69,16 @@ def check_sizes(utterances: Utterances, config: Config) -> None:
                 f"{stage}.batch_size: {total} usable utterances are fewer than one batch of {size}; lower it to at "
                 f"most {total}"
             )
-    for key, clusters, modality in _clusterings(config):
-        members, merged = usable[modality], config.cluster.centroids
+    for key, clusters, name in _clusterings(config):
+        members, merged = usable[name], config.cluster.centroids
         if clusters > members:
             raise ConfigError(
-                f"{key} is {clusters}, but only {members} utterances have the modality {modality}: take 1 to {members}"
+                f"{key} is {clusters}, but only {members} utterances have the modality {name}: take 1 to {members}"
             )
         if merged and not clusters <= merged <= members:
             raise ConfigError(
                 f"cluster.centroids is {merged}; they are made of the {members} utterances that have the modality "
-                f"{modality} and merged into {clusters} ({key}); valid: {clusters} to {members}, or 0 for none"
+                f"{name} and merged into {clusters} ({key}); valid: {clusters} to {members}, or 0 for none"
             )
 
 

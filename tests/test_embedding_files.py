@@ -162,3 +162,13 @@ def test_embeddings_go_along_with_a_copied_stage_one_and_are_made_where_there_ar
         first, second = (tmp_path / run / "pretrain" / f"training_embeddings_{name}.npy" for run in ("with", "without"))
         assert first.read_bytes() == second.read_bytes()
         assert_same_weights(*(weights(tmp_path / run / "round1" / f"model_{name}") for run in ("with", "without")))
+
+
+def test_a_share_without_a_face_is_a_share_of_nan(data, tmp_path):
+    """Of several processes, one may get a stretch of the manifest where nobody's face was found."""
+    materials = tiny.materials(tiny.tree(data, tmp_path))
+    kit = FaceKit(materials)
+    faceless = int(np.flatnonzero(~kit.usable)[0])
+    rows = kit.embed(kit.encoder(), slice(faceless, faceless + 1))
+    assert rows.shape == (1, 16)
+    assert np.isnan(rows).all()

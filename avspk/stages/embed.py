@@ -17,6 +17,7 @@ from avspk.data.crop_store import CropStore
 from avspk.data.loader import load
 from avspk.data.media import SAMPLE_RATE, read_utterance
 from avspk.frontend.fbank import Fbank
+from avspk.models.encoder import Encoder
 from avspk.progress import Progress
 
 MAX_CROPS_A_BATCH = 256
@@ -87,25 +88,28 @@ class _Crops(_Batches):
 
 
 def _run(
-    dataset: _Batches, num_rows: int, compute: Callable[[dict[str, Tensor]], Tensor], device: torch.device, workers: int
+    dataset: _Batches,
+    shape: tuple[int, int],
+    compute: Callable[[dict[str, Tensor]], Tensor],
+    device: torch.device,
+    workers: int,
 ) -> np.ndarray:
-    """Fill a table of `num_rows` from `compute(batch) -> (len(batch["rows"]), D)`; rows never visited stay NaN."""
-    table: np.ndarray | None = None
+    """Fill a table (n, D) from `compute(batch) -> (len(batch["rows"]), D)`; rows never visited stay NaN.
+
+    There may be none to visit: a rank's share of the utterances may lie where nobody has a face.
+    """
+    table = np.full(shape, np.nan, np.float32)
     batches = load(dataset, batch_size=None, num_workers=workers, pin_memory=device.type == "cuda")
-    with Progress("embed", num_rows, distributed.rank() == 0) as progress:
+    with Progress("embed", len(table), distributed.rank() == 0) as progress:
         for batch in batches:
             values = compute({key: value.to(device, non_blocking=True) for key, value in batch.items()})
-            if table is None:
-                table = np.full((num_rows, values.shape[1]), np.nan, np.float32)
             table[batch["rows"].numpy()] = values.float().cpu().numpy()
             progress.advance(len(values))
-    if table is None:
-        raise ValueError("nothing to embed")
     return table
 
 
 def embed_audio(
-    encoder: nn.Module,
+    encoder: Encoder,
     fbank: Fbank,
     paths: Sequence[Path],
     num_samples: np.ndarray,
@@ -127,11 +131,13 @@ def embed_audio(
     batches = equal_length_batches(num_frames, int(max_seconds * SAMPLE_RATE / fbank.hop_length))
     with inference(encoder):
         dataset = _Waveforms(paths, lengths, batches)
-        return _run(dataset, len(paths), lambda batch: encoder(fbank(batch["inputs"])), device, workers)
+        return _run(
+            dataset, (len(paths), encoder.embedding_dim), lambda batch: encoder(fbank(batch["inputs"])), device, workers
+        )
 
 
 def embed_faces(
-    encoder: nn.Module,
+    encoder: Encoder,
     resize: Callable[[Tensor], Tensor],
     store: CropStore,
     first: np.ndarray,
@@ -153,7 +159,7 @@ def embed_faces(
         dataset = _Crops(store, first, count, batches)
         return _run(
             dataset,
-            len(count),
+            (len(count), encoder.embedding_dim),
             lambda batch: _mean_by_owner(encoder(resize(batch["inputs"])).float(), batch["owners"]),
             device,
             workers,

@@ -73,7 +73,7 @@ class ModalityKit(ABC):
         """Raw views of any of these groups -> encoder inputs."""
 
     @abstractmethod
-    def embed(self, encoder: nn.Module, rows: slice) -> np.ndarray:
+    def embed(self, encoder: Encoder, rows: slice) -> np.ndarray:
         """Embeddings of these utterances, (n, D) float32; NaN where the modality is missing."""
 
     def _seeded(self, architecture: str, **arguments: object) -> Encoder:
@@ -114,7 +114,7 @@ class AudioKit(ModalityKit):
         features = self.config.audio.features
         return Fbank(num_mels=features.num_mels, window=features.window)
 
-    def embed(self, encoder: nn.Module, rows: slice) -> np.ndarray:
+    def embed(self, encoder: Encoder, rows: slice) -> np.ndarray:
         utterances, training = self.materials.utterances, self.config.training
         return embed_audio(
             encoder,
@@ -162,7 +162,7 @@ class FaceKit(ModalityKit):
             {"global": views.global_size, "local": views.local_size, "refine": self.config.face.refine_size}
         )
 
-    def embed(self, encoder: nn.Module, rows: slice) -> np.ndarray:
+    def embed(self, encoder: Encoder, rows: slice) -> np.ndarray:
         table = self.materials.utterances.table
         resize = ImageAugment(self.config.face.refine_size).to(self.materials.device)
         return embed_faces(
