@@ -46,7 +46,8 @@ def test_every_accelerate_file_is_covered():
 
 STUBS = {
     "scontrol": 'echo "scontrol $*" >> "$CALLS"; [ "$1" = show ] && printf "node1\\nnode2\\n"; true',
-    "srun": 'echo "srun with $SRUN_CPUS_PER_TASK cores" >> "$CALLS"; while [ "${1#--}" != "$1" ]; do shift; done; export SLURM_NODEID=1; echo $$ > "$CALLS.pid"; exec "$@"',
+    "srun": 'echo "srun with $SRUN_CPUS_PER_TASK cores" >> "$CALLS"; while [ "${1#--}" != "$1" ]; do shift; done; '
+    'export SLURM_NODEID=1; echo $$ > "$CALLS.pid"; exec "$@"',
     "accelerate": 'for a in "$@"; do echo "$a"; done > "$CALLS.launch"; [ -z "${RC-}" ] || exit "$RC"; exec sleep 60',
     "scancel": 'echo "scancel $*" >> "$CALLS"; kill -TERM "$(cat "$CALLS.pid")"',
 }

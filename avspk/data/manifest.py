@@ -47,9 +47,10 @@ class Utterances:
         """The column by itself: looking it up for every file would cost more than opening the file."""
         return self.table["audio"].array
 
-    def missing_audio(self, rows: slice = slice(None)) -> list[Path]:
-        """Paths of these utterances that are not there; a look at every file, so call it once before a long job."""
-        return missing_files([self.audio_path(row) for row in range(*rows.indices(len(self)))])
+    def missing_audio(self, rows: slice | None = None) -> list[Path]:
+        """Paths of these utterances that are not there, of all by default: a look at every file, before a long job."""
+        chosen = range(len(self)) if rows is None else range(*rows.indices(len(self)))
+        return missing_files([self.audio_path(row) for row in chosen])
 
 
 def speaker_of(utterance: str) -> str:
