@@ -1,8 +1,16 @@
-"""Batch normalisation whose statistics span all ranks, or leave their running averages alone."""
+"""Batch normalisation whose statistics span all ranks, or leave their running averages alone.
+
+`nn.SyncBatchNorm` computes the same on GPUs. But it looks for ranks without examples by boolean masks, for which the
+host waits three times in every forward of every layer, some 600 times a step of stage 1; and by the source of its
+kernel it refuses bfloat16 where running averages are not tracked, as in the EMA teacher.
+"""
+
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 
 
@@ -23,34 +31,38 @@ class _SumOverRanks(torch.autograd.Function):
 
 
 class CrossRankBatchNorm(_BatchNorm):
-    """Batch norm over the joint batch of all ranks for backends that `nn.SyncBatchNorm` refuses (CPU, gloo).
+    """Batch norm over the joint batch of all ranks, out of plain differentiable operations: any device, any backend.
 
-    Input and output (B, C, ...); B and the trailing sizes may differ between ranks. Same parameters, buffers and
-    `state_dict` keys as `nn.BatchNorm1d/2d`. Every rank must call it equally often.
+    Input and output (B, C, ...), B > 0; B and the trailing sizes may differ between ranks. Same parameters, buffers and
+    `state_dict` keys as `nn.BatchNorm1d/2d`. Every rank must call it equally often in train mode; in evaluation mode it
+    is plain batch norm. Raises ValueError for fewer than two dimensions and, in train mode, for no example.
     """
 
     def _check_input_dim(self, input: Tensor) -> None:
-        if input.dim() < 2:
-            raise ValueError(f"CrossRankBatchNorm got {input.dim()}-D input; it needs (B, C, ...)")
+        if input.dim() < 2 or (self.training and input.numel() == 0):
+            raise ValueError(f"{type(self).__name__} got {tuple(input.shape)}; it needs (B, C, ...) with examples")
 
     def forward(self, input: Tensor) -> Tensor:
         """(B, C, ...) -> (B, C, ...)."""
         if not self.training:
             return super().forward(input)
         self._check_input_dim(input)
+        if not self.track_running_stats:
+            return self._normalise(input, None, None)
+        self.num_batches_tracked.add_(1)  # type: ignore[union-attr]
+        return self._normalise(input, self.running_mean, self.running_var)
+
+    def _normalise(self, input: Tensor, running_mean: Tensor | None, running_var: Tensor | None) -> Tensor:
+        """By the joint batch's statistics, which the running ones then follow, if given."""
         mean, variance, count = joint_moments(input.float())
-        if self.track_running_stats:
-            self._update_running_statistics(mean.detach(), variance.detach(), count)
+        if running_mean is not None and running_var is not None:
+            # The running variance is the unbiased one, as in nn.BatchNorm.
+            running_mean.lerp_(mean.detach(), self.momentum)  # type: ignore[arg-type]
+            running_var.lerp_(variance.detach() * (count / (count - 1)), self.momentum)  # type: ignore[arg-type]
         scale = self.weight * torch.rsqrt(variance + self.eps)
         shift = self.bias - mean * scale
         trailing = (1, -1) + (1,) * (input.dim() - 2)
         return (input * scale.view(trailing) + shift.view(trailing)).to(input.dtype)
-
-    def _update_running_statistics(self, mean: Tensor, variance: Tensor, count: Tensor) -> None:
-        # The running variance is the unbiased one, as in nn.BatchNorm.
-        self.running_mean.lerp_(mean, self.momentum)  # type: ignore[union-attr, arg-type]
-        self.running_var.lerp_(variance * (count / (count - 1)), self.momentum)  # type: ignore[union-attr, arg-type]
-        self.num_batches_tracked.add_(1)  # type: ignore[union-attr]
 
 
 def joint_moments(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -70,30 +82,97 @@ def joint_moments(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return joint_mean.to(values.dtype), variance.to(values.dtype), count[0].to(values.dtype)
 
 
+class CudaCrossRankBatchNorm(CrossRankBatchNorm):
+    """The same in the fused kernels of `nn.SyncBatchNorm`, float32 parameters and buffers under any input type.
+
+    Nothing is read back to the host.
+    """
+
+    def _normalise(self, input: Tensor, running_mean: Tensor | None, running_var: Tensor | None) -> Tensor:
+        output: Tensor = _CudaBatchNorm.apply(
+            input, self.weight, self.bias, running_mean, running_var, self.momentum, self.eps
+        )
+        return output
+
+
+class _CudaBatchNorm(torch.autograd.Function):
+    """One all-gather in forward, one all-reduce in backward; layout and type of the input are kept."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        momentum: float,
+        eps: float,
+    ) -> Tensor:
+        input = input.contiguous(memory_format=_memory_format(input))
+        means, inverse_stds, counts = _gather(*torch.batch_norm_stats(input, eps), input.numel() // input.shape[1])
+        # Without running averages the counts have to be of the first argument's type, which is read for nothing else.
+        # The input's would not do: bfloat16 counts to 256.
+        mean, inverse_std = torch.batch_norm_gather_stats_with_counts(
+            means, means, inverse_stds, running_mean, running_var, momentum, eps, counts
+        )
+        ctx.save_for_backward(input, weight, mean, inverse_std, counts.to(torch.int32))
+        return torch.batch_norm_elemt(input, weight, bias, mean, inverse_std, eps)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of input, weight and bias; the last two over this rank's examples, as those of any layer."""
+        input, weight, mean, inverse_std, counts = ctx.saved_tensors
+        gradient = gradient.contiguous(memory_format=_memory_format(input))
+        *sums, weight_gradient, bias_gradient = torch.batch_norm_backward_reduce(
+            gradient, input, mean, inverse_std, weight, input_g=True, weight_g=True, bias_g=True
+        )
+        joint = torch.stack(sums)  # (2, C): of the gradient, and of the gradient times the centred input
+        dist.all_reduce(joint)
+        input_gradient = torch.batch_norm_backward_elemt(
+            gradient, input, mean, inverse_std, weight, joint[0], joint[1], counts
+        )
+        return input_gradient, weight_gradient, bias_gradient, None, None, None, None
+
+
+def _gather(mean: Tensor, inverse_std: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """This rank's mean (C,), inverse standard deviation (C,) and count -> those of all ranks (R, C), (R, C), (R,)."""
+    own = torch.cat([mean, inverse_std, mean.new_full((1,), count)])
+    everyones = own.new_empty(dist.get_world_size() * len(own))
+    dist.all_gather_into_tensor(everyones, own)
+    table = everyones.view(-1, len(own))  # (R, 2 C + 1)
+    return table[:, : len(mean)], table[:, len(mean) : -1], table[:, -1]
+
+
+def _memory_format(tensor: Tensor) -> torch.memory_format:
+    """Of the two layouts that have kernels the tensor's own, else the plain one; in backward two tensors must agree."""
+    channels_last = tensor.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if channels_last else torch.contiguous_format
+
+
 def synchronise_batchnorm(module: nn.Module, device_type: str) -> nn.Module:
     """Let every batch norm inside `module` normalise by the joint batch of all ranks; returns the module to use.
 
     Unchanged without an initialised process group of two or more ranks. `device_type` is where the module will run:
-    "cuda" takes `nn.SyncBatchNorm`, anything else `CrossRankBatchNorm`. Parameters and buffers are shared with the
-    replaced layers, so an optimiser built before stays valid.
+    "cuda" takes `CudaCrossRankBatchNorm`, anything else `CrossRankBatchNorm`. Parameters and buffers are shared with
+    the replaced layers, so an optimiser built before stays valid.
     """
     if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
         return module
-    if device_type == "cuda":
-        return nn.SyncBatchNorm.convert_sync_batchnorm(module)
-    return _convert(module)
+    return _convert(module, CudaCrossRankBatchNorm if device_type == "cuda" else CrossRankBatchNorm)
 
 
-def _convert(module: nn.Module) -> nn.Module:
+def _convert(module: nn.Module, kind: type[CrossRankBatchNorm]) -> nn.Module:
     if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
-        converted = CrossRankBatchNorm(module.num_features, module.eps, module.momentum)
+        converted = kind(module.num_features, module.eps, module.momentum)
         converted.weight, converted.bias = module.weight, module.bias
         for name, buffer in module.named_buffers():
             setattr(converted, name, buffer)
         converted.track_running_stats = module.track_running_stats
         return converted.train(module.training)
     for name, child in module.named_children():
-        setattr(module, name, _convert(child))
+        setattr(module, name, _convert(child, kind))
     return module
 
 
