@@ -1,14 +1,17 @@
 """The loop: what it does with a bad loss, a signal, a full disk and a torn checkpoint."""
 
 import os
+import resource
 import signal
 import time
 from collections import Counter
+from contextlib import contextmanager, nullcontext
 
 import numpy as np
 import pytest
 import tiny
 import torch
+from safetensors import SafetensorError
 from test_pipeline import TRAIN, assert_same_weights, launch, resumed_at, short, weights
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
@@ -65,35 +68,55 @@ def test_a_non_finite_loss_stops_before_the_optimiser_and_names_the_batch(pipeli
         assert torch.equal(parameter, seen["weights"][name])
 
 
+@contextmanager
+def files_end_at(size):
+    """No file of this process can grow beyond `size` bytes: writing fails in the middle, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))  # Python ignores the signal that comes with it
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def train_again(pipeline, folder):
+    """A new stage, trained from what the folder holds: the stage, and the number of steps it went on from."""
+    log, before = pipeline.folder / "train.log", len(tiny.records(pipeline.folder))
+    said = len(log.read_text())
+    stage = Pretrain(pipeline.materials, pipeline.truth)
+    pipeline.trainer.run(stage, folder)
+    return stage, resumed_at(pipeline.folder, log.read_text()[said:], before)[1]
+
+
 def test_a_full_disk_leaves_the_previous_checkpoint_whole(pipeline, monkeypatch):
-    """The third checkpoint meets a full disk; from the second, the run ends as an undisturbed one does."""
+    """The third checkpoint does not fit; from the second, the run ends as an undisturbed one does."""
     undisturbed = Pretrain(pipeline.materials, pipeline.truth)
     pipeline.trainer.run(undisturbed, CheckpointFolder(pipeline.folder / "a", 2))
 
-    folder = CheckpointFolder(pipeline.folder / "b", 2)
-    honest, calls = folder.save, []
+    folder, sizes = CheckpointFolder(pipeline.folder / "b", 2), []
+    honest = folder.save
 
-    def fails_third(step, tree):
-        calls.append(step)
-        if len(calls) == 3:
-            raise OSError(28, "No space left on device")
-        return honest(step, tree)
+    def third_does_not_fit(step, tree):
+        with files_end_at(sizes[1] // 2) if len(sizes) == 2 else nullcontext():
+            sizes.append(honest(step, tree).stat().st_size)
 
-    monkeypatch.setattr(folder, "save", fails_third)
-    with pytest.raises(OSError, match="No space left"):
+    monkeypatch.setattr(folder, "save", third_does_not_fit)
+    with pytest.raises((OSError, SafetensorError), match="File too large"):
         pipeline.trainer.run(Pretrain(pipeline.materials, pipeline.truth), folder)
-    resumed = Pretrain(pipeline.materials, pipeline.truth)
-    pipeline.trainer.run(resumed, CheckpointFolder(pipeline.folder / "b", 2))
+    assert sorted(path.name for path in folder.folder.iterdir()) == [f"step_0000000{n}.safetensors" for n in (2, 4)]
+    resumed, position = train_again(pipeline, CheckpointFolder(folder.folder, 2))
+    assert position == 4
     assert_same_weights(snapshot(undisturbed.teacher), snapshot(resumed.teacher))
 
 
 def test_a_torn_checkpoint_falls_back_and_still_ends_the_same(pipeline):
     stage = Pretrain(pipeline.materials, pipeline.truth)
-    pipeline.trainer.run(stage, CheckpointFolder(pipeline.folder / "a", 4))
+    folder = CheckpointFolder(pipeline.folder / "a", 4)
+    pipeline.trainer.run(stage, folder)
     newest = sorted((pipeline.folder / "a").glob("step_*"))[-1]
     newest.write_bytes(newest.read_bytes()[:1000])
-    resumed = Pretrain(pipeline.materials, pipeline.truth)
-    pipeline.trainer.run(resumed, CheckpointFolder(pipeline.folder / "a", 4))
+    resumed, position = train_again(pipeline, folder)
+    assert position == 10
     assert_same_weights(snapshot(stage.model), snapshot(resumed.model))
 
 

@@ -1,4 +1,4 @@
-"""Runs that are killed again and again, or go on with another number of processes. Minutes: marked long."""
+"""Runs that are killed again and again, or go on with another number of processes. Most take minutes: marked long."""
 
 import json
 import os
@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny
+from mortal import Runs
 from test_pipeline import launch, settings_of, short
 
 KILLS = 20
@@ -65,7 +66,7 @@ def undisturbed(data, tmp_path_factory):
 
 def results(folder):
     """Bytes of everything a run publishes or decides by."""
-    names = ["metrics.json", "model/*", "*/model_*/model.safetensors", "round*/*.parquet", "round*/*.npy"]
+    names = ["metrics.json", "model/*", "*/model_*/*", "round*/*.parquet", "round*/*.npy", "*/losses/*.npy"]
     paths = sorted(path for name in names for path in folder.glob(name))
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
 
@@ -77,20 +78,70 @@ def test_twenty_kills_change_nothing(data, undisturbed, tmp_path, workers, recor
     folder, rng = tmp_path / "killed", np.random.default_rng(workers)
     config, last = write(data, folder, workers=workers), len(steps(undisturbed))
     after_step = sorted(rng.choice(last, KILLS - AFTER, replace=False) + 1) + [last] * AFTER
-    where, torn = [], 0
+    where, torn, errors = [], 0, []
     for number, count in enumerate(after_step):
         delay = rng.exponential(0.1) if count < last else rng.uniform(0, 2)
-        kill_when(config, lambda count=count: len(steps(folder)) >= count, delay)
+        errors.append(kill_when(config, lambda count=count: len(steps(folder)) >= count, delay))
         where.append(steps(folder)[-1][0] if number < KILLS - AFTER else "end")
         torn += bool(list(folder.rglob("*.part")))
-    finish(config)
+    errors.append(finish(config))
     print(f"\n{workers} workers: killed in", {name: where.count(name) for name in dict.fromkeys(where)}, f"{torn} torn")
+    assert {"pretrain", "round1", "round2", "large_margin", "end"} == set(where)
+    used = resumptions(errors)
+    assert {"pretrain", "round1", "round2"} <= {stage for stage, _ in used}
+    assert len(set(used)) >= KILLS // 2, "from as many checkpoints"
+    assert len([name for name in results(undisturbed) if name.endswith("model.safetensors")]) == 8
+    assert "metrics.json" in results(undisturbed)
+    assert_same_results(folder, undisturbed)
+
+
+def resumptions(errors):
+    """(stage, (epoch, steps)) of every checkpoint that runs said they went on from."""
+    pattern = r"(\w+): resuming in epoch (\d+) after (\d+) steps"
+    return [(stage, tuple(position)) for text in errors for stage, *position in re.findall(pattern, text)]
+
+
+def assert_same_results(folder, undisturbed):
     expected, actual = results(undisturbed), results(folder)
     assert actual.keys() == expected.keys()
-    assert len([name for name in expected if name.endswith(".safetensors")]) == 8
-    assert "metrics.json" in expected
     for name, content in expected.items():
         assert actual[name] == content, name
+
+
+def whole(data, output):
+    """Everything a run does, twice where it does it often."""
+    settings = settings_of(data, output)
+    settings["pretrain"]["epochs"] = settings["refine"]["epochs"] = 2
+    return settings
+
+
+def brief(data, output):
+    """Audio alone, without fine-tuning and evaluation."""
+    settings = short(data, output, modalities=["audio"])
+    settings["pretrain"]["epochs"] = settings["refine"]["epochs"] = 2
+    return settings
+
+
+@pytest.mark.parametrize("kind", ["brief", pytest.param("whole", marks=pytest.mark.long)])
+def test_a_kill_before_and_after_every_rename_changes_nothing(data, tmp_path, kind):
+    """The same command again and again: each time it gets as far as to the next file, or past it."""
+    settings, every = (brief, 0) if kind == "brief" else (whole, 2)
+    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
+    outputs, ended = [], False
+    with Runs() as run:
+        assert run(write(data, undisturbed, settings, checkpoint_steps=every))[0]
+        config = write(data, killed, settings, checkpoint_steps=every)
+        while not ended:
+            ended, output = run(config, 1, ("before", "after")[len(outputs) % 2])
+            outputs.append(output)
+            assert len(outputs) < 400, output
+    print(f"\n{kind}: {len(outputs)} runs")
+    assert len(outputs) > 40
+    used = set(resumptions(outputs))
+    assert {"pretrain", "round1"} <= {stage for stage, _ in used}
+    assert len(used) >= 4, "as many checkpoints as there are epochs"
+    assert_same_results(killed, undisturbed)
+    assert not [path for path in killed.rglob("*") if path.suffix in (".part", ".torn")]
 
 
 @pytest.mark.long
