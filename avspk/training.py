@@ -277,6 +277,11 @@ def build_optimiser(
 ) -> torch.optim.Optimizer:
     """SGD with momentum or AdamW; the loop sets the learning rate at every step."""
     fused = device.type == "cuda"
-    if settings.name == "sgd":
-        return torch.optim.SGD(groups, lr=0.0, momentum=settings.momentum, fused=fused)
-    return torch.optim.AdamW(groups, lr=0.0, betas=(settings.momentum, 0.999), fused=fused)
+    if settings.name == "adamw":
+        return torch.optim.AdamW(groups, lr=0.0, betas=(settings.momentum, 0.999), fused=fused)
+    optimiser = torch.optim.SGD(groups, lr=0.0, momentum=settings.momentum, fused=fused)
+    for group in optimiser.param_groups:
+        # A momentum of 0, as if it had none yet: the fused form cannot take parameters that join later (prototypes).
+        for parameter in group["params"]:
+            optimiser.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimiser

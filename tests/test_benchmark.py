@@ -1,5 +1,6 @@
 """eval/benchmark.py at sizes that say nothing about speed: names, the file, the direction of ratios, errors."""
 
+import importlib
 import json
 import math
 import sys
@@ -7,11 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from pretend_gpu import DEVICE, Gpu
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "eval"))
 
 import benchmark
-from benchmarks import clustering, figures, full_size, gate, measure, scoring, training
+from benchmarks import clustering, dino_loss, figures, full_size, gate, measure, scoring, training
 from benchmarks.figures import Figure, Results, cost, rate
 
 TINY = {
@@ -27,6 +29,10 @@ TINY = {
     "preparation": "clips=8 clip_seconds=1.0 turns=1 store_crops=64 store_reads=8 memory_clips=16",
     "operations": "pseudo_speakers=10",
     "full_size": "utterances=2000 speakers=30 clusters=20 iterations=2 labels=40",
+}
+ON_A_GPU = {  # what is measured there only
+    "clustering": "large_rows=900 large_clusters=9 large_iterations=2",
+    "training": "turns=1 feed_examples=16 noise_share=0.15",
 }
 SLOW = {"preparation"}  # a corpus is made, processes are started: a minute
 SMALL_MODEL = (
@@ -158,6 +164,17 @@ def test_what_is_not_there_is_named(arguments, message, tmp_path, capsys):
     assert run(tmp_path, *arguments) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "benchmark.json").exists()
+
+
+@pytest.mark.usefixtures("without_children")
+@pytest.mark.parametrize("name", ["frontend", "dino_loss", "training", "precision", "embedding", "clustering"])
+def test_what_is_measured_on_a_gpu(name, monkeypatch):
+    """The code at least, on a pretended one."""
+    monkeypatch.setattr(dino_loss, "in_child", lambda call, *arguments: measure._measured(call, 1, *arguments))
+    module = importlib.import_module(f"benchmarks.{name}")
+    wanted = [*settings(name), *(f"{name}.{setting}" for setting in ON_A_GPU.get(name, "").split())]
+    with Gpu():
+        assert list(module.run(DEVICE, benchmark.with_settings({name: module.Sizes()}, wanted)[name]))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -17,7 +17,7 @@ from avspk.data.manifest import read_utterances, write_utterances
 from avspk.data.media import write_wav
 from avspk.data.noise import CATEGORIES, NoisePack, read_noise_pack, write_noise_pack
 from avspk.finiteness import FiniteGuard
-from avspk.stages.base import Stage
+from avspk.stages.base import Stage, to_device
 from avspk.stages.modalities import Materials
 from avspk.training import Trainer, build_optimiser
 
@@ -184,4 +184,6 @@ def train(
     trainer.guard = FiniteGuard(stage.name, optimiser)
     stage.model.train()
     batches = stage.batches(epoch, first_step, workers=0)
-    return [trainer.update(stage, stage.model, optimiser, next(batches), step) for step in steps]
+    return [
+        trainer.update(stage, stage.model, optimiser, to_device(next(batches), stage.device), step) for step in steps
+    ]
