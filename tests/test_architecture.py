@@ -125,7 +125,7 @@ def test_media_libraries_stay_in_the_files_that_wrap_them():
 
 
 def test_training_code_knows_no_speakers():
-    """`speaker_of` is for diagnostics and evaluation (METHOD section 1)."""
+    """`speaker_of` is for diagnostics and evaluation."""
     users = {found.file.relative_to(ROOT / "avspk").as_posix() for found in imports() if "speaker_of" in found.module}
     allowed = ("stages/truth.py", "evaluation/", "report/", "data/demo_corpus/")
     assert {user for user in users if not user.startswith(allowed)} == set()

@@ -15,7 +15,7 @@ def embeddings():
 
 
 def test_as_norm_exact():
-    """METHOD.md section 6: population standard deviation, closed-form vectors."""
+    """Population standard deviation, closed-form vectors."""
     cohort = np.sin(0.7 * np.arange(320).reshape(40, 8)) + 0.1
     pair = np.stack([np.cos(0.3 * np.arange(8)), np.cos(0.5 * np.arange(8) + 0.2)])
     raw = cosine_scores(pair, [0], [1])

@@ -20,7 +20,7 @@ def quantiles(num, mean, std):
 
 
 def two_modes(num=10_000, share=0.7):
-    """Log losses of METHOD section 6."""
+    """Log losses whose crossing is known: quantiles of two Gaussians."""
     low = round(num * share)
     return np.concatenate([quantiles(low, -2, 0.8), quantiles(num - low, 1.5, 0.5)])
 

@@ -21,7 +21,7 @@ from avspk.scoring.metrics import (
 
 
 def gaussian_list(decimals=None):
-    """300 targets and 1500 non-targets at exact normal quantiles, 3 apart: METHOD.md section 6."""
+    """300 targets and 1500 non-targets at exact normal quantiles, 3 apart."""
     targets, nontargets = (norm.ppf((np.arange(n) + 0.5) / n) for n in (300, 1500))
     scores = np.concatenate([targets + 3, nontargets])
     return scores if decimals is None else scores.round(decimals), np.repeat([1, 0], [300, 1500])

@@ -49,7 +49,7 @@ class Fbank(nn.Module):
 
     Equals `torchaudio.compliance.kaldi.fbank` with dither 0, edges snipped, no energy column (so that its
     `energy_floor` has no effect: mel energies are floored at float32 epsilon) on waveforms scaled to 16-bit integers.
-    `normalize_mean` subtracts each crop's mean over time (METHOD 2: per-crop mean normalisation).
+    `normalize_mean` subtracts each crop's mean over time (per-crop mean normalisation).
 
     Framing, Kaldi's order: remove the frame's mean m, pre-emphasise, window:
         y[i] = w[i] ((x[i] - m) - a (x[i-1] - m)) = w[i] ((x[i] - a x[i-1]) - (1 - a) m)      for i >= 1

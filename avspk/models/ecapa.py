@@ -80,7 +80,7 @@ class EcapaTdnn(Encoder):
     """Log mel features (B, T, F) -> speaker embeddings (B, D), float32 pooling under any autocast.
 
     The defaults are wespeaker's c512 with global-context pooling: 6,190,720 parameters, 6,191,104 with
-    `embedding_norm` (METHOD section 6); `channels=1024` is its c1024.
+    `embedding_norm` (counted on wespeaker's); `channels=1024` is its c1024.
 
     Args:
         num_mels: F.

@@ -57,7 +57,7 @@ def resnet_body(in_channels: int, width: int, blocks: Sequence[int], stem_stride
 class AudioResNet34(Encoder):
     """Log mel features (B, T, F) -> speaker embeddings (B, D).
 
-    The defaults are wespeaker's ResNet34 with TSTP and one embedding layer: 6,634,336 parameters (METHOD section 6).
+    The defaults are wespeaker's ResNet34 with TSTP and one embedding layer: 6,634,336 parameters (counted on it).
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Joint clustering of utterances by the embeddings of all modalities they have (METHOD 3.2)."""
+"""Joint clustering of utterances by the embeddings of all modalities they have."""
 
 from __future__ import annotations
 

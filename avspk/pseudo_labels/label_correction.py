@@ -1,6 +1,6 @@
 """Label correction: for labels the gate does not trust, the model's own prediction on the clean view is the target.
 
-Han, Chen and Qian, arXiv 2208.01928 and 2304.05754; the joint use of several modalities is METHOD 3.5 [C].
+Han, Chen and Qian, arXiv 2208.01928 and 2304.05754; how several modalities are joined is our choice.
 """
 
 from __future__ import annotations
@@ -83,8 +83,8 @@ def correct_labels(
 ) -> Correction:
     """Turn predictions on clean views into targets for the augmented ones, without gradient.
 
-    As METHOD 3.5 reads, the combined posterior is first sharpened, and the *sharpened* top probability is compared with
-    the threshold. On scaled logits (s around 30) and c = 0.1 [S] this accepts nearly everything: watch the confidence.
+    The combined posterior is first sharpened, and the *sharpened* top probability is compared with the threshold. On
+    scaled logits (s around 30) and c = 0.1 this accepts nearly everything: watch the confidence.
 
     Args:
         clean_logits: (M, B, C) scaled cosines without margin; rows of missing modalities may hold anything.

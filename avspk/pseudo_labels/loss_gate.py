@@ -1,6 +1,6 @@
 """Dynamic loss gate: a two-component Gaussian mixture of log losses decides which pseudo labels to trust.
 
-Dynamic loss gate: Han, Chen and Qian, arXiv 2208.01928; the treatment of degenerate fits is METHOD 3.4 [C].
+Dynamic loss gate: Han, Chen and Qian, arXiv 2208.01928; what becomes of degenerate fits is our choice.
 """
 
 from __future__ import annotations
