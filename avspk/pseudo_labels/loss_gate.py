@@ -46,15 +46,15 @@ class Gate:
 OPEN = Gate(np.inf, (np.nan, np.nan), (np.nan, np.nan), (np.nan, np.nan), "open")
 
 
-def fit_gate(losses: ArrayLike, previous: Gate | None = None, *, min_separation: float = 2.0) -> Gate:
+def fit_gate(losses: ArrayLike, previous: Gate | None = None, *, min_separation: float = 1.5) -> Gate:
     """Fit the gate of one modality to the losses of an epoch.
 
     Args:
         losses: (N,) >= 0, one per utterance; NaN and infinite ones are ignored, zeros are clamped before the log.
         previous: the gate of the epoch before, kept where these losses do not split.
         min_separation: distance of the means, in root mean square standard deviations of the components (Ashman's D),
-            below which the modes count as merged [C]; 2 is where two equal Gaussians merge into one mode. A skewed
-            distribution of one mode, such as log losses without any wrong labels, is fitted with 1.2 to 1.5.
+            below which the modes count as merged [C]. A skewed distribution of one mode, such as log losses without
+            any wrong labels, was fitted with 1.2 to 1.5; two equal Gaussians have one mode below 2.
     """
     log_losses = _log_losses(np.asarray(losses, dtype=np.float64).ravel())
     log_losses = log_losses[np.isfinite(log_losses)]
