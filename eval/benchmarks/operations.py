@@ -1,14 +1,16 @@
-"""What the paper's recipe costs on VoxCeleb2, in floating-point operations counted on the real modules without content.
+"""What the paper's recipe costs on VoxCeleb2, in operations and memory counted on the real modules without content.
 
 Multiplications and additions of matrix products and convolutions, forward and backward (`torch.utils.flop_counter`);
 normalisation, activations, augmentation and fbank are not counted. Divided by a rate that a device sustains in such
-steps, they give its hours: 1 EFLOP at 100 TFLOP/s takes 2.8.
+steps, they give its hours: 1 EFLOP at 100 TFLOP/s takes 2.8. Memory is what the student keeps in bfloat16 for the
+backward pass, the most of a step's; it grows with the examples that a process takes at once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +25,7 @@ from avspk.models.heads import CosineClassifier, DinoHead
 from avspk.models.registry import build_encoder
 from benchmarks.corpus import PAPER, VOXCELEB2_UTTERANCES
 from benchmarks.figures import Figure
+from benchmarks.measure import GIB
 
 BATCH = 2  # batch norm wants two; every count is of one example
 FBANK = Fbank()  # tells how many frames a crop has
@@ -47,6 +50,10 @@ def run(device: torch.device, sizes: Sizes) -> Iterator[Figure]:
     for name in config.modalities:
         yield Figure(f"operations: stage 1, {name}, an example", pretrain[name] / GIGA, "GFLOP", None, NO_BASELINE)
         yield Figure(f"operations: a round, {name}, an example", refine[name] / GIGA, "GFLOP", None, NO_BASELINE)
+    for name in config.modalities:
+        kept = kept_for_backward(config, name) * config.pretrain.batch_size
+        title = f"memory: stage 1, {name}, kept for the backward pass, batch of {config.pretrain.batch_size}"
+        yield Figure(title, kept / GIB, "GiB", None, NO_BASELINE)
     for name, settings, step, rounds in (
         ("stage 1", config.pretrain, pretrain, 1),
         (f"{config.rounds} rounds", config.refine, refine, config.rounds),
@@ -72,6 +79,28 @@ def dino_step(config: Config, modality: str) -> float:
     return _count(step) / BATCH
 
 
+def kept_for_backward(config: Config, modality: str) -> float:
+    """Bytes an example: what twice the batch keeps more, which leaves out the weights."""
+    encoder, head = _encoder(config, modality), config.head
+    branch = DinoBranch(encoder, DinoHead(encoder.embedding_dim, head.hidden_dim, head.bottleneck_dim, head.out_dim))
+    kept = [_kept_bytes(partial(branch, _views(config, modality, batch), batch)) for batch in (BATCH, 2 * BATCH)]
+    return (kept[1] - kept[0]) / BATCH
+
+
+def _kept_bytes(forward: Callable[[], object]) -> int:
+    storages: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        storages[storage._cdata] = storage
+        return tensor
+
+    hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.autocast("cpu", torch.bfloat16), hooks:
+        forward()
+    return sum(storage.nbytes() for storage in storages.values())
+
+
 def refine_step(config: Config, modality: str, num_classes: int) -> float:
     """Operations of one example of a round whose label is doubted: a clean view is classified as well."""
     encoder = _encoder(config, modality)
@@ -92,14 +121,14 @@ def _encoder(config: Config, modality: str) -> nn.Module:
     return build_encoder(**settings.encoder.model_dump(), **audio)
 
 
-def _views(config: Config, modality: str) -> list[Tensor]:
+def _views(config: Config, modality: str, batch: int = BATCH) -> list[Tensor]:
     if modality == "audio":
         audio = config.audio.views
         crops = ((audio.global_crops, audio.global_seconds), (audio.local_crops, audio.local_seconds))
-        return [_audio(config, BATCH * count, seconds) for count, seconds in crops]
+        return [_audio(config, batch * count, seconds) for count, seconds in crops]
     face = config.face.views
     sizes = ((face.global_crops, face.global_size), (face.local_crops, face.local_size))
-    return [_face(BATCH * count, size) for count, size in sizes]
+    return [_face(batch * count, size) for count, size in sizes]
 
 
 def _refine_view(config: Config, modality: str) -> Tensor:
