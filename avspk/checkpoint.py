@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from avspk import distributed
 from avspk.data.files import whole_or_absent
 
 logger = logging.getLogger(__name__)
@@ -39,13 +40,14 @@ def save_tree(path: Path, tree: dict[str, Any]) -> None:
 def load_tree(path: Path) -> dict[str, Any]:
     """Inverse of `save_tree`, tensors on the CPU.
 
-    Raises CheckpointError if the file is not there, torn, or not one of ours.
+    Raises CheckpointError if the file is not there, torn, or not one of ours; OSError if it cannot be read just now.
     """
     try:
+        path.open("rb").close()  # safetensors would call whatever fails here a missing file
         with safe_open(path, "pt") as file:
             skeleton = json.loads((file.metadata() or {})[TREE])
             return _unpack(skeleton, file.get_tensor)
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
+    except (FileNotFoundError, SafetensorError, KeyError, ValueError) as error:
         raise CheckpointError(f"{path} is not a readable checkpoint: {error}") from error
 
 
@@ -90,10 +92,30 @@ class CheckpointFolder:
         return path
 
     def load_latest(self) -> dict[str, Any] | None:
-        """The newest readable checkpoint, None if there are none; a torn one falls back to the one before.
+        """The newest checkpoint, None if there are none; a torn or missing one falls back to the one before.
 
-        Raises CheckpointError if there are checkpoints but none can be read.
+        Collective: rank 0 chooses, and the others load what it has chosen. If each chose for itself, a disk that fails
+        one of them for a moment would let them go on from different steps.
+
+        Raises:
+            CheckpointError: if there are checkpoints but none can be read, or another rank cannot read the chosen one.
+            OSError: if the disk fails; that says nothing about the checkpoint.
         """
+        path, tree = self._choose() if distributed.rank() == 0 else (None, None)
+        name = distributed.from_rank_zero(path and path.name)
+        if distributed.rank() == 0 or name is None:
+            return tree
+        try:
+            return load_tree(distributed.wait_for_file(self.folder / name))
+        except (CheckpointError, OSError) as error:
+            raise CheckpointError(
+                f"rank {distributed.rank()} cannot read the checkpoint that rank 0 goes on from ({error}); all "
+                "processes need the same run folder, on a file system that they share. The same command tries again."
+            ) from error
+
+    def _choose(self) -> tuple[Path | None, dict[str, Any] | None]:
+        for part in self.folder.glob(f"{PREFIX}*.part"):  # of a run that was killed
+            part.unlink()
         paths, torn = self._paths(), []
         for path in reversed(paths):
             try:
@@ -103,19 +125,19 @@ class CheckpointFolder:
                 torn.append(path)
                 continue
             for newer in torn:  # out of the way: by its number it would outlive the checkpoints that are to come
-                with suppress(FileNotFoundError):  # every rank loads, and another one was quicker
+                with suppress(FileNotFoundError):
                     newer.rename(newer.with_suffix(".torn"))
-            return tree
+            return path, tree
         if paths:
             raise CheckpointError(
                 f"none of the {len(paths)} checkpoints in {self.folder} can be read; "
                 "remove the folder to train this stage from its start"
             )
-        return None
+        return None, None
 
     def clear(self) -> None:
-        """Remove all checkpoints; the stage's results are elsewhere by then."""
-        for path in [*self._paths(), *self.folder.glob(f"{PREFIX}*.torn")]:
+        """Remove all checkpoints, torn and half-written ones, too; the stage's results are elsewhere by then."""
+        for path in self.folder.glob(f"{PREFIX}*"):
             path.unlink(missing_ok=True)
 
     def _paths(self) -> list[Path]:

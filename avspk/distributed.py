@@ -5,11 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor, distributed
 
 FILE_PATIENCE = 90.0  # seconds; NFS believes for up to 60 that a file is missing which it has looked for before
+Plain = TypeVar("Plain")
 
 
 def world_size() -> int:
@@ -32,6 +34,14 @@ def sum_over_ranks(value: Tensor) -> Tensor:
 def mean_over_ranks(value: Tensor) -> Tensor:
     """Mean of a tensor of any shape over all processes, in place; returns it."""
     return sum_over_ranks(value).div_(world_size()) if world_size() > 1 else value
+
+
+def from_rank_zero(value: Plain) -> Plain:
+    """What rank 0 gave, on every rank: numbers, strings, None, and tuples of them."""
+    values = [value]
+    if world_size() > 1:
+        distributed.broadcast_object_list(values, src=0)
+    return values[0]
 
 
 def barrier() -> None:
@@ -68,4 +78,5 @@ def wait_until(seen: Callable[[], bool], what: str, seconds: float = FILE_PATIEN
 
 def is_lost_connection(error: BaseException) -> bool:
     """Whether a collective operation failed because another process is gone, or did not come in time."""
-    return isinstance(error, distributed.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
+    lost = isinstance(error, distributed.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
+    return lost and world_size() > 1

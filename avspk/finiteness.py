@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,11 +17,11 @@ class NonFiniteLossError(RuntimeError):
 
 @dataclass
 class _Figures:
-    """Loss and gradient norm of a step on their way to the host, and the utterances that they are of."""
+    """Loss and gradient norm of a step on their way to the host, and who can name the utterances that they are of."""
 
     values: Tensor  # (2,), on the CPU, valid after `arrived`
     arrived: torch.cuda.Event | None
-    index: Tensor
+    utterances: Callable[[], list[str]]
     step: int
 
 
@@ -39,15 +40,15 @@ class FiniteGuard:
         self.deferred = optimiser.defaults["fused"]
         self.pending: _Figures | None = None
 
-    def watch(self, loss: Tensor, gradient_norm: Tensor, index: Tensor, step: int) -> None:
-        """Before the optimiser's step: loss () and gradient norm () of this step, rows (B,) of its batch."""
+    def watch(self, loss: Tensor, gradient_norm: Tensor, utterances: Callable[[], list[str]], step: int) -> None:
+        """Before the optimiser's step: loss () and gradient norm () of this step; asked, its batch's `utterances`."""
         values = torch.stack([loss.float(), gradient_norm.float()])
         if self.deferred:
             self.optimiser.found_inf = (~values.isfinite().all()).float()
             self.settle()  # the step before
-            self.pending = _read(values, index, step)
+            self.pending = _read(values, utterances, step)
         else:
-            _require_finite(self.stage, _read(values, index, step))
+            _require_finite(self.stage, _read(values, utterances, step))
 
     def settle(self) -> None:
         """Wait for the figures that are still on their way; raises NonFiniteLossError."""
@@ -56,13 +57,13 @@ class FiniteGuard:
             _require_finite(self.stage, figures)
 
 
-def _read(values: Tensor, index: Tensor, step: int) -> _Figures:
+def _read(values: Tensor, utterances: Callable[[], list[str]], step: int) -> _Figures:
     host = values.to("cpu", non_blocking=True)  # pinned memory, if it comes from a GPU
     arrived = None
     if values.is_cuda:
         arrived = torch.cuda.Event()
         arrived.record()
-    return _Figures(host, arrived, index, step)
+    return _Figures(host, arrived, utterances, step)
 
 
 def _require_finite(stage: str, figures: _Figures) -> None:
@@ -74,6 +75,8 @@ def _require_finite(stage: str, figures: _Figures) -> None:
         return
     raise NonFiniteLossError(
         f"{stage}: at step {figures.step + 1} the loss is {loss}, the gradient's norm {gradient_norm}; the optimiser "
-        f"was not moved. Rows of the manifest in this batch: {figures.index.tolist()}. Listen to these utterances, or "
-        "lower the learning rate; the same command goes on from the last checkpoint."
+        "was not moved. The same command would come to the same batch. Listen to the utterances below and take out of "
+        "the manifest what is broken, or lower this stage's learning rate; either needs another output folder. Where "
+        "only the rate of a later stage is another, stage_one= keeps the finished stage 1 of this one. The batch was "
+        f"cut from: {', '.join(figures.utterances())}"
     )

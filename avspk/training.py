@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -15,7 +16,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from avspk import distributed
-from avspk.checkpoint import CheckpointFolder, load_weights
+from avspk.checkpoint import CheckpointError, CheckpointFolder, load_weights
 from avspk.config import OptimiserSettings, TrainingSettings
 from avspk.finiteness import FiniteGuard
 from avspk.poll import Poll
@@ -24,6 +25,8 @@ from avspk.runlog import RunLog
 from avspk.stages.base import Metrics, Stage, split_batch, to_device
 
 logger = logging.getLogger(__name__)
+OF_THE_MACHINE = ("fused", "foreach", "capturable")
+"""Settings of an optimiser that do not change what it computes."""
 
 
 class Interrupted(SystemExit):
@@ -105,7 +108,7 @@ class Trainer:
         metrics |= stage.before_update(step)
         norms = [nn.utils.clip_grad_norm_(group, stage.optimiser.clip_norm) for group in stage.clip_groups()]
         gradient_norm = torch.stack(norms).norm()
-        self.guard.watch(metrics["total"], gradient_norm, batch["index"], step)
+        self.guard.watch(metrics["total"], gradient_norm, partial(stage.utterances_of, step), step)
         learning_rate = stage.learning_rate(step)
         for group in optimiser.param_groups:
             group["lr"] = learning_rate * group.get("lr_factor", 1.0)
@@ -130,39 +133,53 @@ class Trainer:
     # Checkpoints.
 
     def _resume(self, stage: Stage, optimiser: torch.optim.Optimizer, checkpoints: CheckpointFolder) -> tuple[int, int]:
-        """Load the newest checkpoint; (epoch, steps done in it)."""
+        """Load the newest checkpoint; (epoch, steps done in it), the same on every rank."""
         state = checkpoints.load_latest()
+        position = (0, 0) if state is None else (state["epoch"], state["done"])
+        _require_same_on_all_ranks(stage, position)
         if state is None:
-            return 0, 0
+            return position
         load_weights(stage.model, state["model"], str(checkpoints.folder))
-        optimiser.load_state_dict(state["optimiser"])
-        _match_layout(optimiser)
+        load_optimiser(optimiser, state["optimiser"])
         stage.load_state_dict(state["stage"])
         if state["steps_per_epoch"] != stage.steps_per_epoch:
             raise ValueError(
                 f"{stage.name}: the checkpoint counts {state['steps_per_epoch']} steps an epoch, this run "
                 f"{stage.steps_per_epoch}: the manifest or the batch size changed. Use another output folder."
             )
-        logger.info("%s: resuming in epoch %d after %d steps", stage.name, state["epoch"] + 1, state["done"])
-        self._announce_changes(stage, state)
-        self.started -= state.get("seconds", 0.0)
-        return state["epoch"], state["done"]
+        logger.info("%s: resuming in epoch %d after %d steps", stage.name, position[0] + 1, position[1])
+        self._announce_changes(stage, state.get("conditions", {}))
+        self.started -= state["seconds"]
+        return position
 
-    def _announce_changes(self, stage: Stage, state: dict[str, Any]) -> None:
-        """Say what another number of processes changes, and what not."""
-        before, now = state["world_size"], distributed.world_size()
-        if before == now:
+    def _conditions(self) -> dict[str, Any]:
+        """What may be another one after an interruption, and has a say in how numbers are rounded at least."""
+        chosen = ("precision", "accumulation", "sync_batchnorm", "tf32", "channels_last", "compile")
+        return {
+            "processes": distributed.world_size(),
+            "threads": torch.get_num_threads(),
+            "device": self.accelerator.device.type,
+            **{name: getattr(self.settings, name) for name in chosen},
+        }
+
+    def _announce_changes(self, stage: Stage, before: dict[str, Any]) -> None:
+        """Say what other conditions change, and what not."""
+        now = self._conditions()
+        before = now | before
+        changes = [f"{name} {before[name]} -> {value}" for name, value in now.items() if value != before[name]]
+        if not changes:
             return
-        changes = "sums over processes are rounded differently"
-        if not self.settings.sync_batchnorm:
-            changes += f", and batch norm sees the 1/{now} of a batch that a process has, not 1/{before}"
+        effect = "numbers are rounded differently"
+        if _parts_of_batchnorm(before) != _parts_of_batchnorm(now):
+            effect += (
+                f", and batch norm sees 1/{_parts_of_batchnorm(now)} of a batch, not 1/{_parts_of_batchnorm(before)}"
+            )
         logger.warning(
-            "%s: %d processes before, %d now. What stays equal: the global batches and their order, the augmentation "
-            "of every view, the learning rate and all schedules, the number of steps. What changes: %s.",
+            "%s: goes on with %s. What stays equal: the global batches and their order, the augmentation of every "
+            "view, the learning rate and all schedules, the number of steps. What changes: %s.",
             stage.name,
-            before,
-            now,
-            changes,
+            ", ".join(changes),
+            effect,
         )
 
     def _save(self, stage: Stage, optimiser: Any, checkpoints: CheckpointFolder, epoch: int, done: int) -> None:
@@ -171,7 +188,7 @@ class Trainer:
             "epoch": epoch,
             "done": done,
             "steps_per_epoch": stage.steps_per_epoch,
-            "world_size": distributed.world_size(),
+            "conditions": self._conditions(),
             "seconds": time.monotonic() - self.started,
             "model": stage.model.state_dict(),
             "optimiser": optimiser.state_dict(),
@@ -245,12 +262,30 @@ def tensor_float32(allowed: bool) -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
-def _match_layout(optimiser: torch.optim.Optimizer) -> None:
-    """Give loaded moments the memory layout of their parameters, channels-last say: fused optimisers insist on it."""
-    for parameter, state in optimiser.state.items():
-        for name, value in state.items():
+def _require_same_on_all_ranks(stage: Stage, position: tuple[int, int]) -> None:
+    mine = (*position, stage.steps_per_epoch)
+    first = distributed.from_rank_zero(mine)
+    if mine != first:
+        raise CheckpointError(
+            f"{stage.name}: rank {distributed.rank()} is at (epoch, steps in it, steps per epoch) {mine}, rank 0 at "
+            f"{first}; all processes need the same run folder and manifest, on a file system that they share"
+        )
+
+
+def _parts_of_batchnorm(conditions: dict[str, Any]) -> int:
+    """How many parts of a batch batch norm sees one by one."""
+    return conditions["accumulation"] * (1 if conditions["sync_batchnorm"] else conditions["processes"])
+
+
+def load_optimiser(optimiser: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """`load_state_dict` that leaves to this machine what is its own: which kernels, which layout in memory."""
+    own = {name: optimiser.defaults[name] for name in OF_THE_MACHINE if name in optimiser.defaults}
+    optimiser.load_state_dict({**state, "param_groups": [group | own for group in state["param_groups"]]})
+    # Moments in their parameters' layout, channels-last say: fused optimisers insist on it.
+    for parameter, moments in optimiser.state.items():
+        for name, value in moments.items():
             if isinstance(value, Tensor) and value.shape == parameter.shape:
-                state[name] = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
+                moments[name] = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
 
 
 class _Watch:

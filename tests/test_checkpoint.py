@@ -4,6 +4,9 @@ import errno
 import logging
 import math
 import pickle
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +16,8 @@ from torch import nn
 
 from avspk import checkpoint
 from avspk.checkpoint import CheckpointError, CheckpointFolder, load_tree, load_weights, save_tree
+
+ROOT = Path(__file__).parent.parent
 
 
 def round_trip(tree, tmp_path):
@@ -163,24 +168,67 @@ def test_a_torn_checkpoint_falls_back_to_the_one_before(tmp_path, caplog, monkey
     assert "falling back to the one before" in caplog.text
 
 
-def test_ranks_that_fall_back_at_the_same_time_do_not_trip_each_other(tmp_path, monkeypatch):
-    """Every rank loads: another one moves the torn file away just after this one has read it."""
+def test_a_disk_that_fails_is_no_reason_to_fall_back(tmp_path, monkeypatch):
+    """Nor does it set anything aside: a second later the file can be read."""
     folder = CheckpointFolder(tmp_path, keep=2)
     paths = [folder.save(step, state(step)) for step in (1, 2)]
-    tear(paths[1])
-    ours = checkpoint.load_tree
+    honest = type(tmp_path).open
 
-    def while_another_rank_falls_back(path):
-        try:
-            return ours(path)
-        except CheckpointError:
-            with monkeypatch.context() as patch:
-                patch.setattr(checkpoint, "load_tree", ours)
-                CheckpointFolder(tmp_path, keep=2).load_latest()
-            raise
+    def fails(path, *arguments, **options):
+        if path == paths[1]:
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        return honest(path, *arguments, **options)
 
-    monkeypatch.setattr(checkpoint, "load_tree", while_another_rank_falls_back)
-    assert_same(folder.load_latest(), state(1))
+    with monkeypatch.context() as patch:
+        patch.setattr(type(tmp_path), "open", fails)
+        with pytest.raises(OSError, match=r"Input/output error.*step_00000002"):
+            folder.load_latest()
+    assert_same(folder.load_latest(), state(2))
+
+
+RANK = """
+import sys
+from pathlib import Path
+from torch import distributed
+from avspk import checkpoint
+rank, folder, trouble = int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+honest = checkpoint.load_tree
+
+def fails(path):
+    if rank == 1 and trouble == "disk":
+        raise OSError(5, "Input/output error", str(path))
+    return honest(path)
+
+checkpoint.load_tree = fails
+try:
+    print("loaded", checkpoint.CheckpointFolder(folder / "checkpoints", 2).load_latest()["step"])
+except checkpoint.CheckpointError as error:
+    print("error", error)
+"""
+
+
+@pytest.mark.parametrize("trouble", ["torn", "disk"])
+def test_all_ranks_go_on_from_what_the_first_has_chosen(tmp_path, trouble):
+    """A torn file lets both fall back; a disk that fails the second for a moment ends that, not to go on elsewhere."""
+    folder = CheckpointFolder(tmp_path / "checkpoints", keep=2)
+    paths = [folder.save(step, state(step)) for step in (1, 2)]
+    if trouble == "torn":
+        tear(paths[1])
+    command = [sys.executable, "-c", RANK]
+    ranks = [
+        subprocess.Popen([*command, str(rank), str(tmp_path), trouble], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+        for rank in (0, 1)
+    ]
+    said = [rank.communicate(timeout=100)[0] for rank in ranks]
+    if trouble == "torn":
+        assert said == ["loaded 1\n", "loaded 1\n"]
+        assert names(folder.folder) == ["step_00000001.safetensors", "step_00000002.torn"]
+    else:
+        assert said[0] == "loaded 2\n"
+        assert said[1].startswith("error rank 1 cannot read the checkpoint that rank 0 goes on from (")
+        assert "step_00000002" in said[1]
+        assert names(folder.folder) == [path.name for path in paths]
 
 
 def test_all_torn_is_an_error_that_says_what_to_do(tmp_path):
@@ -219,14 +267,16 @@ def test_a_full_disk_leaves_the_earlier_checkpoints_whole(tmp_path, monkeypatch,
     assert_same(folder.load_latest(), state(1))
 
 
-def test_a_killed_writer_leaves_nothing_that_counts(tmp_path):
-    """Its temporary file is no checkpoint, and the next writer replaces it."""
+@pytest.mark.parametrize("sweep", ["load_latest", "clear"])
+def test_a_killed_writer_leaves_nothing_that_counts(tmp_path, sweep):
+    """Its temporary file is no checkpoint, and goes, though the run that comes next may never write that step."""
     folder = CheckpointFolder(tmp_path, keep=2)
     folder.save(1, state(1))
     (tmp_path / "step_00000002.safetensors.part").write_bytes(b"the first half")
-    assert_same(folder.load_latest(), state(1))
-    folder.save(2, state(2))
-    assert names(tmp_path) == ["step_00000001.safetensors", "step_00000002.safetensors"]
+    (tmp_path / "step_00000003.torn").write_bytes(b"the first half")
+    getattr(folder, sweep)()
+    expected = ["step_00000001.safetensors", "step_00000003.torn"] if sweep == "load_latest" else []
+    assert names(tmp_path) == expected
 
 
 def test_weights_that_do_not_fit_are_explained_on_one_screen():

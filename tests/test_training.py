@@ -24,7 +24,7 @@ from avspk.stages.modalities import build_kits
 from avspk.stages.pretrain import Pretrain
 from avspk.stages.refine import Refine
 from avspk.stages.truth import Truth
-from avspk.training import build_optimiser
+from avspk.training import build_optimiser, load_optimiser
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,8 @@ def poison(stage, monkeypatch, poisoned_step):
     def loss(model, batch, step):
         value, metrics = honest(model, batch, step)
         if step == poisoned_step:
-            seen["rows"] = batch["index"].tolist()
+            names = stage.utterances.table["utterance"]
+            seen["utterances"] = names.iloc[batch["index"].tolist()].tolist()
             seen["weights"] = {name: p.detach().clone() for name, p in stage.model.named_parameters()}
             value = value * torch.nan
         return value, metrics
@@ -62,7 +63,7 @@ def test_a_non_finite_loss_stops_before_the_optimiser_and_names_the_batch(pipeli
     seen = poison(stage, monkeypatch, 2)
     with pytest.raises(NonFiniteLossError) as error:
         pipeline.trainer.run(stage, CheckpointFolder(pipeline.folder / "checkpoints", 2))
-    assert str(seen["rows"]) in str(error.value)
+    assert ", ".join(seen["utterances"]) in str(error.value)
     assert "step 3" in str(error.value)
     for name, parameter in stage.model.named_parameters():
         assert torch.equal(parameter, seen["weights"][name])
@@ -261,7 +262,7 @@ def test_a_device_skips_a_bad_update_and_the_host_hears_of_it_in_time(data, tmp_
     monkeypatch.setattr(stage, "after_update", lambda step: (steps.append(step), moved(step)))
     with pytest.raises(NonFiniteLossError, match=rf"at step {poisoned + 1} the loss is nan") as error:
         pipeline.trainer.run(stage, CheckpointFolder(tmp_path / "checkpoints", 9))
-    assert str(seen["rows"]) in str(error.value)
+    assert ", ".join(seen["utterances"]) in str(error.value)
     assert steps[-1] == poisoned, "the next step, if one was begun, was not finished"
     for key, parameter in stage.model.named_parameters():
         assert torch.equal(parameter, seen["weights"][key]), key
@@ -281,6 +282,69 @@ def test_fused_and_watched_updates_are_the_plain_ones(data, tmp_path, monkeypatc
         weights.append(snapshot(stage.teacher))
     for name, value in weights[0].items():
         torch.testing.assert_close(weights[1][name], value, rtol=1e-3, atol=1e-4)
+
+
+def test_utterances_that_lent_views_are_named_too(data, tmp_path):
+    """In a cluster-aware epoch: all that the loader was asked for, by their ids, once."""
+    materials = tiny.materials(tiny.tree(data, tmp_path))
+    stage = Pretrain(materials, Truth(materials.utterances))
+    stage.begin_epoch(2)
+    steps = stage.steps_per_epoch
+    for step in (2 * steps, 3 * steps - 1):
+        examples = list(stage.sampler.batches(2))[step - 2 * steps]
+        rows = {row for example in examples for sources in example.sources.values() for row in sources}
+        rows |= {example.index for example in examples}
+        named = stage.utterances_of(step)
+        assert len(named) == len(set(named)) > stage.batch_size
+        assert set(named) == set(stage.utterances.table["utterance"].iloc[sorted(rows)])
+
+
+# Other machines, other conditions.
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+@pytest.mark.parametrize("saved", [None, True])
+def test_a_checkpoint_goes_on_with_the_kernels_of_this_machine(name, saved):
+    """Fused on GPUs, plain on CPUs: the checkpoint of the one on the other, in both directions."""
+    weights = []
+    for loaded in (saved, not saved or None):
+        states = None
+        parameter = torch.nn.Parameter(torch.arange(6.0).view(2, 3))
+        for fused in (saved, loaded):
+            kind = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}[name]
+            options = {"momentum": 0.9} if name == "sgd" else {}
+            optimiser = kind([{"params": [parameter], "weight_decay": 0.1}], lr=0.1, fused=fused, **options)
+            if states is not None:
+                load_optimiser(optimiser, states)
+                assert [group["fused"] for group in optimiser.param_groups] == [fused]
+                assert optimiser.param_groups[0]["weight_decay"] == 0.1
+            parameter.grad = parameter.detach().sin()
+            if fused:
+                optimiser.found_inf = torch.zeros(())  # as the guard says it on a GPU
+            optimiser.step()
+            states = optimiser.state_dict()
+        weights.append(parameter.detach())
+    torch.testing.assert_close(weights[0], weights[1])
+
+
+def test_a_run_on_other_conditions_says_what_that_changes(data, tmp_path):
+    settings = short(data, tmp_path / "exp", modalities=["audio"])
+    settings["pretrain"]["epochs"] = 1
+    folder = CheckpointFolder(tmp_path / "checkpoints", 2)
+    outputs = []
+    for changes in ({}, {}, {"accumulation": 2, "sync_batchnorm": False}):
+        settings["training"] |= changes
+        pipeline = Pipeline(parse_config(settings))
+        log = pipeline.folder / "train.log"
+        said = len(log.read_text())
+        stage = Pretrain(pipeline.materials, pipeline.truth)
+        stage.num_epochs += len(outputs)
+        pipeline.trainer.run(stage, folder)
+        outputs.append(log.read_text()[said:])
+        pipeline.lock.close()
+    assert "goes on with" not in outputs[0] + outputs[1]
+    assert "goes on with accumulation 1 -> 2, sync_batchnorm True -> False. What stays equal: the global" in outputs[2]
+    assert "batch norm sees 1/2 of a batch, not 1/1" in outputs[2]
 
 
 # Waiting for the device.

@@ -13,6 +13,7 @@ from avspk import distributed
 from avspk.config import OptimiserSettings, TrainingSettings
 from avspk.data.dataset import ViewDataset
 from avspk.data.loader import load
+from avspk.data.manifest import Utterances
 from avspk.data.sampler import EpochBatches, ExampleSampler
 from avspk.models.audio_visual import ParallelBranches
 from avspk.models.norm import synchronise_batchnorm
@@ -35,6 +36,7 @@ class Stage(ABC):
     batch_size: int
     dataset: ViewDataset
     sampler: ExampleSampler
+    utterances: Utterances
     device: torch.device
 
     def build_model(self, branches: Mapping[str, Any], settings: TrainingSettings) -> ParallelBranches[Any]:
@@ -85,6 +87,14 @@ class Stage(ABC):
             pin_memory=self.device.type == "cuda",
             prefetch_factor=4 if workers else None,
         )
+
+    def utterances_of(self, step: int) -> list[str]:
+        """Ids of what this rank's batch of a step was cut from: its utterances, then those that lent them views."""
+        epoch, within = divmod(step, self.steps_per_epoch)
+        examples = next(self.sampler.batches(epoch, within))
+        lenders = [row for example in examples for sources in example.sources.values() for row in sources]
+        rows = dict.fromkeys([example.index for example in examples] + lenders)
+        return self.utterances.table["utterance"].iloc[list(rows)].tolist()
 
     def begin_epoch(self, epoch: int) -> Metrics:
         """Called once before an epoch's first step, not when a run resumes inside it; metrics to log."""

@@ -40,7 +40,7 @@ class Pretrain(Stage):
         self.config = config
         self.device = materials.device
         self.truth = truth
-        self.num_utterances = len(materials.utterances)
+        self.utterances = materials.utterances
         self.num_epochs = self.settings.epochs
         self.optimiser = self.settings.optimiser
         self.batch_size = self.settings.batch_size
@@ -169,7 +169,7 @@ class Pretrain(Stage):
         num_clusters = counts[min(elapsed // settings.every, len(counts) - 1)]
         metrics: Metrics = {}
         for name, kit in self.kits.items():
-            rows = kit.embed(self.teacher[name].encoder, local_share(self.num_utterances))
+            rows = kit.embed(self.teacher[name].encoder, local_share(len(self.utterances)))
             labels = cluster_embeddings(
                 {name: rows}, {name: kit.usable}, self.config.cluster, num_clusters, self.config.seed, self.device
             )
