@@ -59,7 +59,9 @@ class DataSettings(Settings):
     noise: Path | None = Field(
         None, description="noise pack (tools/prepare_noise.py); none: one is generated in the run folder"
     )
-    noise_gigabytes: Positive = Field(16.0, description="at most this much noise is kept on the device")
+    noise_gigabytes: Positive = Field(
+        18.0, description="at most this much noise is kept on the device; MUSAN and RIRS_NOISES take 16.4"
+    )
     trials: dict[str, Path] = Field(default_factory=dict, description="name -> trial list")
     wav_root: Path | None = Field(None, description="folder that the names in the trial lists are relative to")
 
@@ -328,7 +330,9 @@ class TrainingSettings(Settings):
     accumulation: Count = Field(
         1, description="a process takes its share of a batch in this many parts, to save memory; batch norm sees a part"
     )
-    tf32: bool = Field(False, description="float32 products in training by TensorFloat-32, on GPUs that have it")
+    tf32: bool = Field(
+        False, description="TensorFloat-32, on GPUs that have it: float32 products of a step, all convolutions"
+    )
     channels_last: bool = Field(False, description="2-D convolutions, that is the faces', in channels-last layout")
     compile: bool = Field(False, description="torch.compile the encoders")
     checkpoint_minutes: Positive = Field(15.0, description="at most this long between checkpoints inside an epoch")

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-import torch
 from torch import Tensor, distributed
 
 FILE_PATIENCE = 90.0  # seconds; NFS believes for up to 60 that a file is missing which it has looked for before
@@ -22,6 +21,12 @@ def world_size() -> int:
 def rank() -> int:
     """This process's number, 0 .. world_size - 1."""
     return distributed.get_rank() if world_size() > 1 else 0
+
+
+def local_share(num_rows: int) -> slice:
+    """This rank's contiguous part of the rows; the parts differ by at most one row."""
+    bounds = [num_rows * part // world_size() for part in range(world_size() + 1)]
+    return slice(bounds[rank()], bounds[rank() + 1])
 
 
 def sum_over_ranks(value: Tensor) -> Tensor:
@@ -48,11 +53,6 @@ def barrier() -> None:
     """Wait until every process is here."""
     if world_size() > 1:
         distributed.barrier()
-
-
-def main_process_says(fact: bool, device: torch.device) -> bool:
-    """What rank 0 gave, on every rank: one decision, where each might see another state of a shared folder."""
-    return bool(sum_over_ranks(torch.tensor([fact and rank() == 0], dtype=torch.int32, device=device)).item())
 
 
 def wait_for_file(path: Path, seconds: float = FILE_PATIENCE) -> Path:

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 
 from avspk import distributed
 from avspk.checkpoint import CheckpointFolder, load_tree, save_tree
-from avspk.config import Config, ConfigError, LargeMarginSettings, RefineSettings, describe
+from avspk.config import Config, ConfigError, LargeMarginSettings, RefineSettings, TrainingSettings, describe
 from avspk.data.files import whole_or_absent
 from avspk.data.manifest import Utterances, read_utterances
 from avspk.data.media import read_audio
@@ -37,7 +37,6 @@ from avspk.preflight import PSEUDO, check_launch, check_media, check_sizes, clai
 from avspk.report import write_report
 from avspk.runlog import RunLog, setup_logging
 from avspk.stage_one import DONE, copy_stage_one, embeddings_path, require_stage_one
-from avspk.stages.base import local_share
 from avspk.stages.cluster import class_vectors, cluster_embeddings
 from avspk.stages.embedding_files import mean_row, read_rows, write_rows
 from avspk.stages.modalities import Materials, ModalityKit, build_kits
@@ -66,8 +65,7 @@ class Pipeline:
         """Check everything that can be checked before hours are spent; see the errors of the parts."""
         self.config = config
         self.folder = config.output
-        patience = InitProcessGroupKwargs(timeout=timedelta(minutes=config.training.timeout_minutes))
-        self.accelerator = Accelerator(mixed_precision=config.training.precision, kwargs_handlers=[patience])
+        self.accelerator = _accelerator(config.training)
         self.main = self.accelerator.is_main_process
         torch.set_num_threads(config.training.threads or default_threads())
         if self.accelerator.device.type == "cpu":
@@ -185,7 +183,7 @@ class Pipeline:
 
     def _embed(self, modality: str, encoder: Encoder) -> np.ndarray:
         """Embeddings (n, D) of this rank's share of the utterances, NaN where the modality is missing."""
-        share = local_share(len(self.materials.utterances))
+        share = distributed.local_share(len(self.materials.utterances))
         return self.kits[modality].embed(encoder.to(self.materials.device), share)
 
     def _large_margin(self, encoders: dict[str, Encoder]) -> None:
@@ -229,7 +227,7 @@ class Pipeline:
 
     def _is_there(self, path: Path) -> bool:
         """Whether the main process sees a file: all take the same way, whatever their nodes' caches hold."""
-        return distributed.main_process_says(self.main and path.is_file(), self.accelerator.device)
+        return distributed.from_rank_zero(path.is_file())
 
     def _train(self, stage: Any, folder: Path, started: float, checkpoints_name: str = "checkpoints") -> float:
         """Train; `started`, moved back by the seconds that earlier runs of this stage took.
@@ -345,6 +343,14 @@ class Pipeline:
             generate_noise_pack(folder, self.config.seed, speech)
         distributed.barrier()
         return distributed.wait_for_file(folder)
+
+
+def _accelerator(settings: TrainingSettings) -> Accelerator:
+    torch.backends.cudnn.allow_tf32 = settings.tf32  # of convolutions, which torch would allow it unasked
+    patience = InitProcessGroupKwargs(timeout=timedelta(minutes=settings.timeout_minutes))
+    # Joint batch norm has the same averages on all ranks already.
+    data_parallel = DistributedDataParallelKwargs(broadcast_buffers=not settings.sync_batchnorm)
+    return Accelerator(mixed_precision=settings.precision, kwargs_handlers=[patience, data_parallel])
 
 
 def default_threads() -> int:

@@ -98,11 +98,16 @@ def _clusterings(config: Config) -> Iterator[tuple[str, int, str]]:
 
 
 def check_media(utterances: Utterances, config: Config) -> None:
-    """Every audio file is there, and the face crops if faces are used. Raises FileNotFoundError."""
-    missing = utterances.missing_audio()
+    """Every audio file is there, and the face crops if faces are used. Raises FileNotFoundError.
+
+    Each process looks at its share of the files; the launcher ends all of them when one finds some missing.
+    """
+    share = distributed.local_share(len(utterances))
+    missing = utterances.missing_audio(share)
     if missing:
+        looked_at = len(range(*share.indices(len(utterances))))
         raise FileNotFoundError(
-            f"{config.data.train}: {len(missing)} of {len(utterances)} audio files are not there, first {missing[0]}; "
+            f"{config.data.train}: {len(missing)} of {looked_at} audio files are not there, first {missing[0]}; "
             "prepare the data again, or move the audio back to where the manifest says"
         )
     crops = config.data.crops or config.data.train.parent / "crops"

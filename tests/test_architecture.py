@@ -25,12 +25,13 @@ ALLOWED = {
     "finiteness": set(),
     "memory": set(),
     **{part: {"config", "schedules"} for part in ALGORITHMS},
-    "checkpoint": {"data"},  # whole_or_absent, of avspk.data.files
+    "poll": {"distributed"},
+    "checkpoint": {"data", "distributed"},  # whole_or_absent, of avspk.data.files
     "stages": ALGORITHMS | BOTTOM,
     "model": {"checkpoint", "data", "frontend", "models", "scoring", "stages"},
     "export": {"data", "model", "models", "stages"},
     "evaluation": {"data", "distributed", "model", "scoring"},
-    "training": BOTTOM | STORAGE | {"finiteness", "stages"},
+    "training": BOTTOM | STORAGE | {"finiteness", "poll", "stages"},
     "report": {"data", "evaluation", "pseudo_labels", "scoring"},
     "stage_one": {"config", "data"},
     "preflight": {"config", "data", "distributed", "stage_one"},

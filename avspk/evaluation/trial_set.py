@@ -25,18 +25,21 @@ class TrialSet:
     """Audio-only evaluation of systems on the same lists and files."""
 
     def __init__(self, lists: Mapping[str, Path], wav_root: Path) -> None:
-        """Read the lists and check the files. Raises FileNotFoundError naming how many are missing, and the first."""
+        """Read the lists and look for this process's share of the files.
+
+        Raises FileNotFoundError naming how many are missing, and the first.
+        """
         self.wav_root = wav_root
         self.lists = []
         for name, path in lists.items():
             table = read_trials(path)
             self.lists.append(TrialList(name, table, name, notes=check_trials(table, str(path))))
         self.files = sorted(set().union(*(trials.files.tolist() for trials in self.lists)))
-        missing = missing_files([wav_root / file for file in self.files])
+        missing = missing_files([wav_root / file for file in self.files][distributed.local_share(len(self.files))])
         if missing:
             raise FileNotFoundError(
-                f"{len(missing)} of {len(self.files)} files of the trial lists are not there, first {missing[0]}; "
-                "set data.wav_root to the folder that the lists' names are relative to"
+                f"{len(missing)} of {len(self.files)} files of the trial lists are not under {wav_root}, "
+                f"first {missing[0]}; set data.wav_root to the folder that the lists' names are relative to"
             )
 
     def evaluate(

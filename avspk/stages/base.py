@@ -9,7 +9,6 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from avspk import distributed
 from avspk.config import OptimiserSettings, TrainingSettings
 from avspk.data.dataset import ViewDataset
 from avspk.data.loader import load
@@ -157,9 +156,3 @@ def split_batch(batch: dict[str, Any], parts: int) -> list[dict[str, Any]]:
 
 def _rows(batch: Any, rows: slice) -> Any:
     return {key: _rows(value, rows) for key, value in batch.items()} if isinstance(batch, dict) else batch[rows]
-
-
-def local_share(num_rows: int) -> slice:
-    """This rank's contiguous part of the rows; the parts differ by at most one row."""
-    bounds = [num_rows * part // distributed.world_size() for part in range(distributed.world_size() + 1)]
-    return slice(bounds[distributed.rank()], bounds[distributed.rank() + 1])

@@ -11,7 +11,6 @@ from avspk import distributed
 from avspk.config import ClusterSettings
 from avspk.pseudo_labels.clustering import CHUNK_ROWS, joint_cluster
 from avspk.pseudo_labels.kmeans import DistributedReducer
-from avspk.stages.base import local_share
 
 
 def cluster_embeddings(
@@ -29,7 +28,7 @@ def cluster_embeddings(
         usable: modality -> (N,) bool, which utterances have the modality.
     """
     some = np.logical_or.reduce([usable[name] for name in rows])
-    share = local_share(len(some))
+    share = distributed.local_share(len(some))
     mine = np.arange(len(some))[share][some[share]]
     # Audio is there for all: then nothing is copied, and a memory-mapped share stays on the disk.
     present = {name: values if some[share].all() else values[some[share]] for name, values in rows.items()}
@@ -61,7 +60,7 @@ def class_vectors(rows: np.ndarray, labels: np.ndarray, device: torch.device) ->
         rows: (n, D), this rank's contiguous share of the embeddings; NaN where missing.
         labels: (N,) pseudo labels of all utterances, -1 for none.
     """
-    mine = labels[local_share(len(labels))]
+    mine = labels[distributed.local_share(len(labels))]
     sums = torch.zeros(labels.max() + 1, rows.shape[1] + 1, dtype=torch.float64)  # the last column counts
     for start in range(0, len(rows), CHUNK_ROWS):
         part, numbers = rows[start : start + CHUNK_ROWS], mine[start : start + CHUNK_ROWS]

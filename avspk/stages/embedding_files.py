@@ -10,7 +10,6 @@ import torch
 
 from avspk import distributed
 from avspk.data.files import whole_or_absent
-from avspk.stages.base import local_share
 
 PIECE_ROWS = 1 << 16  # sent, written and summed at once: a million utterances are not held twice
 
@@ -38,7 +37,7 @@ def write_rows(path: Path, rows: np.ndarray, num_rows: int, device: torch.device
 
 def _pieces(rows: np.ndarray, num_rows: int, device: torch.device) -> Iterator[np.ndarray]:
     """All rows in order, (<= PIECE_ROWS, D) at a time, the same on every rank."""
-    share = local_share(num_rows)
+    share = distributed.local_share(num_rows)
     for start in range(0, num_rows, PIECE_ROWS):
         stop = min(start + PIECE_ROWS, num_rows)
         piece = np.zeros((stop - start, rows.shape[1]), np.float32)
@@ -56,7 +55,7 @@ def read_rows(path: Path, num_rows: int) -> np.ndarray:
     rows = np.load(distributed.wait_for_file(path), mmap_mode="r")
     if len(rows) != num_rows:
         raise ValueError(f"{path} holds {len(rows)} rows, the manifest {num_rows}; remove the file, it is made again")
-    return rows[local_share(num_rows)]
+    return rows[distributed.local_share(num_rows)]
 
 
 def mean_row(rows: np.ndarray, device: torch.device) -> np.ndarray:

@@ -17,7 +17,7 @@ from avspk.models.ema import ema_update, make_teacher, running_mean
 from avspk.models.encoder import Encoder
 from avspk.models.heads import DinoHead
 from avspk.schedules import cosine, linear
-from avspk.stages.base import Metrics, Stage, local_share
+from avspk.stages.base import Metrics, Stage
 from avspk.stages.cluster import cluster_embeddings
 from avspk.stages.modalities import Materials, ModalityKit, build_kits, seeded
 from avspk.stages.truth import Truth
@@ -169,7 +169,7 @@ class Pretrain(Stage):
         num_clusters = counts[min(elapsed // settings.every, len(counts) - 1)]
         metrics: Metrics = {}
         for name, kit in self.kits.items():
-            rows = kit.embed(self.teacher[name].encoder, local_share(len(self.utterances)))
+            rows = kit.embed(self.teacher[name].encoder, distributed.local_share(len(self.utterances)))
             labels = cluster_embeddings(
                 {name: rows}, {name: kit.usable}, self.config.cluster, num_clusters, self.config.seed, self.device
             )
