@@ -10,6 +10,8 @@ import pytest
 import tiny
 from test_pipeline import launch, short
 
+from avspk import distributed
+
 SECONDS = 30  # from a death to the end of the launcher; a lost connection takes one, a hang takes half an hour
 SURVIVOR = "stops: another process is gone"
 
@@ -79,6 +81,27 @@ def test_an_exception_in_one_rank_ends_the_other_and_is_shown_first(config, tmp_
     wait_for_training(process, tmp_path / "exp" / "log.jsonl")
     errors = ending(process, time.monotonic())
     assert_cause_comes_first(errors, "ArithmeticError: only this process meets it")
+
+
+def test_sigterm_to_the_launcher_saves_one_state_of_both(config, tmp_path):
+    """Which sends it on to the groups of all ranks, with their loader workers, and kills after 30 seconds."""
+    process = launch(config, "training.workers=1", "training.checkpoint_steps=0", processes=2)
+    log, folder = tmp_path / "exp" / "log.jsonl", tmp_path / "exp" / "pretrain" / "checkpoints"
+    wait_for_training(process, log)
+    process.send_signal(signal.SIGTERM)
+    errors = ending(process, time.monotonic())
+    for said in ("pretrain: stopped by SIGTERM; the state is saved", "[rank 1] pretrain: stopped by SIGTERM"):
+        assert said in errors
+    last = tiny.records(tmp_path / "exp")[-1]["step"]
+    assert sorted(folder.iterdir())[-1].name == f"step_{last:08d}.safetensors"
+
+
+def test_one_process_alone_loses_nobody(monkeypatch):
+    error = RuntimeError("[gloo/transport/tcp/pair.cc] Connection closed by peer")
+    assert not distributed.is_lost_connection(error)
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    assert distributed.is_lost_connection(error)
+    assert not distributed.is_lost_connection(ValueError("gloo"))
 
 
 def test_an_unreadable_file_in_one_ranks_worker_ends_both(config, data, tmp_path):
