@@ -68,6 +68,7 @@ class Pipeline:
         self.accelerator = _accelerator(config.training)
         self.main = self.accelerator.is_main_process
         torch.set_num_threads(config.training.threads or default_threads())
+        torch.backends.cudnn.allow_tf32 = config.training.tf32  # of convolutions, which torch would allow it unasked
         if self.accelerator.device.type == "cpu":
             keep_freed_memory()
         check_launch(config)
@@ -215,7 +216,7 @@ class Pipeline:
 
     def _refined_labels(self) -> np.ndarray:
         """(N,) what gate and correction made of the last round's pseudo labels, -1 where they dropped one."""
-        path = self.folder / f"round{self.config.rounds}" / "gate.parquet"
+        path = self._stage_folder(self.config.rounds) / "gate.parquet"
         gate = pd.read_parquet(distributed.wait_for_file(path))
         return gate["label"].where(gate["reliable"], gate["corrected_label"]).to_numpy()
 
@@ -346,7 +347,6 @@ class Pipeline:
 
 
 def _accelerator(settings: TrainingSettings) -> Accelerator:
-    torch.backends.cudnn.allow_tf32 = settings.tf32  # of convolutions, which torch would allow it unasked
     patience = InitProcessGroupKwargs(timeout=timedelta(minutes=settings.timeout_minutes))
     # Joint batch norm has the same averages on all ranks already.
     data_parallel = DistributedDataParallelKwargs(broadcast_buffers=not settings.sync_batchnorm)

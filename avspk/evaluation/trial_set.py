@@ -35,10 +35,11 @@ class TrialSet:
             table = read_trials(path)
             self.lists.append(TrialList(name, table, name, notes=check_trials(table, str(path))))
         self.files = sorted(set().union(*(trials.files.tolist() for trials in self.lists)))
-        missing = missing_files([wav_root / file for file in self.files][distributed.local_share(len(self.files))])
+        share = self.files[distributed.local_share(len(self.files))]
+        missing = missing_files([wav_root / file for file in share])
         if missing:
             raise FileNotFoundError(
-                f"{len(missing)} of {len(self.files)} files of the trial lists are not under {wav_root}, "
+                f"{len(missing)} of {len(share)} files of the trial lists are not under {wav_root}, "
                 f"first {missing[0]}; set data.wav_root to the folder that the lists' names are relative to"
             )
 

@@ -64,8 +64,7 @@ def run(device: torch.device, sizes: Sizes) -> Iterator[Figure]:
 
 def dino_step(config: Config, modality: str) -> float:
     """Operations of one example: student forward and backward, teacher forward, logits of both."""
-    encoder, head = _encoder(config, modality), config.head
-    branch = DinoBranch(encoder, DinoHead(encoder.embedding_dim, head.hidden_dim, head.bottleneck_dim, head.out_dim))
+    branch = _dino_branch(config, modality)
 
     def step() -> None:
         groups = _views(config, modality)
@@ -81,8 +80,7 @@ def dino_step(config: Config, modality: str) -> float:
 
 def kept_for_backward(config: Config, modality: str) -> float:
     """Bytes an example: what twice the batch keeps more, which leaves out the weights."""
-    encoder, head = _encoder(config, modality), config.head
-    branch = DinoBranch(encoder, DinoHead(encoder.embedding_dim, head.hidden_dim, head.bottleneck_dim, head.out_dim))
+    branch = _dino_branch(config, modality)
     kept = [_kept_bytes(partial(branch, _views(config, modality, batch), batch)) for batch in (BATCH, 2 * BATCH)]
     return (kept[1] - kept[0]) / BATCH
 
@@ -113,6 +111,11 @@ def refine_step(config: Config, modality: str, num_classes: int) -> float:
         branch(views).sum().backward()
 
     return _count(step) / BATCH
+
+
+def _dino_branch(config: Config, modality: str) -> DinoBranch:
+    encoder, head = _encoder(config, modality), config.head
+    return DinoBranch(encoder, DinoHead(encoder.embedding_dim, head.hidden_dim, head.bottleneck_dim, head.out_dim))
 
 
 def _encoder(config: Config, modality: str) -> nn.Module:
