@@ -216,7 +216,7 @@ class Pipeline:
 
     def _refined_labels(self) -> np.ndarray:
         """(N,) what gate and correction made of the last round's pseudo labels, -1 where they dropped one."""
-        path = self._stage_folder(self.config.rounds) / "gate.parquet"
+        path = self.folder / f"round{self.config.rounds}" / "gate.parquet"
         gate = pd.read_parquet(distributed.wait_for_file(path))
         return gate["label"].where(gate["reliable"], gate["corrected_label"]).to_numpy()
 
