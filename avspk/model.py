@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from avspk.checkpoint import CheckpointError, load_tree, load_weights, save_tree
 from avspk.data.files import whole_or_absent
-from avspk.data.media import SAMPLE_RATE, MediaError, audio_blocks, audio_num_samples, resample
+from avspk.data.media import SAMPLE_RATE, MediaError
+from avspk.data.sound import audio_blocks, audio_num_samples, resample
 from avspk.frontend.fbank import Fbank
 from avspk.models.encoder import Encoder
 from avspk.models.registry import build_encoder

@@ -22,8 +22,8 @@ from avspk.checkpoint import CheckpointFolder, load_tree, save_tree
 from avspk.config import Config, ConfigError, LargeMarginSettings, RefineSettings, TrainingSettings, describe
 from avspk.data.files import whole_or_absent
 from avspk.data.manifest import Utterances, read_utterances
-from avspk.data.media import read_audio
 from avspk.data.noise import generate_noise_pack, read_noise_pack, replace_folder
+from avspk.data.sound import read_audio
 from avspk.evaluation.calibrate import calibrate
 from avspk.evaluation.embedding_store import model_digest
 from avspk.evaluation.results import write_json

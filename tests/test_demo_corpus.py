@@ -47,7 +47,9 @@ from avspk.data.demo_corpus.voice import (
     vocal_tract_response,
 )
 from avspk.data.manifest import read_trials, speaker_of
-from avspk.data.media import MediaError, probe_video, read_audio, read_frames
+from avspk.data.media import MediaError
+from avspk.data.sound import read_audio
+from avspk.data.video import probe_video, read_frames
 
 TINY = CorpusSettings(
     training_identities=2,

@@ -14,8 +14,8 @@ from small_model import write_model
 
 import avspk.model
 from avspk.data.manifest import write_utterances
-from avspk.data.media import read_audio, write_wav
 from avspk.data.score_file import read_scores
+from avspk.data.sound import read_audio, write_wav
 from avspk.scoring.bootstrap import evaluate_scores
 
 SPEAKERS, FILES = 6, 4

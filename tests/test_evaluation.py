@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from avspk.data.manifest import ManifestError
-from avspk.data.media import write_wav
+from avspk.data.sound import write_wav
 from avspk.evaluation import embedding_store
 from avspk.evaluation.audio_files import locate, measure
 from avspk.evaluation.embedding_store import EmbeddingStore, model_digest, write_embeddings

@@ -16,7 +16,7 @@ from avspk.data.face_crops import (
     follow_main_face,
     sample_frames,
 )
-from avspk.data.media import open_video
+from avspk.data.video import open_video
 
 REAL_CLIPS = os.environ.get("AVSPK_REAL_CLIPS", "")
 

@@ -5,16 +5,11 @@ import pytest
 import soundfile
 from clips import numbered_frames, tone, with_rotation, write_clip
 
-from avspk.data import media
-from avspk.data.media import (
-    MediaError,
-    audio_blocks,
-    audio_num_samples,
-    open_video,
-    probe_video,
-    read_audio,
-    read_frames,
-)
+from avspk.data import sound
+from avspk.data import video as video_module
+from avspk.data.media import MediaError
+from avspk.data.sound import audio_blocks, audio_num_samples, read_audio
+from avspk.data.video import open_video, probe_video, read_frames
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +45,7 @@ def test_other_rates_are_resampled(tmp_path, rate):
 @pytest.mark.parametrize("piece", [7, 2_000, 1 << 20])
 def test_blocks_are_the_whole(tmp_path, monkeypatch, rate, piece):
     """However the file is read, also where the resampling filter reaches over a cut."""
-    monkeypatch.setattr(media, "_PIECE", piece)
+    monkeypatch.setattr(sound, "_PIECE", piece)
     rng = np.random.default_rng(0)
     soundfile.write(tmp_path / "a.wav", rng.uniform(-0.9, 0.9, (rate // 8 + 3, 2)), rate)
     whole, blocks = read_audio(tmp_path / "a.wav"), list(audio_blocks(tmp_path / "a.wav", 700))
@@ -102,7 +97,7 @@ def test_sound_of_an_mp4_at_another_rate(tmp_path):
 
 
 def test_wav_round_trip_is_exact_and_clips(tmp_path):
-    media.write_wav(tmp_path / "a.wav", np.array([0.0, 0.5, -1.0, 7.0, -7.0], np.float32))
+    sound.write_wav(tmp_path / "a.wav", np.array([0.0, 0.5, -1.0, 7.0, -7.0], np.float32))
     assert read_audio(tmp_path / "a.wav").tolist() == [0.0, 0.5, -1.0, 32767 / 32768, -1.0]
 
 
@@ -110,11 +105,11 @@ def test_plain_audio_is_mono_wav_or_flac_at_16_khz(tmp_path, clip):
     soundfile.write(tmp_path / "a.flac", tone(), 16_000)
     soundfile.write(tmp_path / "b.wav", tone(), 8_000)
     soundfile.write(tmp_path / "c.wav", np.stack([tone()] * 2, 1), 16_000)
-    plain = [media.is_plain_audio(path) for path in (tmp_path / "a.flac", tmp_path / "b.wav", tmp_path / "c.wav", clip)]
+    plain = [sound.is_plain_audio(path) for path in (tmp_path / "a.flac", tmp_path / "b.wav", tmp_path / "c.wav", clip)]
     assert plain == [True, False, False, False]
 
 
-@pytest.mark.parametrize("video", [media._DecordVideo, media._AvVideo])
+@pytest.mark.parametrize("video", [video_module._DecordVideo, video_module._AvVideo])
 def test_frames_are_the_ones_asked_for(clip, video):
     frames = video(clip, None).read([0, 7, 24, 3])
     assert frames.shape == (4, 64, 96, 3)
@@ -135,7 +130,7 @@ def test_variable_frame_rate(tmp_path):
     assert numbers(read_frames(path, range(25))) == list(range(25))
 
 
-@pytest.mark.parametrize("video", [media._DecordVideo, media._AvVideo])
+@pytest.mark.parametrize("video", [video_module._DecordVideo, video_module._AvVideo])
 def test_rotated_video_comes_upright(tmp_path, video):
     frames = numbered_frames(5)
     frames[:, :, :48] = 250  # bright left half
@@ -145,7 +140,7 @@ def test_rotated_video_comes_upright(tmp_path, video):
     assert upright[:40].mean() > 200 > 50 > upright[-40:].mean()
 
 
-@pytest.mark.parametrize("video", [media._DecordVideo, media._AvVideo])
+@pytest.mark.parametrize("video", [video_module._DecordVideo, video_module._AvVideo])
 def test_large_frames_are_scaled_with_their_proportions(clip, video):
     assert video(clip, 48).read([1]).shape == (1, 32, 48, 3)
     assert video(clip, 500).read([1]).shape == (1, 64, 96, 3)

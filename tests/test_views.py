@@ -14,7 +14,8 @@ from avspk.config import AudioPolicy, ImagePolicy
 from avspk.data.crop_store import CropWriter
 from avspk.data.dataset import Example, ViewDataset
 from avspk.data.manifest import UTTERANCE_COLUMNS, Utterances
-from avspk.data.media import MediaError, read_utterance, write_wav
+from avspk.data.media import MediaError
+from avspk.data.sound import read_utterance, write_wav
 from avspk.data.views import AudioGroup, AudioViews, FaceGroup, FaceViews, generator
 
 RATE = 16000

@@ -14,8 +14,8 @@ import yaml
 from avspk.config import TrainingSettings, parse_config
 from avspk.data.crop_store import CropWriter
 from avspk.data.manifest import read_utterances, write_utterances
-from avspk.data.media import write_wav
 from avspk.data.noise import CATEGORIES, NoisePack, read_noise_pack, write_noise_pack
+from avspk.data.sound import write_wav
 from avspk.finiteness import FiniteGuard
 from avspk.stages.base import Stage, to_device
 from avspk.stages.modalities import Materials

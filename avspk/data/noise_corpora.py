@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from avspk.data.media import SAMPLE_RATE, MediaError, read_audio, require_file, resample
+from avspk.data.media import SAMPLE_RATE, MediaError, require_file
 from avspk.data.noise import CATEGORIES, NoisePackError, Recording, align_rir
+from avspk.data.sound import read_audio, resample
 
 AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".mp3", ".m4a"})
 SHORTEST = SAMPLE_RATE // 10  # samples; a shorter recording would only buzz when it repeats

@@ -18,7 +18,9 @@ import torch
 from avspk.data.crop_store import CropWriter
 from avspk.data.face_crops import FaceCrops, FaceDetector, FaceSettings, cut_faces, sample_frames
 from avspk.data.files import sync, try_hold, whole_or_absent
-from avspk.data.media import SAMPLE_RATE, MediaError, is_plain_audio, open_video, read_audio, write_wav
+from avspk.data.media import SAMPLE_RATE, MediaError
+from avspk.data.sound import is_plain_audio, read_audio, write_wav
+from avspk.data.video import open_video
 from avspk.data.voxceleb import Clip, Rejected
 from avspk.data.worker_pool import Reporter, Task
 

@@ -17,8 +17,9 @@ from avspk.config import AudioPolicy, ImagePolicy
 from avspk.data.augmentation import draw_audio, draw_image
 from avspk.data.crop_store import CropStore
 from avspk.data.manifest import Utterances
-from avspk.data.media import SAMPLE_RATE, MediaError, read_utterance
+from avspk.data.media import SAMPLE_RATE, MediaError
 from avspk.data.noise import NoisePack
+from avspk.data.sound import read_utterance
 
 ViewBatch = dict[str, dict[str, np.ndarray | dict[str, np.ndarray]]]
 """Group name -> {"signal": (n, ...), "augmentation": {name: (n, ...)}} for the n views of the group."""

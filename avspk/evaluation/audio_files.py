@@ -13,7 +13,8 @@ from rich.progress import track
 
 from avspk import distributed
 from avspk.data.manifest import MEDIA_SUFFIXES, ManifestError
-from avspk.data.media import MediaError, audio_num_samples
+from avspk.data.media import MediaError
+from avspk.data.sound import audio_num_samples
 from avspk.evaluation.trial_list import TrialList
 
 SHOWN_FAULTS = 10

@@ -15,7 +15,8 @@ from torch.utils.data import Dataset
 from avspk import distributed
 from avspk.data.crop_store import CropStore
 from avspk.data.loader import load
-from avspk.data.media import SAMPLE_RATE, read_utterance
+from avspk.data.media import SAMPLE_RATE
+from avspk.data.sound import read_utterance
 from avspk.frontend.fbank import Fbank
 from avspk.models.encoder import Encoder
 from avspk.progress import Progress

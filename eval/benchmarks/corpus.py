@@ -11,8 +11,9 @@ import torch
 
 from avspk.config import Config, load_config
 from avspk.data.manifest import Utterances, read_utterances, write_utterances
-from avspk.data.media import SAMPLE_RATE, write_wav
+from avspk.data.media import SAMPLE_RATE
 from avspk.data.noise import NoisePack, generate_noise_pack
+from avspk.data.sound import write_wav
 from avspk.stages.modalities import Materials
 
 VOXCELEB2_UTTERANCES = 1_092_009

@@ -30,9 +30,9 @@ from PIL import Image
 from avspk.data.crop_store import CropStore, CropWriter, encode_jpeg
 from avspk.data.demo_corpus import CorpusSettings, build_demo_corpus
 from avspk.data.face_crops import FaceSettings, sample_frames
-from avspk.data.media import read_audio, write_wav
 from avspk.data.preparation import PreparationSettings, prepare
 from avspk.data.preparation_unit import Unit, prepare_unit
+from avspk.data.sound import read_audio, write_wav
 from avspk.data.voxceleb import Clip, find_clips
 from avspk.data.worker_pool import Task
 from benchmarks.corpus import VOXCELEB2_SECONDS, VOXCELEB2_UTTERANCES

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from avspk.data.media import read_frames
+from avspk.data.video import read_frames
 
 
 def contact_sheet(rows: list[list[Path]], tile: int = 112) -> NDArray[np.uint8]:
