@@ -12,24 +12,25 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_validator
+
+from avspk.clusterers.joint_kmeans import JointKmeansSettings
+from avspk.clusterers.metric import MetricSettings
+from avspk.settings import (
+    ConfigError,
+    Count,
+    DefaultKind,
+    NotNegative,
+    Positive,
+    PositiveRange,
+    Probability,
+    Range,
+    Settings,
+    ordered,
+)
 
 Modality = Literal["audio", "face"]
-Probability = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[float, Field(gt=0)]
-Count = Annotated[int, Field(ge=1)]
-NotNegative = Annotated[float, Field(ge=0)]
-
-
-def _ordered(pair: tuple[Any, Any]) -> tuple[Any, Any]:
-    if pair[0] > pair[1]:
-        raise ValueError(f"range {pair} must be (low, high) with low <= high")
-    return pair
-
-
-Range = Annotated[tuple[float, float], AfterValidator(_ordered)]
-PositiveRange = Annotated[tuple[Positive, Positive], AfterValidator(_ordered)]
-
+ClusterSettings = Annotated[MetricSettings | JointKmeansSettings, Field(discriminator="kind"), DefaultKind("metric")]
 
 # Beginnings of dotted keys, by what depends on them.
 ALWAYS_FREE = ("training.", "evaluation.", "data.trials", "data.wav_root", "rounds")
@@ -39,16 +40,6 @@ FIRST_READ_BY = {
     "large_margin": ("large_margin.",),
 }
 """Stage folder -> settings that no stage before reads: free to change until it is there."""
-
-
-class ConfigError(ValueError):
-    """A setting that cannot be used; the message is one screen and says what to do."""
-
-
-class Settings(BaseModel):
-    """Base of every node: unknown keys fail, values never change after loading."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class DataSettings(Settings):
@@ -82,7 +73,7 @@ class AudioPolicy(Settings):
     noise_snr: Range = (0.0, 15.0)
     music_snr: Range = (5.0, 15.0)
     speech_snr: Range = (10.0, 30.0)
-    voices: Annotated[tuple[Count, Count], AfterValidator(_ordered)] = (3, 6)
+    voices: Annotated[tuple[Count, Count], AfterValidator(ordered)] = (3, 6)
     category_weights: tuple[NotNegative, NotNegative, NotNegative] = (1.0, 1.0, 1.0)
     equaliser_db: NotNegative = 0.0
     equaliser_points: int = Field(8, ge=2)
@@ -255,16 +246,6 @@ class PretrainSettings(Settings):
     collapse_patience: Count = Field(500, description="steps of collapsed targets after which the run stops [C]")
 
 
-class ClusterSettings(Settings):
-    """Joint clustering: k-means with K = 7500 [I]; `centroids` > 0 adds the k-means + AHC variant [S sslsv]."""
-
-    num_clusters: Count = 7500
-    centroids: int = Field(0, ge=0, description="k-means centroids merged by AHC to num_clusters; 0: plain k-means")
-    iterations: Count = 30
-    restarts: Count = 1
-    weights: dict[Modality, Positive] = {"audio": 1.0, "face": 1.0}
-
-
 class GateSettings(Settings):
     """Dynamic loss gate (arXiv 2208.01928): starts after this many epochs [S: 5 of 15]."""
 
@@ -356,14 +337,14 @@ class Config(Settings):
     stage_one: Path | None = Field(
         None, description="folder of a run whose finished stage 1 is copied, not trained again; settings must agree"
     )
-    modalities: list[Modality] = ["audio", "face"]
+    modalities: list[Modality] = Field(["audio", "face"])
     rounds: int = Field(2, ge=0)
     data: DataSettings
     audio: AudioSettings = AudioSettings()
     face: FaceSettings = FaceSettings()
     head: HeadSettings = HeadSettings()
     pretrain: PretrainSettings = PretrainSettings()
-    cluster: ClusterSettings = ClusterSettings()
+    cluster: ClusterSettings = MetricSettings()
     refine: RefineSettings = RefineSettings()
     large_margin: LargeMarginSettings = LargeMarginSettings()
     training: TrainingSettings = TrainingSettings()

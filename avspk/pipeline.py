@@ -154,23 +154,21 @@ class Pipeline:
         """Labels (N,) of all utterances by joint clustering of `_embeddings`, in a file that a restart reads."""
         path = folder / "labels.parquet"
         if not self._is_there(path):
-            labels = self._cluster(rows)
+            labels, notes = self._cluster(rows)
             if self.main:
                 frame = pd.DataFrame({"utterance": self.materials.utterances.table["utterance"], "label": labels})
                 with whole_or_absent(path) as part:
                     frame.to_parquet(part, index=False)
-                found = {key: round(value, 4) for key, value in self.truth.of_labels(labels).items()}
+                found = {key: round(value, 4) for key, value in (self.truth.of_labels(labels) | notes).items()}
                 logger.info("%s: %d clusters  %s", folder.name, labels.max() + 1, found)
             distributed.barrier()
         return pd.read_parquet(distributed.wait_for_file(path))["label"].to_numpy()
 
-    def _cluster(self, rows: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Labels (N,) of all utterances."""
+    def _cluster(self, rows: Mapping[str, np.ndarray]) -> tuple[np.ndarray, dict[str, float]]:
+        """Labels (N,) of all utterances, and figures for the log."""
         usable = {name: kit.usable for name, kit in self.kits.items()}
-        settings = self.config.cluster
-        return cluster_embeddings(
-            rows, usable, settings, settings.num_clusters, self.config.seed, self.materials.device
-        )
+        settings, device = self.config.cluster, self.materials.device
+        return cluster_embeddings(rows, usable, settings.build(), settings.num_clusters, self.config.seed, device)
 
     def _embeddings(self, folder: Path, modality: str, encoder: Encoder) -> np.ndarray:
         """This rank's share of the training embeddings (n, D) of a finished stage's encoder, from their file.

@@ -70,16 +70,13 @@ def check_sizes(utterances: Utterances, config: Config) -> None:
                 f"most {total}"
             )
     for key, clusters, name in _clusterings(config):
-        members, merged = usable[name], config.cluster.centroids
+        members = usable[name]
         if clusters > members:
             raise ConfigError(
                 f"{key} is {clusters}, but only {members} utterances have the modality {name}: take 1 to {members}"
             )
-        if merged and not clusters <= merged <= members:
-            raise ConfigError(
-                f"cluster.centroids is {merged}; they are made of the {members} utterances that have the modality "
-                f"{name} and merged into {clusters} ({key}); valid: {clusters} to {members}, or 0 for none"
-            )
+        if problem := config.cluster.problem(clusters, members):
+            raise ConfigError(f"cluster.{problem} ({key}, modality {name})")
 
 
 def _stages(config: Config) -> list[str]:

@@ -38,9 +38,9 @@ class SupervisedPipeline(Pipeline):
         super().__init__(_without_pseudo_labels(config))
         logger.warning("SUPERVISED: this run trains on true speaker labels; it is no result of the method")
 
-    def _cluster(self, rows: Mapping[str, np.ndarray]) -> np.ndarray:
+    def _cluster(self, rows: Mapping[str, np.ndarray]) -> tuple[np.ndarray, dict[str, float]]:
         speakers = [speaker_of(utterance) for utterance in self.materials.utterances.table["utterance"]]
-        return np.unique(speakers, return_inverse=True)[1]
+        return np.unique(speakers, return_inverse=True)[1], {}
 
     def _export(
         self, folder: Path, encoders: Mapping[str, Encoder], description: str, keep_embeddings: bool = True

@@ -13,18 +13,21 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 # Part of the package -> parts that it may import, from the bottom up. Siblings on one level do not know each other.
-ALGORITHMS = {"losses", "pseudo_labels", "scoring", "models", "frontend", "data"}
-BOTTOM = {"config", "schedules", "distributed", "progress"}
+ALGORITHMS = {"losses", "clusterers", "judges", "scoring", "models", "frontend", "data"}
+BOTTOM = {"config", "settings", "schedules", "distributed", "progress"}
 STORAGE = {"checkpoint", "runlog"}
 ALLOWED = {
     "schedules": set(),
-    "config": set(),
+    "settings": set(),
+    "config": {"clusterers", "settings"},
     "distributed": set(),
     "progress": set(),
     "runlog": set(),
     "finiteness": set(),
     "memory": set(),
-    **{part: {"config", "schedules"} for part in ALGORITHMS},
+    **{part: {"config", "schedules", "settings"} for part in ALGORITHMS},
+    "clusterers": {"settings"},
+    "judges": {"settings"},
     "poll": {"distributed"},
     "checkpoint": {"data", "distributed"},  # whole_or_absent, of avspk.data.files
     "stages": ALGORITHMS | BOTTOM,
@@ -32,7 +35,7 @@ ALLOWED = {
     "export": {"data", "model", "models", "stages"},
     "evaluation": {"data", "distributed", "model", "scoring"},
     "training": BOTTOM | STORAGE | {"finiteness", "poll", "stages"},
-    "report": {"data", "evaluation", "pseudo_labels", "scoring"},
+    "report": {"data", "evaluation", "judges", "scoring"},
     "stage_one": {"config", "data"},
     "preflight": {"config", "data", "distributed", "stage_one"},
     "pipeline": BOTTOM

@@ -8,8 +8,8 @@ import torch
 from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score
 
-from avspk.pseudo_labels import kmeans as module
-from avspk.pseudo_labels.kmeans import DistributedReducer, Reducer, kmeans
+from avspk.clusterers import kmeans as module
+from avspk.clusterers.kmeans import DistributedReducer, Reducer, kmeans
 
 
 def blobs(num=600, dim=12, clusters=15, spread=0.3, seed=0):

@@ -6,8 +6,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from avspk.pseudo_labels.diagnostics import correction_precision, gate_quality, is_right, nmi, purity
-from avspk.pseudo_labels.label_correction import combine_posteriors, correct_labels, sharpen
+from avspk.judges.label_correction import combine_posteriors, correct_labels, sharpen
+from avspk.scoring.label_quality import correction_precision, gate_quality, is_right, nmi, purity
 
 
 def logits(m=2, b=6, c=5, scale=3.0, seed=0):

@@ -11,8 +11,8 @@ from scipy.optimize import brentq
 from scipy.stats import norm
 from sklearn.mixture import GaussianMixture
 
-from avspk.pseudo_labels import loss_gate as module
-from avspk.pseudo_labels.loss_gate import LOSS_FLOOR, Gate, fit_gate, reliable
+from avspk.judges import loss_gate as module
+from avspk.judges.loss_gate import LOSS_FLOOR, Gate, fit_gate, reliable
 
 
 def quantiles(num, mean, std):

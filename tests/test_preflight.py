@@ -98,13 +98,13 @@ def test_settings_may_change_until_a_stage_has_read_them(data, tmp_path):
     """Nothing of a round is there after stage 1; with its first file, its settings are fixed."""
     tree = settings(data, tmp_path / "exp", rounds=0)
     Pipeline(parse_config(tree)).run()
-    tree |= {"rounds": 1, "cluster": {"num_clusters": 5}, "refine": tree["refine"] | {"scale": 16}}
+    tree |= {"rounds": 1, "cluster": {"kind": "kmeans", "num_clusters": 5}, "refine": tree["refine"] | {"scale": 16}}
     Pipeline(parse_config(tree))
     assert "changed since the last start: refine.scale: 32.0 -> 16.0" in (tmp_path / "exp" / "train.log").read_text()
     assert load_config(tmp_path / "exp" / "config.yaml").cluster.num_clusters == 5
     (tmp_path / "exp" / "round1").mkdir()
     with pytest.raises(ConfigError, match=r"cluster\.num_clusters: 5 -> 6[\s\S]*Continue it with its own config"):
-        Pipeline(parse_config(tree | {"cluster": {"num_clusters": 6}}))
+        Pipeline(parse_config(tree | {"cluster": {"kind": "kmeans", "num_clusters": 6}}))
     tree["large_margin"] |= {"enabled": True, "seconds": 1.0}
     Pipeline(parse_config(tree))
     (tmp_path / "exp" / "large_margin").mkdir()
@@ -151,8 +151,8 @@ def test_results_of_other_settings_do_not_stand_beside_the_new_ones(data, tmp_pa
         ("large_margin.batch_size", 64, r"large_margin\.batch_size: 48 usable utterances .* at most 48"),
         ("cluster.num_clusters", 49, r"cluster\.num_clusters is 49, but only 48 utterances .* audio: take 1 to 48"),
         ("pretrain.cluster_aware.num_clusters", "[8,48]", r"num_clusters is 48, but only 47 utterances .* face: take"),
-        ("cluster.centroids", 7, r"cluster\.centroids is 7; .* merged into 8 \(.*; valid: 8 to 48, or 0 for none"),
-        ("cluster.centroids", 48, r"cluster\.centroids is 48; they are made of the 47 .* face"),
+        ("cluster.centroids", 7, r"cluster\.centroids is 7; .* merged to 8 clusters; valid: 8 to 48, or 0 for none"),
+        ("cluster.centroids", 48, r"cluster\.centroids is 48; they are made of 47 .* face"),
     ],
 )
 def test_sizes_that_the_data_cannot_fill(data, tmp_path, key, value, message):

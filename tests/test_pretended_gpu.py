@@ -13,10 +13,10 @@ from accelerate.state import AcceleratorState, GradientState
 from pretend_gpu import DEVICE, Gpu, OnGpu
 from torch import Tensor
 
+from avspk.clusterers.kmeans import kmeans
 from avspk.config import parse_config
 from avspk.frontend.audio_augment import equaliser_basis
 from avspk.pipeline import Pipeline
-from avspk.pseudo_labels.kmeans import kmeans
 from avspk.stages.modalities import build_kits
 from avspk.stages.pretrain import Pretrain
 from avspk.stages.refine import Refine

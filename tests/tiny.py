@@ -120,7 +120,7 @@ def tree(root: Path, output: Path) -> dict:
             "average_last": 2,
             "cluster_aware": {"start": 0.5, "every": 1, "num_clusters": 8, "utterances": 3},
         },
-        "cluster": {"num_clusters": 8},
+        "cluster": {"kind": "kmeans", "num_clusters": 8},
         "refine": {
             "epochs": 3,
             "batch_size": 12,

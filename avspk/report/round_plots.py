@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from avspk.pseudo_labels.loss_gate import LOSS_FLOOR
+from avspk.judges.loss_gate import LOSS_FLOOR
 from avspk.report.run_folder import stage_name
 from avspk.report.style import CYCLE, LIGHT, modality_colour, panels, svg_figure, whole_numbers
 

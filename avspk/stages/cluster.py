@@ -8,20 +8,20 @@ import numpy as np
 import torch
 
 from avspk import distributed
-from avspk.config import ClusterSettings
-from avspk.pseudo_labels.clustering import CHUNK_ROWS, joint_cluster
-from avspk.pseudo_labels.kmeans import DistributedReducer
+from avspk.clusterers.base import Clusterer
+from avspk.clusterers.joint import CHUNK_ROWS
+from avspk.clusterers.kmeans import DistributedReducer, Reducer
 
 
 def cluster_embeddings(
     rows: Mapping[str, np.ndarray],
     usable: Mapping[str, np.ndarray],
-    settings: ClusterSettings,
+    clusterer: Clusterer,
     num_clusters: int,
     seed: int,
     device: torch.device,
-) -> np.ndarray:
-    """Pseudo labels (N,) int64 of all utterances; -1 where an utterance has none of the modalities.
+) -> tuple[np.ndarray, dict[str, float]]:
+    """Pseudo labels (N,) int64 of all utterances, -1 where one has none of the modalities; the clusterer's notes.
 
     Args:
         rows: modality -> (n, D_m), this rank's contiguous share of the embeddings.
@@ -32,23 +32,11 @@ def cluster_embeddings(
     mine = np.arange(len(some))[share][some[share]]
     # Audio is there for all: then nothing is copied, and a memory-mapped share stays on the disk.
     present = {name: values if some[share].all() else values[some[share]] for name, values in rows.items()}
-    attempts = [
-        joint_cluster(
-            present,
-            {name: weight for name, weight in settings.weights.items() if name in rows},
-            num_clusters,
-            seed=seed + attempt,
-            num_iterations=settings.iterations,
-            num_subclusters=settings.centroids or None,
-            device=device,
-            reducer=DistributedReducer() if distributed.world_size() > 1 else None,
-        )
-        for attempt in range(settings.restarts)
-    ]
-    best = min(attempts, key=lambda attempt: attempt.objective)
+    reducer = DistributedReducer() if distributed.world_size() > 1 else Reducer()
+    result = clusterer(present, num_clusters, seed=seed, device=device, reducer=reducer)
     labels = torch.zeros(len(some), dtype=torch.int64, device=device)
-    labels[torch.from_numpy(mine).to(device)] = torch.from_numpy(best.labels).to(device) + 1
-    return distributed.sum_over_ranks(labels).cpu().numpy() - 1
+    labels[torch.from_numpy(mine).to(device)] = torch.from_numpy(result.labels).to(device) + 1
+    return distributed.sum_over_ranks(labels).cpu().numpy() - 1, result.notes
 
 
 def class_vectors(rows: np.ndarray, labels: np.ndarray, device: torch.device) -> torch.Tensor:

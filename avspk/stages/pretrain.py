@@ -170,9 +170,8 @@ class Pretrain(Stage):
         metrics: Metrics = {}
         for name, kit in self.kits.items():
             rows = kit.embed(self.teacher[name].encoder, distributed.local_share(len(self.utterances)))
-            labels = cluster_embeddings(
-                {name: rows}, {name: kit.usable}, self.config.cluster, num_clusters, self.config.seed, self.device
-            )
+            clusterer, seed = self.config.cluster.build(), self.config.seed
+            labels, _ = cluster_embeddings({name: rows}, {name: kit.usable}, clusterer, num_clusters, seed, self.device)
             self._use_positives(name, torch.from_numpy(labels))
             metrics |= {f"{name}/{key}": value for key, value in self.truth.of_labels(labels).items()}
         return metrics

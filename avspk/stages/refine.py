@@ -22,11 +22,11 @@ from avspk.config import RefineSettings
 from avspk.data.dataset import ViewDataset
 from avspk.data.files import whole_or_absent
 from avspk.data.sampler import ExampleSampler
+from avspk.judges.label_correction import Correction, correct_labels
+from avspk.judges.loss_gate import Gate, fit_gate, reliable
 from avspk.models.audio_visual import ClassifierBranch
 from avspk.models.encoder import Encoder
 from avspk.models.heads import CosineClassifier
-from avspk.pseudo_labels.label_correction import Correction, correct_labels
-from avspk.pseudo_labels.loss_gate import Gate, fit_gate, reliable
 from avspk.schedules import ramp
 from avspk.stages.base import Metrics, Stage
 from avspk.stages.modalities import Materials, ModalityKit, seeded

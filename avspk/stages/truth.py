@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from avspk.data.manifest import Utterances, speaker_of
-from avspk.pseudo_labels import diagnostics
+from avspk.scoring import label_quality
 
 
 class Truth:
@@ -19,19 +19,19 @@ class Truth:
         """Labels (N,), -1 where there is none -> NMI and purity of the others."""
         labelled = labels >= 0
         truth, labels = self._speakers[labelled], labels[labelled]
-        return {"label/nmi": diagnostics.nmi(truth, labels), "label/purity": diagnostics.purity(truth, labels)}
+        return {"label/nmi": label_quality.nmi(truth, labels), "label/purity": label_quality.purity(truth, labels)}
 
     def of_gate(self, labels: np.ndarray, reliable: np.ndarray) -> dict[str, float]:
         """Labels (N,) and which of them the gate trusts (N,) bool -> precision and recall of that."""
         labelled = labels >= 0
-        precision, recall = diagnostics.gate_quality(self._speakers[labelled], labels[labelled], reliable[labelled])
+        precision, recall = label_quality.gate_quality(self._speakers[labelled], labels[labelled], reliable[labelled])
         return {"gate/precision": precision, "gate/recall": recall}
 
     def of_correction(self, labels: np.ndarray, corrected: np.ndarray) -> dict[str, float]:
         """Labels (N,) and corrected ones (N,), -1 where not corrected -> share of corrections that are right."""
         labelled = labels >= 0
         mask = corrected[labelled] >= 0
-        precision = diagnostics.correction_precision(
+        precision = label_quality.correction_precision(
             self._speakers[labelled], labels[labelled], corrected[labelled], mask
         )
         return {"correction/precision": precision}

@@ -17,7 +17,7 @@ from sklearn.cluster import KMeans
 from sklearn.metrics import normalized_mutual_info_score
 from torch import Tensor
 
-from avspk.pseudo_labels.kmeans import kmeans
+from avspk.clusterers.kmeans import kmeans
 from benchmarks.corpus import VOXCELEB2_UTTERANCES
 from benchmarks.figures import Figure, cost
 from benchmarks.measure import WALL, Clock, clock_on

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from sklearn.mixture import GaussianMixture
 
-from avspk.pseudo_labels.loss_gate import Gate, fit_gate, reliable
+from avspk.judges.loss_gate import Gate, fit_gate, reliable
 from benchmarks.corpus import VOXCELEB2_UTTERANCES
 from benchmarks.figures import Figure, cost
 from benchmarks.measure import CPU_TIME, take_turns

@@ -1,0 +1,1 @@
+"""Rows of all modalities -> one pseudo label per utterance."""

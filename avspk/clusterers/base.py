@@ -1,0 +1,45 @@
+"""What every clusterer is: a call that turns the rows of all modalities into one label per utterance."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from avspk.clusterers.kmeans import Reducer
+
+Embeddings = Mapping[str, np.ndarray | Tensor]
+"""Modality -> (n, D_m), this process's share of the rows, shares in order of rank; NaN rows where it is missing."""
+
+
+@dataclass(frozen=True)
+class Clustering:
+    """Pseudo labels (n,) int64 of this process's utterances, 0 .. num_clusters - 1 without gaps over all processes.
+
+    num_clusters: less than asked for only if embeddings coincide.
+    notes: figures for the log, by name.
+    """
+
+    labels: np.ndarray
+    num_clusters: int
+    notes: dict[str, float]
+
+
+class Clusterer(Protocol):
+    """Clusters utterances by the embeddings of the modalities that they have."""
+
+    def __call__(
+        self, rows: Embeddings, num_clusters: int, *, seed: int, device: torch.device | str, reducer: Reducer
+    ) -> Clustering:
+        """Cluster all rows of all processes. Every row must have at least one modality.
+
+        The same rows and the same seed give the same labels on any number of processes, up to rounding.
+
+        Raises:
+            ValueError: on embeddings that do not fit the settings or each other, an utterance without any modality,
+                half-missing rows, or fewer utterances than clusters.
+        """

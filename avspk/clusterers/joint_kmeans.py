@@ -1,0 +1,108 @@
+"""The papers' clusterer: k-means on the joint unit rows, optionally with many centroids that Ward's method merges."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from avspk.clusterers.base import Clustering, Embeddings
+from avspk.clusterers.joint import JointRows, check_embeddings, join
+from avspk.clusterers.kmeans import Clusters, Reducer, kmeans
+from avspk.clusterers.ward import ward
+from avspk.settings import Count, Positive, Settings
+
+
+class JointKmeansSettings(Settings):
+    """K-means on concatenated unit embeddings (arXiv 2304.05754), K = 7,500 [I].
+
+    `centroids` > 0 is the variant with k-means centroids that Ward's method merges [S sslsv].
+    """
+
+    kind: Literal["kmeans"] = "kmeans"
+    num_clusters: Count = 7500
+    centroids: int = Field(0, ge=0, description="k-means centroids that are merged to num_clusters; 0: plain k-means")
+    iterations: Count = 30
+    restarts: Count = 1
+    weights: dict[str, Positive] = Field({"audio": 1.0, "face": 1.0}, description="of the modalities' unit blocks")
+
+    def build(self) -> JointKmeans:
+        """The clusterer."""
+        return JointKmeans(self)
+
+    def problem(self, num_clusters: int, num_rows: int) -> str:
+        """Why so many rows cannot be clustered with these settings; empty if they can."""
+        if not self.centroids or num_clusters <= self.centroids <= num_rows:
+            return ""
+        return (
+            f"centroids is {self.centroids}; they are made of {num_rows} utterances and merged to {num_clusters} "
+            f"clusters; valid: {num_clusters} to {num_rows}, or 0 for none"
+        )
+
+
+@dataclass(frozen=True)
+class JointKmeans:
+    """A `Clusterer`. Utterances without a modality are compared over the dimensions that they have."""
+
+    settings: JointKmeansSettings
+
+    def __call__(
+        self, rows: Embeddings, num_clusters: int, *, seed: int, device: torch.device | str, reducer: Reducer
+    ) -> Clustering:
+        """See `Clusterer`. Of `restarts` fits, the one with the lowest objective counts."""
+        weights = check_embeddings(rows, {name: self.settings.weights[name] for name in rows})
+        joint = join(rows, weights, device)
+        subclusters = self.settings.centroids or None
+        fits = [
+            fit_kmeans(joint, subclusters or num_clusters, seed + attempt, self.settings.iterations, reducer)
+            for attempt in range(self.settings.restarts)
+        ]
+        best = min(fits, key=lambda fit: fit.objective)
+        labels = best.labels if subclusters is None else merged_labels(best, num_clusters, reducer)
+        return numbered(labels, reducer, {"objective": best.objective})
+
+
+def fit_kmeans(joint: JointRows, num_clusters: int, seed: int, num_iterations: int, reducer: Reducer) -> Clusters:
+    """K-means of the joint rows of all processes, over the blocks that each row has."""
+    # All processes have to take the same path.
+    complete = int(reducer.sum((~joint.observed).sum())) == 0
+    return kmeans(
+        joint.values,
+        num_clusters,
+        seed=seed,
+        num_iterations=num_iterations,
+        observed=None if complete else joint.observed,
+        block_sizes=joint.block_sizes,
+        reducer=reducer,
+    )
+
+
+def merged_labels(fit: Clusters, num_clusters: int, reducer: Reducer) -> Tensor:
+    """Labels (n,) after Ward's method has merged the centroids, each weighted by the size of its cluster.
+
+    The first process alone merges: distances between 50,000 centroids are 10 GB, and a node has many processes.
+
+    Raises:
+        ValueError: if there are fewer centroids than clusters.
+    """
+    if len(fit.centroids) < num_clusters:
+        raise ValueError(f"{len(fit.centroids)} centroids cannot be merged to {num_clusters} clusters: ask for more")
+    merge = torch.zeros_like(fit.counts)
+    if reducer.rank == 0:
+        filled = fit.counts > 0
+        points, counts = fit.centroids[filled].cpu().numpy(), fit.counts[filled].cpu().numpy()
+        merge[filled] = torch.from_numpy(ward(points, num_clusters, counts=counts)).to(merge)
+    return reducer.sum(merge)[fit.labels]
+
+
+def numbered(labels: Tensor, reducer: Reducer, notes: Mapping[str, float]) -> Clustering:
+    """A clustering of labels (n,) >= 0, with the numbers of empty clusters left out, over all processes."""
+    top = labels.max() + 1 if len(labels) else labels.new_zeros(())
+    length = int(reducer.sum(top))  # summed over the processes: at least the largest number
+    counts = reducer.sum(torch.bincount(labels, minlength=length))
+    number = (counts > 0).cumsum(0) - 1
+    return Clustering(number[labels].cpu().numpy(), int(number[-1]) + 1, dict(notes))

@@ -1,0 +1,200 @@
+"""Metric-refined joint clustering: cluster, learn from the clusters how each modality varies within a speaker, repeat.
+
+Each modality is first whitened by the covariance of all its rows. After a clustering it is whitened by the pooled
+covariance *within* the clusters instead: directions in which the rows of one cluster differ (noise, channel, pose) are
+scaled down, directions that tell clusters apart stay. This is within-class covariance normalisation (Hatch, Kajarekar
+and Stolcke 2006), the within part of PLDA, learnt from pseudo labels. The clusters are those of the joint rows, so
+each modality teaches the other one's metric.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from avspk.clusterers.base import Clustering, Embeddings
+from avspk.clusterers.joint import JointRows, Transform, check_embeddings, chunks, join
+from avspk.clusterers.joint_kmeans import fit_kmeans, merged_labels, numbered
+from avspk.clusterers.kmeans import Reducer
+from avspk.clusterers.ward import ward
+from avspk.settings import Count, Positive, Probability, Settings
+
+FLOOR = 1e-3  # added to the eigenvalues of the first whitening, in units of the largest one
+
+
+class MetricSettings(Settings):
+    """Metric-refined joint clustering; all values [C], measured in eval/README.md.
+
+    Up to `ward_rows` utterances, Ward's method merges all rows. Above, it merges `centroids` k-means centroids: 50,000
+    at VoxCeleb2's size take 10 GB in the first process.
+    """
+
+    kind: Literal["metric"] = "metric"
+    num_clusters: Count = 7500
+    refinements: int = Field(2, ge=0, description="clusterings after the first one, each in the metric of the last one")
+    shrinkage: Probability = Field(0.1, description="of the within-cluster covariance towards its mean eigenvalue")
+    weights: dict[str, Positive] | Literal["auto"] = Field(
+        "auto", description="of the modalities' unit blocks; auto: chosen from the clusters, without speaker labels"
+    )
+    ward_rows: Count = Field(20_000, description="at most this many utterances are merged one by one")
+    centroids: Count = Field(50_000, description="k-means centroids that are merged where there are more utterances")
+    iterations: Count = Field(30, description="of the k-means, at most")
+
+    def build(self) -> MetricClusterer:
+        """The clusterer."""
+        return MetricClusterer(self)
+
+    def problem(self, num_clusters: int, num_rows: int) -> str:
+        """Why so many rows cannot be clustered with these settings; empty if they can."""
+        if num_rows <= self.ward_rows or num_clusters <= self.centroids <= num_rows:
+            return ""
+        return (
+            f"centroids is {self.centroids}; they are made of {num_rows} utterances and merged to {num_clusters} "
+            f"clusters; valid: {num_clusters} to {num_rows}"
+        )
+
+
+@dataclass(frozen=True)
+class Spread:
+    """How one modality's rows vary: mean (D,), covariance of all rows and within clusters (D, D), all float64."""
+
+    mean: Tensor
+    total: Tensor
+    within: Tensor
+
+
+@dataclass(frozen=True)
+class MetricClusterer:
+    """A `Clusterer`."""
+
+    settings: MetricSettings
+
+    def __call__(
+        self, rows: Embeddings, num_clusters: int, *, seed: int, device: torch.device | str, reducer: Reducer
+    ) -> Clustering:
+        """See `Clusterer`. The notes hold the weights of the modalities."""
+        labels: Tensor | None = None
+        weights = self._first_weights(rows)
+        for _ in range(1 + self.settings.refinements):
+            spreads = {name: measure_spread(rows[name], name, labels, device, reducer) for name in rows}
+            if labels is not None and self.settings.weights == "auto":
+                weights = informative_weights(spreads, self.settings.shrinkage)
+            used = check_embeddings(rows, weights)
+            whiteners = {name: self._whitener(spread, labels is not None) for name, spread in spreads.items()}
+            transforms = {name: _affine(spreads[name].mean, whiteners[name]) for name in used}
+            labels = self._group(join(rows, used, device, transforms), num_clusters, seed, reducer)
+        assert labels is not None
+        return numbered(labels, reducer, {f"weight/{name}": weight for name, weight in used.items()})
+
+    def _first_weights(self, rows: Embeddings) -> dict[str, float]:
+        given = self.settings.weights
+        return dict.fromkeys(rows, 1.0) if given == "auto" else {name: given[name] for name in rows}
+
+    def _whitener(self, spread: Spread, clustered: bool) -> Tensor:
+        return within_whitener(spread.within, self.settings.shrinkage) if clustered else total_whitener(spread.total)
+
+    def _group(self, joint: JointRows, num_clusters: int, seed: int, reducer: Reducer) -> Tensor:
+        """Labels (n,) of this process's joint rows."""
+        total = int(reducer.sum(torch.tensor(len(joint.values), device=joint.values.device)))
+        if num_clusters > total:
+            raise ValueError(f"cannot make {num_clusters} clusters of {total} rows: choose 1 to {total} clusters")
+        if total <= self.settings.ward_rows:
+            return ward_labels(joint, num_clusters, reducer)
+        fit = fit_kmeans(joint, self.settings.centroids, seed, self.settings.iterations, reducer)
+        return merged_labels(fit, num_clusters, reducer)
+
+
+def measure_spread(
+    rows: np.ndarray | Tensor, modality: str, labels: Tensor | None, device: torch.device | str, reducer: Reducer
+) -> Spread:
+    """Mean and covariances of one modality's rows (n, D) of all processes; NaN rows are left out.
+
+    Args:
+        labels: (n,) clusters of this process's rows, for the covariance within them; None: that of all rows.
+    """
+    dim = rows.shape[1]
+    sums = torch.zeros(dim + 1, dtype=torch.float64, device=device)  # the last one counts
+    for _, values, present in chunks(rows, modality, device):
+        sums[:-1] += values.sum(0, dtype=torch.float64)
+        sums[-1] += present.sum()
+    sums = reducer.sum(sums)
+    count = sums[-1].clamp(min=1)
+    mean = sums[:-1] / count
+    scatter = torch.zeros(dim, dim, dtype=torch.float64, device=device)
+    num_labels = 0 if labels is None else int(reducer.sum(labels.max() + 1 if len(labels) else labels.new_zeros(())))
+    classes = torch.zeros(num_labels, dim + 1, dtype=torch.float64, device=device)
+    for start, values, present in chunks(rows, modality, device):
+        centred = (values.double() - mean)[present]
+        scatter += centred.T @ centred
+        if labels is not None:
+            mine = labels[start : start + len(present)][present]
+            classes.index_add_(0, mine, torch.cat([centred, centred.new_ones(len(centred), 1)], 1))
+    total = reducer.sum(scatter) / count
+    if labels is None:
+        return Spread(mean, total, total)
+    classes = reducer.sum(classes)
+    class_sums, sizes = classes[:, :-1], classes[:, -1:].clamp(min=1)
+    return Spread(mean, total, total - (class_sums / sizes).T @ class_sums / count)
+
+
+def total_whitener(covariance: Tensor) -> Tensor:
+    """Matrix (D, D) that decorrelates rows of this covariance; directions without variance are not blown up."""
+    values, vectors = torch.linalg.eigh(covariance)
+    return vectors / (values.clamp(min=0) + FLOOR * values[-1].clamp(min=torch.finfo(values.dtype).tiny)).sqrt()
+
+
+def within_whitener(covariance: Tensor, shrinkage: float) -> Tensor:
+    """Matrix (D, D) that whitens rows of this covariance, shrunk by a share of `shrinkage` to its mean eigenvalue."""
+    values, vectors = torch.linalg.eigh(shrunk(covariance, shrinkage))
+    return vectors / values.clamp(min=torch.finfo(values.dtype).tiny).sqrt()
+
+
+def shrunk(covariance: Tensor, shrinkage: float) -> Tensor:
+    """(1 - a) C + a tr(C) / D I of a covariance C (D, D)."""
+    mean = (covariance.trace() / len(covariance)).clamp(min=torch.finfo(torch.float32).tiny)
+    return (1 - shrinkage) * covariance + shrinkage * mean * torch.eye(len(covariance)).to(covariance)
+
+
+def informative_weights(spreads: Mapping[str, Spread], shrinkage: float) -> dict[str, float]:
+    """Weight of each modality's unit block, from how far apart its clusters are in its own metric.
+
+    In a metric in which rows vary by 1 in every direction within a speaker, squared distances of several modalities
+    may simply be added: so a Gaussian model of the speakers weighs them. Rows have a mean squared length of
+    tr(W^-1 T) there (W within clusters, T of all rows). Scaling to unit length takes it away, and the weight restores
+    it.
+    """
+    lengths = {
+        name: torch.linalg.solve(shrunk(spread.within, shrinkage), spread.total).trace()
+        for name, spread in spreads.items()
+    }
+    return {name: float(length.clamp(min=torch.finfo(torch.float32).tiny).sqrt()) for name, length in lengths.items()}
+
+
+def _affine(mean: Tensor, matrix: Tensor) -> Transform:
+    """x -> (x - mean) matrix, computed in float64: rows may lie far from 0."""
+    return lambda rows: ((rows.double() - mean) @ matrix).float()
+
+
+def ward_labels(joint: JointRows, num_clusters: int, reducer: Reducer) -> Tensor:
+    """Labels (n,) by Ward's method over the rows of all processes, which the first process merges for all."""
+    device = joint.values.device
+    shares = torch.zeros(reducer.size, dtype=torch.int64, device=device)
+    shares[reducer.rank] = len(joint.values)
+    shares = reducer.sum(shares)
+    mine = slice(int(shares[: reducer.rank].sum()), int(shares[: reducer.rank + 1].sum()))
+    rows = torch.zeros(int(shares.sum()), sum(joint.block_sizes) + len(joint.block_sizes), device=device)
+    rows[mine] = torch.cat([joint.values, joint.observed.float()], 1)
+    rows = reducer.sum(rows)
+    labels = torch.zeros(len(rows), dtype=torch.int64, device=device)
+    if reducer.rank == 0:
+        points, observed = rows.split([sum(joint.block_sizes), len(joint.block_sizes)], 1)
+        labels += torch.from_numpy(
+            ward(points.cpu().numpy(), num_clusters, observed=observed.cpu().numpy() > 0, block_sizes=joint.block_sizes)
+        ).to(device)
+    return reducer.sum(labels)[mine]

@@ -1,0 +1,135 @@
+"""Ward's agglomerative clustering of weighted points, some of which may lack blocks of dimensions.
+
+Clusters A and B are merged in the order of the increase of the k-means objective,
+
+    2 n_A n_B / (n_A + n_B) ||c_A - c_B||^2,
+
+which the Lance-Williams recurrence updates without the points (Lance and Williams 1967). The nearest-neighbour chain
+(Murtagh 1983) finds all merges in O(N^2) operations over one N x N table of float32: 1.6 GB for 20,000 points, 10 GB
+for 50,000.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+CHUNK_ROWS = 1 << 10  # rows of the table that are filled at once
+
+
+def ward(
+    points: Floats,
+    num_clusters: int,
+    *,
+    counts: NDArray[np.int64] | None = None,
+    observed: NDArray[np.bool_] | None = None,
+    block_sizes: Sequence[int] = (),
+) -> NDArray[np.int64]:
+    """Merge points until `num_clusters` clusters are left.
+
+    Points that lack blocks are compared over the blocks that both have, scaled up as if the others agreed as well as
+    these. Points that share no block are as far apart as orthogonal points of their length.
+
+    Args:
+        points: (N, D), zero where unobserved.
+        num_clusters: K >= 1. With K >= N every point is its own cluster.
+        counts: (N,) weights of the points, such as the sizes of the clusters that they stand for; None: 1 each.
+        observed: (N, B) bool, which blocks a point has; None: all.
+        block_sizes: dimensions of the B blocks, with a sum of D; needed with `observed`.
+
+    Returns:
+        (N,) labels 0 .. K - 1, numbered by the first point of each cluster.
+
+    Raises:
+        ValueError: if K is less than 1.
+    """
+    if num_clusters < 1:
+        raise ValueError(f"num_clusters must be at least 1; got {num_clusters}")
+    num = len(points)
+    if num_clusters >= num:
+        return np.arange(num)
+    sizes = np.ones(num, np.float32) if counts is None else counts.astype(np.float32)
+    costs = _distances(points, observed, block_sizes)
+    for start in range(0, num, CHUNK_ROWS):
+        mine = sizes[start : start + CHUNK_ROWS, None]
+        costs[start : start + CHUNK_ROWS] *= 2 * mine * sizes / (mine + sizes)
+    np.fill_diagonal(costs, np.inf)
+    merges, heights = _nearest_neighbour_chain(costs, sizes)
+    lowest = np.argsort(heights, kind="stable")[: num - num_clusters]
+    return _components(num, merges[np.sort(lowest)])
+
+
+def _distances(points: Floats, observed: NDArray[np.bool_] | None, block_sizes: Sequence[int]) -> Floats:
+    """Return (N, N) squared distances over the blocks that both points have, on the scale of all blocks."""
+    num = len(points)
+    table = np.empty((num, num), np.float32)
+    norms = np.square(points).sum(1)
+    masks = None if observed is None or observed.all() else observed.astype(np.float32)
+    if masks is not None:
+        edges = np.cumsum([0, *block_sizes])
+        per_block = np.stack([np.square(points[:, a:b]).sum(1) for a, b in pairwise(edges)], axis=1)
+        weights = per_block.sum(0) / masks.sum(0).clip(min=1)  # (B,) mean squared length of a block
+    for start in range(0, num, CHUNK_ROWS):
+        rows = slice(start, start + CHUNK_ROWS)
+        products = points[rows] @ points.T
+        if masks is None:
+            table[rows] = norms[rows, None] + norms - 2 * products
+        else:
+            lengths = (masks * per_block)[rows] @ masks.T + masks[rows] @ (masks * per_block).T
+            shared = (masks * weights)[rows] @ masks.T
+            scaled = (lengths - 2 * products) * (weights.sum() / np.where(shared > 0, shared, 1))
+            table[rows] = np.where(shared > 0, scaled, 2 * weights.sum())
+    return np.maximum(table, 0, out=table)
+
+
+def _nearest_neighbour_chain(costs: Floats, sizes: Floats) -> tuple[NDArray[np.int64], Floats]:
+    """Return all N - 1 merges, (N - 1, 2) points that stand for the merged clusters, and their costs (N - 1,).
+
+    A chain of ever nearer neighbours ends in two clusters that are each other's nearest; no later merge can come
+    between them, so they are merged at once. `costs`, infinite on the diagonal, and `sizes` are used up.
+    """
+    num = len(costs)
+    merges, heights = np.empty((num - 1, 2), np.int64), np.empty(num - 1, np.float32)
+    chain: list[int] = []
+    first = 0  # clusters before it are merged away
+    for number in range(num - 1):
+        if not chain:
+            while sizes[first] == 0:
+                first += 1
+            chain.append(first)
+        while True:
+            row = costs[chain[-1]]
+            nearest = int(row.argmin())
+            if len(chain) > 1 and row[chain[-2]] <= row[nearest]:
+                break
+            chain.append(nearest)
+        kept, gone = sorted((chain.pop(), chain.pop()))
+        merges[number], heights[number] = (kept, gone), costs[kept, gone]
+        _merge(costs, sizes, kept, gone)
+    return merges, heights
+
+
+def _merge(costs: Floats, sizes: Floats, kept: int, gone: int) -> None:
+    """Let the cluster `kept` be the union of both, by Lance and Williams's recurrence; `gone` is infinitely far."""
+    total = sizes[kept] + sizes[gone] + sizes
+    row = (sizes[kept] + sizes) * costs[kept] + (sizes[gone] + sizes) * costs[gone] - sizes * costs[kept, gone]
+    row /= total
+    row[[kept, gone]] = np.inf
+    costs[kept] = costs[:, kept] = row
+    costs[gone] = costs[:, gone] = np.inf
+    sizes[kept] += sizes[gone]
+    sizes[gone] = 0
+
+
+def _components(num: int, merges: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the number of each point's cluster after these merges, in the order of their first points."""
+    owner = np.arange(num)
+    for kept, gone in merges:  # in the order in which they were made: both still stand for their clusters
+        owner[gone] = kept
+    while not np.array_equal(owner, owner[owner]):
+        owner = owner[owner]
+    return np.unique(owner, return_inverse=True)[1]

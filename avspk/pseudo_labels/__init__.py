@@ -1,1 +1,0 @@
-"""Clustering, loss gate and label correction: arrays in, arrays out."""

@@ -1,0 +1,38 @@
+"""Base types of settings: a strict node, and the numbers that its fields hold. Each part has its settings beside it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+Probability = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+def ordered(pair: tuple[Any, Any]) -> tuple[Any, Any]:
+    """The pair, if its first value is not above its second. Raises: ValueError."""
+    if pair[0] > pair[1]:
+        raise ValueError(f"range {pair} must be (low, high) with low <= high")
+    return pair
+
+
+Range = Annotated[tuple[float, float], AfterValidator(ordered)]
+PositiveRange = Annotated[tuple[Positive, Positive], AfterValidator(ordered)]
+
+
+def DefaultKind(kind: str) -> BeforeValidator:  # noqa: N802 - stands among pydantic's annotations
+    """In a union that a `kind` discriminates: settings that name none are of this kind."""
+    return BeforeValidator(lambda value: {"kind": kind, **value} if isinstance(value, dict) else value)
+
+
+class ConfigError(ValueError):
+    """A setting that cannot be used. The message fits one screen and says what to do."""
+
+
+class Settings(BaseModel):
+    """Base of every node: unknown keys fail, and values never change after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)

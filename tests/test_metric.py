@@ -1,0 +1,145 @@
+"""Metric-refined clustering: covariances against numpy, what whitening is good for, ranks, missing modalities."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
+from thread_ranks import Ranks
+
+from avspk.clusterers import joint
+from avspk.clusterers.kmeans import Reducer
+from avspk.clusterers.metric import (
+    MetricSettings,
+    informative_weights,
+    measure_spread,
+    shrunk,
+    total_whitener,
+    within_whitener,
+)
+
+CPU = torch.device("cpu")
+
+
+def corpus(num=480, speakers=12, seed=0):
+    """Audio (N, 12) with a strong channel direction, face (N, 8); who is who."""
+    rng = np.random.default_rng(seed)
+    truth = np.arange(num) % speakers
+    channel = 6 * rng.standard_normal((num, 2)) @ rng.standard_normal((2, 12))
+    audio = 5 + 2 * rng.standard_normal((speakers, 12))[truth] + channel + 0.8 * rng.standard_normal((num, 12))
+    face = 2 * rng.standard_normal((speakers, 8))[truth] + rng.standard_normal((num, 8))
+    return {"audio": audio.astype(np.float32), "face": face.astype(np.float32)}, truth
+
+
+def cluster(rows, num_clusters=12, reducer=None, **settings):
+    clusterer = MetricSettings(**settings).build()
+    return clusterer(rows, num_clusters, seed=0, device=CPU, reducer=reducer or Reducer())
+
+
+def test_spread_is_the_covariance_of_all_rows_and_within_clusters(monkeypatch):
+    monkeypatch.setattr(joint, "CHUNK_ROWS", 50)
+    rows, truth = corpus()[0]["audio"], corpus()[1]
+    rows[::7] = np.nan
+    there, labels = rows[~np.isnan(rows[:, 0])].astype(np.float64), truth[~np.isnan(rows[:, 0])]
+    spread = measure_spread(rows, "audio", torch.from_numpy(truth), CPU, Reducer())
+    np.testing.assert_allclose(spread.mean, there.mean(0))
+    np.testing.assert_allclose(spread.total, np.cov(there.T, bias=True), rtol=1e-9)
+    inside = np.concatenate([there[labels == k] - there[labels == k].mean(0) for k in range(12)])
+    np.testing.assert_allclose(spread.within, inside.T @ inside / len(there), atol=1e-9)
+
+
+def test_whiteners_whiten():
+    rng = np.random.default_rng(0)
+    root = torch.from_numpy(rng.standard_normal((5, 5)))
+    covariance = root @ root.T
+    for shrinkage in (0.0, 0.3):
+        matrix = within_whitener(covariance, shrinkage)
+        torch.testing.assert_close(matrix.T @ shrunk(covariance, shrinkage) @ matrix, torch.eye(5).double())
+    matrix = total_whitener(covariance)
+    result = matrix.T @ covariance @ matrix
+    values = torch.linalg.eigvalsh(covariance)
+    torch.testing.assert_close(result.diagonal().sort().values, (values / (values + 1e-3 * values[-1])).sort().values)
+
+
+def test_directions_without_variance_do_no_harm():
+    embeddings, truth = corpus()
+    embeddings["audio"] = np.concatenate([embeddings["audio"], np.zeros((480, 3), np.float32)], 1)
+    assert adjusted_rand_score(truth, cluster(embeddings).labels) > 0.95
+    assert np.isfinite(cluster({"audio": np.ones((30, 4), np.float32)}, 3).labels).all()
+
+
+def test_refinement_tells_what_varies_within_a_speaker_from_what_does_not():
+    """Whitening of all rows makes 30 directions of noise as large as the 6 of the speakers. Refinement does not."""
+    rng = np.random.default_rng(0)
+    truth = np.arange(480) % 12
+    rows = 0.5 * rng.standard_normal((480, 36))
+    rows[:, :6] += 2 * rng.standard_normal((12, 6))[truth]
+    plain, refined = (cluster({"audio": rows}, refinements=number).labels for number in (0, 2))
+    before, after = (normalized_mutual_info_score(truth, labels) for labels in (plain, refined))
+    assert before < 0.5
+    assert after > 0.85
+
+
+def test_one_modality_teaches_the_other_ones_metric():
+    embeddings, truth = corpus(seed=3)
+    alone = normalized_mutual_info_score(truth, cluster({"audio": embeddings["audio"]}).labels)
+    assert normalized_mutual_info_score(truth, cluster(embeddings).labels) >= alone
+
+
+def test_weights_follow_how_well_a_modality_tells_speakers_apart():
+    embeddings, truth = corpus()
+    labels = torch.from_numpy(truth)
+
+    def weights(rows):
+        return informative_weights(
+            {name: measure_spread(values, name, labels, CPU, Reducer()) for name, values in rows.items()}, 0.1
+        )
+
+    plain = weights(embeddings)
+    blurred = weights(
+        embeddings | {"face": embeddings["face"] + 9 * np.random.default_rng(0).standard_normal((480, 8))}
+    )
+    assert plain["face"] / plain["audio"] > 1.5 * blurred["face"] / blurred["audio"]
+    # Neither the unit of an embedding nor its orientation counts.
+    turned = weights(embeddings | {"face": 30 * embeddings["face"] @ np.linalg.qr(np.ones((8, 8)) + np.eye(8))[0]})
+    assert turned == pytest.approx(plain, rel=1e-3)
+
+
+def test_many_rows_take_centroids():
+    embeddings, truth = corpus(1200)
+    result = cluster(embeddings, ward_rows=100, centroids=200)
+    assert result.num_clusters == 12
+    assert normalized_mutual_info_score(truth, result.labels) > 0.95
+
+
+def test_missing_modalities_keep_working():
+    embeddings, truth = corpus()
+    embeddings["face"][np.random.default_rng(0).random(480) < 0.3] = np.nan
+    assert normalized_mutual_info_score(truth, cluster(embeddings).labels) > 0.95
+
+
+class ThreadReducer(Reducer):
+    def __init__(self, ranks, rank):
+        self.ranks, self.rank, self.size = ranks, rank, ranks.size
+
+    def sum(self, tensor):
+        return self.ranks.sum(tensor)
+
+
+@pytest.mark.parametrize("settings", [{}, {"ward_rows": 100, "centroids": 100}])
+def test_two_processes_equal_one(settings):
+    embeddings, _ = corpus()
+    embeddings["face"][5:60] = np.nan
+    whole, ranks = cluster(embeddings, **settings), Ranks(2)
+
+    def work(rank):
+        share = {name: rows[:170] if rank == 0 else rows[170:] for name, rows in embeddings.items()}
+        return cluster(share, reducer=ThreadReducer(ranks, rank), **settings)
+
+    first, second = ranks.run(work)
+    np.testing.assert_array_equal(np.concatenate([first.labels, second.labels]), whole.labels)
+    assert first.num_clusters == second.num_clusters == whole.num_clusters
+
+
+def test_too_many_clusters():
+    with pytest.raises(ValueError, match="481 clusters of 480 rows"):
+        cluster(corpus()[0], 481)
