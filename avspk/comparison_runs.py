@@ -18,10 +18,10 @@ from avspk.config import Config, ConfigError, differing_keys, load_config
 from avspk.data.score_file import slug
 from avspk.stage_one import stage_one_differences
 
-FULL = ("refine.gate.enabled=true", "refine.correction.enabled=true")
+FULL = ("refine.judge.gate.enabled=true", "refine.judge.correction.enabled=true")
 ABLATIONS = {
-    "no-gate": ("no gate", ("refine.gate.enabled=false", "refine.correction.enabled=false")),
-    "gate": ("gate only", ("refine.gate.enabled=true", "refine.correction.enabled=false")),
+    "no-gate": ("no gate", ("refine.judge.gate.enabled=false", "refine.judge.correction.enabled=false")),
+    "gate": ("gate only", ("refine.judge.gate.enabled=true", "refine.judge.correction.enabled=false")),
 }
 STAGE_ONE, SUPERVISED = "stage-1", "supervised"
 STAGE_ONE_ONLY = "stage 1 only"

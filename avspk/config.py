@@ -16,6 +16,7 @@ from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_va
 
 from avspk.clusterers.joint_kmeans import JointKmeansSettings
 from avspk.clusterers.metric import MetricSettings
+from avspk.judges.gated_correction import GatedCorrectionSettings
 from avspk.settings import (
     ConfigError,
     Count,
@@ -40,6 +41,9 @@ FIRST_READ_BY = {
     "large_margin": ("large_margin.",),
 }
 """Stage folder -> settings that no stage before reads: free to change until it is there."""
+
+
+JudgeSettings = Annotated[GatedCorrectionSettings, DefaultKind("gate_and_correction")]
 
 
 class DataSettings(Settings):
@@ -246,33 +250,8 @@ class PretrainSettings(Settings):
     collapse_patience: Count = Field(500, description="steps of collapsed targets after which the run stops [C]")
 
 
-class GateSettings(Settings):
-    """Dynamic loss gate (arXiv 2208.01928): starts after this many epochs [S: 5 of 15]."""
-
-    enabled: bool = True
-    start_epoch: int = Field(5, ge=1)
-    min_separation: Positive = Field(
-        1.5, description="distance of the means, in root mean square deviations, below which modes are merged [C]"
-    )
-    rule: Literal["both", "either", "audio"] = Field(
-        "both", description="whose loss decides that a label is reliable [C]"
-    )
-
-
-class CorrectionSettings(Settings):
-    """Label correction; temperature and threshold as in wavlm_ssl_sv [S]."""
-
-    enabled: bool = True
-    temperature: Positive = 0.1
-    threshold: Probability = 0.5
-    rule: Literal["mean", "agree", "own"] = Field(
-        "mean", description="how the modalities' clean posteriors are joined [C]"
-    )
-    hard: bool = False
-
-
-class RefineSettings(Settings):
-    """Stage 2: one round of classification on pseudo labels [S where the method gives it]."""
+class ClassifySettings(Settings):
+    """Classification of pseudo labels by AAM-softmax [S]."""
 
     epochs: Count = 15
     batch_size: Count = 512
@@ -284,18 +263,38 @@ class RefineSettings(Settings):
     margin: float = Field(0.2, ge=0)
     margin_start_epoch: float = Field(1.0, ge=0, description="the margin rises from 0 between these two epochs")
     margin_full_epoch: float = Field(4.0, ge=0)
-    gate: GateSettings = GateSettings()
-    correction: CorrectionSettings = CorrectionSettings()
 
 
-class LargeMarginSettings(Settings):
-    """Large-margin fine-tuning of the audio model, augmentation off [S]."""
+class RefineSettings(ClassifySettings):
+    """Stage 2: one round of classification on judged pseudo labels [S where the method gives it]."""
+
+    judge: JudgeSettings = GatedCorrectionSettings()
+    clean_seconds: Positive | None = Field(
+        None, description="length of the clean view that the judge hears; default: the crop that is trained on [C]"
+    )
+    ema_momentum: Probability = Field(
+        0.99, description="the judge hears an exponential mean of the model with this momentum, 0: the model itself [C]"
+    )
+    keep: Literal["last", "ema"] = Field("last", description="which weights a round leaves [C]")
+    start_from: Literal["last", "stage_one"] = Field(
+        "last", description="encoders that a round starts from: those of the stage before, or of stage 1 [C]"
+    )
+
+
+class LargeMarginSettings(ClassifySettings):
+    """Large-margin fine-tuning of the audio model on trusted labels, on longer crops without augmentation.
+
+    Margin and seconds are [S]. Without augmentation is [C]: public recipes keep it on; see eval/README.md.
+    """
 
     enabled: bool = True
     epochs: Count = 5
     batch_size: Count = 256
     margin: float = Field(0.5, ge=0)
+    margin_start_epoch: float = Field(0.0, ge=0)
+    margin_full_epoch: float = Field(0.0, ge=0)
     seconds: Positive = 6.0
+    augmented: bool = False
     optimiser: OptimiserSettings = OptimiserSettings(learning_rate=1e-3, final_learning_rate=1e-5, warmup_epochs=0)
 
 
@@ -356,9 +355,9 @@ class Config(Settings):
             raise ValueError(
                 f"modalities is {self.modalities}; valid are [audio] and [audio, face]: the speaker model is audio"
             )
-        if self.refine.gate.start_epoch < self.refine.margin_full_epoch and self.refine.gate.enabled:
+        if self.refine.judge.first_epoch < self.refine.margin_full_epoch:
             raise ValueError(
-                "refine.gate.start_epoch must not come before refine.margin_full_epoch: "
+                "refine.judge.gate.start_epoch must not come before refine.margin_full_epoch: "
                 "the gate reads losses after the ramp"
             )
         return self

@@ -19,7 +19,7 @@ from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGr
 
 from avspk import distributed
 from avspk.checkpoint import CheckpointFolder, load_tree, save_tree
-from avspk.config import Config, ConfigError, LargeMarginSettings, RefineSettings, TrainingSettings, describe
+from avspk.config import Config, ConfigError, TrainingSettings, describe
 from avspk.data.files import whole_or_absent
 from avspk.data.manifest import Utterances, read_utterances
 from avspk.data.noise import generate_noise_pack, read_noise_pack, replace_folder
@@ -37,6 +37,7 @@ from avspk.preflight import PSEUDO, check_launch, check_media, check_sizes, clai
 from avspk.report import write_report
 from avspk.runlog import RunLog, setup_logging
 from avspk.stage_one import DONE, copy_stage_one, embeddings_path, require_stage_one
+from avspk.stages.classify import Classify
 from avspk.stages.cluster import class_vectors, cluster_embeddings
 from avspk.stages.embedding_files import mean_row, read_rows, write_rows
 from avspk.stages.modalities import Materials, ModalityKit, build_kits
@@ -129,24 +130,17 @@ class Pipeline:
         folder = self._stage_folder(number)
         if not self._is_there(folder / DONE):
             started = time.monotonic()
-            before = self._stage_folder(number - 1)
-            rows = {key: self._embeddings(before, key, encoders[key]) for key in self.kits}
+            rows = self._rows(number - 1, encoders)
             labels = self._pseudo_labels(folder, rows)
+            if self.config.refine.start_from == "stage_one" and number > 1:
+                encoders = self._load_encoders(self._stage_folder(0), self.kits)
+                rows = self._rows(0, encoders)
             classes = {key: class_vectors(rows[key], labels, self.materials.device) for key in self.kits}
-            stage = Refine(
-                self.materials,
-                folder.name,
-                self.config.refine,
-                self.kits,
-                encoders,
-                labels,
-                self.truth,
-                folder,
-                classes=classes,
-            )
+            settings, truth = self.config.refine, self.truth
+            stage = Refine(self.materials, folder.name, settings, self.kits, encoders, labels, truth, folder, classes)
             started = self._train(stage, folder, started)
             self._save_classifiers(folder, stage)
-            self._export(folder, stage.model.encoders(), f"round {number} of gated and corrected pseudo labels")
+            self._export(folder, stage.encoders(), f"round {number} of judged pseudo labels")
             self._finish(folder, started)
         return self._load_encoders(folder, self.kits)
 
@@ -170,6 +164,10 @@ class Pipeline:
         settings, device = self.config.cluster, self.materials.device
         return cluster_embeddings(rows, usable, settings.build(), settings.num_clusters, self.config.seed, device)
 
+    def _rows(self, number: int, encoders: Mapping[str, Encoder]) -> dict[str, np.ndarray]:
+        """Modality -> this rank's share of the training embeddings of stage `number`, whose encoders these are."""
+        return {key: self._embeddings(self._stage_folder(number), key, encoders[key]) for key in self.kits}
+
     def _embeddings(self, folder: Path, modality: str, encoder: Encoder) -> np.ndarray:
         """This rank's share of the training embeddings (n, D) of a finished stage's encoder, from their file.
 
@@ -186,37 +184,33 @@ class Pipeline:
         return self.kits[modality].embed(encoder.to(self.materials.device), share)
 
     def _large_margin(self, encoders: dict[str, Encoder]) -> None:
-        """Fine-tune the audio model on the labels that gate and correction left."""
+        """Fine-tune the audio model on the labels that the last round trusts."""
         folder, last = self.folder / "large_margin", self._stage_folder(self.config.rounds)
         if self._is_there(folder / DONE):
             return
         started = time.monotonic()
-        settings = self.config.large_margin
-        stage = Refine(
+        settings, audio = self.config.large_margin, self.kits["audio"]
+        classifiers = load_tree(distributed.wait_for_file(last / "classifiers.safetensors"))
+        stage = Classify(
             self.materials,
             folder.name,
-            _large_margin_settings(settings, self.config.refine),
-            {"audio": self.kits["audio"]},
+            settings,
+            {"audio": audio},
+            {"audio": audio.refine_views(settings.seconds, settings.augmented)},
             {"audio": encoders["audio"]},
-            self._refined_labels(),
-            self.truth,
-            folder,
-            settings.seconds,
-            augmented=False,
-            classes={
-                "audio": load_tree(distributed.wait_for_file(last / "classifiers.safetensors"))["audio"]["weight"]
-            },
+            self._trusted_labels(),
+            {"audio": classifiers["audio"]["weight"]},
         )
         started = self._train(stage, folder, started, f"checkpoints_after_{last.name}")
-        description = "large-margin fine-tuning on refined pseudo labels"
+        description = "large-margin fine-tuning on trusted pseudo labels"
         self._export(folder, stage.model.encoders(), description, keep_embeddings=False)
         self._finish(folder, started, after=last.name)
 
-    def _refined_labels(self) -> np.ndarray:
-        """(N,) what gate and correction made of the last round's pseudo labels, -1 where they dropped one."""
+    def _trusted_labels(self) -> np.ndarray:
+        """(N,) the last round's pseudo labels, -1 where its judge did not trust one."""
         path = self.folder / f"round{self.config.rounds}" / "gate.parquet"
         gate = pd.read_parquet(distributed.wait_for_file(path))
-        return gate["label"].where(gate["reliable"], gate["corrected_label"]).to_numpy()
+        return gate["label"].where(gate["trusted"], -1).to_numpy()
 
     # What the stages share.
 
@@ -280,7 +274,7 @@ class Pipeline:
         return {name: load_encoder(path)[0] for name, path in folders.items()}
 
     def _publish(self) -> None:
-        """`model/`: the audio model of the last stage, calibrated on the last round's refined labels."""
+        """`model/`: the audio model of the last stage, calibrated on the last round's trusted labels."""
         if not self.main:
             return
         source, target, part = self._systems()[-1][1], self.folder / "model", self.folder / "model.part"
@@ -291,7 +285,7 @@ class Pipeline:
         if self.config.rounds:
             model, utterances = load_model(part, self.materials.device), self.materials.utterances
             workers = self.config.training.workers
-            calibration = calibrate(model, utterances, self._refined_labels(), self.config.seed, workers)
+            calibration = calibrate(model, utterances, self._trusted_labels(), self.config.seed, workers)
             if calibration is not None:
                 save_calibration(part, calibration)
         replace_folder(part, target)
@@ -355,23 +349,6 @@ def default_threads() -> int:
     """This machine's cores over its processes; launchers would set 1, which leaves cores idle."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-
-
-def _large_margin_settings(settings: LargeMarginSettings, refine: RefineSettings) -> RefineSettings:
-    """A round without gate, correction and ramp."""
-    return refine.model_copy(
-        update={
-            "epochs": settings.epochs,
-            "batch_size": settings.batch_size,
-            "optimiser": settings.optimiser,
-            "encoder_learning_rate": 1.0,
-            "margin": settings.margin,
-            "margin_start_epoch": 0.0,
-            "margin_full_epoch": 0.0,
-            "gate": refine.gate.model_copy(update={"enabled": False}),
-            "correction": refine.correction.model_copy(update={"enabled": False}),
-        }
-    )
 
 
 def _card(modality: str, description: str, config: Config, claim: str) -> str:

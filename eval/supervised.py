@@ -52,8 +52,9 @@ def _without_pseudo_labels(config: Config) -> Config:
     """Audio alone, every label trusted: gate and correction judge labels that may be wrong."""
     off = {"enabled": False}
     refine = config.refine
-    changes = {"gate": refine.gate.model_copy(update=off), "correction": refine.correction.model_copy(update=off)}
-    return config.model_copy(update={"modalities": ["audio"], "refine": refine.model_copy(update=changes)})
+    gate, correction = refine.judge.gate.model_copy(update=off), refine.judge.correction.model_copy(update=off)
+    judge = refine.judge.model_copy(update={"gate": gate, "correction": correction})
+    return config.model_copy(update={"modalities": ["audio"], "refine": refine.model_copy(update={"judge": judge})})
 
 
 def main() -> None:

@@ -121,7 +121,7 @@ def _round_epoch(stage: str, epoch: int, number: int, wrong: float, modalities: 
         }
     corrected = 0.03 * (epoch - GATE_START) if gated else 0.0
     reliable = 1 - wrong - 0.02 if gated else 1.0
-    record |= {"fraction/reliable": reliable, "fraction/corrected": corrected}
+    record |= {"fraction/trusted": reliable, "fraction/corrected": corrected}
     record |= {"fraction/dropped": 1 - reliable - corrected}
     record |= {"label/nmi": 0.84 + 0.04 * number, "label/purity": 1 - wrong}
     if gated:
@@ -144,7 +144,7 @@ def _gate_table(
     reliable = ~(np.log(judged) > _threshold(EPOCHS - 1)).any(1)
     table = {"utterance": names} | {f"loss_{name}": losses[:, i] for i, name in enumerate(modalities)}
     corrected = ~reliable & (np.arange(len(names)) % 3 == 0)
-    table |= {"reliable": reliable, "corrected": corrected, "label": labels}
+    table |= {"trusted": reliable, "replaced": corrected, "replacement": np.where(corrected, 0, -1), "label": labels}
     table |= {"corrected_label": np.where(corrected, labels, -1), "confidence": np.where(corrected, 0.8, np.nan)}
     pd.DataFrame(table).to_parquet(folder / "gate.parquet")
 

@@ -19,7 +19,7 @@ STORAGE = {"checkpoint", "runlog"}
 ALLOWED = {
     "schedules": set(),
     "settings": set(),
-    "config": {"clusterers", "settings"},
+    "config": {"clusterers", "judges", "settings"},
     "distributed": set(),
     "progress": set(),
     "runlog": set(),

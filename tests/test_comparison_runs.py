@@ -25,7 +25,19 @@ from avspk.data.manifest import speaker_of
 from avspk.pipeline import Pipeline
 
 ROOT = Path(__file__).parent.parent
-CHANGES = ("refine.epochs=2", "rounds=1", "pretrain.epochs=2", "refine.gate.rule=either", "large_margin.batch_size=2")
+
+
+def judge_parts(settings):
+    return settings.refine.judge.gate, settings.refine.judge.correction
+
+
+CHANGES = (
+    "refine.epochs=2",
+    "rounds=1",
+    "pretrain.epochs=2",
+    "refine.judge.gate.rule=either",
+    "large_margin.batch_size=2",
+)
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +106,11 @@ def test_one_stage_one_a_seed_and_everything_from_it(configs, tmp_path):
 def test_methods_differ_in_what_their_names_say(configs, tmp_path):
     runs = {run.method: run for run in plan_runs(configs, [0], VARIANTS, tmp_path)}
     seen = {
-        name: (len(run.settings.modalities), run.settings.refine.gate.enabled, run.settings.refine.correction.enabled)
+        name: (
+            len(run.settings.modalities),
+            run.settings.refine.judge.gate.enabled,
+            run.settings.refine.judge.correction.enabled,
+        )
         for name, run in runs.items()
         if name != "stage 1 only"
     }
@@ -269,8 +285,8 @@ def test_the_upper_bound_learns_from_speakers_and_says_so(compared):
     ).all()
     assert table["label"].nunique() == speakers.nunique()
     gate = pd.read_parquet(folder / "round1" / "gate.parquet")
-    assert gate["reliable"].all()
-    assert not gate["corrected"].any()
+    assert gate["trusted"].all()
+    assert not gate["replaced"].any()
     for model in ("round1/model_audio", "large_margin/model_audio", "model"):
         card = (folder / model / "README.md").read_text()
         assert "TRAINED WITH TRUE SPEAKER LABELS" in card
@@ -314,9 +330,9 @@ def test_the_package_cannot_reach_the_supervised_script():
 
 def test_gate_and_correction_stay_off_whatever_the_config_says(configs, tmp_path):
     config = load_config(configs[1], [f"output={tmp_path / 'run'}"])
-    assert config.refine.gate.enabled
+    assert config.refine.judge.gate.enabled
     run = load_supervised().SupervisedPipeline(config)
     assert run.config.modalities == ["audio"]
-    assert not run.config.refine.gate.enabled
-    assert not run.config.refine.correction.enabled
-    assert np.array_equal(np.unique(run._cluster({})), np.arange(tiny.NUM_SPEAKERS))
+    assert not run.config.refine.judge.gate.enabled
+    assert not run.config.refine.judge.correction.enabled
+    assert np.array_equal(np.unique(run._cluster({})[0]), np.arange(tiny.NUM_SPEAKERS))

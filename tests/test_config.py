@@ -58,7 +58,7 @@ def test_audio_only_configs_differ_in_modalities_and_output_alone():
         ({"modalities": ["audio", "lips"]}, r"modalities\.1"),
         ({"audio": {"policy": {"noise_snr": [15, 0]}}}, "low <= high"),
         ({"audio": {"encoder": {"architecture": "resnet"}}}, r"audio\.encoder"),
-        ({"refine": {"gate": {"start_epoch": 1}}}, "margin_full_epoch"),
+        ({"refine": {"judge": {"gate": {"start_epoch": 1}}}}, "margin_full_epoch"),
         ({"rounds": "two"}, r"rounds: .*integer.*'two'"),
     ],
 )

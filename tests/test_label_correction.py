@@ -6,12 +6,19 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from avspk.judges.label_correction import combine_posteriors, correct_labels, sharpen
+from avspk.judges.label_correction import CorrectionSettings, combine_posteriors, replace_labels, sharpen
 from avspk.scoring.label_quality import correction_precision, gate_quality, is_right, nmi, purity
 
 
 def logits(m=2, b=6, c=5, scale=3.0, seed=0):
     return scale * torch.randn(m, b, c, generator=torch.Generator().manual_seed(seed))
+
+
+def correct_labels(clean_logits, present=None, prior=None, **settings):
+    """As the judge calls it, by rule "mean" and above 0.5 unless told."""
+    present = torch.ones_like(clean_logits[..., 0], dtype=torch.bool) if present is None else present
+    settings = CorrectionSettings(**{"rule": "mean", "threshold": 0.5} | settings)
+    return replace_labels(clean_logits.softmax(-1), present, settings, prior)
 
 
 def naive_targets(clean_logits, present, temperature):
@@ -35,15 +42,30 @@ def test_equals_the_formula(temperature):
     result = correct_labels(clean, present, temperature=temperature, threshold=0.8)
     expected = naive_targets(clean, present, temperature)
     np.testing.assert_allclose(result.targets, expected, atol=1e-6)
-    np.testing.assert_allclose(result.confidence, expected.max(1), atol=1e-6)
-    np.testing.assert_array_equal(result.accepted, expected.max(1) > 0.8)
-    assert 0 < result.accepted.sum() < 6 or temperature < 1
+    confidence = naive_targets(clean, present, 1.0).max(1)
+    np.testing.assert_allclose(result.confidence, confidence, atol=1e-6)
+    np.testing.assert_array_equal(result.weights, confidence > 0.8)
+    np.testing.assert_array_equal(result.labels, np.where(confidence > 0.8, expected.argmax(1), -1))
+    assert 0 < result.weights.sum() < 6
 
 
-def test_sharpened_not_plain_confidence_meets_the_threshold():
+def test_plain_not_sharpened_confidence_meets_the_threshold():
     clean = torch.tensor([[[0.6, 0.4]]]).log()
-    assert not correct_labels(clean, temperature=1.0, threshold=0.7).accepted
-    assert correct_labels(clean, temperature=0.1, threshold=0.7).accepted
+    assert correct_labels(clean, temperature=0.1, threshold=0.7).labels.item() == -1
+    assert correct_labels(clean, temperature=0.1, threshold=0.55).labels.item() == 0
+
+
+def test_a_weighted_target_counts_with_its_confidence():
+    clean = torch.tensor([[[0.6, 0.4], [0.1, 0.9]]]).log()
+    result = correct_labels(clean, threshold=0.7, weighted=True)
+    torch.testing.assert_close(result.weights, torch.tensor([0.0, 0.9]))
+
+
+def test_an_aligned_prior_lowers_what_is_predicted_too_often():
+    clean = torch.tensor([[[0.5, 0.3, 0.2]]]).log()
+    result = correct_labels(clean, prior=torch.tensor([[0.2, 1.0, 1.0]]), threshold=0.0)
+    torch.testing.assert_close(result.targets, torch.tensor([[0.1, 0.3, 0.2]]) / 0.6)
+    assert result.labels.item() == 1
 
 
 @given(st.floats(0.01, 3), st.floats(0.1, 200))
@@ -69,19 +91,19 @@ def test_missing_modality_is_never_read():
     for rule in ("mean", "agree", "own"):
         result = correct_labels(clean, present, rule=rule, temperature=0.5, threshold=0.3)
         alone = correct_labels(clean[:1], rule="mean", temperature=0.5, threshold=0.3)
-        targets, accepted = (
-            (result.targets[0], result.accepted[0]) if rule == "own" else (result.targets, result.accepted)
-        )
+        own = rule == "own"
+        targets, weights = (value[0] if own else value for value in (result.targets, result.weights))
         torch.testing.assert_close(targets, alone.targets)
-        assert torch.equal(accepted, alone.accepted)
+        assert torch.equal(weights, alone.weights)
+        assert torch.equal(result.labels, alone.labels)
         assert bool(result.targets.isfinite().all())
-    assert not result.accepted[1].any()
-    assert not result.confidence[1].any()
+    assert not result.weights[1].any()
 
 
 def test_utterance_without_modalities_is_not_corrected():
     result = correct_labels(logits(), torch.zeros(2, 6, dtype=torch.bool))
-    assert not result.accepted.any()
+    assert not result.weights.any()
+    assert (result.labels == -1).all()
     assert not result.confidence.any()
     assert bool(result.targets.isfinite().all())
 
@@ -89,21 +111,22 @@ def test_utterance_without_modalities_is_not_corrected():
 def test_each_modality_corrects_the_other():
     clean = torch.tensor([[[9.0, 0, 0]], [[0.1, 0.2, 0]]])  # the voice is sure, the face is not
     result = correct_labels(clean, temperature=0.5)
-    assert result.accepted.item()
+    assert result.labels.item() == 0
     assert result.targets.argmax().item() == 0
 
 
 def test_agreement():
     clean = torch.tensor([[[5.0, 0, 0], [5, 0, 0], [5, 0, 0]], [[4.0, 0, 0], [0, 5, 0], [0, 5, 0]]])
     present = torch.tensor([[True] * 3, [True, True, False]])
-    assert correct_labels(clean, present, rule="agree").accepted.tolist() == [True, False, True]
+    assert correct_labels(clean, present, rule="agree").labels.tolist() == [0, -1, 0]
 
 
 def test_own_keeps_modalities_apart():
     clean = logits()
     result = correct_labels(clean, rule="own", temperature=0.5)
     assert result.targets.shape == (2, 6, 5)
-    assert result.accepted.shape == result.confidence.shape == (2, 6)
+    assert result.weights.shape == (2, 6)
+    assert result.labels.shape == result.confidence.shape == (6,)
     torch.testing.assert_close(result.targets, sharpen(clean.softmax(-1), 0.5))
 
 

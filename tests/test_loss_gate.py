@@ -12,7 +12,7 @@ from scipy.stats import norm
 from sklearn.mixture import GaussianMixture
 
 from avspk.judges import loss_gate as module
-from avspk.judges.loss_gate import LOSS_FLOOR, Gate, fit_gate, reliable
+from avspk.judges.loss_gate import LOSS_FLOOR, Gate, fit_gate, joint_losses, reliable, share_gate
 
 
 def quantiles(num, mean, std):
@@ -226,3 +226,57 @@ def test_threshold_itself_passes():
     gate = gates(audio=1, face=3)["audio"]
     np.testing.assert_array_equal(gate.passes([1.0, np.nextafter(1, 2)]), [True, False])
     assert gate.passes([-1e-9, LOSS_FLOOR]).all()
+
+
+def split(num, share=0.7, seed=0):
+    """Log losses (num,): the first share around -2, the others around 1.5."""
+    rng = np.random.default_rng(seed)
+    low = np.arange(num) < share * num
+    return np.where(low, rng.normal(-2, 0.8, num), rng.normal(1.5, 0.5, num))
+
+
+def test_joint_losses_are_geometric_means_of_scaled_losses():
+    logs = np.random.default_rng(0).normal([3, -1], [0.5, 2], (50, 2))
+    logs[::5, 1] = np.nan
+    used = np.arange(50) % 7 > 0
+    result = joint_losses(logs, used)
+    scaled = (logs - np.nanmean(logs[used], 0)) / np.nanstd(logs[used], 0)
+    np.testing.assert_allclose(np.log(result), np.nanmean(scaled, 1), atol=1e-12)
+    assert np.isnan(joint_losses(np.full((3, 2), np.nan), np.ones(3, bool))).all()
+
+
+def test_a_joint_gate_tells_labels_apart_that_each_modality_confuses():
+    """Modes 2 deviations apart in each of two modalities are 2.8 apart in their mean."""
+    rng = np.random.default_rng(0)
+    low = np.arange(4000) < 2400
+    logs = rng.normal(np.where(low, -1.0, 1.0)[:, None], 1.0, (4000, 2))
+    joint = joint_losses(logs, np.ones(4000, bool))
+    right = [(fit_gate(values).passes(values) == low).mean() for values in (joint, np.exp(logs[:, 0]))]
+    assert right[0] > right[1] + 0.04
+
+
+def test_trust_is_the_posterior_of_the_low_component():
+    logs = split(4000)
+    gate = fit_gate(np.exp(logs))
+    trust = gate.trust(np.exp(logs))
+    densities = [
+        weight * np.exp(-((logs - mean) ** 2) / (2 * std**2)) / std
+        for weight, mean, std in zip(gate.weights, gate.means, gate.stds, strict=True)
+    ]
+    between = logs > gate.means[0]
+    np.testing.assert_allclose(trust[between], (densities[0] / sum(densities))[between], atol=1e-9)
+    assert (trust[~between] == 1).all()
+    assert gate.trust([np.nan]).item() == 1
+    # The threshold is where the posterior is one half.
+    assert gate.trust(np.exp([gate.threshold])).item() == pytest.approx(0.5, abs=1e-6)
+
+
+def test_a_share_gate_lets_the_lowest_pass():
+    losses = np.random.default_rng(0).permutation(np.arange(1.0, 101))
+    losses[3] = np.nan
+    gate = share_gate(losses, 0.25)
+    assert gate.status == "share"
+    passing = np.sort(losses[gate.passes(losses) & ~np.isnan(losses)])
+    np.testing.assert_array_equal(passing, np.sort(losses)[: len(passing)])
+    assert len(passing) == pytest.approx(25, abs=1)
+    assert share_gate([np.nan], 0.5).status == "open"

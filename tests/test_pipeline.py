@@ -100,7 +100,7 @@ def test_metrics_have_the_promised_form(finished):
 def test_gate_and_correction_are_logged(finished):
     output, _ = finished
     last = [record for record in tiny.records(output) if record["stage"] == "round1" and record["kind"] == "epoch"][-1]
-    fractions = [last[f"fraction/{name}"] for name in ("reliable", "corrected", "dropped")]
+    fractions = [last[f"fraction/{name}"] for name in ("trusted", "corrected", "confirmed", "dropped")]
     assert sum(fractions) == pytest.approx(1)
     assert {"label/nmi", "label/purity", "gate/precision", "audio/gate/threshold", "face/gate/status"} <= last.keys()
 

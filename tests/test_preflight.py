@@ -27,7 +27,7 @@ def settings(data, output, **changes):
     tree = short(data, output, modalities=["audio"], **changes)
     tree["pretrain"] |= {"epochs": 1}
     tree["pretrain"]["cluster_aware"]["enabled"] = False
-    tree["refine"] |= {"epochs": 1, "gate": {"enabled": False}, "correction": {"enabled": False}}
+    tree["refine"] |= {"epochs": 1, "judge": {"gate": {"enabled": False}, "correction": {"enabled": False}}}
     tree["training"]["checkpoint_steps"] = 1
     return tree
 

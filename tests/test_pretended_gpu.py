@@ -126,7 +126,7 @@ def refine(data, folder, device):
     encoders = {name: kit.encoder() for name, kit in kits.items()}
     labels, truth = np.arange(48) % 8, Truth(made.utterances)
     stage = Refine(made, "round1", made.config.refine, kits, encoders, labels, truth, folder)
-    stage.reliable[::2] = False
+    stage.judge.trust[::2] = 0
     return stage
 
 
@@ -134,7 +134,7 @@ def watched(stage, epoch, waits=None):
     """Three updates of an epoch; what the host waited for after the first, which fills caches, is left in `waits`."""
     stage.begin_epoch(epoch)
     if isinstance(stage, Refine):
-        stage.reliable[::2] = False  # in place of a gate, which takes losses of an epoch
+        stage.judge.trust[::2] = 0  # in place of a gate, which takes losses of an epoch
     first = epoch * stage.steps_per_epoch
     batches = stage.batches(epoch, 0, workers=0)  # a loader draws a number when it begins
     stage.batches = lambda *_, **__: batches

@@ -11,7 +11,8 @@ import torch
 from reference import ClippedSgd, assert_same_course
 
 from avspk.checkpoint import load_tree, load_weights, save_tree
-from avspk.config import CorrectionSettings
+from avspk.judges.label_correction import CorrectionSettings
+from avspk.stages.classify import Classify
 from avspk.stages.cluster import class_vectors
 from avspk.stages.modalities import build_kits
 from avspk.stages.refine import Refine
@@ -45,9 +46,10 @@ def build(data, folder, labels=LABELS, modalities=("audio", "face"), correction=
     """A round of 3 epochs of 4 steps; the margin rises over the first epoch, the gate may work from the second on."""
     tree = tiny.tree(data, folder)
     tree["modalities"] = list(modalities)
-    tree["refine"] |= {"optimiser": SGD, "scale": SCALE} | changes
-    tree["refine"]["gate"] |= gate or {}
-    tree["refine"]["correction"] = correction or {}
+    tree["refine"] |= {"optimiser": SGD, "scale": SCALE, "ema_momentum": 0.0} | changes
+    judge = tree["refine"]["judge"]
+    judge["gate"] |= {"rule": "both", **(gate or {})}
+    judge["correction"] |= correction or {}
     materials = tiny.materials(tree)
     kits = build_kits(materials)
     encoders = {name: kit.encoder() for name, kit in kits.items()}
@@ -56,7 +58,8 @@ def build(data, folder, labels=LABELS, modalities=("audio", "face"), correction=
 
 
 def distrust(stage, rows):
-    stage.reliable[torch.as_tensor(rows)] = False
+    stage.judge.trust[torch.as_tensor(rows)] = 0
+    stage.judge.asks = lambda epoch: stage.judge.settings.correction.enabled
 
 
 # One step.
@@ -78,9 +81,9 @@ def corrected_targets(posteriors, present, rule, temperature, threshold, hard):
     for name, sources in owners.items():
         mean = sum(posteriors[source] for source in sources) / len(sources)
         sharp = mean ** (1 / temperature) / (mean ** (1 / temperature)).sum()
-        confidences[name] = sharp.max().item()
+        confidences[name] = mean.max().item()
         agreed = rule != "agree" or len({posteriors[source].argmax().item() for source in sources}) == 1
-        if not (present[name] or rule != "own") or not agreed or sharp.max() <= threshold:
+        if not (present[name] or rule != "own") or not agreed or mean.max() <= threshold:
             targets[name] = None
         else:
             targets[name] = torch.nn.functional.one_hot(sharp.argmax(), len(sharp)).float() if hard else sharp
@@ -166,7 +169,8 @@ def test_one_step_equals_the_formulas(data, tmp_path, rule, hard):
     initial = copy.deepcopy(textbook.branches)
     _, table = Textbook(stage).losses(inputs, clean, index, present, trusted, MARGIN / 2, correction)
     correction["threshold"] = halving_threshold(table)
-    stage.settings = stage.settings.model_copy(update={"correction": CorrectionSettings(**correction)})
+    judge = stage.judge.settings.model_copy(update={"correction": CorrectionSettings(**correction)})
+    stage.judge.settings = judge
     losses, table = textbook.losses(inputs, clean, index, present, trusted, MARGIN / 2, correction)
     doubtful = torch.tensor([not trusted[i] for i in index])
     assert 0 < table[doubtful, 2].isnan().sum() < doubtful.sum(), "some are corrected, some are not"
@@ -175,8 +179,8 @@ def test_one_step_equals_the_formulas(data, tmp_path, rule, hard):
     metrics = tiny.train(stage, [2])[0]
     assert metrics["margin"] == pytest.approx(MARGIN / 2)
     assert metrics["total"].item() == pytest.approx(sum(loss.item() for loss in losses.values()), rel=1e-4)
-    torch.testing.assert_close(stage.table[index], table, rtol=1e-4, atol=1e-4, equal_nan=True)
-    assert stage.table[[i for i in range(NUM) if i not in index]].isnan().all()
+    torch.testing.assert_close(stage.ledger.page[index], table, rtol=1e-4, atol=1e-4, equal_nan=True)
+    assert stage.ledger.page[[i for i in range(NUM) if i not in index]].isnan().all()
     for name, loss in losses.items():
         assert metrics[f"{name}/loss"].item() == pytest.approx(loss.item(), rel=1e-4)
         branch = textbook.branches[name]
@@ -194,7 +198,7 @@ def test_without_correction_doubtful_labels_count_nothing(data, tmp_path):
     loss, _ = stage.loss(stage.model, batch, 5)
     rows = [i for i in batch["index"].tolist() if i % 2]
     assert 0 < len(rows) < BATCH
-    assert loss.item() == pytest.approx(stage.table[rows, 0].sum().item() / BATCH, rel=1e-5)
+    assert loss.item() == pytest.approx(stage.ledger.page[rows, 0].sum().item() / BATCH, rel=1e-5)
 
 
 @pytest.mark.parametrize("correction", [{"enabled": False}, {"threshold": 1.0}])
@@ -223,6 +227,30 @@ def test_the_clean_pass_moves_no_statistics(data, tmp_path):
         assert not name.endswith("num_batches_tracked") or value == 1
 
 
+def test_the_judge_hears_the_mean_of_the_model_on_a_longer_clean_view(data, tmp_path):
+    stage = build(data, tmp_path, ema_momentum=0.75, clean_seconds=0.9, keep="ema")
+    distrust(stage, np.arange(NUM))
+    before = copy.deepcopy(stage.model.state_dict())
+    tiny.train(stage, [0])
+    after, mean = stage.model.state_dict(), stage.mean.state_dict()
+    for name, value in mean.items():
+        if value.is_floating_point():
+            torch.testing.assert_close(value, 0.75 * before[name] + 0.25 * after[name])
+    assert not torch.equal(mean["branches.audio.classifier.weight"], after["branches.audio.classifier.weight"])
+    for name, value in stage.encoders()["audio"].state_dict().items():
+        assert torch.equal(value, mean[f"branches.audio.encoder.{name}"]), name
+    heard = []
+    stage.mean["audio"].register_forward_hook(lambda module, inputs, output: heard.append((inputs[0], output)))
+    batch = next(stage.batches(0, 0, workers=0))
+    assert batch["audio"]["clean"]["signal"].shape == (BATCH, 1, 14400)
+    assert "augmentation" not in batch["audio"]["clean"]
+    stage.loss(stage.model, batch, 4)
+    clean = stage.front_ends["audio"]("clean", batch["audio"]["clean"])
+    ((features, _),) = heard
+    torch.testing.assert_close(features, clean)
+    assert not stage.mean.training
+
+
 def test_margin_rises_between_two_epochs(data, tmp_path):
     stage = build(data, tmp_path, margin_start_epoch=0.5, margin_full_epoch=1.5, gate={"start_epoch": 2})
     for step, margin in ((0, 0.0), (2, 0.0), (3, 0.05), (4, 0.1), (6, 0.2), (11, 0.2)):
@@ -241,7 +269,7 @@ def split_losses(low):
 def fill_losses(stage, low_audio, low_face):
     columns = np.stack([split_losses(low_audio), split_losses(low_face)], 1)
     columns[list(FACELESS), 1] = np.nan
-    stage.known[:, :2] = torch.from_numpy(columns).float()
+    stage.ledger.known[:, :2] = torch.from_numpy(columns).float()
 
 
 LOW_AUDIO, LOW_FACE, HAS_FACE = np.arange(NUM) % 3 > 0, np.arange(NUM) % 5 > 0, ~np.isin(np.arange(NUM), FACELESS)
@@ -260,34 +288,34 @@ def test_gates_judge_from_the_start_epoch_on(data, tmp_path, rule, expected):
     fill_losses(stage, LOW_AUDIO, LOW_FACE)
     for epoch in (0, 1):
         stage.begin_epoch(epoch)
-        assert stage.gates == {}
-        assert stage.reliable.all()
+        assert stage.judge.gates == {}
+        assert stage.judge.trusted.all()
     stage.begin_epoch(2)
-    assert {name: gate.status for name, gate in stage.gates.items()} == {"audio": "fitted", "face": "fitted"}
-    np.testing.assert_array_equal(stage.reliable.numpy(), expected)
+    assert {name: gate.status for name, gate in stage.judge.gates.items()} == {"audio": "fitted", "face": "fitted"}
+    np.testing.assert_array_equal(stage.judge.trusted, expected)
 
 
 def test_a_gate_without_two_modes_keeps_the_one_before(data, tmp_path):
     stage = build(data, tmp_path, modalities=["audio"])
-    stage.known[:, 0] = torch.from_numpy(split_losses(np.ones(NUM, bool))).float()
+    stage.ledger.known[:, 0] = torch.from_numpy(split_losses(np.ones(NUM, bool))).float()
     stage.begin_epoch(1)
-    assert stage.gates["audio"].status == "open"
-    assert stage.reliable.all()
-    stage.known[:, 0] = torch.from_numpy(split_losses(LOW_AUDIO)).float()
+    assert stage.judge.gates["audio"].status == "open"
+    assert stage.judge.trusted.all()
+    stage.ledger.known[:, 0] = torch.from_numpy(split_losses(LOW_AUDIO)).float()
     stage.begin_epoch(2)
-    threshold = stage.gates["audio"].threshold
-    stage.known[:, 0] = 0.1
+    threshold = stage.judge.gates["audio"].threshold
+    stage.ledger.known[:, 0] = 0.1
     stage.begin_epoch(3)
-    assert stage.gates["audio"].status == "kept"
-    assert stage.gates["audio"].threshold == threshold
+    assert stage.judge.gates["audio"].status == "kept"
+    assert stage.judge.gates["audio"].threshold == threshold
 
 
 def test_switched_off_gate_never_judges(data, tmp_path):
     stage = build(data, tmp_path, gate={"enabled": False})
     fill_losses(stage, LOW_AUDIO, LOW_FACE)
     stage.begin_epoch(2)
-    assert stage.reliable.all()
-    assert stage.gates == {}
+    assert stage.judge.trusted.all()
+    assert stage.judge.gates == {}
 
 
 def run_epoch(stage, epoch):
@@ -297,7 +325,7 @@ def run_epoch(stage, epoch):
     for within, batch in enumerate(stage.batches(epoch, 0, workers=0)):
         stage.loss(stage.model, batch, epoch * stage.steps_per_epoch + within)
         seen += batch["index"].tolist()
-    table = stage.table.clone()
+    table = stage.ledger.page.clone()
     return seen, table, stage.end_epoch(epoch)
 
 
@@ -313,12 +341,12 @@ def test_an_epoch_leaves_its_losses_and_its_judgement(data, tmp_path):
     np.testing.assert_array_equal(losses, first[:, :2].numpy())
     visited = np.isin(np.arange(NUM), seen)
     np.testing.assert_array_equal(np.isfinite(losses), np.stack([visited, visited & HAS_FACE], 1))
-    assert metrics["fraction/reliable"] == 1
+    assert metrics["fraction/trusted"] == 1
     assert "gate/precision" not in metrics, "no gate has judged yet"
     assert not list(tmp_path.rglob("*.part"))
 
     fill_losses(stage, LOW_AUDIO, LOW_FACE)
-    before = stage.losses.clone()
+    before = stage.ledger.losses.clone()
     seen, second, metrics = run_epoch(stage, 1)
     losses = np.load(tmp_path / "losses" / "epoch_02.npy")
     np.testing.assert_array_equal(losses, torch.where(second[:, :2].isnan(), before, second[:, :2]).numpy())
@@ -326,17 +354,19 @@ def test_an_epoch_leaves_its_losses_and_its_judgement(data, tmp_path):
     assert list(gate["utterance"]) == list(stage.utterances.table["utterance"])
     np.testing.assert_array_equal(gate[["loss_audio", "loss_face"]], losses)
     trusted = LOW_AUDIO & (LOW_FACE | ~HAS_FACE)
-    np.testing.assert_array_equal(gate["reliable"], trusted)
+    np.testing.assert_array_equal(gate["trusted"], trusted)
     np.testing.assert_array_equal(gate["label"], labels)
     fixed = ~np.isnan(second[:, 2].numpy())
     assert fixed.any()
-    np.testing.assert_array_equal(gate["corrected"], fixed)
-    np.testing.assert_array_equal(gate["corrected_label"], np.where(fixed, second[:, 2].nan_to_num(-1).numpy(), -1))
+    np.testing.assert_array_equal(gate["replaced"], fixed)
+    np.testing.assert_array_equal(gate["replacement"], np.where(fixed, second[:, 2].nan_to_num(-1).numpy(), -1))
     np.testing.assert_array_equal(gate["confidence"], second[:, 3].numpy())
     assert not (trusted & fixed).any(), "a trusted label is not corrected"
     used = labels >= 0
-    assert metrics["fraction/reliable"] == pytest.approx(trusted[used].mean())
-    assert metrics["fraction/corrected"] == pytest.approx(fixed[used].mean())
+    assert metrics["fraction/trusted"] == pytest.approx(trusted[used].mean())
+    same = second[:, 2].numpy() == labels
+    assert metrics["fraction/corrected"] == pytest.approx((fixed & ~same)[used].mean())
+    assert metrics["fraction/confirmed"] == pytest.approx((fixed & same)[used].mean())
     assert metrics["fraction/dropped"] == pytest.approx((~trusted & ~fixed)[used].mean())
     assert metrics["correction/confidence"] == pytest.approx(second[fixed, 3].mean().item())
     assert {"audio/gate/threshold", "face/gate/status", "gate/precision", "gate/recall", "label/nmi"} <= metrics.keys()
@@ -345,28 +375,29 @@ def test_an_epoch_leaves_its_losses_and_its_judgement(data, tmp_path):
 def test_who_fills_no_batch_keeps_the_correction_of_the_epoch_before(data, tmp_path):
     """43 utterances, 3 batches of 12: all are doubtful in epoch 1; in epoch 2 a few of the 7 left out are trusted."""
     labels = np.where(np.arange(NUM) < 5, -1, LABELS)
-    stage = build(data, tmp_path, labels, correction={"threshold": 0.0})
+    stage = build(data, tmp_path, labels, correction={"threshold": 0.0, "rule": "mean"})
     low = np.zeros(NUM, bool)
     low[5::4] = True  # a gate needs two modes
     fill_losses(stage, low, low)
     seen = run_epoch(stage, 1)[0]
     before = pd.read_parquet(tmp_path / "gate.parquet")
-    assert (before["corrected"].to_numpy() == (np.isin(np.arange(NUM), seen) & ~before["reliable"])).all()
+    assert (before["replaced"].to_numpy() == (np.isin(np.arange(NUM), seen) & ~before["trusted"])).all()
     trusted_now = np.arange(NUM) % 4 == 2
     fill_losses(stage, trusted_now, trusted_now)
     seen, table, metrics = run_epoch(stage, 2)
     gate = pd.read_parquet(tmp_path / "gate.parquet")
     left_out = (labels >= 0) & ~np.isin(np.arange(NUM), seen)
-    kept = left_out & before["corrected"] & ~gate["reliable"]
+    kept = left_out & before["replaced"] & ~gate["trusted"]
     assert kept.sum() >= 2
-    assert (left_out & before["corrected"] & gate["reliable"]).any(), "one is trusted now"
-    for column in ("corrected", "corrected_label", "confidence"):
+    assert (left_out & before["replaced"] & gate["trusted"]).any(), "one is trusted now"
+    for column in ("replaced", "replacement", "confidence"):
         np.testing.assert_array_equal(gate[column][kept], before[column][kept])
-    assert not (gate["corrected"] & gate["reliable"]).any()
+    assert not (gate["replaced"] & gate["trusted"]).any()
     visited = np.isin(np.arange(NUM), seen)
     fixed = table[visited, 2].isfinite().numpy()
-    np.testing.assert_array_equal(gate["corrected"][visited], fixed)
-    assert metrics["fraction/corrected"] == pytest.approx((fixed.sum() + kept.sum()) / 43)
+    np.testing.assert_array_equal(gate["replaced"][visited], fixed)
+    both = metrics["fraction/corrected"] + metrics["fraction/confirmed"]
+    assert both == pytest.approx((fixed.sum() + kept.sum()) / 43)
 
 
 @pytest.mark.parametrize("gated", [False, True])
@@ -379,7 +410,7 @@ def test_state_survives_a_checkpoint_in_the_middle(data, tmp_path, gated):
         fill_losses(first, LOW_AUDIO, np.ones(NUM, bool))  # a fitted gate and one that stays open
     epoch = 1 if gated else 0
     first.begin_epoch(epoch)
-    assert {gate.status for gate in first.gates.values()} == ({"fitted", "open"} if gated else set())
+    assert {gate.status for gate in first.judge.gates.values()} == ({"fitted", "open"} if gated else set())
     tiny.train(first, [4, 5], epoch, optimisers[0])
     state = {"model": first.model.state_dict(), "optimiser": optimisers[0].state_dict(), "stage": first.state_dict()}
     save_tree(tmp_path / "state.safetensors", state)
@@ -406,10 +437,10 @@ def test_fine_tuning_starts_from_class_vectors_and_hears_clean_crops(data, tmp_p
     vectors = torch.randn(100, encoder.embedding_dim, generator=torch.Generator().manual_seed(0))
     vectors[7] = 0
     labels = np.where(np.arange(NUM) % 2, LABELS, -1)
-    settings, truth = materials.config.refine, Truth(materials.utterances)
-    stage = Refine(
-        materials, "large_margin", settings, {"audio": kit}, {"audio": encoder}, labels, truth, tmp_path,
-        seconds=0.8, augmented=False, classes={"audio": vectors},
+    views = {"audio": kit.refine_views(0.8, augmented=False)}
+    stage = Classify(
+        materials, "large_margin", materials.config.large_margin, {"audio": kit}, views, {"audio": encoder}, labels,
+        {"audio": vectors},
     )  # fmt: skip
     weight = stage.model["audio"].classifier.weight
     known = torch.arange(100) != 7
@@ -417,7 +448,7 @@ def test_fine_tuning_starts_from_class_vectors_and_hears_clean_crops(data, tmp_p
     assert weight[7].norm() > 0
     batch = next(stage.batches(0, 0, workers=0))
     assert set(batch["audio"]["refine"]) == {"signal"}
-    assert batch["audio"]["refine"]["signal"].shape == (BATCH, 1, 12800)
+    assert batch["audio"]["refine"]["signal"].shape == (6, 1, 12800)
     assert (batch["index"] % 2 == 1).all()
     assert stage.loss(stage.model, batch, 0)[0].isfinite()
 

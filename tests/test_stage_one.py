@@ -104,7 +104,11 @@ def test_an_unfinished_stage_one_is_refused(data, tmp_path):
 
 def test_what_comes_later_may_differ_and_a_missing_modality_may_not(data):
     first = parse_config(settings(data, Path("a")))
-    changes = {"rounds": 5, "cluster": {"num_clusters": 3}, "refine": {"epochs": 7, "gate": {"rule": "either"}}}
+    changes = {
+        "rounds": 5,
+        "cluster": {"kind": "kmeans", "num_clusters": 3},
+        "refine": {"epochs": 7, "judge": {"gate": {"rule": "either"}}},
+    }
     assert stage_one_differences(first, parse_config(settings(data, Path("b"), **changes))) == []
     audio = parse_config(settings(data, Path("a"), modalities=["audio"]))
     assert stage_one_differences(first, audio) == []

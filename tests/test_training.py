@@ -396,7 +396,7 @@ def refine_stage(data, folder, doubtful):
     encoders = {name: kit.encoder() for name, kit in kits.items()}
     labels, truth = np.arange(48) % 8, Truth(materials.utterances)
     stage = Refine(materials, "round1", materials.config.refine, kits, encoders, labels, truth, folder)
-    stage.reliable[::2] = not doubtful
+    stage.judge.trust[::2] = float(not doubtful)
     return stage
 
 
@@ -443,7 +443,7 @@ def test_parts_of_a_batch_make_the_step_of_the_whole(data, tmp_path, kind, parts
     stages = []
     for accumulation in (1, parts):
         stage = pretrain_stage(data, tmp_path) if kind == "pretrain" else refine_stage(data, tmp_path, doubtful=True)
-        networks = [stage.model, stage.teacher] if kind == "pretrain" else [stage.model]
+        networks = [stage.model, stage.teacher if kind == "pretrain" else stage.mean]
         for network in networks:
             without_batchnorm(network)
         stages.append((stage, tiny.train(stage, [4, 5], 1, fused_sgd(stage), accumulation=accumulation)))
@@ -460,7 +460,7 @@ def test_parts_of_a_batch_make_the_step_of_the_whole(data, tmp_path, kind, parts
         for name, value in whole.teacher.state_dict().items():
             torch.testing.assert_close(split.teacher.state_dict()[name], value, rtol=1e-4, atol=1e-6, msg=name)
     else:
-        torch.testing.assert_close(split.table, whole.table, rtol=1e-4, atol=1e-4, equal_nan=True)
+        torch.testing.assert_close(split.ledger.page, whole.ledger.page, rtol=1e-4, atol=1e-4, equal_nan=True)
 
 
 def test_a_run_in_parts(data, tmp_path):

@@ -37,7 +37,7 @@ class MetricSettings(Settings):
 
     kind: Literal["metric"] = "metric"
     num_clusters: Count = 7500
-    refinements: int = Field(2, ge=0, description="clusterings after the first one, each in the metric of the last one")
+    refinements: int = Field(4, ge=0, description="clusterings after the first one, each in the metric of the last one")
     shrinkage: Probability = Field(0.1, description="of the within-cluster covariance towards its mean eigenvalue")
     weights: dict[str, Positive] | Literal["auto"] = Field(
         "auto", description="of the modalities' unit blocks; auto: chosen from the clusters, without speaker labels"

@@ -5,27 +5,34 @@ Han, Chen and Qian, arXiv 2208.01928 and 2304.05754; how several modalities are 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import one_hot
+
+from avspk.judges.base import Replacement
+from avspk.settings import Positive, Probability, Settings
 
 Rule = Literal["mean", "agree", "own"]
 
 
-@dataclass(frozen=True)
-class Correction:
-    """Targets of B utterances over C pseudo speakers, one set for all M modalities or, by rule "own", one for each.
+class CorrectionSettings(Settings):
+    """Label correction (arXiv 2208.01928).
 
-    targets: (B, C) or (M, B, C), rows summing to 1; accepted: (B,) or (M, B) bool, whether the target is to be used;
-    confidence: (B,) or (M, B), the top probability of the sharpened posterior, 0 where there is none.
+    wavlm_ssl_sv sharpens with temperature 0.1 and accepts above 0.5 [S], on logits without the scale that ours have:
+    here that accepts everything, so ours are [C] (measured in eval/README.md).
     """
 
-    targets: Tensor
-    accepted: Tensor
-    confidence: Tensor
+    enabled: bool = True
+    start_epoch: int = Field(5, ge=1, description="corrects after this many epochs, once the gate judges [C]")
+    temperature: Positive = Field(1.0, description="p^(1/c) of the posterior that becomes the target [C]")
+    threshold: Probability = Field(0.7, description="what the top probability of the unsharpened posterior exceeds [C]")
+    rule: Rule = Field("agree", description="how the modalities' clean posteriors are joined [C]")
+    hard: bool = False
+    weighted: bool = Field(False, description="a target counts with its top probability, not 1 [C]")
+    align_prior: bool = Field(False, description="posterior times class prior over mean posterior, normalised [C]")
 
 
 def sharpen(probabilities: Tensor, temperature: float) -> Tensor:
@@ -72,33 +79,29 @@ def combine_posteriors(probabilities: Tensor, present: Tensor, rule: Rule = "mea
 
 
 @torch.no_grad()
-def correct_labels(
-    clean_logits: Tensor,
-    present: Tensor | None = None,
-    *,
-    temperature: float = 0.1,
-    threshold: float = 0.5,
-    rule: Rule = "mean",
-    hard: bool = False,
-) -> Correction:
+def replace_labels(
+    posteriors: Tensor, present: Tensor, settings: CorrectionSettings, prior: Tensor | None = None
+) -> Replacement:
     """Turn predictions on clean views into targets for the augmented ones, without gradient.
 
-    The combined posterior is first sharpened, and the *sharpened* top probability is compared with the threshold. On
-    scaled logits (s around 30) and c = 0.1 this accepts nearly everything: watch the confidence.
-
     Args:
-        clean_logits: (M, B, C) scaled cosines without margin; rows of missing modalities may hold anything.
-        present: (M, B) bool, which modalities an utterance has; None: all.
-        temperature: c of the sharpening.
-        threshold: tau_2, exceeded by the top probability of an accepted target.
-        rule: how modalities are combined, see `combine_posteriors`.
-        hard: the target is the best pseudo speaker alone.
+        posteriors: (M, R, C) softmax over the pseudo speakers; rows of missing modalities may hold anything.
+        present: (M, R) bool, which modalities an utterance has.
+        settings: see there.
+        prior: (M, C) factors that each modality's posteriors are multiplied with before they are combined; None: 1.
     """
-    present = torch.ones_like(clean_logits[..., 0], dtype=torch.bool) if present is None else present
-    posterior, useful = combine_posteriors(clean_logits.float().softmax(-1), present, rule)
-    targets = sharpen(posterior, temperature)
-    confidence, best = targets.max(-1)
+    if prior is not None:
+        aligned = posteriors * prior[:, None]
+        posteriors = aligned / aligned.sum(-1, keepdim=True)
+    combined, useful = combine_posteriors(posteriors, present, settings.rule)
+    confidence, best = combined.max(-1)
     confidence = torch.where(useful, confidence, 0.0)
-    if hard:
+    accepted = useful & (confidence > settings.threshold)
+    targets = sharpen(combined, settings.temperature)
+    if settings.hard:
         targets = one_hot(best, targets.shape[-1]).to(targets)
-    return Correction(targets, useful & (confidence > threshold), confidence)
+    weights = torch.where(accepted, confidence if settings.weighted else 1.0, 0.0)
+    if settings.rule == "own":
+        # The first modality, the one that is wanted in the end, stands for all in the log.
+        accepted, best, confidence = accepted[0], best[0], confidence[0]
+    return Replacement(targets, weights, torch.where(accepted, best, -1), confidence)

@@ -1,6 +1,7 @@
 """Dynamic loss gate: a two-component Gaussian mixture of log losses decides which pseudo labels to trust.
 
-Dynamic loss gate: Han, Chen and Qian, arXiv 2208.01928; what becomes of degenerate fits is our choice.
+Dynamic loss gate: Han, Chen and Qian, arXiv 2208.01928. How modalities and epochs are joined, and what is done where
+the losses do not split, is our choice.
 """
 
 from __future__ import annotations
@@ -11,9 +12,38 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from pydantic import Field
+from scipy.special import expit
+
+from avspk.settings import Count, Positive, Probability, Settings
 
 Floats = NDArray[np.float64]
-Status = Literal["fitted", "posterior", "kept", "open"]
+Status = Literal["fitted", "posterior", "kept", "open", "share"]
+
+
+class GateSettings(Settings):
+    """Dynamic loss gate (arXiv 2208.01928): starts after this many epochs [S: 5 of 15].
+
+    By rule "joint" one gate judges the geometric mean of the modalities' losses over the last epochs: a single epoch
+    and a single modality are noisy (measured in eval/README.md). The papers' gates, one a modality and from the last
+    epoch alone, are the other rules.
+    """
+
+    enabled: bool = True
+    start_epoch: int = Field(5, ge=1)
+    rule: str = Field(
+        "joint",
+        description="joint: one gate for all modalities [C]; or a gate each, and a label is trusted if it passes "
+        "both, either, or that of the modality named [C]",
+    )
+    average_epochs: Count = Field(3, description="rule joint: epochs whose log losses are averaged [C]")
+    fallback: Probability = Field(0.5, description="rule joint: share that passes where the losses do not split [C]")
+    floor: Probability = Field(0.3, description="rule joint: at least this share passes [C]")
+    soft: bool = Field(False, description="rule joint: labels that pass count with their posterior, not 1 [C]")
+    min_separation: Positive = Field(
+        1.5, description="distance of the means, in root mean square deviations, below which modes are merged [C]"
+    )
+
 
 LOSS_FLOOR = float(np.finfo(np.float32).eps)  # what a cross-entropy in float32 resolves: a smaller loss is a zero
 MIN_LOSSES = 20  # a mixture has 5 free numbers; on fewer losses than this they mean nothing
@@ -28,7 +58,8 @@ class Gate:
     """Threshold and the mixture it comes from, in natural log of the loss; component 0 is the one of low losses.
 
     status: "fitted": the crossing of the weighted densities; "posterior": they do not cross between the means, clamped;
-    "kept": the losses gave no two components, this is the gate before; "open": nor was there one before, all pass.
+    "kept": the losses gave no two components, this is the gate before; "open": nor was there one before, all pass;
+    "share": a fixed share of the labels passes.
     """
 
     threshold: float
@@ -41,6 +72,18 @@ class Gate:
         """Return which losses lie on the trusted side, in the shape given; NaN (never seen) is not held against one."""
         values = np.asarray(losses, dtype=np.float64)
         return ~(_log_losses(values) > self.threshold)
+
+    def trust(self, losses: ArrayLike) -> Floats:
+        """Return the posterior of the low component, in the shape given; 1 where there is no mixture, and for NaN."""
+        values = _log_losses(np.asarray(losses, dtype=np.float64))
+        if not np.isfinite(self.means).all():
+            return np.ones_like(values)
+        low, high = (
+            np.log(weight / std) - (values - mean) ** 2 / (2 * std**2)
+            for weight, mean, std in zip(self.weights, self.means, self.stds, strict=True)
+        )
+        # Far below both means the wider component wins again: there the label is trusted all the same.
+        return np.where(np.isnan(values) | (values <= self.means[0]), 1.0, expit(low - high))
 
 
 OPEN = Gate(np.inf, (np.nan, np.nan), (np.nan, np.nan), (np.nan, np.nan), "open")
@@ -63,6 +106,34 @@ def fit_gate(losses: ArrayLike, previous: Gate | None = None, *, min_separation:
         return OPEN if previous is None or previous.status == "open" else replace(previous, status="kept")
     threshold, status = mixture.crossing()
     return Gate(threshold, _pair(mixture.weights), _pair(mixture.means), _pair(mixture.stds), status)
+
+
+def share_gate(losses: ArrayLike, share: float) -> Gate:
+    """Return the gate that lets this share of the finite losses pass, the lowest ones; without any, an open one."""
+    log_losses = _log_losses(np.asarray(losses, dtype=np.float64).ravel())
+    log_losses = log_losses[np.isfinite(log_losses)]
+    if not len(log_losses):
+        return OPEN
+    return replace(OPEN, threshold=float(np.quantile(log_losses, share)), status="share")
+
+
+def joint_losses(log_losses: Floats, used: NDArray[np.bool_]) -> Floats:
+    """Return (N,) > 0, one loss for all modalities: the geometric mean of the losses that an utterance has.
+
+    The log losses of each modality are first scaled to mean 0 and variance 1 over the labels that are used, so that
+    they count alike and an utterance may lack some.
+
+    Args:
+        log_losses: (N, M), NaN where a modality is missing or was never seen.
+        used: (N,) which labels are trained on.
+    """
+    here = np.where(used[:, None], log_losses, np.nan)
+    counts = (~np.isnan(here)).sum(0).clip(min=1)
+    mean = np.nansum(here, axis=0) / counts
+    std = np.sqrt(np.nansum((here - mean) ** 2, axis=0) / counts)
+    scaled = (log_losses - mean) / np.where(std > 0, std, 1)
+    seen = ~np.isnan(scaled)
+    return np.where(seen.any(1), np.exp(np.nansum(scaled, axis=1) / seen.sum(1).clip(min=1)), np.nan)
 
 
 def reliable(losses: ArrayLike, gates: Mapping[str, Gate], rule: str = "both") -> NDArray[np.bool_]:

@@ -148,14 +148,15 @@ def _rounds(run: Run) -> list[Section]:
     if not run.refinements:
         return [Section("rounds", "Stage 2: rounds", absent("The run has no rounds of clustering and gating yet."))]
     epochs = {stage: run.records("epoch", stage) for stage in run.refinements}
-    epochs = {stage: records for stage, records in epochs.items() if "fraction/reliable" in records}
+    epochs = {stage: records for stage, records in epochs.items() if "fraction/trusted" in records}
     if not epochs:
         overview = absent("No epoch of a round was finished yet.")
     else:
         overview = figure_block(
             "What becomes of the labels",
-            "Reliable labels train as they are, corrected ones with the models' own prediction in their place, dropped "
-            "ones not at all; the gate starts to work where green first falls short of 100 %.",
+            "Trusted labels train as they are. Corrected ones train with the model's prediction in their place. "
+            "Confirmed ones were doubted, but the prediction is the label itself. Dropped ones do not train. "
+            "The gate begins to judge where green first falls below 100 %.",
             round_plots.fates(epochs),
         ) + figure_block(
             "Labels, gate and correction against the truth",
@@ -268,7 +269,7 @@ def _setting_rows(config: Mapping[str, Any]) -> list[list[str]]:
     """The few settings that a reader asks for first."""
     asked = ["modalities", "rounds", "pretrain.epochs", "pretrain.batch_size", "pretrain.optimiser.learning_rate",
              "head.out_dim", "cluster.num_clusters", "refine.epochs", "refine.scale", "refine.margin",
-             "refine.gate.rule", "refine.correction.rule", "large_margin.epochs"]  # fmt: skip
+             "refine.judge.gate.rule", "refine.judge.correction.rule", "large_margin.epochs"]  # fmt: skip
     found = {key: _setting(config, key) for key in asked}
     return [[f"<code>{key}</code>", escape(str(value))] for key, value in found.items() if value is not None]
 

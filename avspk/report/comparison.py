@@ -21,8 +21,8 @@ from avspk.scoring.seeds import difference_of_seeds, mean_of_seeds
 
 BASELINE = "mean fbank"
 STAGE_ONE = "stage 1 (DINO)"
-LABEL_KEYS = ("label/nmi", "label/purity", "fraction/reliable", "fraction/corrected", "fraction/dropped",
-              "gate/precision", "gate/recall", "correction/precision")  # fmt: skip
+LABEL_KEYS = ("label/nmi", "label/purity", "fraction/trusted", "fraction/confirmed", "fraction/corrected",
+              "fraction/dropped", "gate/precision", "gate/recall", "correction/precision")  # fmt: skip
 METRICS = ("eer", "min_dcf_0.01", "min_dcf_0.05")
 
 

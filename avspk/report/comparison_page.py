@@ -18,8 +18,8 @@ LAST_HEADER = ("method", "list", "after", "runs", "EER % [95 %]", "between seeds
                "against", "EER points [95 %]", "p", "reading")  # fmt: skip
 ERROR_HEADER = ("method", "stage", "list", "runs", "EER % [95 %]", "between seeds", "minDCF(0.01)", "minDCF(0.05)")
 DIFFERENCE_HEADER = ("method", "against", "stage", "list", "EER points [95 %]", "relative", "p", "reading")
-LABEL_HEADER = ("method", "round", "NMI", "purity", "reliable %", "corrected %", "dropped %", "gate precision",
-                "gate recall", "correction precision")  # fmt: skip
+LABEL_HEADER = ("method", "round", "NMI", "purity", "trusted %", "confirmed %", "corrected %", "dropped %",
+                "gate precision", "gate recall", "correction precision")  # fmt: skip
 
 
 def sentence(row: Mapping[str, Any]) -> str:

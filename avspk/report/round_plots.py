@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 HISTOGRAM_EPOCHS = 12  # panels of one histogram figure
 HISTOGRAM_BINS = 48
 PLANE_POINTS = 2000
-FATES = {"reliable": "green", "corrected": "yellow", "dropped": "grey"}
+FATES = {"trusted": "green", "confirmed": "blue", "corrected": "yellow", "dropped": "grey"}
 QUALITIES = {
     "label/nmi": ("label NMI", "blue", "-"),
     "label/purity": ("label purity", "teal", "-"),
@@ -96,7 +96,7 @@ def loss_plane(
     rows = np.flatnonzero(np.isfinite(losses).all(1))
     rows = rows[:: max(1, len(rows) // PLANE_POINTS)]
     x, y = log_losses(losses[rows, 0]), log_losses(losses[rows, 1])
-    fate = np.where(gate["reliable"], "reliable", np.where(gate["corrected"], "corrected", "dropped"))[rows]
+    fate = label_fates(gate)[rows]
     for name, colour in reversed(FATES.items()):
         chosen = fate == name
         axes.plot(x[chosen], y[chosen], "o", ms=3, mew=0, alpha=0.7, color=LIGHT[colour], label=name)
@@ -108,9 +108,15 @@ def loss_plane(
     return figure
 
 
+def label_fates(gate: pd.DataFrame) -> np.ndarray:
+    """What became of each label (N,), in the words of `FATES`, from the table gate.parquet."""
+    replacement = np.where(gate["replacement"] == gate["label"], "confirmed", "corrected")
+    return np.where(gate["trusted"], "trusted", np.where(gate["replaced"], replacement, "dropped"))
+
+
 @svg_figure
 def fates(rounds: Mapping[str, pd.DataFrame]) -> "Figure":
-    """Percentage of labels that are reliable, corrected and dropped, a bar an epoch, a panel a round."""
+    """Percentage of labels that are trusted, confirmed, corrected and dropped, a bar an epoch, a panel a round."""
     figure, axes = panels(1, len(rounds), _round_width(rounds), 2.5, sharey=True)
     for panel, (stage, epochs) in zip(axes[0], rounds.items(), strict=True):
         bottom = np.zeros(len(epochs))
@@ -123,7 +129,7 @@ def fates(rounds: Mapping[str, pd.DataFrame]) -> "Figure":
         whole_numbers(panel.xaxis)
         panel.grid(visible=False, axis="x")
     axes[0, 0].set_ylabel("labels (%)")
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper right", ncols=3, borderpad=0)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper right", ncols=4, borderpad=0)
     return figure
 
 

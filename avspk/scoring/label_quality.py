@@ -26,13 +26,13 @@ def is_right(truth: ArrayLike, labels: ArrayLike) -> Mask:
     return speakers == majority[label_numbers]
 
 
-def gate_quality(truth: ArrayLike, labels: ArrayLike, reliable: ArrayLike) -> tuple[float, float]:
-    """Return precision (share of reliable labels that are right) and recall (share of right ones found reliable).
+def gate_quality(truth: ArrayLike, labels: ArrayLike, trusted: ArrayLike) -> tuple[float, float]:
+    """Return precision (share of trusted labels that are right) and recall (share of right ones that are trusted).
 
     NaN where there is nothing to take a share of.
     """
-    right, trusted = is_right(truth, labels), np.asarray(reliable, dtype=bool)
-    return _share(right[trusted]), _share(trusted[right])
+    right, kept = is_right(truth, labels), np.asarray(trusted, dtype=bool)
+    return _share(right[kept]), _share(kept[right])
 
 
 def correction_precision(truth: ArrayLike, labels: ArrayLike, corrected: ArrayLike, mask: ArrayLike) -> float:

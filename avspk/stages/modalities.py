@@ -65,8 +65,10 @@ class ModalityKit(ABC):
         """Groups "global" and "local" for DINO."""
 
     @abstractmethod
-    def refine_views(self, seconds: float | None = None, augmented: bool = True) -> ViewSampler:
-        """Group "refine": one view to be classified."""
+    def refine_views(
+        self, seconds: float | None = None, augmented: bool = True, clean_seconds: float | None = None
+    ) -> ViewSampler:
+        """Group "refine": one view to be classified; with `clean_seconds` also "clean": a longer one without noise."""
 
     @abstractmethod
     def front_end(self) -> nn.Module:
@@ -102,9 +104,14 @@ class AudioKit(ModalityKit):
             }
         )
 
-    def refine_views(self, seconds: float | None = None, augmented: bool = True) -> ViewSampler:
+    def refine_views(
+        self, seconds: float | None = None, augmented: bool = True, clean_seconds: float | None = None
+    ) -> ViewSampler:
         policy: AudioPolicy | None = self.config.audio.policy if augmented else None
-        return self._views({"refine": AudioGroup(1, seconds or self.config.audio.refine_seconds, policy)})
+        groups = {"refine": AudioGroup(1, seconds or self.config.audio.refine_seconds, policy)}
+        if clean_seconds is not None:
+            groups["clean"] = AudioGroup(1, clean_seconds, None)
+        return self._views(groups)
 
     def front_end(self) -> nn.Module:
         return AudioFrontEnd(AudioAugment(self.materials.noise), self.fbank())
@@ -152,7 +159,10 @@ class FaceKit(ModalityKit):
             }
         )
 
-    def refine_views(self, seconds: float | None = None, augmented: bool = True) -> ViewSampler:
+    def refine_views(
+        self, seconds: float | None = None, augmented: bool = True, clean_seconds: float | None = None
+    ) -> ViewSampler:
+        # A clean view of a face is the crop that is trained on, whole: there is no longer one.
         policy: ImagePolicy | None = self.config.face.refine_policy if augmented else None
         return self._views({"refine": FaceGroup(1, policy)})
 

@@ -21,10 +21,10 @@ class Truth:
         truth, labels = self._speakers[labelled], labels[labelled]
         return {"label/nmi": label_quality.nmi(truth, labels), "label/purity": label_quality.purity(truth, labels)}
 
-    def of_gate(self, labels: np.ndarray, reliable: np.ndarray) -> dict[str, float]:
+    def of_gate(self, labels: np.ndarray, trusted: np.ndarray) -> dict[str, float]:
         """Labels (N,) and which of them the gate trusts (N,) bool -> precision and recall of that."""
         labelled = labels >= 0
-        precision, recall = label_quality.gate_quality(self._speakers[labelled], labels[labelled], reliable[labelled])
+        precision, recall = label_quality.gate_quality(self._speakers[labelled], labels[labelled], trusted[labelled])
         return {"gate/precision": precision, "gate/recall": recall}
 
     def of_correction(self, labels: np.ndarray, corrected: np.ndarray) -> dict[str, float]:

@@ -18,7 +18,9 @@ import numpy as np
 import pandas as pd
 import torch
 
-from avspk.config import ClusterSettings, Config
+from avspk.clusterers.joint_kmeans import JointKmeansSettings
+from avspk.clusterers.metric import MetricSettings
+from avspk.config import Config
 from avspk.data.crop_store import CROP_SIZE, CropWriter
 from avspk.data.files import whole_or_absent
 from avspk.data.manifest import read_utterances, write_utterances
@@ -51,11 +53,12 @@ SMALL_ENCODERS = (
 
 @dataclass(frozen=True)
 class Sizes:
-    """`clusters`, `iterations`: of the k-means; `labels`: pseudo speakers in everything that follows."""
+    """`clusters`, `centroids`, `iterations`: of the clusterings. `labels`: pseudo speakers in what follows."""
 
     utterances: int = VOXCELEB2_UTTERANCES
     speakers: int = VOXCELEB2_SPEAKERS
     clusters: int = 1_000
+    centroids: int = 4_000
     iterations: int = 3
     labels: int = 7_500
     batch: int = 512
@@ -158,11 +161,14 @@ def usable(folder: Path) -> dict[str, np.ndarray]:
 
 
 def clustering(folder: Path, sizes: Sizes) -> Seconds:
-    """Joint clustering, its k-means cut short."""
-    watch, settings = Watch(), ClusterSettings(iterations=sizes.iterations)
-    rows, present = read_embeddings(folder), usable(folder)
+    """Joint clustering, its k-means cut short: the papers' way, and metric-refined with Ward's method on centroids."""
+    watch, rows, present = Watch(), read_embeddings(folder), usable(folder)
+    plain = JointKmeansSettings(iterations=sizes.iterations)
+    refined = MetricSettings(refinements=1, centroids=sizes.centroids, iterations=sizes.iterations)
     name = f"joint clustering, K {sizes.clusters:,}, {sizes.iterations} iterations"
-    watch(name, lambda: cluster_embeddings(rows, present, settings, sizes.clusters, 0, HOST))
+    watch(name, lambda: cluster_embeddings(rows, present, plain.build(), sizes.clusters, 0, HOST))
+    name = f"the same, metric refined once, {sizes.centroids:,} centroids"
+    watch(name, lambda: cluster_embeddings(rows, present, refined.build(), sizes.clusters, 0, HOST))
     return watch.seconds
 
 
@@ -226,15 +232,16 @@ def a_round(folder: Path, sizes: Sizes) -> Seconds:
     stage = make_round(folder, config)
     wrong = rng.random(sizes.utterances) < 0.2
     log_losses = np.where(wrong[:, None], rng.normal(2.1, 0.4, (len(wrong), 2)), rng.normal(-2.3, 1.2, (len(wrong), 2)))
-    stage.table[:, :2] = torch.from_numpy(np.exp(log_losses).astype(np.float32))
-    stage.table[~torch.from_numpy(usable(folder)["face"]), 1] = torch.nan
-    stage.end_epoch(config.refine.gate.start_epoch - 1)
-    watch("gates of both modalities fitted, labels judged", lambda: stage.begin_epoch(config.refine.gate.start_epoch))
-    stage.table[:, :2] = stage.known[:, :2]
-    doubtful = (~stage.reliable).nonzero().flatten()
-    corrected = torch.stack([torch.randint(sizes.labels, (len(doubtful),)).float(), torch.rand(len(doubtful))], 1)
-    watch("corrections noted, batch by batch", lambda: note(stage, doubtful, corrected, sizes.batch))
-    watch("end of an epoch: tables joined, judged, written", lambda: stage.end_epoch(config.refine.gate.start_epoch))
+    losses = torch.from_numpy(np.exp(log_losses).astype(np.float32))
+    losses[~torch.from_numpy(usable(folder)["face"]), 1] = torch.nan
+    start = config.refine.judge.gate.start_epoch
+    stage.ledger.page[:, :2] = losses
+    stage.end_epoch(start - 1)
+    watch("gate fitted to the losses of both modalities, labels judged", lambda: stage.begin_epoch(start))
+    stage.ledger.page[:, :2] = losses
+    doubtful = (~torch.from_numpy(stage.judge.trusted)).nonzero().flatten()
+    watch("replacements noted, batch by batch", lambda: note(stage, doubtful, sizes))
+    watch("end of an epoch: pages joined, judged, written", lambda: stage.end_epoch(start))
     watch("gate.parquet read", lambda: pd.read_parquet(folder / "round1" / "gate.parquet"))
     return watch.seconds
 
@@ -252,10 +259,10 @@ def make_round(folder: Path, config: Config) -> Refine:
     return Refine(materials, "round1", config.refine, kits, encoders, found, truth, folder / "round1")
 
 
-def note(stage: Refine, rows: torch.Tensor, values: torch.Tensor, batch: int) -> None:
-    """As a round's steps do: the corrected label and its confidence of a batch's doubtful rows."""
-    for index, value in zip(rows.split(batch), values.split(batch), strict=True):
-        stage.table[index, 2:] = value
+def note(stage: Refine, rows: torch.Tensor, sizes: Sizes) -> None:
+    """As a round's steps do: what replaces the labels of a batch's doubtful rows."""
+    for index in rows.split(sizes.batch):
+        stage.ledger.record_corrections(index, torch.randint(sizes.labels, (len(index),)), torch.rand(len(index)))
 
 
 PARTS = {

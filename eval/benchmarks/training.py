@@ -95,7 +95,7 @@ def refine(paper: Materials, sizes: Sizes, folder: Path) -> Refine:
     truth = Truth(paper.utterances)
     encoders = {name: kit.encoder() for name, kit in kits.items()}
     stage = Refine(paper, "round1", paper.config.refine, kits, encoders, labels, truth, folder / "round1")
-    stage.reliable[::3] = False
+    stage.judge.trust[::3] = 0
     return stage
 
 

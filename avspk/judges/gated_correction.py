@@ -1,0 +1,138 @@
+"""The method's judge: a loss gate decides which labels are trusted, label correction replaces the others."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from avspk.judges.base import Judge, Replacement
+from avspk.judges.label_correction import CorrectionSettings, replace_labels
+from avspk.judges.ledger import Ledger
+from avspk.judges.loss_gate import (
+    LOSS_FLOOR,
+    Gate,
+    GateSettings,
+    fit_gate,
+    joint_losses,
+    reliable,
+    share_gate,
+)
+from avspk.settings import Settings
+
+JOINT = "joint"
+PRIOR_MOMENTUM = 0.99  # of the mean posterior that the class prior is aligned with
+
+
+class GatedCorrectionSettings(Settings):
+    """Dynamic loss gate and label correction (arXiv 2208.01928, 2304.05754)."""
+
+    kind: Literal["gate_and_correction"] = "gate_and_correction"
+    gate: GateSettings = GateSettings()
+    correction: CorrectionSettings = CorrectionSettings()
+
+    @property
+    def window(self) -> int:
+        """Epochs whose losses a ledger has to keep."""
+        return self.gate.average_epochs
+
+    @property
+    def first_epoch(self) -> float:
+        """Epoch in which labels are first judged; infinite if none is."""
+        return self.gate.start_epoch if self.gate.enabled else float("inf")
+
+    def build(self, modalities: tuple[str, ...], labels: np.ndarray) -> GatedCorrection:
+        """The judge of pseudo labels (N,), -1 for none."""
+        return GatedCorrection(self, modalities, labels)
+
+
+class GatedCorrection(Judge):
+    """See `Judge`. `gates` has one gate by rule "joint", else one a modality; empty before the first review."""
+
+    def __init__(self, settings: GatedCorrectionSettings, modalities: tuple[str, ...], labels: np.ndarray) -> None:
+        self.settings, self.modalities = settings, modalities
+        if settings.gate.rule not in {JOINT, "both", "either", *modalities}:
+            raise ValueError(
+                f"gate.rule is {settings.gate.rule!r}; valid: joint, both, either, or one of {list(modalities)}"
+            )
+        self.trust = torch.ones(len(labels))
+        self.gates: dict[str, Gate] = {}
+        sizes = np.bincount(labels[labels >= 0], minlength=int(labels.max(initial=0)) + 1)
+        self.class_prior = torch.from_numpy(sizes / max(sizes.sum(), 1)).float()  # (C,)
+        self.mean_posterior: Tensor | None = None  # (M, C)
+
+    def review(self, epoch: int, ledger: Ledger, used: np.ndarray) -> None:
+        """Fit the gates to the losses so far."""
+        if not self.settings.gate.enabled or epoch < self.settings.gate.start_epoch:
+            return
+        trust = (
+            self._joint_trust(ledger, used)
+            if self.settings.gate.rule == JOINT
+            else self._trust_by_modality(ledger, used)
+        )
+        self.trust = torch.from_numpy(trust.astype(np.float32))
+
+    def _joint_trust(self, ledger: Ledger, used: np.ndarray) -> np.ndarray:
+        """(N,) by one gate over the joint losses; a share of them passes where they do not split or few would."""
+        settings = self.settings.gate
+        losses = joint_losses(ledger.average_log_losses(LOSS_FLOOR), used)
+        gate = fit_gate(losses[used], min_separation=settings.min_separation)
+        if gate.status == "open":
+            gate = share_gate(losses[used], settings.fallback)
+        elif gate.passes(losses[used]).mean() < settings.floor:
+            gate = share_gate(losses[used], settings.floor)
+        self.gates = {JOINT: gate}
+        return gate.passes(losses) * (gate.trust(losses) if settings.soft else 1.0)
+
+    def _trust_by_modality(self, ledger: Ledger, used: np.ndarray) -> np.ndarray:
+        """(N,) by the papers' gates, each over the last losses of one modality."""
+        losses, separation = ledger.losses.cpu().numpy(), self.settings.gate.min_separation
+        self.gates = {
+            name: fit_gate(losses[used, column], self.gates.get(name), min_separation=separation)
+            for column, name in enumerate(self.modalities)
+        }
+        return reliable(losses, self.gates, self.settings.gate.rule)
+
+    def asks(self, epoch: int) -> bool:
+        """Once the gate judges and correction has begun."""
+        correction, gate = self.settings.correction, self.settings.gate
+        return correction.enabled and gate.enabled and epoch >= max(correction.start_epoch, gate.start_epoch)
+
+    def replace(self, logits: Tensor, present: Tensor, labels: Tensor) -> Replacement:
+        """Replace labels by what the modalities predict together, see `replace_labels`."""
+        posteriors = logits.float().softmax(-1)
+        return replace_labels(posteriors, present, self.settings.correction, self._prior(posteriors, present))
+
+    def _prior(self, posteriors: Tensor, present: Tensor) -> Tensor | None:
+        """(M, C) class prior over the running mean of the posteriors, of this rank's batches; None if not aligned."""
+        if not self.settings.correction.align_prior:
+            return None
+        counts = present.sum(1, keepdim=True).clamp(min=1)
+        mean = torch.where(present[..., None], posteriors, 0.0).sum(1) / counts  # (M, C)
+        if self.mean_posterior is None:
+            self.mean_posterior = self.class_prior.to(mean).expand_as(mean).clone()
+        self.mean_posterior = torch.lerp(self.mean_posterior.to(mean), mean, 1 - PRIOR_MOMENTUM)
+        return self.class_prior.to(mean) / self.mean_posterior.clamp(min=torch.finfo(mean.dtype).tiny)
+
+    def notes(self) -> dict[str, Any]:
+        """The gates' numbers."""
+        return {f"{name}/gate/{key}": value for name, gate in self.gates.items() for key, value in asdict(gate).items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Trust, gates, mean posterior."""
+        mean = {} if self.mean_posterior is None else {"mean_posterior": self.mean_posterior}
+        return {"trust": self.trust, "gates": {name: asdict(gate) for name, gate in self.gates.items()}, **mean}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Inverse of `state_dict`."""
+        self.trust = state["trust"]
+        self.gates = {name: _gate_from(fields) for name, fields in state["gates"].items()}
+        self.mean_posterior = state.get("mean_posterior")
+
+
+def _gate_from(fields: dict[str, Any]) -> Gate:
+    pairs = {key: tuple(fields[key]) for key in ("weights", "means", "stds")}
+    return Gate(threshold=fields["threshold"], status=fields["status"], **pairs)

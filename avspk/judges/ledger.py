@@ -1,0 +1,123 @@
+"""The tables of a round, one row per utterance: losses of the last epochs, corrected labels, their confidence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+Sum = Callable[[Tensor], Tensor]
+"""Sum of a tensor over all ranks, in place."""
+
+
+class Ledger:
+    """Figures by utterance. A rank writes the rows of its batches; `close_epoch` joins the ranks.
+
+    `page` holds what this rank has seen in this epoch, `known` the last value of every utterance: the few that fill no
+    batch of an epoch keep there what the epoch before found. Columns: one loss per modality, then the corrected label
+    and its confidence. NaN: not visited, modality missing, or not corrected.
+    """
+
+    def __init__(
+        self, num_utterances: int, modalities: Sequence[str], window: int, device: torch.device, sum_over_ranks: Sum
+    ) -> None:
+        """An empty ledger.
+
+        Args:
+            window: epochs whose losses are kept for averages.
+            device: where the tables are; the host need not wait for a step to write into them.
+            sum_over_ranks: joins the pages.
+        """
+        self.modalities = tuple(modalities)
+        self.window, self.device, self._sum = window, device, sum_over_ranks
+        self._shape = (num_utterances, len(self.modalities) + 2)
+        self.page, self.known = self._blank(), self._blank()
+        self.past: list[Tensor] = []  # (N, M) losses of the last epochs, the latest last
+
+    def _blank(self) -> Tensor:
+        return torch.full(self._shape, torch.nan, device=self.device)
+
+    @property
+    def losses(self) -> Tensor:
+        """(N, M) last known losses."""
+        return self.known[:, : len(self.modalities)]
+
+    def record_losses(self, modality: int, index: Tensor, losses: Tensor) -> None:
+        """Note the losses (B,) of utterances `index` (B,) in one modality, NaN where they lack it."""
+        self.page[index, modality] = losses
+
+    def record_corrections(self, index: Tensor, labels: Tensor, confidence: Tensor) -> None:
+        """Note what replaces the labels of utterances `index` (R,): labels (R,), -1 for none, and confidence (R,)."""
+        columns = torch.stack([torch.where(labels >= 0, labels.float(), torch.nan), confidence.float()], 1)
+        self.page[index, len(self.modalities) :] = columns
+
+    def open_epoch(self) -> None:
+        """Begin an empty page."""
+        self.page = self._blank()
+
+    def close_epoch(self) -> None:
+        """Join the ranks' pages into what is known. Collective."""
+        page = self._joined_page()
+        visited = ~page[:, : len(self.modalities)].isnan().all(1, keepdim=True)
+        self.known = torch.where(visited, page, self.known)
+        self.past = [*self.past, self.losses.clone()][-self.window :]
+
+    def average_log_losses(self, floor: float) -> np.ndarray:
+        """(N, M) float64 mean over the kept epochs of ln max(loss, floor); NaN where a modality is missing."""
+        logs = torch.stack(self.past or [self.losses]).double().clamp(min=floor).log()
+        return logs.nanmean(0).cpu().numpy()
+
+    def corrections(self, trusted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Corrected labels (N,) int64, -1 for none, and their confidence (N,).
+
+        What is trusted now needs no correction, even if it has one from an epoch ago.
+        """
+        columns = self.known[:, len(self.modalities) :].cpu().numpy().copy()
+        columns[trusted] = np.nan
+        return np.nan_to_num(columns[:, 0], nan=-1).astype(np.int64), columns[:, 1]
+
+    def table(self, utterances: pd.Series, labels: np.ndarray, trust: np.ndarray) -> pd.DataFrame:
+        """What a round knows about every utterance, for `gate.parquet`.
+
+        Args:
+            utterances: (N,) ids.
+            labels: (N,) pseudo labels, -1: not used in training.
+            trust: (N,) what each label counts.
+        """
+        frame = pd.DataFrame({"utterance": utterances})
+        for column, name in enumerate(self.modalities):
+            frame[f"loss_{name}"] = self.losses[:, column].cpu().numpy()
+        corrected, confidence = self.corrections(trust > 0)
+        frame["trusted"] = trust > 0
+        frame["trust"] = trust
+        frame["label"] = labels
+        frame["replaced"] = corrected >= 0
+        frame["replacement"] = corrected
+        frame["confidence"] = confidence
+        return frame
+
+    def write_losses(self, path: Path) -> None:
+        """(N, M) float32 as npy."""
+        with path.open("wb") as file:
+            np.save(file, self.losses.cpu().numpy())
+
+    def _joined_page(self) -> Tensor:
+        """The page over all ranks: each utterance was visited by one of them at most. Collective."""
+        seen = self._sum((~self.page.isnan()).float())
+        total = self._sum(self.page.nan_to_num(nan=0.0))
+        return torch.where(seen > 0, total, torch.nan)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Collective: the ranks' pages are joined."""
+        return {"page": self._joined_page(), "known": self.known, "past": dict(enumerate(self.past))}
+
+    def load_state_dict(self, state: dict[str, Any], first_rank: bool) -> None:
+        """Inverse of `state_dict`, for any number of ranks: the joined page must count once, on the first rank."""
+        self.known = state["known"].to(self.device)
+        self.page = state["page"].to(self.device) if first_rank else self._blank()
+        self.past = [state["past"][key].to(self.device) for key in sorted(state["past"], key=int)]

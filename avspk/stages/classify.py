@@ -1,0 +1,130 @@
+"""Classification of pseudo labels: an encoder and a cosine classifier for each modality, AAM-softmax."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from avspk import distributed, losses
+from avspk.config import ClassifySettings
+from avspk.data.dataset import ViewDataset, ViewSampler
+from avspk.data.sampler import ExampleSampler
+from avspk.models.audio_visual import ClassifierBranch
+from avspk.models.encoder import Encoder
+from avspk.models.heads import CosineClassifier
+from avspk.schedules import ramp
+from avspk.stages.base import Metrics, Stage
+from avspk.stages.modalities import Materials, ModalityKit, seeded
+
+
+class Classify(Stage):
+    """Every label counts alike. What rows are chosen by stays on the host: a GPU need not be asked."""
+
+    def __init__(
+        self,
+        materials: Materials,
+        name: str,
+        settings: ClassifySettings,
+        kits: Mapping[str, ModalityKit],
+        views: Mapping[str, ViewSampler],
+        encoders: Mapping[str, Encoder],
+        labels: np.ndarray,
+        classes: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        """Build the stage.
+
+        Args:
+            views: modality -> its views, with a group "refine" of one view that is classified.
+            encoders: modality -> encoder to start from.
+            labels: (N,) pseudo labels, -1: not used in training.
+            classes: modality -> (C, D) class vectors to start from, 0 where unknown; without them, random ones.
+        """
+        config = materials.config
+        self.name, self.settings, self.kits, self.device = name, settings, kits, materials.device
+        self.num_epochs, self.optimiser, self.batch_size = settings.epochs, settings.optimiser, settings.batch_size
+        self.utterances = materials.utterances
+        self.front_ends = {key: kit.front_end().to(self.device) for key, kit in kits.items()}
+        self.dataset = ViewDataset(views, config.seed, name)
+        usable = {key: kit.usable for key, kit in kits.items()}
+        self.sampler = ExampleSampler(
+            np.flatnonzero(labels >= 0),
+            self.batch_size,
+            config.seed,
+            name,
+            usable,
+            distributed.rank(),
+            distributed.world_size(),
+        )
+        self.labels = torch.from_numpy(labels.copy())
+        self.present = {key: torch.from_numpy(mask) for key, mask in usable.items()}
+        num_classes = len(next(iter(classes.values()))) if classes else int(labels.max()) + 1
+        branches = {
+            key: ClassifierBranch(
+                encoders[key], self._classifier(encoders[key], num_classes, config.seed, key, classes)
+            )
+            for key in kits
+        }
+        self.model = self.build_model(branches, config.training)
+
+    def _classifier(
+        self, encoder: Encoder, num_classes: int, seed: int, modality: str, classes: Mapping[str, Tensor] | None
+    ) -> CosineClassifier:
+        classifier = seeded(lambda: CosineClassifier(encoder.embedding_dim, num_classes), seed, self.name, modality)
+        if classes is not None:
+            known = classes[modality].any(1)  # a class none of whose members has this modality stays random
+            with torch.no_grad():
+                classifier.weight[known] = classes[modality][known]
+        return classifier
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """The encoders' groups learn `encoder_learning_rate` times as fast as the classifiers."""
+        encoders = {id(p) for encoder in self.model.encoders().values() for p in encoder.parameters()}
+        split = []
+        for group in super().parameter_groups():
+            inside = [p for p in group["params"] if id(p) in encoders]
+            outside = [p for p in group["params"] if id(p) not in encoders]
+            split.append({**group, "params": inside, "lr_factor": self.settings.encoder_learning_rate})
+            split.append({**group, "params": outside})
+        return [group for group in split if group["params"]]
+
+    def loss(self, model: nn.Module, batch: dict[str, Any], step: int) -> tuple[Tensor, Metrics]:
+        """Sum over modalities of the mean loss; an utterance without a modality counts 0 there."""
+        index, margin = batch["index"], self.margin(step)
+        labels, cosines = self.here(self.labels[index]), self.cosines(model, batch)
+        metrics: Metrics = {"margin": margin}
+        total = torch.zeros((), device=self.device)
+        for name in self.kits:
+            loss = self.mean_loss(name, losses.aam_softmax(cosines[name], labels, margin, self.settings.scale), index)
+            metrics[f"{name}/loss"] = loss.detach()
+            total = total + loss
+        return total, metrics
+
+    def cosines(self, model: nn.Module, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """Modality -> cosines (B, C) of the augmented views with the class vectors."""
+        inputs = {name: self.front_ends[name]("refine", batch[name]["refine"]) for name in self.kits}
+        result: dict[str, Tensor] = model({name: (features,) for name, features in inputs.items()})
+        return result
+
+    def mean_loss(self, name: str, loss: Tensor, index: Tensor) -> Tensor:
+        """Losses (B,) of those that have the modality, summed and divided by B, never by how many they are."""
+        return torch.where(self.here(self.present[name][index]), loss, 0.0).sum() / len(index)
+
+    def here(self, value: Tensor) -> Tensor:
+        """A tensor of the host's, on the device, without waiting for it."""
+        return value.to(self.device, non_blocking=True)
+
+    def margin(self, step: int) -> float:
+        """Margin of a step: linear from 0 between two epochs."""
+        position = step / self.steps_per_epoch
+        return ramp(position, self.settings.margin_start_epoch, self.settings.margin_full_epoch, self.settings.margin)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing beyond weights and optimiser."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing."""
