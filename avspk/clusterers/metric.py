@@ -18,6 +18,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from avspk.clusterers.agreement import Rows, agreement_weights
 from avspk.clusterers.base import Clustering, Embeddings
 from avspk.clusterers.joint import JointRows, Transform, check_embeddings, chunks, join
 from avspk.clusterers.joint_kmeans import fit_kmeans, merged_labels, numbered
@@ -40,7 +41,7 @@ class MetricSettings(Settings):
     refinements: int = Field(4, ge=0, description="clusterings after the first one, each in the metric of the last one")
     shrinkage: Probability = Field(0.1, description="of the within-cluster covariance towards its mean eigenvalue")
     weights: dict[str, Positive] | Literal["auto"] = Field(
-        "auto", description="of the modalities' unit blocks; auto: chosen from the clusters, without speaker labels"
+        "auto", description="of the modalities' unit blocks; auto: see agreement.py, no speaker labels"
     )
     ward_rows: Count = Field(20_000, description="at most this many utterances are merged one by one")
     centroids: Count = Field(50_000, description="k-means centroids that are merged where there are more utterances")
@@ -79,22 +80,41 @@ class MetricClusterer:
         self, rows: Embeddings, num_clusters: int, *, seed: int, device: torch.device | str, reducer: Reducer
     ) -> Clustering:
         """See `Clusterer`. The notes hold the weights of the modalities."""
-        labels: Tensor | None = None
-        weights = self._first_weights(rows)
-        for _ in range(1 + self.settings.refinements):
-            spreads = {name: measure_spread(rows[name], name, labels, device, reducer) for name in rows}
-            if labels is not None and self.settings.weights == "auto":
-                weights = informative_weights(spreads, self.settings.shrinkage)
-            used = check_embeddings(rows, weights)
-            whiteners = {name: self._whitener(spread, labels is not None) for name, spread in spreads.items()}
-            transforms = {name: _affine(spreads[name].mean, whiteners[name]) for name in used}
-            labels = self._group(join(rows, used, device, transforms), num_clusters, seed, reducer)
-        assert labels is not None
-        return numbered(labels, reducer, {f"weight/{name}": weight for name, weight in used.items()})
-
-    def _first_weights(self, rows: Embeddings) -> dict[str, float]:
         given = self.settings.weights
-        return dict.fromkeys(rows, 1.0) if given == "auto" else {name: given[name] for name in rows}
+        weights = {name: 1.0 if given == "auto" else given[name] for name in rows}
+        labels = self._cluster(rows, weights, None, num_clusters, seed, device, reducer)
+        if given == "auto" and len(rows) > 1:
+            weights = agreement_weights(rows, labels, self._cluster_once, seed, reducer)
+            labels = self._cluster(rows, weights, None, num_clusters, seed, device, reducer)
+        for _ in range(self.settings.refinements):
+            labels = self._cluster(rows, weights, labels, num_clusters, seed, device, reducer)
+        return numbered(labels, reducer, {f"weight/{name}": weight for name, weight in weights.items()})
+
+    def _cluster(
+        self,
+        rows: Embeddings,
+        weights: Mapping[str, float],
+        labels: Tensor | None,
+        num_clusters: int,
+        seed: int,
+        device: torch.device | str,
+        reducer: Reducer,
+    ) -> Tensor:
+        """Labels (n,) in the metric that earlier labels (n,) teach; without any, in that of all rows."""
+        used = check_embeddings(rows, weights)
+        spreads = {name: measure_spread(rows[name], name, labels, device, reducer) for name in used}
+        transforms = {
+            name: _affine(spread.mean, self._whitener(spread, labels is not None)) for name, spread in spreads.items()
+        }
+        return self._group(join(rows, used, device, transforms), num_clusters, seed, reducer)
+
+    def _cluster_once(self, rows: Rows, weights: Mapping[str, float], num_clusters: int) -> np.ndarray:
+        """Labels of few rows in one process, the metric refined once: what candidate weights are compared by."""
+        labels: Tensor | None = None
+        for _ in range(2):
+            labels = self._cluster(rows, weights, labels, num_clusters, 0, "cpu", Reducer())
+        assert labels is not None
+        return labels.numpy()
 
     def _whitener(self, spread: Spread, clustered: bool) -> Tensor:
         return within_whitener(spread.within, self.settings.shrinkage) if clustered else total_whitener(spread.total)
@@ -159,21 +179,6 @@ def shrunk(covariance: Tensor, shrinkage: float) -> Tensor:
     """(1 - a) C + a tr(C) / D I of a covariance C (D, D)."""
     mean = (covariance.trace() / len(covariance)).clamp(min=torch.finfo(torch.float32).tiny)
     return (1 - shrinkage) * covariance + shrinkage * mean * torch.eye(len(covariance)).to(covariance)
-
-
-def informative_weights(spreads: Mapping[str, Spread], shrinkage: float) -> dict[str, float]:
-    """Weight of each modality's unit block, from how far apart its clusters are in its own metric.
-
-    In a metric in which rows vary by 1 in every direction within a speaker, squared distances of several modalities
-    may simply be added: so a Gaussian model of the speakers weighs them. Rows have a mean squared length of
-    tr(W^-1 T) there (W within clusters, T of all rows). Scaling to unit length takes it away, and the weight restores
-    it.
-    """
-    lengths = {
-        name: torch.linalg.solve(shrunk(spread.within, shrinkage), spread.total).trace()
-        for name, spread in spreads.items()
-    }
-    return {name: float(length.clamp(min=torch.finfo(torch.float32).tiny).sqrt()) for name, length in lengths.items()}
 
 
 def _affine(mean: Tensor, matrix: Tensor) -> Transform:

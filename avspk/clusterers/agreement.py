@@ -1,0 +1,95 @@
+"""Weights of the modalities without speaker labels: those with which random parts of the data are clustered alike.
+
+Two random parts of the rows are clustered on their own. Where the weights suit the modalities, the rows that both
+parts share fall into the same clusters; where noise of one modality weighs too much, they do not (stability of
+clusterings: Ben-Hur, Elisseeff and Guyon 2002). Candidates are ratios of the unit blocks to that of the first modality.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from itertools import pairwise
+
+import numpy as np
+import torch
+from sklearn.metrics import adjusted_rand_score
+from torch import Tensor
+
+from avspk.clusterers.base import Embeddings
+from avspk.clusterers.kmeans import Reducer
+
+CANDIDATES = (0.35, 0.5, 0.7, 1.0, 1.4)
+PARTS, SHARE = 8, 0.8  # random parts that are compared two by two, and the share of the rows in each
+MAX_ROWS = 2_000  # whole clusters are drawn until they have this many rows
+Rows = dict[str, np.ndarray]
+Cluster = Callable[[Rows, Mapping[str, float], int], np.ndarray]
+"""Rows (n, D_m) by modality, weights, number of clusters -> labels (n,)."""
+
+
+def agreement_weights(
+    rows: Embeddings, labels: Tensor, cluster: Cluster, seed: int, reducer: Reducer
+) -> dict[str, float]:
+    """Modality -> weight, 1 for the first one.
+
+    Each further modality in turn gets the candidate with the best mean adjusted Rand index, the others held.
+
+    Args:
+        rows: this process's share of the embeddings.
+        labels: (n,) a first clustering of them; whole clusters of it are drawn, so that speakers stay complete.
+        cluster: clusters the rows of one process; called in the first process alone.
+        seed: of the draws.
+        reducer: sums over the processes.
+    """
+    names = list(rows)
+    sample, num_clusters = _sample(rows, labels, np.random.default_rng(seed), reducer)
+    chosen = torch.zeros(len(names), dtype=torch.float64, device=labels.device)
+    if reducer.rank == 0:
+        weights = dict.fromkeys(names, 1.0)
+        for name in names[1:]:
+            trials = [{**weights, name: candidate} for candidate in CANDIDATES]
+            weights = max(trials, key=lambda trial: _agreement(sample, trial, num_clusters, cluster, seed))
+        chosen += torch.tensor(list(weights.values()), dtype=torch.float64).to(chosen.device)
+    return dict(zip(names, reducer.sum(chosen).tolist(), strict=True))
+
+
+def _agreement(sample: Rows, weights: Mapping[str, float], num_clusters: int, cluster: Cluster, seed: int) -> float:
+    """Mean adjusted Rand index of parts clustered on their own, over the rows that they share."""
+    num = len(next(iter(sample.values())))
+    rng = np.random.default_rng(seed)
+    parts = rng.random((PARTS, num)) < SHARE
+    found = np.full((PARTS, num), -1)
+    for labels, part in zip(found, parts, strict=True):
+        mine = {name: values[part] for name, values in sample.items()}
+        labels[part] = cluster(mine, weights, min(num_clusters, int(part.sum())))
+    shared = [(one >= 0) & (other >= 0) for one, other in pairwise(found)]
+    indices = [
+        adjusted_rand_score(one[both], other[both]) for (one, other), both in zip(pairwise(found), shared, strict=True)
+    ]
+    return float(np.mean(indices))
+
+
+def _sample(rows: Embeddings, labels: Tensor, rng: np.random.Generator, reducer: Reducer) -> tuple[Rows, int]:
+    """Rows of whole clusters, of all processes in order, and how many clusters these are."""
+    top = labels.max() + 1 if len(labels) else labels.new_zeros(())
+    counts = reducer.sum(torch.bincount(labels, minlength=int(reducer.sum(top)))).cpu().numpy()
+    order = rng.permutation(np.flatnonzero(counts))
+    chosen = order[: int(np.searchsorted(np.cumsum(counts[order]), MAX_ROWS)) + 1]
+    mine = np.flatnonzero(np.isin(labels.cpu().numpy(), chosen))
+    shares = torch.zeros(reducer.size, dtype=torch.int64, device=labels.device)
+    shares[reducer.rank] = len(mine)
+    shares = reducer.sum(shares)
+    first = int(shares[: reducer.rank].sum())
+
+    def gathered(values: np.ndarray | Tensor) -> np.ndarray:
+        part = (
+            values[torch.from_numpy(mine)] if isinstance(values, Tensor) else torch.from_numpy(np.array(values[mine]))
+        )
+        whole = torch.zeros(int(shares.sum()), values.shape[1], device=labels.device)
+        missing = torch.zeros(len(whole), device=labels.device)
+        part = torch.as_tensor(values[mine]).to(whole)
+        whole[first : first + len(mine)] = part.nan_to_num()
+        missing[first : first + len(mine)] = part.isnan().any(1).float()
+        gone = reducer.sum(missing)[:, None] > 0
+        return reducer.sum(whole).masked_fill(gone, torch.nan).cpu().numpy()
+
+    return {name: gathered(values) for name, values in rows.items()}, len(chosen)
