@@ -18,19 +18,20 @@ BOTTOM = {"config", "schedules", "distributed", "progress"}
 STORAGE = {"checkpoint", "runlog"}
 ALLOWED = {
     "schedules": set(),
-    "config": set(),
+    "text_files": set(),
+    "config": {"text_files"},
     "distributed": set(),
     "progress": set(),
     "runlog": set(),
     "finiteness": set(),
     "memory": set(),
-    **{part: {"config", "schedules"} for part in ALGORITHMS},
+    **{part: {"config", "schedules", "text_files"} for part in ALGORITHMS},
     "poll": {"distributed"},
     "checkpoint": {"data", "distributed"},  # whole_or_absent, of avspk.data.files
     "stages": ALGORITHMS | BOTTOM,
     "model": {"checkpoint", "data", "frontend", "models", "scoring", "stages"},
     "export": {"data", "model", "models", "stages"},
-    "evaluation": {"data", "distributed", "model", "scoring"},
+    "evaluation": {"data", "distributed", "model", "scoring", "text_files"},
     "training": BOTTOM | STORAGE | {"finiteness", "poll", "stages"},
     "report": {"data", "evaluation", "pseudo_labels", "scoring"},
     "stage_one": {"config", "data"},
