@@ -329,7 +329,11 @@ class LargeMarginSettings(Settings):
 class TrainingSettings(Settings):
     """How the loop runs; none of these changes what is learned beyond rounding, except by what batch norm sees."""
 
-    precision: Literal["no", "bf16"] = "bf16"
+    precision: Literal["auto", "no", "bf16"] = Field(
+        "auto",
+        description="no: float32; auto: bf16 on GPUs that have it and on CPUs where a timing at the start favours it, "
+        "else float32; a continued run keeps what it was begun with",
+    )
     processes: Count | None = Field(None, description="stop unless exactly this many processes were launched")
     threads: Count | None = Field(None, description="CPU threads of each process; default: cores / processes")
     workers: int = Field(8, ge=0, description="loader processes per rank")

@@ -35,11 +35,12 @@ ALLOWED = {
     "training": BOTTOM | STORAGE | {"finiteness", "poll", "stages"},
     "report": {"data", "evaluation", "pseudo_labels", "scoring"},
     "stage_one": {"config", "data"},
+    "precision": {"config", "distributed", "models"},
     "preflight": {"config", "data", "distributed", "stage_one"},
     "pipeline": BOTTOM
     | STORAGE
     | ALGORITHMS
-    | {"evaluation", "memory", "model", "preflight", "report", "stage_one", "stages", "training"},
+    | {"evaluation", "memory", "model", "precision", "preflight", "report", "stage_one", "stages", "training"},
     "comparison_runs": {"config", "data", "stage_one"},
 }
 TOP = {"__init__", "cli"}  # these may import anything
