@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -16,12 +18,18 @@ from avspk.models.registry import build_encoder
 
 FLOAT32, BF16 = "no", "bf16"
 """As accelerate calls mixed precisions."""
-WORTHWHILE = 0.8
+WORTHWHILE = 0.85
 """On a CPU bf16 must take at most this share of float32's time: a gain beyond what such a short timing may err by."""
 BUDGET = 0.4  # seconds of timing, warm-up not counted
-EXAMPLES = 4
-FRAMES_A_SECOND = 100
+FEWEST, MOST, LONG_STEP = 2, 32, 0.1
+"""Examples of a timed step: from FEWEST doubled up to MOST while a step in float32 takes less than LONG_STEP seconds.
+With few of them the calls cost more than the products, and bf16 looks worse than it is."""
+FRAMES = 100  # a second of sound
 Step = Callable[[torch.dtype], None]
+StepOf = Callable[[int, torch.dtype], None]
+"""A step of so many examples."""
+Clock = Callable[[], float]
+"""Seconds that this thread has computed for: what else the machine does is not in them."""
 
 
 class Precision(NamedTuple):
@@ -52,7 +60,9 @@ def _decide(config: Config, device: torch.device, begun: str | None) -> Precisio
         return Precision(BF16, "this GPU has it") if has_bf16 else Precision(FLOAT32, "this GPU has no bf16")
     if device.type != "cpu":
         return Precision(FLOAT32, f"bf16 was never tried on {device.type}")
-    return judge(time_in_turns(encoder_step(config)))
+    step = encoder_step(config, MOST)
+    with _one_thread():
+        return judge(time_in_turns(partial(step, affordable(step))))
 
 
 def judge(seconds: tuple[float, float]) -> Precision:
@@ -63,10 +73,32 @@ def judge(seconds: tuple[float, float]) -> Precision:
     return Precision(name, f"{found}; bf16 is taken from {WORTHWHILE} down")
 
 
-def time_in_turns(step: Step, clock: Callable[[], float] = time.perf_counter) -> tuple[float, float]:
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def affordable(step: StepOf, clock: Clock = time.thread_time) -> int:
+    """How many examples a step may have."""
+    examples = FEWEST
+    while examples < MOST:
+        begin = clock()
+        step(examples, torch.float32)
+        if clock() - begin >= LONG_STEP:
+            break
+        examples *= 2
+    return examples
+
+
+def time_in_turns(step: Step, clock: Clock = time.thread_time) -> tuple[float, float]:
     """Least seconds of a step in float32 and in bf16.
 
-    The two take turns, so that whatever else the machine does meets both; the least time is the least disturbed one.
+    The two take turns, so that a change of the machine's pace meets both; the least time is the least disturbed one.
     """
     dtypes = (torch.float32, torch.bfloat16)
     for dtype in dtypes:
@@ -78,7 +110,7 @@ def time_in_turns(step: Step, clock: Callable[[], float] = time.perf_counter) ->
     return min(turn[0] for turn in turns), min(turn[1] for turn in turns)
 
 
-def _turn(step: Step, dtypes: tuple[torch.dtype, ...], clock: Callable[[], float]) -> list[float]:
+def _turn(step: Step, dtypes: tuple[torch.dtype, ...], clock: Clock) -> list[float]:
     times = [clock()]
     for dtype in dtypes:
         step(dtype)
@@ -86,26 +118,26 @@ def _turn(step: Step, dtypes: tuple[torch.dtype, ...], clock: Callable[[], float
     return [after - before for before, after in pairwise(times)]
 
 
-def encoder_step(config: Config) -> Step:
-    """Forward and backward pass of the configured encoders on the CPU, as stage 1 trains them but for the batch."""
+def encoder_step(config: Config, most: int) -> StepOf:
+    """Forward and backward pass of the configured encoders on the CPU over up to `most` examples."""
     with torch.random.fork_rng(devices=[]):  # a run's random numbers are its own
-        parts = list(_encoders(config))
+        parts = list(_encoders(config, most))
 
-    def step(dtype: torch.dtype) -> None:
+    def step(examples: int, dtype: torch.dtype) -> None:
         for encoder, inputs in parts:
             with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
-                loss = encoder(inputs).float().square().mean()
+                loss = encoder(inputs[:examples]).float().square().mean()
             loss.backward()
             encoder.zero_grad(set_to_none=True)
 
     return step
 
 
-def _encoders(config: Config) -> Iterator[tuple[nn.Module, Tensor]]:
-    """Every modality's encoder and a batch of global crops."""
+def _encoders(config: Config, examples: int) -> Iterator[tuple[nn.Module, Tensor]]:
+    """Every modality's encoder and a batch for it."""
     audio, face = config.audio, config.face
-    frames, size = round(FRAMES_A_SECOND * audio.views.global_seconds), face.views.global_size
+    size = face.views.global_size
     encoder = build_encoder(**audio.encoder.model_dump(), num_mels=audio.features.num_mels)
-    yield encoder, torch.randn(EXAMPLES, frames, audio.features.num_mels)
+    yield encoder, torch.randn(examples, FRAMES, audio.features.num_mels)
     if "face" in config.modalities:
-        yield build_encoder(**face.encoder.model_dump()), torch.rand(EXAMPLES, 3, size, size)
+        yield build_encoder(**face.encoder.model_dump()), torch.rand(examples, 3, size, size)

@@ -12,7 +12,16 @@ from avspk import distributed, precision
 from avspk.checkpoint import CheckpointFolder
 from avspk.config import ConfigError, parse_config
 from avspk.pipeline import Pipeline
-from avspk.precision import BUDGET, Precision, choose_precision, encoder_step, judge, time_in_turns
+from avspk.precision import (
+    BUDGET,
+    LONG_STEP,
+    Precision,
+    affordable,
+    choose_precision,
+    encoder_step,
+    judge,
+    time_in_turns,
+)
 from avspk.stages.pretrain import Pretrain
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
@@ -41,6 +50,7 @@ def timed(monkeypatch):
     """Seconds of a step in float32 and bf16 to pretend; without, timing fails."""
 
     def pretend(seconds):
+        monkeypatch.setattr(precision, "affordable", lambda step: 2)
         monkeypatch.setattr(precision, "time_in_turns", lambda step: seconds)
 
     monkeypatch.setattr(precision, "time_in_turns", lambda step: pytest.fail("there was nothing to time"))
@@ -74,7 +84,13 @@ def test_other_precisions_are_refused(config, wanted):
 
 @pytest.mark.parametrize(
     ("seconds", "name", "told"),
-    [((1.0, 4.3), "no", "4.30"), ((1.0, 1.0), "no", "1.00"), ((1.0, 0.81), "no", "0.81"), ((1.0, 0.5), "bf16", "0.50")],
+    [
+        ((1.0, 4.3), "no", "4.30"),
+        ((1.0, 1.0), "no", "1.00"),
+        ((1.0, 0.86), "no", "0.86"),
+        ((1.0, 0.8), "bf16", "0.80"),
+        ((1.0, 0.5), "bf16", "0.50"),
+    ],
 )
 def test_a_cpu_takes_what_is_clearly_faster(config, timed, seconds, name, told):
     timed(seconds)
@@ -149,6 +165,17 @@ def test_a_slow_machine_is_asked_once():
     assert len(machine.steps) == 4
 
 
+@pytest.mark.parametrize(("seconds_an_example", "examples"), [(1.0, 2), (0.02, 8), (1e-5, 32)])
+def test_a_timed_step_is_as_large_as_it_is_quick(seconds_an_example, examples):
+    spent = [0.0]
+
+    def step(count, dtype):
+        spent[0] += count * seconds_an_example
+
+    assert affordable(step, lambda: spent[0]) == examples
+    assert spent[0] <= max(2 * seconds_an_example, 2 * 2 * LONG_STEP)
+
+
 @pytest.mark.parametrize("modalities", [["audio"], ["audio", "face"]])
 def test_the_step_trains_the_configured_encoders_and_draws_nothing(data, tmp_path, monkeypatch, modalities):
     seen = []
@@ -160,20 +187,31 @@ def test_the_step_trains_the_configured_encoders_and_draws_nothing(data, tmp_pat
             name for name, module in encoder.named_modules() if isinstance(module, torch.nn.modules.conv._ConvNd)
         )
         conv = encoder.get_submodule(name)
-        conv.register_forward_hook(lambda module, inputs, output: seen.append((architecture, output.dtype)))
+        conv.register_forward_hook(
+            lambda module, inputs, output: seen.append((architecture, len(output), output.dtype))
+        )
         conv.weight.register_hook(lambda gradient: seen.append((architecture, "backward")))
         return encoder
 
     monkeypatch.setattr(precision, "build_encoder", build)
     settings = parse_config(short(data, tmp_path / "exp", modalities=modalities))
     before = torch.random.get_rng_state()
-    step = encoder_step(settings)
+    step = encoder_step(settings, 4)
     for dtype in (torch.float32, torch.bfloat16):
         seen.clear()
-        step(dtype)
+        step(3, dtype)
         names = ["ecapa", "face_resnet34"][: len(modalities)]
-        assert seen == [event for name in names for event in ((name, dtype), (name, "backward"))]
+        assert seen == [event for name in names for event in ((name, 3, dtype), (name, "backward"))]
     assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_the_real_timing_on_this_machine(config):
+    """Whatever it finds, it says so, and leaves the number of threads as it was."""
+    before = torch.get_num_threads()
+    chosen = choose_precision(config(), CPU, begun=None)
+    assert chosen.name in ("no", "bf16")
+    assert "on this CPU" in chosen.reason
+    assert torch.get_num_threads() == before
 
 
 def log_of(pipeline):
