@@ -1,5 +1,8 @@
 """One strict tree of settings: YAML with `inherit`, `key.path=value` overrides, errors that name the nearest key.
 
+Dictionaries with free keys (`data.trials`) are inherited entry by entry: `name: null` takes one out, `data.trials:
+null` all of them, in a file as behind the command.
+
 Tags: [S] stated by a source that was read, [I] inferred, [C] a choice of this project.
 Defaults are the values for VoxCeleb2; the demo overrides them.
 """
@@ -8,8 +11,9 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_origin
 
 import yaml
 from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_validator
@@ -29,6 +33,7 @@ from avspk.settings import (
     Settings,
     ordered,
 )
+from avspk.text_files import read_text
 
 Modality = Literal["audio", "face"]
 ClusterSettings = Annotated[MetricSettings | JointKmeansSettings, Field(discriminator="kind"), DefaultKind("metric")]
@@ -57,7 +62,9 @@ class DataSettings(Settings):
     noise_gigabytes: Positive = Field(
         18.0, description="at most this much noise is kept on the device; MUSAN and RIRS_NOISES take 16.4"
     )
-    trials: dict[str, Path] = Field(default_factory=dict, description="name -> trial list")
+    trials: dict[str, Path] = Field(
+        default_factory=dict, description="name -> trial list; null takes an inherited one out"
+    )
     wav_root: Path | None = Field(None, description="folder that the names in the trial lists are relative to")
 
 
@@ -301,7 +308,11 @@ class LargeMarginSettings(ClassifySettings):
 class TrainingSettings(Settings):
     """How the loop runs; none of these changes what is learned beyond rounding, except by what batch norm sees."""
 
-    precision: Literal["no", "bf16"] = "bf16"
+    precision: Literal["auto", "no", "bf16"] = Field(
+        "auto",
+        description="no: float32; auto: bf16 on GPUs that have it and on CPUs where a timing at the start favours it, "
+        "else float32; a continued run keeps what it was begun with",
+    )
     processes: Count | None = Field(None, description="stop unless exactly this many processes were launched")
     threads: Count | None = Field(None, description="CPU threads of each process; default: cores / processes")
     workers: int = Field(8, ge=0, description="loader processes per rank")
@@ -366,14 +377,18 @@ class Config(Settings):
 def load_config(path: Path | str, overrides: Iterable[str] = ()) -> Config:
     """Read a YAML file, its `inherit` chain and `key.path=value` overrides.
 
-    Raises ConfigError on a missing file, bad YAML, an unknown key (naming the nearest valid one) or a bad value.
+    A file adds to what it inherits, key by key; an override replaces the value at its key. `null` takes an entry out of
+    a dictionary with free keys.
+
+    Raises ConfigError on a missing file, bad YAML, an unknown key (naming the nearest valid one), a bad value, or a
+    null for an entry that is not inherited.
     """
     tree = _read_yaml(Path(path), seen=())
     for override in overrides:
         key, separator, value = override.partition("=")
         if not separator or not key:
             raise ConfigError(f"override {override!r} is not of the form key.path=value, e.g. pretrain.epochs=10")
-        _set(tree, key.split("."), yaml.safe_load(value))
+        _set(tree, _split(key), _parse_yaml(value, f"override {override!r}"), key)
     return parse_config(tree, source=str(path))
 
 
@@ -412,35 +427,77 @@ def describe(differences: Differences) -> list[str]:
 def _read_yaml(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     if path.resolve() in seen:
         raise ConfigError(f"{path} inherits from itself")
-    if not path.is_file():
+    if not path.exists():
         raise ConfigError(f"no config file at {path}; see configs/ for the ones that are shipped")
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}") from None
+    tree = _parse_yaml(read_text(path, "config", ConfigError), str(path)) or {}
     if not isinstance(tree, dict):
         raise ConfigError(f"{path} must hold `key: value` settings, not a {type(tree).__name__}")
     parent = tree.pop("inherit", None)
-    if parent is None:
-        return tree
-    return _merge(_read_yaml(path.parent / parent, (*seen, path.resolve())), tree)
+    base: dict[str, Any] = {}
+    if parent is not None:
+        if not isinstance(parent, str):
+            raise ConfigError(f"{path}: inherit is {parent!r}, must be the path of one config, relative to this one")
+        base = _read_yaml(path.parent / parent, (*seen, path.resolve()))
+    return _merge(base, tree, str(path))
 
 
-def _merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
+def _parse_yaml(text: str, source: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{source} is not valid YAML: {error}") from None
+
+
+def _merge(base: dict[str, Any], top: dict[str, Any], source: str, prefix: str = "") -> dict[str, Any]:
+    """`base` with the values of `top`, node by node; see `_put` for nulls."""
     merged = dict(base)
     for key, value in top.items():
-        both_nodes = isinstance(value, dict) and isinstance(base.get(key), dict)
-        merged[key] = _merge(base[key], value) if both_nodes else value
+        path = f"{prefix}{key}"
+        if isinstance(value, dict):
+            node = base.get(key)
+            merged[key] = _merge(node if isinstance(node, dict) else {}, value, source, f"{path}.")
+        else:
+            _put(merged, key, value, path, source)
     return merged
 
 
-def _set(tree: dict[str, Any], keys: list[str], value: Any) -> None:
+def _put(node: dict[str, Any], key: Any, value: Any, path: str, source: str) -> None:
+    """Set `key`, whose dotted path is `path`; null takes a free dictionary, or an entry of one, out."""
+    free = free_dictionaries()
+    if value is None and path in free:
+        node.pop(key, None)
+    elif value is None and path.removesuffix(f".{key}") in free:
+        if key not in node:
+            raise ConfigError(
+                f"{source}: {path}: null takes an inherited entry out, but there is none of this name; "
+                f"inherited: {', '.join(map(str, node)) or 'none'}"
+            )
+        del node[key]
+    else:
+        node[key] = value
+
+
+def _split(key: str) -> list[str]:
+    """Parts of an override's key; names in a free dictionary may hold dots."""
+    for free in free_dictionaries():
+        if key.startswith(f"{free}."):
+            return [*free.split("."), key.removeprefix(f"{free}.")]
+    return key.split(".")
+
+
+def _set(tree: dict[str, Any], keys: list[str], value: Any, path: str) -> None:
     for key in keys[:-1]:
         node = tree.setdefault(key, {})
         if not isinstance(node, dict):
-            raise ConfigError(f"override {'.'.join(keys)}: {key} is a value, not a group of settings")
+            raise ConfigError(f"override {path}: {key} is a value, not a group of settings")
         tree = node
-    tree[keys[-1]] = value
+    _put(tree, keys[-1], value, path, "override")
+
+
+@cache
+def free_dictionaries() -> tuple[str, ...]:
+    """Dotted keys of the settings that are dictionaries with free keys."""
+    return tuple(key for key, annotation in _fields(Config) if get_origin(annotation) is dict)
 
 
 def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -463,12 +520,17 @@ def _explain(item: Any) -> str:
     return f"{key}: unknown key" + (f"; did you mean {nearest[0]}?" if nearest else "")
 
 
-def _known_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+def _known_keys(model: type[BaseModel]) -> Iterator[str]:
+    yield from (key for key, _ in _fields(model))
+
+
+def _fields(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted key and annotation of every setting below a node."""
     for name, field in model.model_fields.items():
         key = f"{prefix}.{name}" if prefix else name
-        yield key
+        yield key, field.annotation
         for node in _nodes(field.annotation):
-            yield from _known_keys(node, key)
+            yield from _fields(node, key)
 
 
 def _nodes(annotation: Any) -> Iterator[type[BaseModel]]:

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs, PartialState
+from accelerate.utils import parse_flag_from_env
 
 from avspk import distributed
 from avspk.checkpoint import CheckpointFolder, load_tree, save_tree
@@ -33,10 +34,11 @@ from avspk.memory import keep_freed_memory
 from avspk.model import WEIGHTS, SpeakerModel, load_encoder, load_model, save_calibration, save_model
 from avspk.models.encoder import Encoder
 from avspk.models.mean_fbank import MeanFbank
+from avspk.precision import FLOAT32, choose_precision
 from avspk.preflight import PSEUDO, check_launch, check_media, check_sizes, claim_folder, manifest_digest
 from avspk.report import write_report
 from avspk.runlog import RunLog, setup_logging
-from avspk.stage_one import DONE, copy_stage_one, embeddings_path, require_stage_one
+from avspk.stage_one import DONE, copy_stage_one, embeddings_path, environment, require_stage_one
 from avspk.stages.classify import Classify
 from avspk.stages.cluster import class_vectors, cluster_embeddings
 from avspk.stages.embedding_files import mean_row, read_rows, write_rows
@@ -66,12 +68,14 @@ class Pipeline:
         """Check everything that can be checked before hours are spent; see the errors of the parts."""
         self.config = config
         self.folder = config.output
-        self.accelerator = _accelerator(config.training)
-        self.main = self.accelerator.is_main_process
+        device = _join_processes(config.training)
         torch.set_num_threads(config.training.threads or default_threads())
-        torch.backends.cudnn.allow_tf32 = config.training.tf32  # of convolutions, which torch would allow it unasked
-        if self.accelerator.device.type == "cpu":
+        if device.type == "cpu":
             keep_freed_memory()
+        precision = choose_precision(config, device, environment(self.folder).get("precision"))
+        self.accelerator = _accelerator(config.training, precision.name)
+        self.main = self.accelerator.is_main_process
+        torch.backends.cudnn.allow_tf32 = config.training.tf32  # of convolutions, which torch would allow it unasked
         check_launch(config)
         utterances = read_utterances(config.data.train)
         check_sizes(utterances, config)
@@ -83,7 +87,7 @@ class Pipeline:
             self.trials = TrialSet(config.data.trials, config.data.wav_root)
         manifest = manifest_digest(utterances)
         require_stage_one(config, manifest)
-        claim = claim_folder(config, self.labels, manifest, self.accelerator.device)
+        claim = claim_folder(config, self.labels, manifest, self.accelerator.device, precision.name)
         self.lock = claim.lock
         if self.main:
             copy_stage_one(config)
@@ -91,6 +95,7 @@ class Pipeline:
         setup_logging(self.folder, distributed.rank())
         logger.info("%s: %d utterances, %d processes on %s", self.folder, len(utterances), distributed.world_size(),
                     self.accelerator.device)  # fmt: skip
+        logger.info("precision: %s, %s", precision.name.replace(FLOAT32, "float32"), precision.reason)
         for line in describe(claim.changed):
             logger.info("changed since the last start: %s", line)
         noise = read_noise_pack(self._noise_folder(utterances), config.data.noise_gigabytes)
@@ -338,11 +343,16 @@ class Pipeline:
         return distributed.wait_for_file(folder)
 
 
-def _accelerator(settings: TrainingSettings) -> Accelerator:
+def _join_processes(settings: TrainingSettings) -> torch.device:
+    """Let the processes of the launch know each other; this one's device."""
     patience = InitProcessGroupKwargs(timeout=timedelta(minutes=settings.timeout_minutes))
+    return PartialState(parse_flag_from_env("ACCELERATE_USE_CPU"), **patience.to_kwargs()).device
+
+
+def _accelerator(settings: TrainingSettings, precision: str) -> Accelerator:
     # Joint batch norm has the same averages on all ranks already.
     data_parallel = DistributedDataParallelKwargs(broadcast_buffers=not settings.sync_batchnorm)
-    return Accelerator(mixed_precision=settings.precision, kwargs_handlers=[patience, data_parallel])
+    return Accelerator(mixed_precision=precision, kwargs_handlers=[data_parallel])
 
 
 def default_threads() -> int:

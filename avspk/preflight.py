@@ -125,12 +125,14 @@ class Claim:
     changed: Differences
 
 
-def claim_folder(config: Config, labels: str, utterances: str, device: torch.device) -> Claim:
+def claim_folder(config: Config, labels: str, utterances: str, device: torch.device, precision: str) -> Claim:
     """Keep config and versions in the run's folder; results of other settings are removed. Called by every process.
 
     Args:
         labels: what the run is trained on.
         utterances: digest of its manifest.
+        device: what it runs on.
+        precision: in which it computes; a continued run keeps it where the config leaves it to the machine.
 
     Raises:
         ConfigError: if the folder holds a run with other labels or utterances, or with other settings that a stage
@@ -146,7 +148,7 @@ def claim_folder(config: Config, labels: str, utterances: str, device: torch.dev
                 (folder / name).unlink(missing_ok=True)
         for name, text in (
             ("config.yaml", dump_config(config)),
-            ("environment.json", _environment(config, labels, utterances, device)),
+            ("environment.json", _environment(config, labels, utterances, device, precision)),
         ):
             with whole_or_absent(folder / name) as part:
                 part.write_text(text, encoding="utf-8")
@@ -198,13 +200,13 @@ def _hold(folder: Path) -> IO[str]:
     return lock
 
 
-def _environment(config: Config, labels: str, utterances: str, device: torch.device) -> str:
+def _environment(config: Config, labels: str, utterances: str, device: torch.device, precision: str) -> str:
     facts = {
         "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
         "seed": config.seed,
         "num_processes": distributed.world_size(),
         "device": str(device),
-        "precision": config.training.precision,
+        "precision": precision,
         "labels": labels,
         "utterances": utterances,
     }

@@ -154,11 +154,12 @@ class Trainer:
 
     def _conditions(self) -> dict[str, Any]:
         """What may be another one after an interruption, and has a say in how numbers are rounded at least."""
-        chosen = ("precision", "accumulation", "sync_batchnorm", "tf32", "channels_last", "compile")
+        chosen = ("accumulation", "sync_batchnorm", "tf32", "channels_last", "compile")
         return {
             "processes": distributed.world_size(),
             "threads": torch.get_num_threads(),
             "device": self.accelerator.device.type,
+            "precision": self.accelerator.mixed_precision,
             **{name: getattr(self.settings, name) for name in chosen},
         }
 

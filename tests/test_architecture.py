@@ -19,13 +19,14 @@ STORAGE = {"checkpoint", "runlog"}
 ALLOWED = {
     "schedules": set(),
     "settings": set(),
-    "config": {"clusterers", "judges", "settings"},
+    "text_files": set(),
+    "config": {"clusterers", "judges", "settings", "text_files"},
     "distributed": set(),
     "progress": set(),
     "runlog": set(),
     "finiteness": set(),
     "memory": set(),
-    **{part: {"config", "schedules", "settings"} for part in ALGORITHMS},
+    **{part: {"config", "schedules", "settings", "text_files"} for part in ALGORITHMS},
     "clusterers": {"settings"},
     "judges": {"settings"},
     "poll": {"distributed"},
@@ -33,15 +34,16 @@ ALLOWED = {
     "stages": ALGORITHMS | BOTTOM,
     "model": {"checkpoint", "data", "frontend", "models", "scoring", "stages"},
     "export": {"data", "model", "models", "stages"},
-    "evaluation": {"data", "distributed", "model", "scoring"},
+    "evaluation": {"data", "distributed", "model", "scoring", "text_files"},
     "training": BOTTOM | STORAGE | {"finiteness", "poll", "stages"},
     "report": {"data", "evaluation", "judges", "scoring"},
     "stage_one": {"config", "data"},
+    "precision": {"config", "distributed", "models"},
     "preflight": {"config", "data", "distributed", "stage_one"},
     "pipeline": BOTTOM
     | STORAGE
     | ALGORITHMS
-    | {"evaluation", "memory", "model", "preflight", "report", "stage_one", "stages", "training"},
+    | {"evaluation", "memory", "model", "precision", "preflight", "report", "stage_one", "stages", "training"},
     "comparison_runs": {"config", "data", "stage_one"},
 }
 TOP = {"__init__", "cli"}  # these may import anything

@@ -82,6 +82,76 @@ def test_inheritance_merges_and_overrides_win(tmp_path, settings):
     assert config.modalities == ["audio"]
 
 
+@pytest.fixture
+def inherited(tmp_path, settings):
+    """A config with two trial lists; returns what reads a child of it, given as text, and overrides."""
+    settings["data"]["trials"] = {"demo_O": "o.txt", "demo_H": "h.txt"}
+    settings["cluster"] = {"num_clusters": 8, "weights": {"audio": 1.0, "face": 0.5}}
+    tiny.write_config(tmp_path / "base.yaml", settings)
+
+    def read(text, *overrides):
+        (tmp_path / "child.yaml").write_text(f"inherit: base.yaml\n{text}\n")
+        return load_config(tmp_path / "child.yaml", overrides)
+
+    return read
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "left"),
+    [
+        ("", [], {"demo_O", "demo_H"}),
+        ("data: {trials: {demo_O: null}}", [], {"demo_H"}),
+        ("data: {trials: {demo_O: ~, mine: m.txt}}", [], {"demo_H", "mine"}),
+        ("data: {trials: null}", [], set()),
+        ("data: {trials: }", [], set()),
+        ("", ["data.trials.demo_O=null"], {"demo_H"}),
+        ("", ["data.trials.demo_O="], {"demo_H"}),
+        ("", ["data.trials=null", "data.trials.vox1.O=o.txt"], {"vox1.O"}),
+        ("data: {trials: {vox1.O: o.txt}}", ["data.trials.vox1.O=null", "data.trials.demo_O=null"], {"demo_H"}),
+        ("data: {trials: null}", ["data.trials.mine=m.txt"], {"mine"}),
+        ("", ["data.trials={mine: m.txt}"], {"mine"}),
+    ],
+)
+def test_null_takes_inherited_entries_out_of_a_free_dictionary(inherited, text, overrides, left):
+    assert inherited(text, *overrides).data.trials.keys() == left
+
+
+def test_null_takes_out_through_a_chain_of_files(tmp_path, inherited):
+    inherited("data: {trials: {demo_O: null}}")
+    (tmp_path / "grandchild.yaml").write_text("inherit: child.yaml\ndata: {trials: {demo_H: null, demo_O: again.txt}}")
+    assert load_config(tmp_path / "grandchild.yaml").data.trials == {"demo_O": Path("again.txt")}
+
+
+def test_a_free_dictionary_that_is_taken_out_has_its_default_again(inherited):
+    assert inherited("cluster: {weights: null}").cluster.weights == "auto"
+    assert inherited("cluster: {weights: {face: 2, audio: 1}}", "cluster.weights.face=null").cluster.weights == {
+        "audio": 1
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "told"),
+    [
+        ("data: {trials: {demo_0: null}}", [], r"child\.yaml: data\.trials\.demo_0: null .* inherited: demo_H, demo_O"),
+        ("", ["data.trials=null", "data.trials.demo_O=null"], r"data\.trials\.demo_O: null .* inherited: none"),
+        ("output: null", [], r"output: .*path"),
+        ("data: {train: null}", [], r"data\.train: .*path"),
+        ("data: null", [], r"data: .*DataSettings"),
+        ("", ["pretrain.epochs=null"], r"pretrain\.epochs: .*integer"),
+        ("pretrain: {optimiser: {name: null}}", [], r"pretrain\.optimiser\.name"),
+        ("nonsense: null", [], "nonsense: unknown key"),
+        ("audio: {policy: {noize: null}}", [], r"audio\.policy\.noize: unknown key"),
+    ],
+)
+def test_null_elsewhere_stays_an_error(inherited, text, overrides, told):
+    with pytest.raises(ConfigError, match=told):
+        inherited(text, *overrides)
+
+
+def test_null_for_a_setting_that_may_be_none_is_its_value(inherited):
+    assert inherited("data: {noise: null}\ntraining: {threads: null}").data.noise is None
+
+
 def test_dump_reads_back_equal(tmp_path, settings):
     config = parse_config(settings)
     (tmp_path / "config.yaml").write_text(dump_config(config))
@@ -105,7 +175,12 @@ def test_every_entry_of_the_tables_of_free_settings_begins_a_key():
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("a: [1", "not valid YAML"), ("- 1", "key: value"), ("inherit: other.yaml", "no config file at")],
+    [
+        ("a: [1", "not valid YAML"),
+        ("- 1", "key: value"),
+        ("inherit: other.yaml", "no config file at"),
+        ("inherit: [a.yaml]", "path of one config"),
+    ],
 )
 def test_broken_files(tmp_path, text, message):
     path = tmp_path / "config.yaml"
@@ -125,6 +200,8 @@ def test_bad_override(tmp_path, settings):
     path = tiny.write_config(tmp_path / "config.yaml", settings)
     with pytest.raises(ConfigError, match=r"key\.path=value"):
         load_config(path, ["pretrain.epochs"])
+    with pytest.raises(ConfigError, match=r"override 'seed=\[1' is not valid YAML"):
+        load_config(path, ["seed=[1"])
     with pytest.raises(ConfigError, match="is a value, not a group"):
         load_config(path, ["seed.deep=1"])
 

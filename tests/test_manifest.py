@@ -41,6 +41,43 @@ def test_a_written_manifest_reads_back_the_same(tmp_path, suffix):
     assert [path.name for path in tmp_path.iterdir()] == [path.name]
 
 
+@pytest.mark.parametrize("suffix", [".parquet", ".tsv"])
+def test_unusual_names_read_back_exactly(tmp_path, suffix):
+    names = [
+        '"quoted"/it\'s/"',
+        " leading",
+        "trailing ",
+        "no\u00a0break ",
+        "#1",
+        "100%d",
+        "-x",
+        "NA",
+        "cafe\u0301",
+        "1.50",
+    ]
+    columns = {"audio": [f"{name}.wav" for name in names], "num_samples": 1, "first_crop": -1, "num_crops": 0}
+    path = tmp_path / f"manifest{suffix}"
+    write_utterances(pd.DataFrame({"utterance": names, **columns}), path)
+    back = read_utterances(path).table
+    assert back["utterance"].tolist() == names
+    assert back["audio"].tolist() == columns["audio"]
+
+
+@pytest.mark.parametrize("column", ["utterance", "audio"])
+@pytest.mark.parametrize("character", ["\t", "\n", "\r", "\0", "\x1b", "\x85", "\u2028", "\ufeff"])
+def test_what_no_line_can_hold_is_refused_by_name(tmp_path, column, character):
+    frame = table(**{column: ["a", f"b{character}b", "c"]})
+    for suffix in (".parquet", ".tsv"):
+        with pytest.raises(ManifestError, match=rf"row 1, column {column}: 'b.*b' must hold no control characters"):
+            write_utterances(frame, tmp_path / f"m{suffix}")
+
+
+def test_a_line_with_too_many_fields_is_named(tmp_path):
+    (tmp_path / "m.tsv").write_text("\t".join(table().columns) + "\na\ta.wav\t5\t-1\t0\nb\tb.wav\t5\t-1\t0\t\n")
+    with pytest.raises(ManifestError, match="row 1: 6 fields under 5 columns"):
+        read_utterances(tmp_path / "m.tsv")
+
+
 @pytest.mark.parametrize(
     ("changes", "told"),
     [

@@ -1,10 +1,10 @@
 import os
 from pathlib import Path
 
-import pandas as pd
 import pytest
 
-from avspk.data.voxceleb import Clip, describe_trials, find_clips, missing_utterances
+from avspk.data.tree import Rejected
+from avspk.data.voxceleb import Clip, find_clips
 
 
 def make(root: Path, *paths: str) -> Path:
@@ -22,7 +22,7 @@ def test_voxceleb2_pairs_sound_and_picture(tmp_path):
         "test/mp4/id00017/01dfn2spqyE/00003.mp4",
         "dev/mp4/id00012/readme.txt",
     )
-    clips, rejected = find_clips(raw)
+    clips, rejected, _ = find_clips(raw)
     mp4, m4a = "dev/mp4/id00012/21Uxsk56VDQ/00001.mp4", "dev/aac/id00012/21Uxsk56VDQ/00001.m4a"
     other = "test/mp4/id00017/01dfn2spqyE/00003.mp4"
     assert clips == [
@@ -35,7 +35,7 @@ def test_voxceleb2_pairs_sound_and_picture(tmp_path):
 
 def test_voxceleb1_has_sound_only_and_order_is_that_of_the_ids(tmp_path):
     raw = make(tmp_path, "test/wav/id2/v/00001.wav", "dev/wav/id10/v/00001.WAV", "dev/wav/id1/v w/ü.flac")
-    clips, rejected = find_clips(raw)
+    clips, rejected, _ = find_clips(raw)
     assert [clip.utterance for clip in clips] == ["id1/v w/ü", "id10/v/00001", "id2/v/00001"]
     assert all(clip.video is None for clip in clips)
     assert rejected == []
@@ -51,7 +51,7 @@ def test_duplicates_and_impossible_names_are_listed(tmp_path):
     make(tmp_path, "x/a/b/c.mp4", "y/a/b/c.mp4", "a/c.wav", "a/b/c.wav.wav")
     make(tmp_path, "a/b/two\tlines\n.wav", "a/b/back\\slash.wav")
     (tmp_path / os.fsdecode(b"a/b/\xff.wav")).touch()
-    clips, rejected = find_clips(tmp_path)
+    clips, rejected, _ = find_clips(tmp_path)
     assert [clip.utterance for clip in clips] == ["a/b/c"]
     reasons = {one.path: one.reason for one in rejected}
     assert reasons.keys() == {
@@ -71,26 +71,79 @@ def test_links_are_followed_but_not_in_circles(tmp_path):
     assert [clip.utterance for clip in find_clips(tmp_path / "raw")[0]] == ["id1/v/1", "id1/v/2"]
 
 
-def test_a_tree_without_media_is_explained(tmp_path):
-    with pytest.raises(FileNotFoundError, match="<speaker>/<video>/<clip>"):
-        find_clips(make(tmp_path, "a/b.mp4", "a/b/c.txt"))
-    with pytest.raises(FileNotFoundError, match="no such folder"):
-        find_clips(tmp_path / "nowhere")
+@pytest.mark.parametrize(
+    "suffix", ["mpg", "mpeg", "flv", "wmv", "ts", "mts", "3gp", "webm", "MKV", "avi", "mov", "m4v", "vob"]
+)
+def test_videos_of_every_container_are_found(tmp_path, suffix):
+    name = f"s1/v/bbaf2n.{suffix}"
+    assert find_clips(make(tmp_path, name)).clips == [Clip("s1/v/bbaf2n", (name,), name)]
+
+
+@pytest.mark.parametrize("suffix", ["sph", "SPH", "ogg", "opus", "wma", "aiff", "au", "amr", "caf", "mp2", "WAV"])
+def test_sound_of_every_format_is_found(tmp_path, suffix):
+    name = f"s1/v/bbaf2n.{suffix}"
+    assert find_clips(make(tmp_path, name)).clips == [Clip("s1/v/bbaf2n", (name,), None)]
 
 
 @pytest.mark.parametrize(
-    ("name", "count", "told"),
+    ("video", "sound", "utterance"),
     [
-        ("vox1_O.txt", 37_611, "37,611 trials, VoxCeleb1-O (cleaned)"),
-        ("veri_test.txt", 37_720, "VoxCeleb1-O (old list)"),
-        ("veri_test2.txt", 37_720, "the official veri_test2 has 37,611"),
-        ("mine.txt", 12, "mine.txt: 12 trials"),
+        ("s1/video/bbaf2n.mpg", "s1/video/bbaf2n.wav", "s1/video/bbaf2n"),
+        ("s1/video/bbaf2n.mpg", "s1/audio/bbaf2n.wav", "s1/video/bbaf2n"),
+        ("grid/s1/video/bbaf2n.mpg", "grid/s1/audio/bbaf2n.wav", "s1/video/bbaf2n"),
+        ("s1/video/mpg_6000/bbaf2n.mpg", "audio/s1/bbaf2n.wav", "s1/bbaf2n"),
+        ("video/s1/bbaf2n.mpg", "audio/s1/bbaf2n.wav", "s1/bbaf2n"),
     ],
 )
-def test_trial_lists_are_recognised(name, count, told):
-    assert told in describe_trials(Path(name), pd.DataFrame(index=range(count)))
+def test_sound_and_picture_in_folders_of_their_own_are_one_clip(tmp_path, video, sound, utterance):
+    clips, rejected, _ = find_clips(make(tmp_path, video, sound))
+    assert clips == [Clip(utterance, (sound, video), video)]
+    assert rejected == []
 
 
-def test_missing_utterances_are_named():
-    trials = pd.DataFrame({"enroll": ["a/b/1.wav", "a/b/2"], "test": ["a/b/3.wav", "a/b/1.wav"]})
-    assert missing_utterances(trials, ["a/b/1"]) == ["a/b/2", "a/b/3"]
+def test_numbered_videos_are_not_taken_for_kinds_of_media(tmp_path):
+    clips = find_clips(make(tmp_path, "s1/video_1/x.mp4", "s1/video_2/x.mp4", "s1/mp4x/x.mp4")).clips
+    assert [clip.utterance for clip in clips] == ["s1/mp4x/x", "s1/video_1/x", "s1/video_2/x"]
+
+
+def test_a_second_video_of_a_clip_is_named(tmp_path):
+    clips, rejected, _ = find_clips(make(tmp_path, "a/b/c.avi", "a/b/c.mp4", "a/b/c.webm"))
+    assert clips == [Clip("a/b/c", ("a/b/c.mp4",), "a/b/c.mp4")]
+    assert [one.path for one in rejected] == ["a/b/c.avi", "a/b/c.webm"]
+    assert all("a/b/c.mp4, is used" in one.reason for one in rejected)
+
+
+@pytest.mark.parametrize(("first", "second"), [("A/v/1", "a/v/1"), ("a/cafe\u0301/1", "a/caf\u00e9/1")])
+def test_names_that_other_file_systems_take_for_one(tmp_path, first, second):
+    """The first path is used, the other one named; a video and its sound that are spelled apart go together."""
+    make(tmp_path / "same", f"{first}.wav", f"{second}.wav")
+    clips, rejected, _ = find_clips(tmp_path / "same")
+    assert [clip.sounds for clip in clips] == [(f"{first}.wav",)]
+    assert rejected == [Rejected(f"{second}.wav", f"duplicate id {second}: {first}.wav is used")]
+    make(tmp_path / "pair", f"aac/{first}.m4a", f"mp4/{second}.mp4")
+    clips, rejected, _ = find_clips(tmp_path / "pair")
+    assert clips == [Clip(second, (f"aac/{first}.m4a", f"mp4/{second}.mp4"), f"mp4/{second}.mp4")]
+    assert rejected == []
+
+
+def test_names_that_are_too_long_for_what_is_made_of_them(tmp_path):
+    longest, longer = "é" * 123, "é" * 123 + "x"
+    clips, rejected, _ = find_clips(make(tmp_path, f"a/b/{longest}.wav", f"a/b/{longer}.wav"))
+    assert [clip.utterance for clip in clips] == [f"a/b/{longest}"]
+    assert "247 bytes" in rejected[0].reason
+
+
+def test_unusual_but_legal_names_are_ids(tmp_path):
+    names = ["a/b/#1", "a/b/100%d", "a/b/-x", "a/b/'q\"", "a/b/two  words ", "-s/ v/1", "a/b/人 é", "a/b/no\u00a0break"]
+    clips, rejected, _ = find_clips(make(tmp_path, *[f"{name}.wav" for name in names]))
+    assert {clip.utterance for clip in clips} == set(names)
+    assert rejected == []
+
+
+def test_a_tree_without_media_is_explained(tmp_path):
+    with pytest.raises(FileNotFoundError, match="<speaker>/<video>/<clip>"):
+        find_clips(make(tmp_path, "a/b.mp4", "a/b/c.txt"))
+    with pytest.raises(FileNotFoundError, match=r"1 files were left out, the first is a/b\.mp4: not in three levels"):
+        find_clips(tmp_path)
+    with pytest.raises(FileNotFoundError, match="no such folder"):
+        find_clips(tmp_path / "nowhere")

@@ -25,7 +25,7 @@ def parse_arguments() -> argparse.Namespace:
     """Command line; under a launcher each process is a shard."""
     faces, rank, size = FaceSettings(), int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--raw", type=Path, required=True, help="tree of mp4, m4a, wav or flac files")
+    parser.add_argument("--raw", type=Path, required=True, help="tree of video and sound files of any format")
     parser.add_argument("--out", type=Path, required=True, help="folder for everything that is written")
     parser.add_argument("--workers", type=int, help="processes (all cores)")
     parser.add_argument("--shard", type=shard, default=(rank + 1, size), help="slice i/n of the work (1/1)")
@@ -63,7 +63,7 @@ def main() -> None:
             workers=arguments.workers,
         )
         summary = prepare(settings)
-    except (PreparationError, FileNotFoundError, ValueError) as error:
+    except (PreparationError, OSError, ValueError) as error:
         raise SystemExit(f"prepare_voxceleb: {error}") from None
     if summary:
         print(json.dumps(asdict(summary), indent=1))

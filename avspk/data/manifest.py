@@ -8,12 +8,11 @@ import numpy as np
 import pandas as pd
 
 from avspk.data.files import missing_files, whole_or_absent
+from avspk.data.suffixes import MEDIA_SUFFIXES
+from avspk.text_files import UNPRINTABLE, read_fields, read_lines
 
 UTTERANCE_COLUMNS = ("utterance", "audio", "num_samples", "first_crop", "num_crops")
 TRIAL_COLUMNS = ("label", "enroll", "test")
-MEDIA_SUFFIXES = frozenset(
-    {".wav", ".flac", ".ogg", ".opus", ".mp3", ".m4a", ".aac", ".mp4", ".m4v", ".mkv", ".mov", ".avi", ".webm"}
-)
 
 _TEXT_COLUMNS = ("utterance", "audio")
 _COUNT_COLUMNS = ("num_samples", "first_crop", "num_crops")
@@ -88,7 +87,7 @@ def write_utterances(table: pd.DataFrame, path: str | Path) -> None:
         if suffix == ".parquet":
             table.to_parquet(part, index=False)
         else:
-            table.to_csv(part, sep="\t", index=False, lineterminator="\n")
+            part.write_text(_tsv(table), encoding="utf-8", newline="\n")
 
 
 def read_trials(path: str | Path) -> pd.DataFrame:
@@ -98,13 +97,7 @@ def read_trials(path: str | Path) -> pd.DataFrame:
 
     Raises: ManifestError naming the file and the first line that is neither.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise ManifestError(f"{path}: no such trial list")
-    lines = [line.split() for line in path.read_text(encoding="utf-8").splitlines()]
-    numbered = [(number, fields) for number, fields in enumerate(lines, 1) if fields]
-    if not numbered:
-        raise ManifestError(f"{path}: the trial list is empty")
+    numbered = read_fields(Path(path), "trial list", ManifestError)
     kaldi = numbered[0][1][-1] in ("target", "nontarget")
     allowed = ("target", "nontarget") if kaldi else ("1", "0")
     for number, fields in numbered:
@@ -132,12 +125,21 @@ def _read_parquet(path: Path) -> pd.DataFrame:
         raise ManifestError(f"{path}: not a readable parquet file ({error})") from error
 
 
+def _tsv(table: pd.DataFrame) -> str:
+    """Lines of tab-separated fields under a header. Nothing is quoted: no name holds a tab or a line end."""
+    columns = [table[column].astype(str) for column in UTTERANCE_COLUMNS]
+    return "".join("\t".join(fields) + "\n" for fields in [UTTERANCE_COLUMNS, *zip(*columns, strict=True)])
+
+
 def _read_tsv(path: Path) -> pd.DataFrame:
-    try:
-        # Text first: "NA" is a legal name, and a bad number must be reported with its row.
-        return pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False, quoting=3, encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise ManifestError(f"{path}: not a readable tab-separated file ({error})") from error
+    """All columns as text: "NA" is a legal name, and a bad number must be reported with its row."""
+    header, *lines = read_lines(path, "manifest", ManifestError) or [""]
+    columns = header.split("\t")
+    rows = [line.split("\t") for line in lines if line]
+    for number, row in enumerate(rows):
+        if len(row) != len(columns):
+            raise ManifestError(f"{path}, row {number}: {len(row)} fields under {len(columns)} columns")
+    return pd.DataFrame(rows, columns=columns, dtype=str)
 
 
 def _validated(table: pd.DataFrame, source: str) -> pd.DataFrame:
@@ -149,6 +151,8 @@ def _validated(table: pd.DataFrame, source: str) -> pd.DataFrame:
     for column in _TEXT_COLUMNS:
         is_text = table[column].map(lambda value: isinstance(value, str) and value != "")
         _require(is_text, table, column, source, "must be text that is not empty")
+        plain = table[column].map(lambda text: UNPRINTABLE.search(text) is None)
+        _require(plain, table, column, source, "must hold no control characters, line ends or bytes that are not UTF-8")
     for column in _COUNT_COLUMNS:
         table[column] = _integers(table, column, source)
     ids = table["utterance"]

@@ -11,6 +11,7 @@ import os
 import shutil
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -25,19 +26,23 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from avspk.data.accounting import unused_files
 from avspk.data.crop_store import CROP_SIZE, CropStore
 from avspk.data.face_crops import FaceSettings
 from avspk.data.files import try_hold, whole_or_absent
 from avspk.data.manifest import UTTERANCE_COLUMNS, write_utterances
 from avspk.data.media import SAMPLE_RATE
 from avspk.data.preparation_unit import BatchResult, Recipe, Unit, prepare_unit, read_journal, units_of
-from avspk.data.voxceleb import Clip, Rejected, find_clips
+from avspk.data.tree import PLAN, Rejected
+from avspk.data.voxceleb import Clip, find_clips
 from avspk.data.worker_pool import WorkerError, run_tasks
+from avspk.text_files import UNPRINTABLE, printable
 
 logger = logging.getLogger(__name__)
 MANIFEST = "manifest.parquet"
-_PLAN = "preparation.json"
 _JOURNALS = "journal"
+_WRITTEN = ("audio", "crops", _JOURNALS)
+"""Folders inside `out`."""
 _SECONDS_BETWEEN_LINES = 30.0
 _SHEET_ROWS, _SHEET_COLUMNS = 8, 12
 
@@ -75,12 +80,16 @@ class PreparationSettings:
     @property
     def recipe(self) -> Recipe:
         """The part that the results depend on."""
-        return Recipe(self.raw, self.out, self.min_seconds, self.silence_db, self.require_face, self.faces)
+        raw, out = _without_detours(self.raw), _without_detours(self.out)
+        return Recipe(raw, out, self.min_seconds, self.silence_db, self.require_face, self.faces)
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What came out: `rejected` counts files, `hours` is sound, `seconds` is time with all processes at work."""
+    """What came out: `rejected` counts files, `hours` is sound, `seconds` is time with all processes at work.
+
+    `ignored`: kind of known clutter ("hidden", "text") -> how many files or folders of it are not listed one by one.
+    """
 
     utterances: int
     rejected: int
@@ -88,6 +97,7 @@ class Summary:
     crops: int
     seconds: float
     clips_per_second: float
+    ignored: dict[str, int] = field(default_factory=dict)
 
 
 def prepare(settings: PreparationSettings) -> Summary | None:
@@ -96,9 +106,11 @@ def prepare(settings: PreparationSettings) -> Summary | None:
     Returns the summary once all slices are done and joined (by whichever process finds them so), None before that.
 
     Raises: PreparationError for an `out` that cannot be written or was begun differently, a full disk, or when nothing
-    in the tree is usable; FileNotFoundError if there is no media in `raw`.
+    in the tree is usable, or for a folder whose path the manifest cannot hold or whose results would be its inputs;
+    FileNotFoundError if there is no media in `raw`; OSError if it cannot be read.
     """
-    clips, unusable = find_clips(settings.raw)
+    _check_folders(settings.recipe)
+    clips, unusable, ignored = find_clips(settings.raw, settings.out)
     with _explained(settings.out):
         _agree_on_plan(settings, clips)
         units = list(units_of(clips))
@@ -107,13 +119,32 @@ def prepare(settings: PreparationSettings) -> Summary | None:
                 return _read_summary(settings.out)
             (settings.out / _JOURNALS).mkdir(exist_ok=True)
             _work(settings, units[settings.shard[0] - 1 :: settings.shard[1]])
-        return _join(settings.out, units, unusable)
+        return _join(settings.out, units, unusable, ignored)
+
+
+def _check_folders(recipe: Recipe) -> None:
+    """Now, not when hours of work are to be written down."""
+    for name, path in (("raw", recipe.raw), ("out", recipe.out)):
+        if UNPRINTABLE.search(str(path)):
+            raise PreparationError(
+                f"the path of --{name} holds control characters or is not UTF-8, so that no manifest can hold it: "
+                f"{printable(str(path))}\nRename it, or give a link to it that has a plain name (ln -s)."
+            )
+    raw, out = recipe.raw.resolve(), recipe.out.resolve()
+    if raw == out or any(raw.is_relative_to(out / name) for name in _WRITTEN):
+        raise PreparationError(f"--out {out} would write among the files of --raw {raw}; give --out another folder")
+
+
+def _without_detours(path: Path) -> Path:
+    """The absolute path, `..` taken out where no link makes that another folder: one folder, one spelling."""
+    plain, path = Path(os.path.abspath(path)), path.absolute()
+    return plain if plain.resolve() == path.resolve() else path
 
 
 @contextmanager
 def _at_work(out: Path) -> Iterator[None]:
     """Keeps the last step from being taken while this process is at work, and waits for one that is being taken."""
-    with open(out / _PLAN, "r+b") as plan:
+    with open(out / PLAN, "r+b") as plan:
         while not try_hold(plan, shared=True):
             time.sleep(0.2)
         yield
@@ -135,7 +166,7 @@ def _agree_on_plan(settings: PreparationSettings, clips: list[Clip]) -> None:
     digest = hashlib.sha256("\n".join(map(repr, clips)).encode()).hexdigest()
     recipe = asdict(settings.recipe)
     del recipe["out"]
-    plan = recipe | {"raw": str(settings.raw.absolute()), "clips": len(clips), "clips_sha256": digest}
+    plan = recipe | {"raw": str(settings.recipe.raw), "clips": len(clips), "clips_sha256": digest}
     begun = _first_written(settings.out, plan)
     keys = [key for key in {**begun, **plan} if begun.get(key) != plan.get(key)]
     if keys:
@@ -149,7 +180,7 @@ def _agree_on_plan(settings: PreparationSettings, clips: list[Clip]) -> None:
 def _first_written(out: Path, plan: dict[str, Any]) -> dict[str, Any]:
     """The plan in the folder: this one if none was there, by whichever of several starting processes came first."""
     out.mkdir(parents=True, exist_ok=True)
-    with open(out / _PLAN, "a+b") as file:
+    with open(out / PLAN, "a+b") as file:
         while True:
             file.seek(0)
             text = file.read()
@@ -211,9 +242,9 @@ def _progress(total: int, done: int, shown: bool) -> Iterator[Callable[[int], No
         yield advance
 
 
-def _join(out: Path, units: list[Unit], unusable: list[Rejected]) -> Summary | None:
+def _join(out: Path, units: list[Unit], unusable: list[Rejected], ignored: Counter[str]) -> Summary | None:
     """The last step: units in order become one table. None if other slices are still at work or missing."""
-    with open(out / _PLAN, "r+b") as plan:
+    with open(out / PLAN, "r+b") as plan:
         if not try_hold(plan):
             return None
         if (out / MANIFEST).exists():
@@ -223,15 +254,23 @@ def _join(out: Path, units: list[Unit], unusable: list[Rejected]) -> Summary | N
             logger.info("this slice is done; %d of %d parts are left to other slices", waiting, len(units))
             return None
         results = [result for unit in units for result in read_journal(out / _JOURNALS / f"{unit.name}.jsonl")]
-        summary = _write_tables(out, results, unusable)
+        unused = _unused(units, results)
+        summary = _write_tables(out, results, unusable + unused, ignored)
         shutil.rmtree(out / _JOURNALS)
         return summary
 
 
-def _write_tables(out: Path, results: list[BatchResult], unusable: list[Rejected]) -> Summary:
+def _unused(units: list[Unit], results: list[BatchResult]) -> list[Rejected]:
+    clips = [clip for unit in units for clip in unit.clips]
+    utterances = {row.utterance for result in results for row in result.rows}
+    return list(unused_files(clips, utterances, [one for result in results for one in result.rejected]))
+
+
+def _write_tables(out: Path, results: list[BatchResult], unusable: list[Rejected], ignored: Counter[str]) -> Summary:
     rejected = sorted(unusable + [one for result in results for one in result.rejected])
+    lines = [f"{one.path}\t{printable(' '.join(one.reason.split()))}\n" for one in rejected]
     with whole_or_absent(out / "rejected.tsv") as part:
-        part.write_text("path\treason\n" + "".join(f"{one.path}\t{one.reason}\n" for one in rejected), encoding="utf-8")
+        part.write_text("path\treason\n" + "".join(lines), encoding="utf-8")
     table = _manifest_table(results)
     if table.empty:
         raise PreparationError(f"none of the clips is usable; {out / 'rejected.tsv'} says why")
@@ -248,6 +287,7 @@ def _write_tables(out: Path, results: list[BatchResult], unusable: list[Rejected
         crops=crops,
         seconds=round(seconds, 2),
         clips_per_second=round(num_clips / seconds, 3),
+        ignored=dict(sorted(ignored.items())),
     )
     with whole_or_absent(out / "summary.json") as part:
         part.write_text(json.dumps(asdict(summary), indent=1) + "\n")

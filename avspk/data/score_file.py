@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from avspk.data.files import whole_or_absent
+from avspk.text_files import read_fields
 
 DECIMALS = 5
 _LABELS = {"1": 1, "0": 0, "target": 1, "nontarget": 0}
@@ -25,13 +26,7 @@ def read_scores(path: str | Path) -> pd.DataFrame:
 
     Raises: ScoreFileError naming the file and the first line that is neither.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise ScoreFileError(f"{path}: no such score file")
-    lines = [line.split() for line in path.read_text(encoding="utf-8").splitlines()]
-    numbered = [(number, fields) for number, fields in enumerate(lines, 1) if fields]
-    if not numbered:
-        raise ScoreFileError(f"{path}: the score file is empty")
+    numbered = read_fields(Path(path), "score file", ScoreFileError)
     width = len(numbered[0][1])
     for number, fields in numbered:
         if len(fields) != width or width not in _COLUMNS or fields[-1] not in _LABELS or not _is_score(fields[-2]):

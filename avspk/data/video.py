@@ -9,6 +9,13 @@ import numpy as np
 
 from avspk.data.media import MediaError, first, reason, require_file
 
+# In order of preference.
+VIDEO_SUFFIXES = (
+    *(".mp4", ".mkv", ".mov", ".m4v", ".avi", ".webm", ".mpg", ".mpeg", ".mpe", ".m1v", ".m2v", ".mpv", ".vob", ".flv"),
+    *(".f4v", ".wmv", ".asf", ".ts", ".mts", ".m2ts", ".m2t", ".3gp", ".3gpp", ".3g2", ".ogv", ".ogm", ".dv", ".mxf"),
+    *(".rm", ".rmvb", ".qt", ".divx", ".mjpg", ".mjpeg", ".nut", ".y4m"),
+)
+
 
 @dataclass(frozen=True)
 class VideoInfo:

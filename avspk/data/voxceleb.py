@@ -1,50 +1,40 @@
-"""What VoxCeleb's trees and trial lists look like: folders to clips, list names and counts.
+"""Trees of recordings as people have them, to clips: what VoxCeleb and corpora of its shape look like on disk.
 
 VoxCeleb2: `mp4/<speaker>/<video>/<clip>.mp4`, sound in `aac/.../<clip>.m4a` or in the mp4. VoxCeleb1: `wav/...`, no
-video. Whatever lies above the last three levels (`dev/`, `test/`, `wav/`) is free.
+video. Whatever lies above the last three levels (`dev/`, `test/`, `wav/`) is free. GRID: `<speaker>/video/<clip>.mpg`,
+sound beside it, in it or in `<speaker>/audio/<clip>.wav`.
 """
 
 from __future__ import annotations
 
+import logging
 import os
-from collections import defaultdict
-from collections.abc import Iterable, Iterator
+import unicodedata
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
-if TYPE_CHECKING:
-    import pandas as pd
+from avspk.data.suffixes import AUDIO_SUFFIXES, MEDIA_SUFFIXES
+from avspk.data.tree import Rejected, files_below
+from avspk.data.video import VIDEO_SUFFIXES
+from avspk.text_files import UNPRINTABLE, printable
 
-VIDEO_SUFFIXES = (".mp4", ".mkv", ".mov", ".m4v", ".avi", ".webm")
-# In order of preference: what can be used where it lies comes first.
-AUDIO_SUFFIXES = (".wav", ".flac", ".m4a", ".ogg", ".opus", ".mp3", ".aac")
-_SUFFIXES = (*AUDIO_SUFFIXES, *VIDEO_SUFFIXES)
-
-# Trials of the official lists (voxceleb.org): (name, number) -> what it is.
-OFFICIAL_LISTS = {
-    37_611: "VoxCeleb1-O (cleaned)",
-    37_720: "VoxCeleb1-O (old list)",
-    579_818: "VoxCeleb1-E (cleaned)",
-    581_480: "VoxCeleb1-E (old list)",
-    550_894: "VoxCeleb1-H (cleaned)",
-    552_536: "VoxCeleb1-H (old list)",
+logger = logging.getLogger(__name__)
+# Folders that say what kind of files they hold; sound and picture of one clip lie in different ones.
+_KIND_FOLDERS = frozenset(suffix[1:] for suffix in MEDIA_SUFFIXES) | {
+    *("audio", "audios", "sound", "sounds", "wavs", "speech", "video", "videos", "picture", "pictures", "movies"),
+    *("mpg_6000", "mpg_vcd"),  # GRID's two qualities
 }
-_OFFICIAL_NAMES = {
-    "veri_test2": 37_611,
-    "veri_test": 37_720,
-    "list_test_all2": 579_818,
-    "list_test_all": 581_480,
-    "list_test_hard2": 550_894,
-    "list_test_hard": 552_536,
-}
+_LONGEST_NAME = 255 - len(".wav.part")  # bytes; what is made of a clip bears its name
 
 
 @dataclass(frozen=True, slots=True)
 class Clip:
     """One utterance and the files it can be made of, relative to the tree's folder.
 
-    `sounds` in order of preference, the video's own sound last; `video` is None where there is no picture.
+    `sounds`: all its files in order of preference, the video last, for its own sound; `video` is None where there is no
+    picture.
     """
 
     utterance: str
@@ -52,106 +42,97 @@ class Clip:
     video: str | None
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Rejected:
-    """A file that was left out: its path relative to the tree's folder, and why."""
+class FoundClips(NamedTuple):
+    """Clips ordered by utterance; files that are in none of them, sorted; kind of clutter -> number of files."""
 
-    path: str
-    reason: str
+    clips: list[Clip]
+    rejected: list[Rejected]
+    ignored: Counter[str]
 
 
-def find_clips(raw: Path) -> tuple[list[Clip], list[Rejected]]:
-    """Clips of a tree, ordered by utterance, and the media files that cannot belong to one.
+def find_clips(raw: Path, out: Path | None = None) -> FoundClips:
+    """Clips of a tree, every other file of it with the reason why it is in none, and a count of known clutter.
 
-    Files of one utterance are those whose last three path components agree but for the suffix: a separate sound file
-    and a video go together; two files of the same kind are a duplicate, and the first path is used.
+    Files of one utterance are those whose last three path components agree but for the suffix, folders that are named
+    for a kind of media (`audio`, `video`, `mp4`), upper and lower case, and the Unicode form of accents. A separate
+    sound file and a video go together; of two files of the same kind the first path is used. `out` is not searched.
 
-    Raises: FileNotFoundError if `raw` is no folder or holds no media files in three levels.
+    Raises: FileNotFoundError if `raw` is no folder or holds no media files in three levels; OSError if it cannot be
+    read.
     """
     if not raw.is_dir():
         raise FileNotFoundError(f"{raw}: no such folder")
-    rejected: list[Rejected] = []
-    files: dict[str, dict[str, str]] = defaultdict(dict)
-    for path in sorted(_media_files(str(raw), rejected)):
-        parts = path.split("/")
-        if problem := _name_problem(path, parts):
-            rejected.append(Rejected(_printable(path), problem))
+    tree = files_below(raw, out)
+    if tree.output is not None:
+        logger.info("%s is where results go: not searched", raw / tree.output)
+    rejected = tree.rejected
+    groups: dict[tuple[str, ...], dict[str, str]] = defaultdict(dict)
+    for path in tree.media:
+        if problem := _name_problem(path):
+            rejected.append(Rejected(printable(path), problem))
             continue
-        stem, suffix = os.path.splitext("/".join(parts[-3:]))
-        first = files[stem].setdefault(suffix.lower(), path)
+        first = groups[_same_for_one_clip(path)].setdefault(os.path.splitext(path)[1].lower(), path)
         if first != path:
-            rejected.append(Rejected(path, f"duplicate id {stem}: {first} is used"))
-    if not files:
-        raise FileNotFoundError(
-            f"{raw}: no media in three levels; expected .../<speaker>/<video>/<clip> with one of {' '.join(_SUFFIXES)}"
-        )
-    return [_clip(utterance, files[utterance]) for utterance in sorted(files)], sorted(rejected)
+            rejected.append(Rejected(path, f"duplicate id {_utterance(path)}: {first} is used"))
+    if not groups:
+        raise FileNotFoundError(_nothing_found(raw, rejected))
+    clips = [_clip(files, rejected) for files in groups.values()]
+    return FoundClips(sorted(clips, key=lambda clip: clip.utterance), sorted(rejected), tree.ignored)
 
 
-def describe_trials(path: Path, trials: pd.DataFrame) -> str:
-    """One line that tells which list this is: its name, number of trials, and the official list it equals in size.
+def _clip(files: dict[str, str], rejected: list[Rejected]) -> Clip:
+    """The clip that files of one group make; videos beyond the first are rejected."""
+    sounds = [files[suffix] for suffix in AUDIO_SUFFIXES if suffix in files]
+    videos = [files[suffix] for suffix in VIDEO_SUFFIXES if suffix in files]
+    rejected += [Rejected(path, f"another video of this clip, {videos[0]}, is used") for path in videos[1:]]
+    return Clip(_utterance((videos + sounds)[0]), tuple(sounds + videos[:1]), videos[0] if videos else None)
 
-    A file that bears an official name with another number of trials is pointed out.
+
+def _utterance(path: str) -> str:
+    """The id: the last three levels without suffix, `<speaker>/<video>/<clip>`.
+
+    Where the first of them is named for a kind of media, it is no speaker, and such folders are left out.
     """
-    official = OFFICIAL_LISTS.get(len(trials))
-    text = f"{path.name}: {len(trials):,} trials" + (f", {official}" if official else "")
-    expected = _OFFICIAL_NAMES.get(path.stem)
-    if expected not in (None, len(trials)):
-        text += f"; the official {path.stem} has {expected:,}: this is another list, or a part of it"
-    return text
+    parts = os.path.splitext(path)[0].split("/")
+    return "/".join(_without_kinds(parts)[-3:] if _is_kind(parts[-3]) else parts[-3:])
 
 
-def missing_utterances(trials: pd.DataFrame, available: Iterable[str]) -> list[str]:
-    """Utterances that a trial list (columns enroll, test) names and `available` lacks, sorted."""
-    from avspk.data.manifest import utterance_of  # brings pandas, which preparing does without
-
-    named = set(trials["enroll"].map(utterance_of)) | set(trials["test"].map(utterance_of))
-    return sorted(named - set(available))
+def _same_for_one_clip(path: str) -> tuple[str, ...]:
+    """Equal for files of one clip, whoever spelled their names: macOS and Windows take such names for one."""
+    name = unicodedata.normalize("NFC", _utterance(path)).lower()
+    return tuple(_without_kinds(name.split("/")))
 
 
-def _media_files(folder: str, rejected: list[Rejected]) -> Iterator[str]:
-    """Paths below `folder`, links followed but no folder entered twice; unreadable folders are rejected."""
-    pending, entered = [""], set()
-    while pending:
-        inside = pending.pop()
-        try:
-            status = os.stat(os.path.join(folder, inside))
-            if (status.st_dev, status.st_ino) in entered:
-                continue
-            entered.add((status.st_dev, status.st_ino))
-            entries = list(os.scandir(os.path.join(folder, inside)))
-        except OSError as error:
-            rejected.append(Rejected(_printable(inside), f"folder cannot be read: {error.strerror}"))
-            continue
-        for entry in entries:
-            path = f"{inside}/{entry.name}" if inside else entry.name
-            if entry.is_dir():
-                pending.append(path)
-            elif os.path.splitext(entry.name)[1].lower() in _SUFFIXES:
-                yield path
+def _without_kinds(parts: list[str]) -> list[str]:
+    return [part for part in parts[:-1] if not _is_kind(part)] + parts[-1:]
 
 
-def _name_problem(path: str, parts: list[str]) -> str | None:
-    if len(parts) < 3:
-        return "not in three levels <speaker>/<video>/<clip>, so it has no utterance id"
-    if _printable(path) != path:
+def _is_kind(folder: str) -> bool:
+    return folder.lower() in _KIND_FOLDERS
+
+
+def _name_problem(path: str) -> str | None:
+    """Why no utterance can be made of a file with this path."""
+    parts = path.split("/")
+    stem = os.path.splitext(parts[-1])[0]
+    if UNPRINTABLE.search(path):
         return "the name holds control characters or is not UTF-8"
     if "\\" in path:
         return "the name holds a backslash"
-    if os.path.splitext(os.path.splitext(path)[0])[1].lower() in _SUFFIXES:
+    if len(parts) < 3 or len(_without_kinds(parts)) < 2:
+        return "not in three levels <speaker>/<video>/<clip>, so it has no utterance id"
+    if os.path.splitext(stem)[1].lower() in MEDIA_SUFFIXES:
         return "the name has two media suffixes"
+    if len(stem.encode()) > _LONGEST_NAME:
+        return f"the name is too long: {len(stem.encode())} bytes without suffix, at most {_LONGEST_NAME}"
     return None
 
 
-def _printable(path: str) -> str:
-    """The path with what no table can hold escaped: control characters and bytes that are not UTF-8."""
-    return "".join(
-        f"\\x{ord(character) & 0xFF:02x}" if ord(character) < 32 or 0xD800 <= ord(character) < 0xE000 else character
-        for character in path
+def _nothing_found(raw: Path, rejected: list[Rejected]) -> str:
+    text = (
+        f"{raw}: no media in three levels; expected .../<speaker>/<video>/<clip> with a suffix of sound or video: "
+        f"{' '.join((*AUDIO_SUFFIXES[:2], '.m4a', *VIDEO_SUFFIXES[:2]))} ..."
     )
-
-
-def _clip(utterance: str, files: dict[str, str]) -> Clip:
-    sounds = [files[suffix] for suffix in AUDIO_SUFFIXES if suffix in files]
-    videos = [files[suffix] for suffix in VIDEO_SUFFIXES if suffix in files]
-    return Clip(utterance, tuple(sounds + videos[:1]), videos[0] if videos else None)
+    if rejected:
+        text += f"; {len(rejected)} files were left out, the first is {rejected[0].path}: {rejected[0].reason}"
+    return text

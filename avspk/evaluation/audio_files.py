@@ -12,10 +12,12 @@ from numpy.typing import NDArray
 from rich.progress import track
 
 from avspk import distributed
-from avspk.data.manifest import MEDIA_SUFFIXES, ManifestError
+from avspk.data.manifest import ManifestError
 from avspk.data.media import MediaError
 from avspk.data.sound import audio_num_samples
+from avspk.data.suffixes import MEDIA_SUFFIXES
 from avspk.evaluation.trial_list import TrialList
+from avspk.text_files import read_lines
 
 SHOWN_FAULTS = 10
 
@@ -75,11 +77,11 @@ def locate(names: Sequence[str], wav_root: Path, wav_scp: Path | None = None) ->
 
 
 def _read_wav_scp(path: Path) -> dict[str, str]:
-    if not path.is_file():
-        raise ManifestError(f"{path}: no such wav.scp")
     entries = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(read_lines(path, "wav.scp", ManifestError), 1):
         fields = line.split(maxsplit=1)
+        if not fields:
+            continue
         if len(fields) != 2 or fields[1].rstrip().endswith("|"):
             raise ManifestError(f"{path}, line {number}: {line[:100]!r} is not `name path`; pipes are not run")
         entries[fields[0]] = fields[1].strip()

@@ -1,0 +1,177 @@
+"""Every file below a folder: sound and video by their names, known clutter, and the rest, each with a reason."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from avspk.data.suffixes import MEDIA_SUFFIXES
+from avspk.text_files import printable
+
+PLAN = "preparation.json"
+"""What makes a folder the output of a preparation."""
+
+_SYSTEM = {"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"}
+_SYSTEM_FOLDERS = {"__macosx", "$recycle.bin", "system volume information", "lost+found", "@eadir", "#recycle"}
+_TEXT = re.compile(r"(readme|licen[cs]e|copying|notice|authors|citation|changelog)([-_. ].*)?|.*\.(txt|md|rst)", re.I)
+_CHECKSUMS = re.compile(r".*\.(md5|sha1|sha224|sha256|sha384|sha512|sfv)(sums?)?|(md5|sha[0-9]*)sums?", re.I)
+_ARCHIVES = frozenset((".zip", ".tar", ".gz", ".tgz", ".bz2", ".tbz2", ".xz", ".txz", ".zst", ".7z", ".rar"))
+_UNFINISHED = frozenset((".part", ".partial", ".crdownload", ".download", ".filepart", ".tmp", ".aria2", ".ytdl"))
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Rejected:
+    """A file or folder that was left out: its path relative to the tree's folder, printable, and why."""
+
+    path: str
+    reason: str
+
+
+@dataclass
+class TreeFiles:
+    """What lies below a folder, paths relative to it.
+
+    `media`: sorted paths of what bears the name of a sound or video file. `rejected`: what is neither that nor
+    clutter. `ignored`: kind of clutter -> how many files or folders of it. `output`: where the folder that was left
+    out of the search lies, None if it is not below.
+    """
+
+    media: list[str] = field(default_factory=list)
+    rejected: list[Rejected] = field(default_factory=list)
+    ignored: Counter[str] = field(default_factory=Counter)
+    output: str | None = None
+
+
+def files_below(root: Path, output: Path | None = None) -> TreeFiles:
+    """Look at every file below `root`, but not into `output`, nor into the output of another preparation.
+
+    Links are followed, and no folder is entered under two names: its real place wins over links to it, links by their
+    order; the other names are rejected. The result depends on the names in the tree alone.
+
+    Raises: OSError if `root` itself cannot be listed.
+    """
+    os.scandir(root).close()
+    search = _Search(str(root), output)
+    search.enter([""])
+    while search.links:
+        links, search.links = sorted(search.links), []
+        search.enter([link for link in links if not search.leads_to_output(link)])
+    search.found.media.sort()
+    return search.found
+
+
+class _Search:
+    def __init__(self, root: str, output: Path | None) -> None:
+        self.root = root
+        self.output = _identity(str(output)) if output is not None and output.is_dir() else None
+        if self._lies_in_output(""):  # then links into it lead to inputs as well as results
+            self.output = None
+        self.entered: dict[object, str] = {}
+        self.links: list[str] = []
+        self.found = TreeFiles()
+
+    def enter(self, folders: list[str]) -> None:
+        """Look at everything in these folders and the real folders below them; links to folders wait."""
+        pending = folders[::-1]
+        while pending:
+            folder = pending.pop()
+            try:
+                if self._is_to_enter(folder):
+                    with os.scandir(self._place(folder)) as entries:
+                        inside = [self._take(folder, entry) for entry in sorted(entries, key=lambda entry: entry.name)]
+                    pending += [path for path in reversed(inside) if path is not None]
+            except OSError as error:
+                self._reject(folder, f"folder cannot be read: {error.strerror}")
+
+    def leads_to_output(self, link: str) -> bool:
+        """Whether a link to a folder leads to the output or into it."""
+        if not self._lies_in_output(link):
+            return False
+        self.found.output = link
+        return True
+
+    def _lies_in_output(self, path: str) -> bool:
+        if self.output is None:
+            return False
+        place = Path(os.path.realpath(self._place(path)))
+        return self.output in {_identity(str(folder)) for folder in (place, *place.parents)}
+
+    def _place(self, path: str) -> str:
+        return os.path.join(self.root, path)
+
+    def _is_to_enter(self, folder: str) -> bool:
+        identity = _identity(self._place(folder))
+        if identity == self.output:
+            self.found.output = folder
+            return False
+        first = self.entered.setdefault(identity, folder)
+        if first != folder:
+            self._reject(folder, f"the same folder as {first or '--raw'}, where its files are looked at")
+        elif folder and os.path.isfile(self._place(f"{folder}/{PLAN}")):
+            self._reject(folder, f"the output of a preparation: it holds {PLAN}")
+            return False
+        return first == folder
+
+    def _take(self, folder: str, entry: os.DirEntry[str]) -> str | None:
+        """Note one entry; its path if it is a folder to look into at once."""
+        path = f"{folder}/{entry.name}" if folder else entry.name
+        try:
+            is_folder = entry.is_dir()
+            if kind := _clutter(entry.name, is_folder):
+                self.found.ignored[kind] += 1
+            elif is_folder and entry.is_symlink():
+                self.links.append(path)
+            elif is_folder:
+                return path
+            elif _suffix(entry.name) in MEDIA_SUFFIXES:
+                self.found.media.append(path)
+            else:
+                self._reject(path, _why_not(entry))
+        except OSError as error:  # a link to itself, say
+            self._reject(path, f"cannot be looked at: {error.strerror}")
+        return None
+
+    def _reject(self, path: str, reason: str) -> None:
+        self.found.rejected.append(Rejected(printable(path), printable(reason)))
+
+
+def _identity(folder: str) -> object:
+    """The same for all names of a folder. Some network file systems number nothing: there its real path has to do."""
+    status = os.stat(folder)
+    return (status.st_dev, status.st_ino) if status.st_ino else os.path.realpath(folder)
+
+
+def _suffix(name: str) -> str:
+    return os.path.splitext(name)[1].lower()
+
+
+def _clutter(name: str, is_folder: bool) -> str | None:
+    """The kind of clutter that a name stands for; None for what a person may have wanted to be used."""
+    if name.startswith("."):
+        return "hidden"
+    if name.lower() in (_SYSTEM_FOLDERS if is_folder else _SYSTEM):
+        return "system"
+    if is_folder or _suffix(name) in MEDIA_SUFFIXES:
+        return None
+    if _CHECKSUMS.fullmatch(name):
+        return "checksums"
+    return "text" if _TEXT.fullmatch(name) else None
+
+
+def _why_not(entry: os.DirEntry[str]) -> str:
+    """Why a file that is neither media by its name nor clutter is not used."""
+    suffix = _suffix(entry.name)
+    if entry.is_symlink() and not os.path.exists(entry.path):
+        return "broken link"
+    if not entry.is_file():
+        return "not a regular file"
+    if suffix in _ARCHIVES:
+        return "an archive: unpack it"
+    if suffix in _UNFINISHED:
+        return "an unfinished download"
+    return (
+        f"{printable(suffix)} is no known suffix of sound or video" if suffix else "no suffix that tells sound or video"
+    )

@@ -1,0 +1,97 @@
+"""Text files from any system to lines: UTF-8 with or without a byte order mark, UTF-16 and UTF-32 with one."""
+
+from __future__ import annotations
+
+import codecs
+import re
+from pathlib import Path
+
+# UTF-32's marks first: its little-endian one begins with that of UTF-16.
+_MARKS = (
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+    (codecs.BOM_UTF8, "utf-8-sig"),
+)
+_LINE_END = re.compile("\r\n|\r|\n")
+_MARK = "\ufeff"
+UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ufeff\ud800-\udfff]")
+"""Characters that a name in a text file cannot have: control characters, line ends, byte order marks, lone surrogates
+(which stand for bytes that are not UTF-8)."""
+
+
+def read_text(path: Path, kind: str, error: type[ValueError]) -> str:
+    """Text of a file without its byte order mark, line ends as they are.
+
+    `kind` names the file in errors ("trial list").
+
+    Raises: `error` naming the file, and the line and the byte that cannot be read; OSError if the disk fails.
+    """
+    if not path.is_file():
+        raise error(f"{path}: no such {kind}" if not path.exists() else f"{path}: a {kind} is a file, this is none")
+    content = path.read_bytes()
+    encoding = next((name for mark, name in _MARKS if content.startswith(mark)), "utf-8")
+    try:
+        text = content.decode(encoding)
+    except UnicodeDecodeError as problem:
+        raise error(_undecodable(path, content, encoding, problem)) from None
+    if "\0" in text:
+        line = _line_number(text[: text.index("\0")])
+        raise error(f"{path}, line {line}: a NUL byte; a {kind} is text. If it is UTF-16, save it as UTF-8")
+    return text
+
+
+def read_lines(path: Path, kind: str, error: type[ValueError]) -> list[str]:
+    """Lines of a text file without their ends, which are LF, CRLF or CR; blanks stay.
+
+    Byte order marks are dropped at the beginning of every line: joined files have them in the middle.
+
+    Raises: as `read_text`.
+    """
+    lines = _LINE_END.split(read_text(path, kind, error))
+    if not lines[-1]:
+        lines.pop()  # of the last line's end
+    return [line.lstrip(_MARK) for line in lines]
+
+
+def read_fields(path: Path, kind: str, error: type[ValueError]) -> list[tuple[int, list[str]]]:
+    """Line numbers, from 1, and the fields that blanks of any kind separate; empty lines are left out.
+
+    Raises: as `read_text`, and `error` if there is nothing but empty lines.
+    """
+    lines = [line.split() for line in read_lines(path, kind, error)]
+    numbered = [(number, fields) for number, fields in enumerate(lines, 1) if fields]
+    if not numbered:
+        raise error(f"{path}: the {kind} is empty")
+    return numbered
+
+
+def printable(text: str) -> str:
+    """The text with every `UNPRINTABLE` character as an escape: \\x09 a tab, \\xff a byte that is not UTF-8."""
+    return UNPRINTABLE.sub(_escape, text)
+
+
+def _escape(match: re.Match[str]) -> str:
+    code = ord(match.group())
+    code = code - 0xDC00 if 0xDC80 <= code < 0xDD00 else code  # os.fsdecode's stand-in for a byte
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+
+
+def _undecodable(path: Path, content: bytes, encoding: str, problem: UnicodeDecodeError) -> str:
+    name = encoding.removesuffix("-sig").upper()
+    if name == "UTF-8":
+        before = problem.object[: problem.start].decode(encoding, "replace")
+        byte = problem.object[problem.start]
+        return (
+            f"{path}, line {_line_number(before)}: the byte 0x{byte:02x} is not UTF-8 (an older encoding, Latin-1 "
+            "say); save it as UTF-8"
+        )
+    before = content[: problem.start].decode(encoding, "replace")
+    return (
+        f"{path}, line {_line_number(before)}: its mark says {name}, but it is not ({problem.reason}); save it as UTF-8"
+    )
+
+
+def _line_number(before: str) -> int:
+    return 1 + len(_LINE_END.findall(before))
