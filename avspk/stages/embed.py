@@ -16,7 +16,7 @@ from avspk import distributed
 from avspk.data.crop_store import CropStore
 from avspk.data.loader import load
 from avspk.data.media import SAMPLE_RATE
-from avspk.data.sound import read_utterance
+from avspk.data.sound_store import SoundStore
 from avspk.frontend.fbank import Fbank
 from avspk.models.encoder import Encoder
 from avspk.progress import Progress
@@ -65,7 +65,7 @@ class _Batches(Dataset[dict[str, Any]]):
 class _Waveforms(_Batches):
     def __init__(self, paths: Sequence[Path], lengths: np.ndarray, batches: list[np.ndarray]) -> None:
         super().__init__(batches)
-        self.paths, self.lengths = paths, lengths
+        self.paths, self.lengths, self.sounds = paths, lengths, SoundStore()
 
     def __getitem__(self, number: int) -> dict[str, Any]:
         rows = self.batches[number]
@@ -73,7 +73,7 @@ class _Waveforms(_Batches):
 
     def _read(self, row: int) -> np.ndarray:
         length = int(self.lengths[row])
-        return np.resize(read_utterance(self.paths[row], 0, length), length)
+        return np.resize(self.sounds.read(self.paths[row], 0, length), length)
 
 
 class _Crops(_Batches):
@@ -118,11 +118,11 @@ def embed_audio(
     max_seconds: float,
     workers: int,
 ) -> np.ndarray:
-    """Whole-utterance embeddings of n audio files: (n, D) float32.
+    """Whole-utterance embeddings of n audio files or packed recordings: (n, D) float32.
 
     Args:
         fbank: waveforms (B, T) -> features (B, frames, mels).
-        num_samples: (n,) length of each file at 16 kHz; files under a quarter of a second are tiled to one second.
+        num_samples: (n,) length of each at 16 kHz; those under a quarter of a second are tiled to one second.
         max_seconds: of audio in a batch.
     """
     num_samples = np.where(num_samples < MIN_SAMPLES, SAMPLE_RATE, num_samples)
