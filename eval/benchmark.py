@@ -28,6 +28,7 @@ from benchmarks.measure import cores, threads
 # Name -> what it measures. Each is a module of `benchmarks` with run(device, sizes) and a dataclass Sizes.
 BENCHMARKS = {
     "loader": "reading and cutting, against a whole file read for each crop",
+    "packed_sound": "crops and file openings from packed sound, against a file each; warm and cold",
     "frontend": "reverberation, noise and fbank; faces: against crop by crop on the CPU",
     "dino_loss": "memory, time and gradient of the DINO loss, against the textbook form",
     "training": "a step of stage 1, part by part, and of stage 2: bfloat16 against float32",

@@ -18,6 +18,7 @@ from benchmarks.figures import Figure, Results, cost, rate
 
 TINY = {
     "loader": "examples=16 files=4 batch=8 turns=2",
+    "packed_sound": "files=12 turns=1",
     "frontend": "batch=1 files_per_category=1 noise_share=0.15 turns=1",
     "dino_loss": "batch=4 outputs=32768 turns=1",
     "training": "batch=4 files=4 turns=2 pseudo_speakers=10",
@@ -94,6 +95,14 @@ def test_benchmark_gives_figures(name, tmp_path, capsys):
             assert record["baseline_is"]
 
 
+def test_no_file_is_opened_for_a_packed_crop_and_one_for_each_other(tmp_path):
+    """Counted by the kernel."""
+    run(tmp_path, "--only", "packed_sound", "--set", *settings("packed_sound"))
+    counts = [record for name, record in read(tmp_path).items() if record["unit"] == "openings"]
+    assert [record["ours"] for record in counts] == [0] * 4
+    assert all(record["baseline_is"].startswith("1000: ") for record in counts)
+
+
 def test_the_parts_of_a_step_add_up(tmp_path):
     run(tmp_path, "--only", "training", "--set", *settings("training"))
     records = read(tmp_path)
@@ -154,7 +163,7 @@ def test_an_interruption_keeps_what_was_measured(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--only", "loadr"], "loadr; valid names are loader, frontend"),
+        (["--only", "loadr"], "loadr; valid names are loader, packed_sound, frontend"),
         (["--only", "gate", "--set", "gate.loses=3"], "no setting 'loses'; valid ones are losses, turns"),
         (["--only", "gate", "--set", "loader.turns=3"], "with a NAME that runs: gate"),
         (["--only", "gate", "--set", "gate.turns"], "not NAME.FIELD=VALUE"),
