@@ -13,7 +13,7 @@ from pretend_gpu import DEVICE, Gpu
 sys.path.insert(0, str(Path(__file__).parent.parent / "eval"))
 
 import benchmark
-from benchmarks import clustering, dino_loss, figures, full_size, gate, measure, scoring, training
+from benchmarks import clustering, dino_loss, figures, full_size, gate, measure, packed_sound, scoring, training
 from benchmarks.figures import Figure, Results, cost, rate
 
 TINY = {
@@ -95,10 +95,14 @@ def test_benchmark_gives_figures(name, tmp_path, capsys):
             assert record["baseline_is"]
 
 
-def test_no_file_is_opened_for_a_packed_crop_and_one_for_each_other(tmp_path):
-    """Counted by the kernel."""
-    run(tmp_path, "--only", "packed_sound", "--set", *settings("packed_sound"))
-    counts = [record for name, record in read(tmp_path).items() if record["unit"] == "openings"]
+def test_no_file_is_opened_for_a_packed_crop_and_one_for_each_other(tmp_path, monkeypatch):
+    """Counted by the kernel. Caches are emptied by writing to a file of its own."""
+    monkeypatch.setattr(packed_sound, "CACHES", tmp_path / "caches")
+    run(tmp_path, "--only", "packed_sound", "--set", *settings("packed_sound"), "packed_sound.cold=true")
+    assert (tmp_path / "caches").read_text() == "3"
+    records = read(tmp_path)
+    assert sum(", cold, " in name for name in records) == 8
+    counts = [record for record in records.values() if record["unit"] == "openings"]
     assert [record["ours"] for record in counts] == [0] * 4
     assert all(record["baseline_is"].startswith("1000: ") for record in counts)
 

@@ -3,7 +3,8 @@
 Wavs of VoxCeleb2's mean length are packed by `pack_sound`, in both formats. `AudioViews` then cuts the same crops from
 the files and from the packs, of stage 1 (2 x 3 s + 4 x 2 s of one utterance) and of a round (3 s), utterances in random
 order. Warm: everything lies in the page cache; one process by CPU time, two on the wall. Cold: the page cache, folders
-and inodes included, is emptied before every turn, which takes root; seconds on the wall. Openings are counted by the
+and inodes included, is emptied before every turn, for which one has to be root and to ask (`cold=true`: it slows down
+whatever else the machine does); seconds on the wall. Openings are counted by the
 kernel (inotify), since decoders open files without Python's knowledge.
 """
 
@@ -43,10 +44,11 @@ CACHES = Path("/proc/sys/vm/drop_caches")
 
 @dataclass(frozen=True)
 class Sizes:
-    """Every utterance is read once a turn."""
+    """Every utterance is read once a turn. `cold`: also with the machine's caches emptied."""
 
     files: int = 2000
     turns: int = 3
+    cold: bool = False
 
 
 def run(device: torch.device, sizes: Sizes) -> Iterator[Figure]:
@@ -65,7 +67,7 @@ def run(device: torch.device, sizes: Sizes) -> Iterator[Figure]:
         for kind in EXAMPLES:
             require_equal(kind, folder, manifests, rows[:50])
             yield from openings(kind, folder, manifests, rows)
-            yield from rates(kind, folder, manifests, rows, sizes.turns)
+            yield from rates(kind, folder, manifests, rows, sizes)
 
 
 def cut_all(kind: str, folder: Path, manifest: Path, rows: Sequence[int]) -> list[dict[str, np.ndarray]]:
@@ -101,18 +103,20 @@ def openings(kind: str, folder: Path, manifests: Mapping[str, Path], rows: Seque
         yield Figure(name, counts[packed], "openings", None, f"{counts['files']}: {NAMED}")
 
 
-def rates(kind: str, folder: Path, manifests: Mapping[str, Path], rows: Sequence[int], turns: int) -> Iterator[Figure]:
+def rates(
+    kind: str, folder: Path, manifests: Mapping[str, Path], rows: Sequence[int], sizes: Sizes
+) -> Iterator[Figure]:
     """Examples a second: warm, one process and two; cold, one and two."""
     cases: list[tuple[str, int, Clock, bool]] = [
         ("warm, one process", 1, CPU_TIME, False),
         ("warm, two processes", 2, WALL, False),
     ]
-    if os.access(CACHES, os.W_OK):
+    if sizes.cold:
         cases += [("cold, one process", 1, WALL, True), ("cold, two processes", 2, WALL, True)]
     for case, processes, clock, cold in cases:
         with readers(kind, folder, manifests, processes) as read:
             jobs = {name: lambda name=name: read(name, rows) for name in manifests}
-            taken = cold_turns(jobs, turns) if cold else take_turns(jobs, turns, clock)
+            taken = cold_turns(jobs, sizes.turns) if cold else take_turns(jobs, sizes.turns, clock)
         for packed in get_args(PackFormat):
             name, unit = f"packed sound: {kind}, {packed}, {case}", f"examples/{clock.unit}"
             yield rate(name, len(rows), unit, taken[packed], taken["files"], NAMED)
