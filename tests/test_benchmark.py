@@ -41,6 +41,10 @@ TINY = {
     "clustering": "rows=400 dim=8 clusters=5 turns=1",
     "scoring": "shrink=100 lists=O cohort=400 dim=8 replicates=5 plain_trials=5",
     "preparation": "clips=8 clip_seconds=1.0 turns=1 store_crops=64 store_reads=8 memory_clips=16",
+    "peer_frontend": "batch=2 noises=4 turns=1",
+    "peer_training": "batch=2 dino_batch=4 channels=8 outputs=64 hidden=16 frames=20 files=2 noises=4 turns=1",
+    "peer_embedding": "files=4 share_a_length=2 channels=8 cold_turns=1",
+    "peer_scoring": "scores=2000 slow_scores=200 replicates=5 their_replicates=2 shrink=100 turns=1",
     "operations": "pseudo_speakers=10",
     "full_size": "utterances=2000 speakers=30 clusters=20 iterations=2 labels=40",
 }
