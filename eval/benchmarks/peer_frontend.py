@@ -51,7 +51,7 @@ def run(device: torch.device, sizes: Sizes) -> Iterator[Figure]:
     groups = [group.to(device) for group in groups]
     yield features(device, groups, sizes)
     with tempfile.TemporaryDirectory() as folder:
-        yield augmentation(device, groups, sizes, Path(folder))
+        yield from augmentation(device, groups, sizes, Path(folder))
 
 
 def features(device: torch.device, groups: Groups, sizes: Sizes) -> Figure:
@@ -82,19 +82,31 @@ def speechbrain_features(device: torch.device) -> Callable[[Tensor], Tensor]:
     return extract
 
 
-def augmentation(device: torch.device, groups: Groups, sizes: Sizes, folder: Path) -> Figure:
-    """Reverberation or noise for every crop."""
+def augmentation(device: torch.device, groups: Groups, sizes: Sizes, folder: Path) -> Iterator[Figure]:
+    """Reverberation or noise for every crop; theirs in batches, and crop by crop, so that each has its own response."""
     pack, noise_csv, response_csv = write_sources(folder, sizes.noises)
     augment, plans = AudioAugment(pack).to(device), [plan(len(group), sizes.noises) for group in groups]
-    what = missing(PEER) or named(PEER, "AddReverb and AddNoise, half of the crops each")
     theirs = None if missing(PEER) else speechbrain_augmentation(noise_csv, response_csv)
     if theirs:
         require_same_reverberation(augment, pack, groups[0][:4])
-    return compare_rate(
-        "peers: reverberation and noise", sizes.batch, "examples", clock_on(device), sizes.turns,
-        lambda: [augment(group, numbers) for group, numbers in zip(groups, plans, strict=True)],
-        (lambda: [theirs(group) for group in groups]) if theirs else None, what,
-    )  # fmt: skip
+
+    def ours() -> Groups:
+        return [augment(group, numbers) for group, numbers in zip(groups, plans, strict=True)]
+
+    for way, parts in (
+        ("a batch at once", groups),
+        ("crop by crop", [pair for group in groups for pair in pairs(group)]),
+    ):
+        what = missing(PEER) or named(PEER, f"AddReverb and AddNoise, {way}")
+        job = (lambda parts=parts: [theirs(part) for part in parts]) if theirs else None  # type: ignore[misc]
+        name = f"peers: reverberation and noise, theirs {way}"
+        yield compare_rate(name, sizes.batch, "examples", clock_on(device), sizes.turns, ours, job, what)
+
+
+def pairs(group: Tensor) -> list[Tensor]:
+    """A crop to be reverberant with one to be noisy, for all crops."""
+    half = len(group) // 2
+    return [torch.stack(pair) for pair in zip(group[:half], group[half:], strict=True)]
 
 
 def write_sources(folder: Path, count: int) -> tuple[NoisePack, Path, Path]:

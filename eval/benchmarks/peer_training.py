@@ -200,7 +200,8 @@ def dino(device: torch.device, sizes: Sizes) -> Iterator[Figure]:
     theirs = None if missing(peer) else LightlyHead(ours, sizes, device)
     if theirs is not None:
         losses = [side.step(embeddings) for side in (ours, theirs)]
-        require_close("losses", abs(losses[0] - losses[1]) / losses[1], 1e-4)
+        # Sums of 4 million products in float32: from double precision ours was 1e-4 away, lightly's 3e-4.
+        require_close("losses", abs(losses[0] - losses[1]) / losses[1], 1e-3)
         gradients = [ours.student.projection[-1].weight.grad, theirs.student.layers[-1].weight.grad]
         apart = (gradients[0] - gradients[1]).abs().max() / gradients[1].abs().max()
         require_close("gradients", float(apart), 1e-3)
