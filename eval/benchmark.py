@@ -32,6 +32,7 @@ BENCHMARKS = {
     "frontend": "reverberation, noise and fbank; faces: against crop by crop on the CPU",
     "dino_loss": "memory, time and gradient of the DINO loss, against the textbook form",
     "training": "a step of stage 1, part by part, and of stage 2: bfloat16 against float32",
+    "step_profile": "a step of stage 1 under torch's profiler: kernels, waits, share of the peak, memory",
     "precision": "encoders and MTCNN in bfloat16 against float32, and what it changes",
     "embedding": "whole utterances in batches of equal length, against one by one",
     "gate": "the loss gate at VoxCeleb2's size, against scikit-learn's mixture",

@@ -35,6 +35,7 @@ TINY = {
     "frontend": "batch=1 files_per_category=1 noise_share=0.15 turns=1",
     "dino_loss": "batch=4 outputs=32768 turns=1",
     "training": "batch=4 files=4 turns=2 pseudo_speakers=10",
+    "step_profile": "batch=4 files=4 steps=1 profiled=1 workers=0",
     "precision": "batch=2 frames=2 channels=8 audio_width=4 face_width=4 turns=1",
     "embedding": "files=4 share_a_length=2 channels=8 turns=1",
     "gate": "losses=2000 turns=1",
@@ -54,14 +55,14 @@ ON_A_GPU = {  # what is measured there only
 }
 SLOW = {"preparation"}  # a corpus is made, processes are started: a minute
 SMALL_MODEL = (
-    "training.overrides=[audio.encoder.architecture=ecapa,audio.encoder.channels=8,audio.encoder.aggregate_channels=8,audio.encoder.scale=2,"
+    ".overrides=[audio.encoder.architecture=ecapa,audio.encoder.channels=8,audio.encoder.aggregate_channels=8,audio.encoder.scale=2,"
     "head.hidden_dim=16,head.out_dim=64]"
 )
 
 
 def settings(name: str) -> list[str]:
     tiny = [f"{name}.{setting}" for setting in TINY[name].split()]
-    return [*tiny, SMALL_MODEL] if name == "training" else tiny
+    return [*tiny, f"{name}{SMALL_MODEL}"] if name in ("training", "step_profile") else tiny
 
 
 def run(out: Path, *arguments: str) -> int:
@@ -203,7 +204,9 @@ def test_what_is_not_there_is_named(arguments, message, tmp_path, capsys):
 
 
 @pytest.mark.usefixtures("without_children")
-@pytest.mark.parametrize("name", ["frontend", "dino_loss", "training", "precision", "embedding", "clustering"])
+@pytest.mark.parametrize(
+    "name", ["frontend", "dino_loss", "training", "step_profile", "precision", "embedding", "clustering"]
+)
 def test_what_is_measured_on_a_gpu(name, monkeypatch):
     """The code at least, on a pretended one."""
     monkeypatch.setattr(dino_loss, "in_child", lambda call, *arguments: measure._measured(call, 1, *arguments))
