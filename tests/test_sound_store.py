@@ -2,8 +2,10 @@
 
 import multiprocessing
 import pickle
+import subprocess
 import sys
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -32,6 +34,7 @@ from avspk.evaluation.embedding_store import EmbeddingStore
 from avspk.pipeline import Pipeline
 
 FORMATS = ("int16", "flac")
+TOOL = Path(__file__).parents[1] / "tools" / "pack_sound.py"
 
 
 @pytest.fixture(scope="module")
@@ -226,8 +229,20 @@ def test_a_recording_that_is_not_what_the_manifest_says_stops_packing(tmp_path, 
 
 @pytest.fixture(scope="module")
 def packed(data):
-    """The tool's way: worker processes, beside the manifest."""
-    return pack_sound(PackSettings(data / "train" / "manifest.parquet", data / "train", "flac", workers=2))
+    """As a user packs, beside the manifest."""
+    command = [sys.executable, str(TOOL), "--manifest", str(data / "train" / "manifest.parquet"), "--format", "flac"]
+    for _ in range(2):  # the second time nothing is left to do
+        done = subprocess.run([*command, "--workers", "2"], capture_output=True, text=True, check=True)
+        assert done.stdout.splitlines()[-1] == f"train with data.train={data / 'train' / 'packed.parquet'}"
+    return data / "train" / "packed.parquet"
+
+
+def test_the_tool_names_what_it_cannot_pack(tmp_path):
+    command = [sys.executable, str(TOOL), "--manifest", str(tmp_path / "manifest.parquet")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "no such manifest" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_crops_are_the_same_and_no_file_is_opened_for_them(data, packed):
