@@ -23,7 +23,7 @@ from avspk.progress import Progress
 
 MAX_CROPS_A_BATCH = 256
 # Of audio in a batch on a CPU, for each of its threads. Measured with ECAPA c512 on one: eight utterances of 2 s take
-# three quarters of their time one by one, eight of 8 s half as much again, since the activations leave the cache.
+# three quarters of their time one by one, eight of 8 s 1.4 times of it, since the activations leave the cache.
 CPU_SECONDS_A_THREAD = 16.0
 MIN_SAMPLES = SAMPLE_RATE // 4  # the encoders take statistics over time: they need some frames
 
