@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+
 from avspk.data.files import hold_for_life, whole_or_absent
 from avspk.data.manifest import Utterances, read_utterances, write_utterances
 from avspk.data.media import MediaError
@@ -43,18 +45,18 @@ class PackSettings:
 
 @dataclass(frozen=True)
 class _Shard:
-    """Rows `begin` to `end` of the manifest."""
+    """Consecutive rows of the manifest: where their sound is, and how many samples it has to have."""
 
     name: str
-    begin: int
-    end: int
+    places: tuple[Path, ...]
+    lengths: tuple[int, ...]
 
 
 def pack_sound(settings: PackSettings, advance: Callable[[int], None] = lambda rows: None) -> Path:
     """Pack what is not packed yet; the new manifest's path. `advance` hears how many rows more are done.
 
-    Raises: PackingError if a recording is missing, damaged or of another length than the manifest says, if the folder
-    was begun differently, or is in use; ManifestError; OSError if the disk is full.
+    Raises: PackingError if the folder was begun differently or is in use; WorkerError, with the worker's message, if a
+    recording is missing, damaged or of another length than the manifest says, or the disk is full; ManifestError.
     """
     utterances = read_utterances(settings.manifest)
     folder = settings.out / FOLDER
@@ -63,23 +65,29 @@ def pack_sound(settings: PackSettings, advance: Callable[[int], None] = lambda r
         raise PackingError(f"{folder} is being packed into by {(folder / 'lock').read_text()}; end that, or wait")
     with lock:
         _agree_on_plan(folder / _PLAN, utterances, settings)
-        shards = _shards(len(utterances))
+        shards = _shards(utterances)
         waiting = [shard for shard in shards if not (folder / f"{shard.name}.index").exists()]
-        advance(sum(shard.end - shard.begin for shard in shards) - sum(shard.end - shard.begin for shard in waiting))
-        run_tasks(partial(_pack_shard, settings), waiting, settings.workers, advance)
-        places = [
-            f"{FOLDER}/{shard.name}.{SUFFIX}#{number}"
-            for shard in shards
-            for number in range(shard.end - shard.begin)
-        ]  # fmt: skip
-        write_utterances(utterances.table.assign(audio=places), settings.out / MANIFEST)
+        advance(len(utterances) - sum(len(shard.places) for shard in waiting))
+        run_tasks(partial(_pack_shard, folder, settings.packed), waiting, settings.workers, advance)
+        table = utterances.table.assign(audio=[place for shard in shards for place in _packed_places(shard)])
+        write_utterances(table, settings.out / MANIFEST)
     return settings.out / MANIFEST
 
 
-def _shards(rows: int) -> list[_Shard]:
-    size = max(_MIN_ROWS, -(-rows // MAX_SHARDS))
-    starts = range(0, rows, size)
-    return [_Shard(f"{number:05d}", start, min(start + size, rows)) for number, start in enumerate(starts)]
+def _shards(utterances: Utterances) -> list[_Shard]:
+    size = max(_MIN_ROWS, -(-len(utterances) // MAX_SHARDS))
+    lengths = utterances.table["num_samples"].tolist()
+    shards = []
+    for number, start in enumerate(range(0, len(utterances), size)):
+        rows = range(start, min(start + size, len(utterances)))
+        places = tuple(utterances.audio_path(row) for row in rows)
+        shards.append(_Shard(f"{number:05d}", places, tuple(lengths[rows.start : rows.stop])))
+    return shards
+
+
+def _packed_places(shard: _Shard) -> list[str]:
+    """As the new manifest has them."""
+    return [f"{FOLDER}/{shard.name}.{SUFFIX}#{number}" for number in range(len(shard.places))]
 
 
 def _agree_on_plan(path: Path, utterances: Utterances, settings: PackSettings) -> None:
@@ -103,31 +111,31 @@ def _agree_on_plan(path: Path, utterances: Utterances, settings: PackSettings) -
         )
 
 
-def _pack_shard(settings: PackSettings, task: Task, reporter: Reporter) -> None:
+def _pack_shard(folder: Path, packed: PackFormat, task: Task, reporter: Reporter) -> None:
     """Write one shard and give it its name. Raises: PackingError; OSError."""
     shard: _Shard = task.content
-    utterances, sounds = read_utterances(settings.manifest), SoundStore()
-    target = settings.out / FOLDER / shard.name
-    part = target.with_name(f"{shard.name}.part")
-    lengths = utterances.table["num_samples"].to_numpy()
-    with SoundWriter(part, settings.packed, keep=0) as writer:
-        for row in range(shard.begin, shard.end):
-            place = utterances.audio_path(row)
+    target, part = folder / shard.name, folder / f"{shard.name}.part"
+    sounds = SoundStore()
+    with SoundWriter(part, packed, keep=0) as writer:
+        for place, length in zip(shard.places, shard.lengths, strict=True):
             if str(place) in task.avoid:
                 raise PackingError(f"{place}: the decoder crashes or hangs on it; prepare the data again")
             reporter.entering(str(place))
-            try:
-                waveform = sounds.read(place)
-            except MediaError as error:
-                raise PackingError(str(error)) from error
-            if len(waveform) != lengths[row]:
-                raise PackingError(
-                    f"{place} has {len(waveform)} samples, the manifest says {lengths[row]}; prepare the data again"
-                )
-            writer.append(waveform)
+            writer.append(_whole(sounds, place, length))
             reporter.advance(1)
         reporter.entering(None)
         writer.shard.sync()
     # The index last: it makes the shard count.
     for suffix in (SUFFIX, "index"):
         os.replace(f"{part}.{suffix}", f"{target}.{suffix}")
+
+
+def _whole(sounds: SoundStore, place: Path, length: int) -> np.ndarray:
+    """A recording of this length. Raises: PackingError."""
+    try:
+        waveform = sounds.read(place)
+    except MediaError as error:
+        raise PackingError(str(error)) from error
+    if len(waveform) != length:
+        raise PackingError(f"{place} has {len(waveform)} samples, the manifest says {length}; prepare the data again")
+    return waveform
