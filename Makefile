@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := data/demo
 
-.PHONY: setup demo test test-long lint clean
+.PHONY: setup demo test test-long gpu-check lint clean
 
 setup: $(VENV)/installed
 
@@ -27,6 +27,10 @@ test: setup
 
 test-long: setup
 	$(BIN)/python -m pytest -q -m long
+
+# On a GPU, in at most eight minutes; ARGS=--rehearse without one.
+gpu-check: setup
+	$(BIN)/python eval/gpu_check.py $(ARGS)
 
 lint: setup
 	$(BIN)/ruff check .

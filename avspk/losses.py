@@ -76,7 +76,10 @@ class _ProjectedCrossEntropy(torch.autograd.Function):
                 if ctx.needs_input_grad[0]:
                     grad = logits.sub_(log_norm).exp_().mul_(mass).sub_(target).div_(temperature).to(compute)
                     grad_student[view, rows] = grad @ weight
-                    grad_weight += grad.T @ features
+                    if compute == precise:  # added inside the product: K x D is read and written once, not three times
+                        grad_weight.addmm_(grad.T, features)
+                    else:
+                        grad_weight += grad.T @ features
         ctx.save_for_backward(grad_student, grad_weight.to(prototypes.dtype))
         return total
 

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from avspk.checkpoint import CheckpointError, load_tree, load_weights, save_tree
 from avspk.data.files import whole_or_absent
 from avspk.data.media import SAMPLE_RATE, MediaError
-from avspk.data.sound import audio_blocks, audio_num_samples, resample
+from avspk.data.sound import resample
+from avspk.data.sound_store import SoundStore
 from avspk.frontend.fbank import Fbank
 from avspk.models.encoder import Encoder
 from avspk.models.registry import build_encoder
@@ -101,9 +102,9 @@ class SpeakerModel:
         return float(np.clip(cosine_scores(pair, [0], [1], self.training_mean)[0], -1, 1))
 
     def embed_files(self, paths: Sequence[Path], batch_seconds: float = MAX_SECONDS, num_workers: int = 0) -> Floats:
-        """Embeddings (N, D) of whole files, equal to one by one."""
+        """Embeddings (N, D) of whole files or packed recordings, equal to one by one."""
         with ThreadPoolExecutor(HEADERS_AT_ONCE) as pool:
-            num_samples = np.array(list(pool.map(audio_num_samples, paths)))
+            num_samples = np.array(list(pool.map(SoundStore().num_samples, paths)))
         fits = num_samples <= MAX_SECONDS * SAMPLE_RATE
         embeddings = np.empty((len(paths), self.encoder.embedding_dim), np.float32)
         if fits.any():
@@ -119,13 +120,14 @@ class SpeakerModel:
 def _parts_of_file(path: str | Path) -> Iterator[Floats]:
     """A file's sound in equal parts of at most MAX_SECONDS, read one after the other."""
     try:
-        start = audio_blocks(path, int(MAX_SECONDS * SAMPLE_RATE))
+        sound = SoundStore().at(path)
+        start = sound.blocks(int(MAX_SECONDS * SAMPLE_RATE))
         first = next(start, np.zeros(0, np.float32))
         if next(start, None) is None:
             yield first
             return
         del first
-        yield from audio_blocks(path, _part_length(audio_num_samples(path)))
+        yield from sound.blocks(_part_length(sound.num_samples()))
     except MediaError as error:
         raise MediaError(f"{path}: {error}") from error
 

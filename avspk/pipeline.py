@@ -24,7 +24,7 @@ from avspk.config import Config, ConfigError, TrainingSettings, describe
 from avspk.data.files import whole_or_absent
 from avspk.data.manifest import Utterances, read_utterances
 from avspk.data.noise import generate_noise_pack, read_noise_pack, replace_folder
-from avspk.data.sound import read_audio
+from avspk.data.sound_store import SoundStore
 from avspk.evaluation.calibrate import calibrate
 from avspk.evaluation.embedding_store import model_digest
 from avspk.evaluation.results import write_json
@@ -337,7 +337,8 @@ class Pipeline:
         folder = self.folder / "noise"
         if self.main and not folder.is_dir():
             rows = np.random.default_rng(self.config.seed).permutation(len(utterances))[:GENERATED_BABBLE]
-            speech = (read_audio(utterances.audio_path(int(row))) for row in rows)
+            sounds = SoundStore()
+            speech = (sounds.read(utterances.audio_path(int(row))) for row in rows)
             generate_noise_pack(folder, self.config.seed, speech)
         distributed.barrier()
         return distributed.wait_for_file(folder)

@@ -28,15 +28,21 @@ from benchmarks.measure import cores, threads
 # Name -> what it measures. Each is a module of `benchmarks` with run(device, sizes) and a dataclass Sizes.
 BENCHMARKS = {
     "loader": "reading and cutting, against a whole file read for each crop",
+    "packed_sound": "crops and file openings from packed sound, against a file each; warm and cold",
     "frontend": "reverberation, noise and fbank; faces: against crop by crop on the CPU",
     "dino_loss": "memory, time and gradient of the DINO loss, against the textbook form",
     "training": "a step of stage 1, part by part, and of stage 2: bfloat16 against float32",
+    "step_profile": "a step of stage 1 under torch's profiler: kernels, waits, share of the peak, memory",
     "precision": "encoders and MTCNN in bfloat16 against float32, and what it changes",
     "embedding": "whole utterances in batches of equal length, against one by one",
     "gate": "the loss gate at VoxCeleb2's size, against scikit-learn's mixture",
     "clustering": "k-means, against faiss, a plain matrix product and scikit-learn",
     "scoring": "AS-norm, metrics and intervals of lists of O, E, H size, against loops",
     "preparation": "clips to sound and face crops, against a plain loop; the crop store",
+    "peer_frontend": "fbank, reverberation and noise, against speechbrain",
+    "peer_training": "ECAPA, DINO head with loss and EMA, a whole stage-1 step, against speechbrain and lightly",
+    "peer_embedding": "files to embeddings, warm and from a cold start, against speechbrain",
+    "peer_scoring": "EER of millions of scores and bootstrap, against scikit-learn, torchmetrics, speechbrain",
     "operations": "floating-point operations of the paper's recipe on VoxCeleb2, counted",
     "full_size": "a dry run over 1,092,009 rows: seconds and memory of each part",
 }

@@ -196,6 +196,7 @@ def _stand_ins() -> dict[str, Any]:
         "torch.Generator": _Generator,
         "torch.cuda.Event": _Event,
         "torch.cuda.reset_peak_memory_stats": lambda: None,
+        "torch.cuda.get_device_name": lambda: "a pretended GPU",
         "torch.cuda.memory_allocated": lambda: 0,
         "torch.cuda.max_memory_allocated": lambda: 2**30,
     }

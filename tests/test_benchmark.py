@@ -10,23 +10,42 @@ import pytest
 import torch
 from pretend_gpu import DEVICE, Gpu
 
+from avspk.data import sound_packing
+
 sys.path.insert(0, str(Path(__file__).parent.parent / "eval"))
 
 import benchmark
-from benchmarks import clustering, dino_loss, figures, full_size, gate, measure, scoring, training
+from benchmarks import (
+    clustering,
+    dino_loss,
+    figures,
+    full_size,
+    gate,
+    measure,
+    packed_sound,
+    preparation,
+    scoring,
+    training,
+)
 from benchmarks.figures import Figure, Results, cost, rate
 
 TINY = {
     "loader": "examples=16 files=4 batch=8 turns=2",
+    "packed_sound": "files=12 turns=1",
     "frontend": "batch=1 files_per_category=1 noise_share=0.15 turns=1",
     "dino_loss": "batch=4 outputs=32768 turns=1",
     "training": "batch=4 files=4 turns=2 pseudo_speakers=10",
+    "step_profile": "batch=4 files=4 steps=1 profiled=1 workers=0",
     "precision": "batch=2 frames=2 channels=8 audio_width=4 face_width=4 turns=1",
     "embedding": "files=4 share_a_length=2 channels=8 turns=1",
     "gate": "losses=2000 turns=1",
     "clustering": "rows=400 dim=8 clusters=5 turns=1",
     "scoring": "shrink=100 lists=O cohort=400 dim=8 replicates=5 plain_trials=5",
     "preparation": "clips=8 clip_seconds=1.0 turns=1 store_crops=64 store_reads=8 memory_clips=16",
+    "peer_frontend": "batch=2 noises=4 turns=1",
+    "peer_training": "batch=2 dino_batch=4 channels=8 outputs=64 hidden=16 frames=20 files=2 noises=4 turns=1",
+    "peer_embedding": "files=4 share_a_length=2 channels=8 cold_turns=1",
+    "peer_scoring": "scores=2000 slow_scores=200 replicates=5 their_replicates=2 shrink=100 turns=1",
     "operations": "pseudo_speakers=10",
     "full_size": "utterances=2000 speakers=30 clusters=20 iterations=2 labels=40",
 }
@@ -36,14 +55,14 @@ ON_A_GPU = {  # what is measured there only
 }
 SLOW = {"preparation"}  # a corpus is made, processes are started: a minute
 SMALL_MODEL = (
-    "training.overrides=[audio.encoder.architecture=ecapa,audio.encoder.channels=8,audio.encoder.aggregate_channels=8,audio.encoder.scale=2,"
+    ".overrides=[audio.encoder.architecture=ecapa,audio.encoder.channels=8,audio.encoder.aggregate_channels=8,audio.encoder.scale=2,"
     "head.hidden_dim=16,head.out_dim=64]"
 )
 
 
 def settings(name: str) -> list[str]:
     tiny = [f"{name}.{setting}" for setting in TINY[name].split()]
-    return [*tiny, SMALL_MODEL] if name == "training" else tiny
+    return [*tiny, f"{name}{SMALL_MODEL}"] if name in ("training", "step_profile") else tiny
 
 
 def run(out: Path, *arguments: str) -> int:
@@ -67,6 +86,11 @@ def without_children(monkeypatch):
     def call(function, *arguments):
         return measure._measured(function, torch.get_num_threads(), *arguments)
 
+    def pack(work, contents, num_workers, advance):
+        for content in contents:
+            work(sound_packing.Task(content), preparation.Silent())
+
+    monkeypatch.setattr(sound_packing, "run_tasks", pack)
     for module in (full_size, scoring):
         monkeypatch.setattr(module, "in_child", call)
 
@@ -92,6 +116,19 @@ def test_benchmark_gives_figures(name, tmp_path, capsys):
             more = "/" in record["unit"] or record["unit"] == "NMI"
             assert record["ratio"] == pytest.approx(better if more else 1 / better, rel=1e-3)
             assert record["baseline_is"]
+
+
+@pytest.mark.usefixtures("without_children")
+def test_no_file_is_opened_for_a_packed_crop_and_one_for_each_other(tmp_path, monkeypatch):
+    """Counted by the kernel. Caches are emptied by writing to a file of its own."""
+    monkeypatch.setattr(packed_sound, "CACHES", tmp_path / "caches")
+    run(tmp_path, "--only", "packed_sound", "--set", *settings("packed_sound"), "packed_sound.cold=true")
+    assert (tmp_path / "caches").read_text() == "3"
+    records = read(tmp_path)
+    assert sum(", cold, " in name for name in records) == 8
+    counts = [record for record in records.values() if record["unit"] == "openings"]
+    assert [record["ours"] for record in counts] == [0] * 4
+    assert all(record["baseline_is"].startswith("1: ") for record in counts)
 
 
 def test_the_parts_of_a_step_add_up(tmp_path):
@@ -154,7 +191,7 @@ def test_an_interruption_keeps_what_was_measured(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--only", "loadr"], "loadr; valid names are loader, frontend"),
+        (["--only", "loadr"], "loadr; valid names are loader, packed_sound, frontend"),
         (["--only", "gate", "--set", "gate.loses=3"], "no setting 'loses'; valid ones are losses, turns"),
         (["--only", "gate", "--set", "loader.turns=3"], "with a NAME that runs: gate"),
         (["--only", "gate", "--set", "gate.turns"], "not NAME.FIELD=VALUE"),
@@ -167,7 +204,9 @@ def test_what_is_not_there_is_named(arguments, message, tmp_path, capsys):
 
 
 @pytest.mark.usefixtures("without_children")
-@pytest.mark.parametrize("name", ["frontend", "dino_loss", "training", "precision", "embedding", "clustering"])
+@pytest.mark.parametrize(
+    "name", ["frontend", "dino_loss", "training", "step_profile", "precision", "embedding", "clustering"]
+)
 def test_what_is_measured_on_a_gpu(name, monkeypatch):
     """The code at least, on a pretended one."""
     monkeypatch.setattr(dino_loss, "in_child", lambda call, *arguments: measure._measured(call, 1, *arguments))

@@ -88,7 +88,7 @@ def test_a_writer_goes_back_to_what_the_caller_knows_of(tmp_path):
         writer.append(*crops(1, 9))
     store = CropStore(tmp_path)
     assert [round(level(store, crop)) for crop in range(len(store))] == [0, 1, 9]
-    with pytest.raises(CropStoreError, match="4 crops were said"):
+    with pytest.raises(CropStoreError, match="4 entries were said"):
         CropWriter(tmp_path, "a", keep=4)
 
 
@@ -120,7 +120,7 @@ def test_many_processes_read_one_store(tmp_path, method):
 
 
 def test_copies_and_more_shards_than_open_files(tmp_path, monkeypatch):
-    monkeypatch.setattr("avspk.data.crop_store._OPEN_SHARDS", 2)
+    monkeypatch.setattr("avspk.data.shards.MAX_SHARDS", 2)
     store = pickle.loads(pickle.dumps(fill(tmp_path, {f"{number:02d}": 2 for number in range(10)})))
     for crop in np.random.default_rng(1).integers(0, 20, 60):
         assert abs(level(store, crop) - crop) < 1

@@ -23,6 +23,8 @@ from avspk.data.face_crops import FaceSettings
 from avspk.data.manifest import read_utterances
 from avspk.data.preparation import PreparationError, PreparationSettings, prepare
 from avspk.data.preparation_unit import units_of
+from avspk.data.sound import read_audio
+from avspk.data.sound_store import SoundStore
 from avspk.data.voxceleb import Clip
 from avspk.data.worker_pool import Task
 
@@ -177,6 +179,42 @@ def test_after_an_interruption_nothing_is_done_twice_and_the_files_are_the_same(
     again = len(first.entered) + len(second.entered) - len(whole.entered)
     assert again <= 4  # sound and picture of the two clips of the batch in flight
     assert digests(out) == digests(prepared)
+
+
+@pytest.mark.parametrize("files", [3, 8, 15])
+def test_packed_sound_is_that_of_the_files_after_interruptions_too(corpus, prepared, tmp_path, monkeypatch, files):
+    out = tmp_path / "out"
+    use(monkeypatch, Workers(files))
+    with pytest.raises(Interruption):
+        prepare(settings(corpus, out, pack="flac"))
+    unit = max((out / "journal").glob("*.jsonl")).stem
+    for path in (out / "sound").glob(f"{unit}.*"):  # writes that were cut off
+        path.write_bytes(path.read_bytes() + b"rest of a recording")
+    use(monkeypatch, Workers())
+    prepare(settings(corpus, out, pack="flac"))
+    prepare(settings(corpus, tmp_path / "whole", pack="flac"))
+    assert digests(out) == digests(tmp_path / "whole")
+    assert not (out / "audio").exists()
+    packed, plain = (read_utterances(folder / "manifest.parquet") for folder in (out, prepared))
+    pd.testing.assert_frame_equal(packed.table.drop(columns="audio"), plain.table.drop(columns="audio"))
+    store = SoundStore()
+    for row in range(len(plain)):
+        np.testing.assert_array_equal(store.read(packed.audio_path(row)), store.read(plain.audio_path(row)))
+
+
+def test_sound_that_lies_ready_is_packed_as_it_is(tmp_path):
+    """24 bits are not rounded, and no path outside the folder is left in the manifest."""
+    raw = tmp_path / "raw"
+    (raw / "wav/id1/v").mkdir(parents=True)
+    for name, subtype in (("1.wav", "PCM_16"), ("2.flac", "PCM_24")):
+        soundfile.write(raw / "wav/id1/v" / name, tone(), 16_000, subtype=subtype)
+    prepare(settings(raw, tmp_path / "out", pack="int16"))
+    utterances = read_utterances(tmp_path / "out/manifest.parquet")
+    assert utterances.table["audio"].tolist() == ["sound/00000.sounds#0", "sound/00000.sounds#1"]
+    for row, name in enumerate(("1.wav", "2.flac")):
+        np.testing.assert_array_equal(
+            SoundStore().read(utterances.audio_path(row)), read_audio(raw / "wav/id1/v" / name)
+        )
 
 
 def test_other_settings_or_clips_are_refused(corpus, prepared, tmp_path):

@@ -1,44 +1,17 @@
-"""Code for a GPU on a pretended one: devices do not mix, nothing waits between log steps, the numbers are a CPU's."""
-
-import dataclasses
-import json
-from itertools import pairwise
+"""The pretended GPU refuses what a GPU refuses, counts what its host waits for, and computes what a CPU computes."""
 
 import numpy as np
 import pytest
-import tiny
 import torch
-from accelerate import PartialState
-from accelerate.state import AcceleratorState, GradientState
-from pretend_gpu import DEVICE, Gpu, OnGpu
-from torch import Tensor
+from pretend_gpu import Gpu
 
-from avspk.clusterers.kmeans import kmeans
-from avspk.config import parse_config
-from avspk.frontend.audio_augment import equaliser_basis
-from avspk.pipeline import Pipeline
-from avspk.stages.modalities import build_kits
-from avspk.stages.pretrain import Pretrain
-from avspk.stages.refine import Refine
-from avspk.stages.truth import Truth
-
-pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore:'pin_memory' argument")]
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return tiny.make_data(tmp_path_factory.mktemp("data"))
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture
 def gpu():
-    equaliser_basis.cache_clear()
     with Gpu() as entered:
         yield entered
-    equaliser_basis.cache_clear()
-
-
-# The pretended GPU itself.
 
 
 @pytest.mark.parametrize(
@@ -101,132 +74,3 @@ def test_it_computes_what_a_cpu_computes(gpu):
         results.append({name: value.cpu() for name, value in model.state_dict().items()})
     for name, value in results[0].items():
         torch.testing.assert_close(results[1][name], value)
-
-
-# Updates.
-
-
-def materials(data, folder, device):
-    tree = tiny.tree(data, folder)
-    tree["pretrain"]["consistency"] = 0.5
-    for stage in ("pretrain", "refine"):  # AdamW would make steps out of rounding errors
-        tree[stage]["optimiser"] |= {"name": "sgd", "learning_rate": 0.05}
-    return dataclasses.replace(tiny.materials(tree), device=torch.device(device))
-
-
-def pretrain(data, folder, device):
-    made = materials(data, folder, device)
-    return Pretrain(made, Truth(made.utterances))
-
-
-def refine(data, folder, device):
-    """Half of the labels are doubtful and get corrected."""
-    made = materials(data, folder, device)
-    kits = build_kits(made)
-    encoders = {name: kit.encoder() for name, kit in kits.items()}
-    labels, truth = np.arange(48) % 8, Truth(made.utterances)
-    stage = Refine(made, "round1", made.config.refine, kits, encoders, labels, truth, folder)
-    stage.judge.trust[::2] = 0
-    return stage
-
-
-def watched(stage, epoch, waits=None):
-    """Three updates of an epoch; what the host waited for after the first, which fills caches, is left in `waits`."""
-    stage.begin_epoch(epoch)
-    if isinstance(stage, Refine):
-        stage.judge.trust[::2] = 0  # in place of a gate, which takes losses of an epoch
-    first = epoch * stage.steps_per_epoch
-    batches = stage.batches(epoch, 0, workers=0)  # a loader draws a number when it begins
-    stage.batches = lambda *_, **__: batches
-    metrics = tiny.train(stage, [first], epoch)
-    if waits is not None:
-        waits.clear()
-    return metrics + tiny.train(stage, [first + 1, first + 2], epoch)
-
-
-@pytest.mark.parametrize(("build", "epoch"), [(pretrain, 2), (refine, 0)])
-def test_updates_are_those_of_a_cpu_and_wait_for_nothing(data, tmp_path, gpu, build, epoch):
-    """Stage 1 with cluster-aware views; a round whose doubtful labels are corrected."""
-    runs = {}
-    for device in ("cpu", "cuda"):
-        stage = build(data, tmp_path / device, device)
-        metrics = watched(stage, epoch, gpu.waits)
-        if device == "cuda":
-            assert gpu.waits == {}
-            assert all(isinstance(parameter, OnGpu) for parameter in stage.model.parameters())
-        losses = [{key: float(value) for key, value in step.items() if isinstance(value, Tensor)} for step in metrics]
-        runs[device] = losses, {name: value.cpu() for name, value in stage.model.state_dict().items()}
-    for step, other in zip(runs["cpu"][0], runs["cuda"][0], strict=True):
-        assert other == pytest.approx(step, rel=1e-4)
-    for name, value in runs["cpu"][1].items():
-        torch.testing.assert_close(runs["cuda"][1][name], value, rtol=1e-4, atol=1e-5, msg=name)
-
-
-def test_prototypes_that_were_frozen_join_the_others(data, tmp_path, gpu):
-    """Fused SGD, across the epoch that frees the prototypes: the updates of a CPU's, which is not fused."""
-    losses = {}
-    for device in ("cpu", "cuda"):
-        stage = pretrain(data, tmp_path / device, device)
-        stage.settings = stage.settings.model_copy(update={"freeze_last_layer_epochs": 0.5})
-        prototypes = stage.model["audio"].head.prototype_weight
-        states = [prototypes.detach().clone()]
-        stage.after_update = lambda _, now=prototypes, seen=states: seen.append(now.detach().clone())
-        losses[device] = [float(metrics["audio/loss"]) for metrics in tiny.train(stage, range(4))]
-        assert [not torch.equal(*pair) for pair in pairwise(states)] == [False, False, True, True]
-    assert losses["cuda"] == pytest.approx(losses["cpu"], rel=1e-3)
-
-
-def test_kmeans_there_is_kmeans_here(gpu):
-    rows = torch.nn.functional.normalize(torch.randn(600, 12, generator=torch.Generator().manual_seed(0)), dim=1)
-    observed = torch.arange(600)[:, None] % torch.tensor([5, 7]) > 0
-    observed[0] = True
-    options = {"seed": 3, "observed": observed, "block_sizes": (4, 8)}
-    here = kmeans(rows, 20, **options)
-    there = kmeans(rows.to("cuda"), 20, **{**options, "observed": observed.to("cuda")})
-    assert there.objective == pytest.approx(here.objective, rel=1e-5)
-    assert (there.labels.cpu() == here.labels).all()
-
-
-# Whole programs.
-
-
-@pytest.fixture
-def accelerate_on_it(gpu):
-    """Accelerate takes the pretended GPU for its device."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
-    PartialState(cpu=True)
-    PartialState._shared_state["device"] = DEVICE
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
-
-
-def losses_of(folder):
-    records = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    return [record["audio/loss"] for record in records if "audio/loss" in record]
-
-
-@pytest.mark.usefixtures("accelerate_on_it")
-def test_a_whole_run(data, tmp_path):
-    """Both modalities in bfloat16 and channels-last, to the report; begun and interrupted in between."""
-    settings = tiny.tree(data, tmp_path / "exp")
-    settings["training"] |= {"precision": "bf16", "channels_last": True}
-    settings["rounds"] = 1
-    settings["pretrain"]["optimiser"]["name"] = "sgd"
-    settings["refine"]["epochs"] = 2
-    settings["large_margin"]["batch_size"] = 12
-    pipeline = Pipeline(parse_config(settings))
-    assert pipeline.materials.device == DEVICE
-    stopped = iter([False] * 5 + [True])
-    pipeline.trainer._checkpoint_is_due = lambda *_: setattr(pipeline.trainer, "terminated", next(stopped)) or True
-    with pytest.raises(SystemExit):
-        pipeline.run()
-    before = losses_of(tmp_path / "exp")
-    pipeline.lock.close()
-    rows = Pipeline(parse_config(settings)).run()
-    assert {row["system"] for row in rows} == {"mean fbank", "stage 1 (DINO)", "round 1", "final"}
-    assert (tmp_path / "exp" / "report.html").is_file()
-    after = losses_of(tmp_path / "exp")
-    assert after[: len(before)] == before
-    assert len(after) == 12 + 8 + 4, "no step twice"

@@ -110,7 +110,7 @@ def test_a_file_is_opened_once_for_all_that_is_cut_from_it(corpus, monkeypatch):
         reads.append(path)
         return read_utterance(path, start, num_samples)
 
-    monkeypatch.setattr("avspk.data.views.read_utterance", read)
+    monkeypatch.setattr("avspk.data.sound_store.read_utterance", read)
     audio_views(corpus)([1, 0], np.random.default_rng(0))
     assert reads == [corpus[0].audio_path(1), corpus[0].audio_path(0)]
 

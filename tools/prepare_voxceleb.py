@@ -10,9 +10,11 @@ import logging
 import os
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import get_args
 
 from avspk.data.face_crops import FaceSettings
 from avspk.data.preparation import PreparationError, PreparationSettings, prepare
+from avspk.data.sound_store import PackFormat
 
 
 def shard(text: str) -> tuple[int, int]:
@@ -38,6 +40,13 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--margin", type=float, default=faces.margin, help="of a crop, share of the face (%(default)s)")
     parser.add_argument("--require-face", action="store_true", help="leave out clips without a face")
+    parser.add_argument(
+        "--pack",
+        nargs="?",
+        const="int16",
+        choices=get_args(PackFormat),
+        help="all sound into a few hundred large files, not a wav each: for network storage (alone: int16)",
+    )
     parser.add_argument("--min-seconds", type=float, default=1.0, help="shorter sound is rejected (%(default)s)")
     return parser.parse_args()
 
@@ -59,6 +68,7 @@ def main() -> None:
             faces,
             min_seconds=arguments.min_seconds,
             require_face=arguments.require_face,
+            pack=arguments.pack,
             shard=arguments.shard,
             workers=arguments.workers,
         )

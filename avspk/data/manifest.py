@@ -7,7 +7,8 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import pandas as pd
 
-from avspk.data.files import missing_files, whole_or_absent
+from avspk.data.files import whole_or_absent
+from avspk.data.sound_store import missing_sounds
 from avspk.data.suffixes import MEDIA_SUFFIXES
 from avspk.text_files import UNPRINTABLE, read_fields, read_lines
 
@@ -38,7 +39,7 @@ class Utterances:
         return len(self.table)
 
     def audio_path(self, row: int) -> Path:
-        """Path of the sound of utterance number `row`."""
+        """Place of the sound of utterance number `row`: a file, or an entry of a pack (avspk/data/sound_store.py)."""
         return self.root / str(self._audio[row])
 
     @cached_property
@@ -47,9 +48,9 @@ class Utterances:
         return self.table["audio"].array
 
     def missing_audio(self, rows: slice | None = None) -> list[Path]:
-        """Paths of these utterances that are not there, of all by default: a look at every file, before a long job."""
+        """Places of these utterances' sound where there is none, of all by default: for before a long job."""
         chosen = range(len(self)) if rows is None else range(*rows.indices(len(self)))
-        return missing_files([self.audio_path(row) for row in chosen])
+        return missing_sounds([self.audio_path(row) for row in chosen])
 
 
 def speaker_of(utterance: str) -> str:

@@ -33,6 +33,7 @@ from avspk.data.files import try_hold, whole_or_absent
 from avspk.data.manifest import UTTERANCE_COLUMNS, write_utterances
 from avspk.data.media import SAMPLE_RATE
 from avspk.data.preparation_unit import BatchResult, Recipe, Unit, prepare_unit, read_journal, units_of
+from avspk.data.sound_store import PackFormat
 from avspk.data.tree import PLAN, Rejected
 from avspk.data.voxceleb import Clip, find_clips
 from avspk.data.worker_pool import WorkerError, run_tasks
@@ -56,7 +57,8 @@ class PreparationSettings:
     """What to prepare, and by whom.
 
     `min_seconds`, `silence_db` (dB of full scale): sound below either is rejected. `require_face`: leave out clips
-    without a usable face, which are otherwise kept for their sound. `shard` (i, n): work on the i-th of n slices,
+    without a usable face, which are otherwise kept for their sound. `pack`: put all sound into a few large files, in
+    this format. `shard` (i, n): work on the i-th of n slices,
     i from 1 to n. `workers` None: the machine's cores, divided among the processes of a launcher. `device` None: a GPU
     for the detector where there is one. Results depend on neither workers nor shards.
     """
@@ -67,6 +69,7 @@ class PreparationSettings:
     min_seconds: float = 1.0
     silence_db: float = -70.0
     require_face: bool = False
+    pack: PackFormat | None = None
     shard: tuple[int, int] = (1, 1)
     workers: int | None = None
     device: str | None = None
@@ -81,7 +84,7 @@ class PreparationSettings:
     def recipe(self) -> Recipe:
         """The part that the results depend on."""
         raw, out = _without_detours(self.raw), _without_detours(self.out)
-        return Recipe(raw, out, self.min_seconds, self.silence_db, self.require_face, self.faces)
+        return Recipe(raw, out, self.min_seconds, self.silence_db, self.require_face, self.faces, self.pack)
 
 
 @dataclass(frozen=True)

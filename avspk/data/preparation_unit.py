@@ -17,9 +17,12 @@ import torch
 
 from avspk.data.crop_store import CropWriter
 from avspk.data.face_crops import FaceCrops, FaceDetector, FaceSettings, cut_faces, sample_frames
-from avspk.data.files import sync, try_hold, whole_or_absent
+from avspk.data.files import sync, try_hold
 from avspk.data.media import SAMPLE_RATE, MediaError
-from avspk.data.sound import is_plain_audio, read_audio, write_wav
+from avspk.data.prepared_sound import PreparedSound, prepared_sound
+from avspk.data.shards import MAX_SHARDS
+from avspk.data.sound import read_audio
+from avspk.data.sound_store import PackFormat
 from avspk.data.video import open_video
 from avspk.data.voxceleb import Clip, Rejected
 from avspk.data.worker_pool import Reporter, Task
@@ -43,6 +46,7 @@ class Recipe:
     silence_db: float
     require_face: bool
     faces: FaceSettings
+    pack: PackFormat | None = None
 
     @property
     def sound_kept(self) -> str:
@@ -113,12 +117,15 @@ def prepare_unit(recipe: Recipe, journals: Path, device: str, processes: int, ta
     with _locked_journal(journals / f"{unit.name}.jsonl") as journal:
         done = read_journal(Path(journal.name))
         journal.truncate(Path(journal.name).read_bytes().rfind(b"\n") + 1)
-        writer = _shard_writer(recipe, unit, sum(row.num_crops for result in done for row in result.rows))
+        rows = [row for result in done for row in result.rows]
+        sounds = prepared_sound(recipe.out, unit.name, recipe.pack, len(rows))
+        writer = _shard_writer(recipe, unit, sum(row.num_crops for row in rows))
         if writer is not None:
             _detector(recipe.faces, device)  # before the clock runs: a process loads it once
         for batch in unit.batches[len(done) :]:
             start = time.monotonic()
-            result, crops = _prepare_batch(recipe, batch, device, task.avoid, reporter)
+            result, crops = _prepare_batch(recipe, batch, device, sounds, task.avoid, reporter)
+            sounds.sync()
             if writer is not None:
                 for one in crops:
                     writer.append(*one)
@@ -128,6 +135,7 @@ def prepare_unit(recipe: Recipe, journals: Path, device: str, processes: int, ta
             journal.flush()
             sync(Path(journal.name))
             reporter.advance(len(batch))
+        sounds.close()
         if writer is not None:
             writer.close()
 
@@ -151,23 +159,28 @@ def _shard_writer(recipe: Recipe, unit: Unit, num_crops: int) -> CropWriter | No
 
 
 def _prepare_batch(
-    recipe: Recipe, clips: tuple[Clip, ...], device: str, avoid: frozenset[str], reporter: Reporter
+    recipe: Recipe,
+    clips: tuple[Clip, ...],
+    device: str,
+    sounds: PreparedSound,
+    avoid: frozenset[str],
+    reporter: Reporter,
 ) -> tuple[BatchResult, list[FaceCrops]]:
     """Sound and frames clip by clip, faces of all clips together."""
     result = BatchResult(len(clips))
     opener = _Opener(recipe, avoid, reporter, result.rejected)
-    sounds = [(clip, *sound) for clip in clips if (sound := _take_sound(clip, opener))]
-    frames = [_take_frames(clip, opener) if clip.video else None for clip, _, _ in sounds]
+    heard = [(clip, *sound) for clip in clips if (sound := _take_sound(clip, opener))]
+    frames = [_take_frames(clip, opener) if clip.video else None for clip, _, _ in heard]
     reporter.entering(None)
     faces = iter(_cut(recipe, [one for one in frames if one is not None], device))
     crops = []
-    for (clip, source, waveform), shown in zip(sounds, frames, strict=True):
+    for (clip, source, waveform), shown in zip(heard, frames, strict=True):
         found = next(faces) if shown is not None else None
         num_crops = len(found.crops) if found else 0
         if clip.video and found and not num_crops:
             opener.reject(clip.video, "no face found", recipe.sound_kept)
         if num_crops or not recipe.require_face:
-            audio = _place_sound(recipe, clip, source, waveform)
+            audio = sounds.put(clip.utterance, recipe.raw / source, waveform)
             result.rows.append(Row(clip.utterance, audio, len(waveform), num_crops))
             crops += [found] if found and num_crops else []
     return result, crops
@@ -209,16 +222,6 @@ def _take_sound(clip: Clip, opener: _Opener) -> tuple[str, np.ndarray] | None:
     return None
 
 
-def _place_sound(recipe: Recipe, clip: Clip, source: str, waveform: np.ndarray) -> str:
-    """Where the manifest finds the sound: in its source if that needs no conversion, else in a new wav file."""
-    if is_plain_audio(recipe.raw / source):
-        return str((recipe.raw / source).absolute())
-    target = f"audio/{clip.utterance}.wav"
-    with whole_or_absent(recipe.out / target) as part:
-        write_wav(part, waveform)
-    return target
-
-
 def _checked_sound(path: Path, recipe: Recipe) -> np.ndarray:
     waveform = read_audio(path)
     seconds = len(waveform) / SAMPLE_RATE
@@ -254,10 +257,10 @@ def _detector(faces: FaceSettings, device: str) -> FaceDetector:
     return FaceDetector(torch.device(device), faces.detection_scale, faces.min_probability, faces.batch_size)
 
 
-def units_of(clips: list[Clip], max_units: int = 512, min_clips: int = 2 * BATCH_CLIPS) -> Iterator[Unit]:
+def units_of(clips: list[Clip], max_units: int = MAX_SHARDS, min_clips: int = 2 * BATCH_CLIPS) -> Iterator[Unit]:
     """Cut the ordered clips of a corpus into units, by their number alone.
 
-    At most `max_units`, because each is a shard of the crop store that readers keep open, and of at least `min_clips`.
+    At most `max_units`, because each is a shard that readers keep open, and of at least `min_clips`.
     """
     size = max(min_clips, -(-len(clips) // max_units))
     for number, start in enumerate(range(0, len(clips), size)):

@@ -55,7 +55,7 @@ def audio_blocks(path: str | Path, num_samples: int) -> Iterator[np.ndarray]:
         yield np.concatenate(held)
 
 
-def read_utterance(path: Path, start: int, num_samples: int) -> np.ndarray:
+def read_utterance(path: Path, start: int, num_samples: int | None) -> np.ndarray:
     """`read_audio` for loops over many files: the error names the file, and no sound at all is an error."""
     try:
         waveform = read_audio(path, start, num_samples)
@@ -91,9 +91,14 @@ def is_plain_audio(path: str | Path) -> bool:
     return bool(info.samplerate == SAMPLE_RATE and info.channels == 1)
 
 
+def to_int16(waveform: np.ndarray) -> np.ndarray:
+    """Samples (n,) in [-1, 1] as 16-bit ones, to the nearest; beyond [-1, 1] they clip."""
+    return np.clip(np.rint(waveform * 32768.0), -32768, 32767).astype(np.int16)
+
+
 def write_wav(path: str | Path, waveform: np.ndarray) -> None:
     """Write mono float (n,) at 16 kHz as 16-bit wav; beyond [-1, 1] it clips. Raises: OSError."""
-    samples = np.clip(np.rint(waveform * 32768.0), -32768, 32767).astype(np.int16)
+    samples = to_int16(waveform)
     # By way of memory: on a full disk soundfile fails an assertion of its own, not with an OSError.
     buffer = io.BytesIO()
     soundfile.write(buffer, samples, SAMPLE_RATE, format="WAV", subtype="PCM_16")

@@ -19,7 +19,7 @@ from avspk.data.crop_store import CropStore
 from avspk.data.manifest import Utterances
 from avspk.data.media import SAMPLE_RATE, MediaError
 from avspk.data.noise import NoisePack
-from avspk.data.sound import read_utterance
+from avspk.data.sound_store import SoundStore
 
 ViewBatch = dict[str, dict[str, np.ndarray | dict[str, np.ndarray]]]
 """Group name -> {"signal": (n, ...), "augmentation": {name: (n, ...)}} for the n views of the group."""
@@ -57,6 +57,7 @@ class AudioViews:
 
     def __init__(self, utterances: Utterances, groups: dict[str, AudioGroup], noise: NoisePack) -> None:
         self.utterances = utterances
+        self.sounds = SoundStore()
         self.groups = groups
         # The light part of the pack: loader workers draw numbers, the device holds the samples.
         self.recordings, self.num_rirs = noise.table, len(noise.rirs)
@@ -85,13 +86,13 @@ class AudioViews:
         return (rng.random(len(rows)) * (slack + 1)).astype(np.int64).tolist()
 
     def _fill(self, wanted: Sequence[Segment]) -> None:
-        """Write the samples into the segments of all groups; one read a file, over the span of what is cut from it."""
+        """Write the samples into the segments of all groups; one read a recording, over the span of its segments."""
         for row in dict.fromkeys(row for row, _, _ in wanted):
             mine = [(start, segment) for candidate, start, segment in wanted if candidate == row]
             first = min(start for start, _ in mine)
             length = max(start + len(segment) for start, segment in mine) - first
             path = self.utterances.audio_path(row)
-            span = read_utterance(path, first, length)
+            span = self.sounds.read(path, first, length)
             if len(span) < min(length, self.num_samples[row] - first):
                 raise MediaError(f"{path} is shorter than the manifest says; prepare the data again")
             samples = np.round(np.clip(span, -1, 1) * 32767).astype(np.int16)

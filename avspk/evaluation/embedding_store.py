@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from avspk import distributed
 from avspk.data.files import whole_or_absent
+from avspk.data.sound_store import holder
 
 FILES_PER_SAVE = 20_000  # what a killed run loses at most; large, so that files of equal length meet in a batch
 Embed = Callable[[list[Path]], NDArray[np.float32]]
@@ -30,7 +31,7 @@ def model_digest(folder: Path) -> str:
 
 
 class EmbeddingStore:
-    """An array and a list of keys that only ever grow; a key is a file's full path, size and time of change.
+    """An array and a list of keys that only ever grow; a key is a full path, and size and time of change of the file.
 
     Full paths, since VoxCeleb's 00001.wav repeats in every folder, and since the same list may be read from two roots.
     """
@@ -96,7 +97,7 @@ class EmbeddingStore:
 
 
 def _key(path: Path) -> str:
-    status = path.stat()
+    status = holder(path).stat()
     return f"{path.resolve()}\t{status.st_size}\t{status.st_mtime_ns}"
 
 

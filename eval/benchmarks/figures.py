@@ -78,7 +78,7 @@ def rate(
     baseline_is: str | None = None,
 ) -> Figure:
     """`amount` per second from the seconds of one or more turns, more being better: medians, and their ratio."""
-    ratios = [theirs / mine for mine, theirs in zip(ours, baseline, strict=True)]
+    ratios = [theirs / mine for mine, theirs in zip(ours, baseline, strict=True)] if baseline else []
     median = amount / statistics.median(baseline) if baseline else None
     spread = ratios if baseline else [amount / seconds for seconds in ours]
     return Figure(name, amount / statistics.median(ours), unit, median, baseline_is, True, _ends(spread))

@@ -1,0 +1,233 @@
+"""Sound by its place, which is a file or an entry of a pack: one object reads both, and gives the same samples.
+
+A pack is a folder of shards (avspk/data/shards.py): `<name>.sounds`, recordings end to end, and `<name>.index`, one
+INDEX_RECORD a recording. Entry 17 of a shard has the place `<folder>/<name>.sounds#17`, and a manifest holds it in the
+column of paths. So the rows of a manifest can be chosen, reordered and joined, and packed recordings can stand among
+files. Reading a segment is one read from a shard, which stays open: no file is opened for it.
+
+Recordings are stored as 16-bit samples, plain or FLAC, if these hold them exactly, else as float32. What is read from a
+pack therefore equals, bit for bit, what is read from the file that was packed.
+"""
+
+import io
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import soundfile
+
+from avspk.data.files import missing_files
+from avspk.data.media import SAMPLE_RATE, MediaError
+from avspk.data.shards import OpenShards, Shard, ShardWriter, num_whole
+from avspk.data.sound import audio_blocks, audio_num_samples, read_utterance
+
+PackFormat = Literal["int16", "flac"]
+SUFFIX = "sounds"
+INT16, FLAC, FLOAT32 = 0, 1, 2
+# `end`: bytes of the shard up to and with this recording. `encoding`: one of the three above.
+INDEX_RECORD = np.dtype([("end", "<u8"), ("num_samples", "<u4"), ("encoding", "<u4")])
+_FULL_SCALE = 32768.0
+_MARK = f".{SUFFIX}#"
+# Of a FLAC recording at once: most are shorter, and one read answers; of longer ones only what a crop needs is read.
+_FLAC_PIECE = 1 << 18
+
+
+class Sound(Protocol):
+    """One recording: mono float32 in [-1, 1] at 16 kHz."""
+
+    def read(self, start: int, num_samples: int | None) -> np.ndarray:
+        """Samples from `start` on, all of them or fewer where the sound ends before. Raises: MediaError."""
+
+    def num_samples(self) -> int:
+        """Of the whole recording. Raises: MediaError."""
+
+    def blocks(self, num_samples: int) -> Iterator[np.ndarray]:
+        """The whole recording, so many samples at a time, the last block shorter. Raises: MediaError."""
+
+
+class SoundStore:
+    """Reads sound wherever it is. Picklable, and safe to use on both sides of a fork."""
+
+    def __init__(self) -> None:
+        self._shards = OpenShards(SUFFIX, INDEX_RECORD)
+
+    def read(self, place: str | Path, start: int = 0, num_samples: int | None = None) -> np.ndarray:
+        """A segment as mono float32 (num_samples,) in [-1, 1] at 16 kHz, shorter where the sound ends before.
+
+        Raises: MediaError naming the place if it cannot be read or holds no sound there.
+        """
+        return self.at(place).read(start, num_samples)
+
+    def num_samples(self, place: str | Path) -> int:
+        """Length of a recording in samples at 16 kHz, from its header or index. Raises: MediaError."""
+        return self.at(place).num_samples()
+
+    def at(self, place: str | Path) -> Sound:
+        """The recording at a place. Raises: MediaError if a pack has no such entry."""
+        shard, number = packed_at(place)
+        return SoundFile(Path(place)) if number is None else PackedSound(str(place), self._shard(shard), number)
+
+    def _shard(self, path: str) -> Shard:
+        try:
+            return self._shards(path)
+        except OSError as error:
+            raise MediaError(f"{path}.{SUFFIX} cannot be opened: {error.strerror}; pack the sound again") from error
+
+
+class SoundFile:
+    """A recording in a file of its own."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def read(self, start: int, num_samples: int | None) -> np.ndarray:
+        """See `Sound`."""
+        return read_utterance(self._path, start, num_samples)
+
+    def num_samples(self) -> int:
+        """See `Sound`."""
+        return audio_num_samples(self._path)
+
+    def blocks(self, num_samples: int) -> Iterator[np.ndarray]:
+        """See `Sound`."""
+        return audio_blocks(self._path, num_samples)
+
+
+class PackedSound:
+    """Recording number `number` of a shard. Raises: MediaError if the shard has none of this number."""
+
+    def __init__(self, place: str, shard: Shard, number: int) -> None:
+        if number >= shard.count:
+            raise MediaError(f"{place}: the shard holds {shard.count} recordings; pack the sound again")
+        self._place, self._shard = place, shard
+        self._first, record = shard.record(number)
+        self._num_bytes = int(record["end"]) - self._first
+        self._length, self._encoding = int(record["num_samples"]), int(record["encoding"])
+
+    def read(self, start: int, num_samples: int | None) -> np.ndarray:
+        """See `Sound`."""
+        count = max(0, self._length - start)
+        count = count if num_samples is None else min(count, num_samples)
+        if not count:
+            raise MediaError(f"{self._place} has {self._length} samples, none from {start} on; prepare the data again")
+        samples = self._read_flac(start, count) if self._encoding == FLAC else self._read_plain(start, count)
+        if len(samples) < count:
+            raise MediaError(f"{self._place} is damaged: {len(samples)} of {count} samples; pack the sound again")
+        return samples
+
+    def num_samples(self) -> int:
+        """See `Sound`."""
+        return self._length
+
+    def blocks(self, num_samples: int) -> Iterator[np.ndarray]:
+        """See `Sound`."""
+        for start in range(0, self._length, num_samples):
+            yield self.read(start, num_samples)
+
+    def _read_plain(self, start: int, count: int) -> np.ndarray:
+        kind = np.dtype("<i2" if self._encoding == INT16 else "<f4")
+        content = self._shard.read(self._first + start * kind.itemsize, count * kind.itemsize)
+        samples = np.frombuffer(content[: len(content) // kind.itemsize * kind.itemsize], kind)
+        return samples / np.float32(_FULL_SCALE) if self._encoding == INT16 else samples.astype(np.float32)
+
+    def _read_flac(self, start: int, count: int) -> np.ndarray:
+        try:
+            part = io.BufferedReader(_Range(self._shard, self._first, self._num_bytes), _FLAC_PIECE)
+            with part, soundfile.SoundFile(part) as file:
+                file.seek(min(start, self._length))
+                return file.read(count, dtype="float32")
+        except soundfile.SoundFileError as error:
+            raise MediaError(f"{self._place} is damaged: {error}; pack the sound again") from error
+
+
+class _Range(io.RawIOBase):
+    """A part of a shard as a file, which a decoder reads and seeks in."""
+
+    def __init__(self, shard: Shard, first: int, size: int) -> None:
+        self._shard, self._first, self._size, self._position = shard, first, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._position = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        wanted = max(0, min(len(buffer), self._size - self._position))
+        content = self._shard.read(self._first + self._position, wanted)
+        buffer[: len(content)] = content
+        self._position += len(content)
+        return len(content)
+
+
+class SoundWriter:
+    """Appends recordings to one shard of a pack; as `ShardWriter`, whose errors it raises."""
+
+    def __init__(self, path: Path, packed: PackFormat, keep: int | None = None) -> None:
+        self.shard = ShardWriter(path, SUFFIX, INDEX_RECORD, keep)
+        self._path, self._format = path, packed
+
+    def append(self, waveform: np.ndarray) -> str:
+        """Store mono float32 (n,) at 16 kHz; its place, relative to the pack's folder. Raises: OSError."""
+        content, encoding = encode(waveform, self._format)
+        self.shard.append([content], np.array([(0, len(waveform), encoding)], INDEX_RECORD))
+        return f"{self._path.name}{_MARK}{self.shard.count - 1}"
+
+    def __enter__(self) -> "SoundWriter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.shard.close()
+
+
+def encode(waveform: np.ndarray, packed: PackFormat) -> tuple[bytes, int]:
+    """Bytes and encoding of mono float32 (n,): 16 bits where these hold it exactly, else float32."""
+    scaled = waveform * np.float32(_FULL_SCALE)
+    with np.errstate(invalid="ignore"):  # what is not finite becomes a number that differs from it
+        samples = np.clip(scaled, -32768, 32767).astype("<i2")
+    if not np.array_equal(samples, scaled):
+        return waveform.astype("<f4").tobytes(), FLOAT32
+    if packed == "int16":
+        return samples.tobytes(), INT16
+    buffer = io.BytesIO()
+    soundfile.write(buffer, samples, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
+    return buffer.getvalue(), FLAC
+
+
+def packed_at(place: str | Path) -> tuple[str, int | None]:
+    """Path of a shard without suffix and number in it; the place itself and None if it is that of a file."""
+    text = str(place)
+    shard, mark, number = text.rpartition(_MARK)
+    return (shard, int(number)) if mark and number.isdecimal() else (text, None)
+
+
+def holder(place: Path) -> Path:
+    """The file that holds the sound at a place."""
+    shard, number = packed_at(place)
+    return place if number is None else Path(f"{shard}.{SUFFIX}")
+
+
+def missing_sounds(places: Sequence[Path]) -> list[Path]:
+    """Places where there is no sound, files first. Each file is looked at once, each shard once for all its entries."""
+    files, entries = [], []
+    for place in places:
+        shard, number = packed_at(place)
+        if number is None:
+            files.append(place)
+        else:
+            entries.append((place, shard, number))
+    counts = {shard: _num_packed(shard) for shard in dict.fromkeys(shard for _, shard, _ in entries)}
+    return missing_files(files) + [place for place, shard, number in entries if number >= counts[shard]]
+
+
+def _num_packed(shard: str) -> int:
+    try:
+        return num_whole(Path(shard), SUFFIX, INDEX_RECORD)
+    except OSError:
+        return 0

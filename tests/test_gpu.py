@@ -1,0 +1,417 @@
+"""Code for a GPU on one, or on a pretended one where there is none: the numbers are a CPU's, nothing waits.
+
+`make gpu-check` runs this file on a GPU. Kernels, two processes on one GPU and torch.compile need a real one.
+"""
+
+import copy
+import dataclasses
+import json
+from contextlib import nullcontext
+from itertools import pairwise
+
+import numpy as np
+import pandas as pd
+import pytest
+import tiny
+import torch
+import torch.distributed as dist
+from accelerate import PartialState
+from accelerate.state import AcceleratorState, GradientState
+from pretend_gpu import DEVICE, Gpu
+from small_model import voice, write_model
+from test_norm_on_gpus import CASES, joint_batch, measured, naive_kernels, plain_norm
+from torch import Tensor
+from torch.nn.functional import cosine_similarity
+
+from avspk.clusterers.kmeans import kmeans
+from avspk.config import AudioPolicy, ImagePolicy, parse_config
+from avspk.data.augmentation import draw_audio, draw_image
+from avspk.data.sound import write_wav
+from avspk.frontend.audio_augment import AudioAugment, equaliser_basis
+from avspk.frontend.fbank import Fbank
+from avspk.frontend.image_augment import ImageAugment
+from avspk.losses import dino_loss
+from avspk.model import load_model
+from avspk.models.ecapa import EcapaTdnn
+from avspk.models.norm import CudaCrossRankBatchNorm
+from avspk.models.resnet import AudioResNet34, FaceResNet34
+from avspk.pipeline import Pipeline
+from avspk.stages.modalities import build_kits
+from avspk.stages.pretrain import Pretrain
+from avspk.stages.refine import Refine
+from avspk.stages.truth import Truth
+
+REAL = torch.cuda.is_available()
+needs_a_gpu = pytest.mark.skipif(not REAL, reason="a pretended GPU has no kernels")
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.filterwarnings("ignore:'pin_memory' argument"),
+]
+
+
+class RealGpu:
+    """A GPU with the pretended one's interface: `waits.clear()` makes every later wait an error, until `calm`."""
+
+    class Waits(dict):
+        def clear(self):
+            torch.cuda.set_sync_debug_mode("error")
+
+    def __init__(self):
+        self.waits = self.Waits()
+
+    def calm(self):
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.fixture
+def gpu():
+    equaliser_basis.cache_clear()
+    if REAL:
+        real = RealGpu()
+        yield real
+        real.calm()
+    else:
+        with Gpu() as entered:
+            entered.calm = lambda: None
+            yield entered
+    equaliser_basis.cache_clear()
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return tiny.make_data(tmp_path_factory.mktemp("data"))
+
+
+def assert_close(there, here, tolerance=1e-4):
+    """Of the largest value: a GPU adds up in another order."""
+    assert there.device.type == "cuda"
+    scale = float(here.abs().max()) or 1.0
+    torch.testing.assert_close(there.detach().cpu() / scale, here.detach() / scale, rtol=0, atol=tolerance)
+
+
+# Front ends, encoders, losses.
+
+
+@pytest.mark.usefixtures("gpu")
+def test_sound_is_augmented_and_analysed_as_on_a_cpu(tmp_path):
+    pack, rng = tiny.noise_pack(tmp_path / "noise"), np.random.default_rng(0)
+    policy = AudioPolicy(one_of=False, reverberation=0.5, noise=0.5, equaliser_db=2.0)
+    drawn = draw_audio(rng, policy, pack.table, len(pack.rirs), 24)
+    numbers = {name: torch.from_numpy(value) for name, value in drawn.items()}
+    crops = torch.from_numpy(rng.normal(0, 2000, (24, 9600)).astype(np.int16))
+    here, there = AudioAugment(pack)(crops, numbers), AudioAugment(pack).to("cuda")(crops.to("cuda"), numbers)
+    assert_close(there, here)
+    assert_close(Fbank().to("cuda")(here.to("cuda")), Fbank()(here), 1e-3)
+
+
+@pytest.mark.usefixtures("gpu")
+def test_faces_are_augmented_as_on_a_cpu():
+    rng = np.random.default_rng(0)
+    images = torch.from_numpy(rng.integers(0, 256, (16, 112, 112, 3), dtype=np.uint8))
+    numbers = {name: torch.from_numpy(value) for name, value in draw_image(rng, ImagePolicy(), 16).items()}
+    assert_close(ImageAugment(64).to("cuda")(images.to("cuda"), numbers), ImageAugment(64)(images, numbers), 1e-3)
+
+
+def encoders():
+    small = {"width": 8, "blocks": (1, 1, 1, 1), "embedding_dim": 16}
+    yield "ecapa", lambda: EcapaTdnn(channels=32, aggregate_channels=48, embedding_dim=16), (6, 60, 80)
+    yield "audio resnet", lambda: AudioResNet34(**small), (6, 60, 80)
+    yield "face resnet", lambda: FaceResNet34(**small), (6, 3, 64, 64)
+
+
+@pytest.mark.usefixtures("gpu")
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["plain", "channels last"])
+@pytest.mark.parametrize(("build", "shape"), [one[1:] for one in encoders()], ids=[one[0] for one in encoders()])
+def test_an_encoder_gives_a_cpus_embeddings_and_gradients(build, shape, layout):
+    torch.manual_seed(0)
+    here, inputs = build(), torch.randn(shape)
+    there = copy.deepcopy(here).to("cuda").to(memory_format=layout)
+    outputs = {}
+    for model, device in ((here, "cpu"), (there, "cuda")):
+        with torch.autocast(device, torch.bfloat16), torch.no_grad():
+            low = model(inputs.to(device)).float()
+        outputs[device] = model(inputs.to(device))
+        outputs[device].square().sum().backward()
+    assert_close(outputs["cuda"], outputs["cpu"], 1e-3)
+    for (name, one), other in zip(here.named_parameters(), there.parameters(), strict=True):
+        if one.grad.abs().max() > 1e-3:  # a bias before batch norm gets rounding errors
+            assert cosine_similarity(one.grad.flatten(), other.grad.cpu().flatten(), 0) > 0.999, name
+    assert cosine_similarity(low.cpu(), outputs["cpu"].detach(), 1).min() > 0.99
+
+
+@pytest.mark.usefixtures("gpu")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_loss_gives_a_cpus_gradients(dtype):
+    generator = torch.Generator().manual_seed(0)
+    student, prototypes = (torch.randn(shape, generator=generator) for shape in ((6, 8, 16), (500, 16)))
+    targets = torch.softmax(10 * torch.randn(2, 8, 500, generator=generator), -1)
+    results = {}
+    for device in ("cpu", "cuda"):
+        features, weights = (value.detach().clone().to(device).requires_grad_() for value in (student, prototypes))
+        with torch.autocast(device, torch.bfloat16, enabled=dtype == torch.bfloat16):
+            loss = dino_loss(features, weights, targets.to(device), 0.1, chunk_rows=3)
+        loss.backward()
+        results[device] = loss, features.grad, weights.grad
+    for there, here in zip(results["cuda"], results["cpu"], strict=True):
+        assert_close(there, here, 1e-4 if dtype == torch.float32 else 2e-2)
+
+
+# Joint batch norm.
+
+
+@pytest.mark.usefixtures("gpu")
+@pytest.mark.parametrize("case", CASES)
+def test_joint_batch_norm_of_one_process_is_batch_norm(case, monkeypatch):
+    shape, dtype, layout = CASES[case]
+    monkeypatch.setattr(dist, "get_world_size", lambda *_: 1)
+    monkeypatch.setattr(dist, "all_gather_into_tensor", lambda table, own: table.copy_(own))
+    monkeypatch.setattr(dist, "all_reduce", lambda tensor: tensor)
+    inputs, gradients = joint_batch(shape, dtype, layout)
+    layer, reference = CudaCrossRankBatchNorm(shape[1], 1e-3, 0.3), plain_norm(len(shape))
+    layer.load_state_dict(reference.state_dict())
+    layer.to("cuda")
+    with nullcontext() if REAL else naive_kernels():
+        found = measured(layer, layer, inputs.to("cuda"), gradients.to("cuda"))
+    for name, value in measured(reference, reference, inputs.float(), gradients.float()).items():
+        if value.dtype.is_floating_point:
+            assert_close(found[name].float(), value, 1e-4 if dtype == torch.float32 else 2e-2)
+
+
+def rank_of_two(rank, folder):
+    """Half of the joint batch each, on the same GPU. NCCL refuses that: gloo joins them, on the host."""
+    dist.init_process_group("gloo", init_method=f"file://{folder}/join", rank=rank, world_size=2)
+    gather, reduce = dist.all_gather_into_tensor, dist.all_reduce
+
+    def gather_on_host(table, own):
+        everyones = torch.empty(table.shape)
+        gather(everyones, own.cpu())
+        table.copy_(everyones)
+
+    def reduce_on_host(tensor):
+        total = tensor.cpu()
+        reduce(total)
+        tensor.copy_(total)
+
+    dist.all_gather_into_tensor, dist.all_reduce = gather_on_host, reduce_on_host
+    found = {}
+    for name, (shape, dtype, layout) in CASES.items():
+        inputs, gradients = (half.chunk(2)[rank].to("cuda") for half in joint_batch(shape, dtype, layout))
+        layer = CudaCrossRankBatchNorm(shape[1], 1e-3, 0.3)
+        layer.load_state_dict(plain_norm(len(shape)).state_dict())
+        layer.to("cuda")
+        found[name] = {key: value.cpu() for key, value in measured(layer, layer, inputs, gradients).items()}
+    torch.save(found, f"{folder}/{rank}.pt")
+
+
+@needs_a_gpu
+def test_joint_batch_norm_of_two_processes_on_one_gpu(tmp_path):
+    torch.multiprocessing.start_processes(rank_of_two, (str(tmp_path),), nprocs=2, start_method="spawn")
+    ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    for name, (shape, dtype, layout) in CASES.items():
+        inputs, gradients = joint_batch(shape, dtype, layout)
+        reference = plain_norm(len(shape))
+        expected = measured(reference, reference, inputs.float(), gradients.float())
+        for key in ("outputs", "inputs' gradient"):
+            joined = torch.cat([rank[name][key].float() for rank in ranks])
+            torch.testing.assert_close(joined, expected[key], rtol=2e-2, atol=2e-2 if dtype != torch.float32 else 1e-4)
+        torch.testing.assert_close(ranks[0][name]["running_mean"], expected["running_mean"], rtol=1e-3, atol=1e-4)
+
+
+# Whole utterances.
+
+
+def test_embeddings_are_a_cpus_in_batches_and_one_by_one(gpu, tmp_path):
+    folder, paths = write_model(tmp_path / "model"), []
+    for number, seconds in enumerate((0.1, 1.0, 1.0, 2.5)):
+        paths.append(tmp_path / f"{number}.wav")
+        write_wav(paths[-1], voice(seconds, seed=number))
+    there, here = (load_model(folder, torch.device(device)) for device in ("cuda", "cpu"))
+    expected = here.embed_files(paths)
+    np.testing.assert_allclose(there.embed_files(paths), expected, atol=1e-3)
+    np.testing.assert_allclose(np.stack([there.embed(path) for path in paths]), expected, atol=1e-3)
+
+
+# Updates.
+
+
+def materials(data, folder, device):
+    tree = tiny.tree(data, folder)
+    tree["pretrain"]["consistency"] = 0.5
+    for stage in ("pretrain", "refine"):  # AdamW would make steps out of rounding errors
+        tree[stage]["optimiser"] |= {"name": "sgd", "learning_rate": 0.05}
+    return dataclasses.replace(tiny.materials(tree), device=torch.device(device))
+
+
+def pretrain(data, folder, device):
+    made = materials(data, folder, device)
+    return Pretrain(made, Truth(made.utterances))
+
+
+def refine(data, folder, device):
+    """Half of the labels are doubtful and get corrected."""
+    made = materials(data, folder, device)
+    kits = build_kits(made)
+    encoders = {name: kit.encoder() for name, kit in kits.items()}
+    labels, truth = np.arange(48) % 8, Truth(made.utterances)
+    stage = Refine(made, "round1", made.config.refine, kits, encoders, labels, truth, folder)
+    stage.judge.trust[::2] = 0
+    return stage
+
+
+def watched(stage, epoch, waits=None):
+    """Three updates of an epoch; what the host waited for after the first, which fills caches, is left in `waits`."""
+    stage.begin_epoch(epoch)
+    if isinstance(stage, Refine):
+        stage.judge.trust[::2] = 0  # in place of a gate, which takes losses of an epoch
+    first = epoch * stage.steps_per_epoch
+    batches = stage.batches(epoch, 0, workers=0)  # a loader draws a number when it begins
+    stage.batches = lambda *_, **__: batches
+    metrics = tiny.train(stage, [first], epoch)
+    if waits is not None:
+        waits.clear()
+    return metrics + tiny.train(stage, [first + 1, first + 2], epoch)
+
+
+@pytest.mark.parametrize(("build", "epoch"), [(pretrain, 2), (refine, 0)])
+def test_updates_are_those_of_a_cpu_and_wait_for_nothing(data, tmp_path, gpu, build, epoch):
+    """Stage 1 with cluster-aware views; a round whose doubtful labels are corrected."""
+    runs = {}
+    for device in ("cpu", "cuda"):
+        stage = build(data, tmp_path / device, device)
+        metrics = watched(stage, epoch, gpu.waits if device == "cuda" else None)
+        if device == "cuda":
+            assert gpu.waits == {}
+            gpu.calm()
+            assert all(parameter.is_cuda for parameter in stage.model.parameters())
+        losses = [{key: float(value) for key, value in step.items() if isinstance(value, Tensor)} for step in metrics]
+        runs[device] = losses, {name: value.cpu() for name, value in stage.model.state_dict().items()}
+    for step, other in zip(runs["cpu"][0], runs["cuda"][0], strict=True):
+        assert other == pytest.approx(step, rel=1e-4)
+    for name, value in runs["cpu"][1].items():
+        torch.testing.assert_close(runs["cuda"][1][name], value, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_prototypes_that_were_frozen_join_the_others(data, tmp_path, gpu):
+    """Fused SGD, across the epoch that frees the prototypes: the updates of a CPU's, which is not fused."""
+    losses = {}
+    for device in ("cpu", "cuda"):
+        stage = pretrain(data, tmp_path / device, device)
+        stage.settings = stage.settings.model_copy(update={"freeze_last_layer_epochs": 0.5})
+        prototypes = stage.model["audio"].head.prototype_weight
+        states = [prototypes.detach().clone()]
+        stage.after_update = lambda _, now=prototypes, seen=states: seen.append(now.detach().clone())
+        losses[device] = [float(metrics["audio/loss"]) for metrics in tiny.train(stage, range(4))]
+        assert [not torch.equal(*pair) for pair in pairwise(states)] == [False, False, True, True]
+    assert losses["cuda"] == pytest.approx(losses["cpu"], rel=1e-3)
+
+
+def test_kmeans_there_is_kmeans_here(gpu):
+    rows = torch.nn.functional.normalize(torch.randn(600, 12, generator=torch.Generator().manual_seed(0)), dim=1)
+    observed = torch.arange(600)[:, None] % torch.tensor([5, 7]) > 0
+    observed[0] = True
+    options = {"seed": 3, "observed": observed, "block_sizes": (4, 8)}
+    here = kmeans(rows, 20, **options)
+    there = kmeans(rows.to("cuda"), 20, **{**options, "observed": observed.to("cuda")})
+    assert there.objective == pytest.approx(here.objective, rel=1e-5)
+    assert (there.labels.cpu() == here.labels).all()
+
+
+# Whole programs.
+
+
+@pytest.fixture
+def accelerate_on_it(gpu):
+    """Accelerate takes the pretended GPU for its device."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    PartialState(cpu=True)
+    PartialState._shared_state["device"] = DEVICE
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+def losses_of(folder):
+    records = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [record["audio/loss"] for record in records if "audio/loss" in record]
+
+
+@pytest.mark.usefixtures("accelerate_on_it")
+def test_a_whole_run(data, tmp_path):
+    """Both modalities in bfloat16 and channels-last, to the report; begun and interrupted in between."""
+    settings = tiny.tree(data, tmp_path / "exp")
+    settings["training"] |= {"precision": "bf16", "channels_last": True}
+    settings["rounds"] = 1
+    settings["pretrain"]["optimiser"]["name"] = "sgd"
+    settings["refine"]["epochs"] = 2
+    settings["large_margin"]["batch_size"] = 12
+    pipeline = Pipeline(parse_config(settings))
+    assert pipeline.materials.device == DEVICE
+    stopped = iter([False] * 5 + [True])
+    pipeline.trainer._checkpoint_is_due = lambda *_: setattr(pipeline.trainer, "terminated", next(stopped)) or True
+    with pytest.raises(SystemExit):
+        pipeline.run()
+    before = losses_of(tmp_path / "exp")
+    pipeline.lock.close()
+    rows = Pipeline(parse_config(settings)).run()
+    assert {row["system"] for row in rows} == {"mean fbank", "stage 1 (DINO)", "round 1", "final"}
+    assert (tmp_path / "exp" / "report.html").is_file()
+    after = losses_of(tmp_path / "exp")
+    assert after[: len(before)] == before
+    gate = pd.read_parquet(tmp_path / "exp" / "round1" / "gate.parquet")
+    assert len(after) == 12 + 8 + gate["trusted"].sum() // 12, "no step twice"
+
+
+@needs_a_gpu
+def test_compiled_encoders_train_as_plain_ones(data, tmp_path):
+    losses = {}
+    for compiled in (False, True):
+        settings = tiny.tree(data, tmp_path / str(compiled))
+        settings["training"]["compile"] = compiled
+        made = dataclasses.replace(tiny.materials(settings), device=DEVICE)
+        stage = Pretrain(made, Truth(made.utterances))
+        losses[compiled] = [float(step["audio/loss"]) for step in tiny.train(stage, range(3))]
+    assert losses[True] == pytest.approx(losses[False], rel=1e-2)
+
+
+def on_device(device):
+    """Accelerate begins anew there."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    PartialState(cpu=device == "cpu" or not REAL)
+    if device == "cuda" and not REAL:
+        PartialState._shared_state["device"] = DEVICE
+
+
+def train_until(data, folder, device, stop_after=None):
+    """Stage 1 of the audio branch; its losses so far."""
+    on_device(device)
+    settings = tiny.tree(data, folder)
+    settings["data"] = {name: settings["data"][name] for name in ("train", "noise")}
+    settings["pretrain"]["optimiser"] |= {"name": "sgd", "learning_rate": 0.05}
+    settings |= {"modalities": ["audio"], "rounds": 0}
+    pipeline = Pipeline(parse_config(settings))
+    assert pipeline.materials.device.type == device
+    if stop_after:
+        stopped = iter([False] * stop_after + [True])
+        pipeline.trainer._checkpoint_is_due = lambda *_: setattr(pipeline.trainer, "terminated", next(stopped)) or True
+        with pytest.raises(SystemExit):
+            pipeline.run()
+    else:
+        pipeline.run()
+    pipeline.lock.close()
+    return losses_of(folder)
+
+
+@pytest.mark.usefixtures("gpu")
+@pytest.mark.parametrize("way", [("cpu", "cuda"), ("cuda", "cpu")], ids=" to ".join)
+def test_a_run_goes_on_where_the_other_device_stopped(data, tmp_path, way):
+    try:
+        undisturbed = train_until(data, tmp_path / "whole", "cpu")
+        first = train_until(data, tmp_path / "both", way[0], stop_after=4)
+        both = train_until(data, tmp_path / "both", way[1])
+    finally:
+        on_device("cpu")
+    assert both[: len(first)] == first
+    assert both == pytest.approx(undisturbed, rel=1e-2)
