@@ -134,7 +134,10 @@ def _tsv(table: pd.DataFrame) -> str:
 
 def _read_tsv(path: Path) -> pd.DataFrame:
     """All columns as text: "NA" is a legal name, and a bad number must be reported with its row."""
-    header, *lines = read_lines(path, "manifest", ManifestError) or [""]
+    lines = read_lines(path, "manifest", ManifestError)
+    if not lines:
+        raise ManifestError(f"{path}: not a readable tab-separated file (it is empty)")
+    header, *lines = lines
     columns = header.split("\t")
     rows = [line.split("\t") for line in lines if line]
     for number, row in enumerate(rows):
