@@ -32,13 +32,17 @@ class PictureMaker:
     """
 
     def __init__(self, pixel_aspect: Fraction | None, max_side: int | None):
+        from av.video.reformatter import VideoReformatter
+
         self._pixel_aspect, self._max_side = pixel_aspect, max_side
+        self._converter = VideoReformatter()
         self._shape: tuple[int, ...] | None = None
 
     def __call__(self, frame: Any) -> np.ndarray:
         """One picture."""
         width, height = square_size(frame.width, frame.height, self._pixel_aspect, self._max_side)
-        picture = _upright(frame.to_ndarray(format="rgb24", width=width, height=height), _display_matrix(frame))
+        coloured = self._converter.reformat(frame, width, height, "rgb24", threads=1).to_ndarray()
+        picture = _upright(coloured, _display_matrix(frame))
         self._shape = self._shape or picture.shape
         return picture if picture.shape == self._shape else _fitted(picture, self._shape)
 
