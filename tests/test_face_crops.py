@@ -14,9 +14,8 @@ from avspk.data.face_crops import (
     cut_face,
     cut_faces,
     follow_main_face,
-    sample_frames,
 )
-from avspk.data.video import open_video
+from avspk.data.video import VideoReader
 
 REAL_CLIPS = os.environ.get("AVSPK_REAL_CLIPS", "")
 
@@ -36,14 +35,6 @@ def seen(*faces: tuple[float, float, float]) -> Faces:
 def follow(faces: list[Faces], looks: list[int] | None = None, num_frames: int | None = None):
     track = follow_main_face(faces, np.array(looks or range(len(faces))), num_frames or len(faces))
     return (track.boxes[:, 0] + track.boxes[:, 2]) / 2, track
-
-
-@pytest.mark.parametrize(
-    ("num_frames", "expected"),
-    [(10, range(10)), (100, range(5, 100, 10)), (3, [0, 1, 2]), (1, [0]), (20, range(1, 20, 2))],
-)
-def test_frames_are_sampled_evenly_and_once(num_frames, expected):
-    assert sample_frames(num_frames, 10).tolist() == list(expected)
 
 
 def test_two_people_do_not_alternate():
@@ -168,8 +159,8 @@ def test_real_talking_heads(detector):
         pytest.skip("AVSPK_REAL_CLIPS does not name a folder of talking-head clips")
     clips = []
     for path in sorted(Path(REAL_CLIPS).glob("*.mp4")):
-        video = open_video(path)
-        clips.append(video.read(sample_frames(video.num_frames, 4)))
+        with VideoReader(path) as video:
+            clips.append(video.sample(4))
     for faces in cut_faces(clips, detector, FaceSettings(crops_per_clip=4)):
         assert len(faces.crops) == 4
         assert np.all((faces.landmarks > 10) & (faces.landmarks < CROP_SIZE - 10))

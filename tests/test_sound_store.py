@@ -161,7 +161,7 @@ class Here:
         for content in contents:
             work(sound_packing.Task(content), self)
 
-    def entering(self, item):
+    def entering(self, item, patience=0.0):
         if item is not None and self.left is not None:
             if self.left == 0:
                 raise Interruption

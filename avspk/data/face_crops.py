@@ -24,7 +24,7 @@ _MAX_GROWTH = 1.6
 class FaceSettings:
     """How faces are found and cut; sizes in pixels of the video.
 
-    `crops_per_clip` frames are taken at even distances. The detector looks at all of them, or in a clip that is
+    `crops_per_clip` frames are taken at even distances in time. The detector looks at all of them, or in a clip that is
     already a face track (VoxCeleb2's 224 x 224 clips are) at `tracked_looks` of them, and the boxes between are
     interpolated; "auto" takes square videos for tracks.
     """
@@ -139,11 +139,6 @@ class FaceDetector:
 
 
 _NO_FACES = Faces(np.zeros((0, 4), np.float32), np.zeros((0, 5, 2), np.float32), np.zeros(0, np.float32))
-
-
-def sample_frames(num_frames: int, count: int) -> np.ndarray:
-    """Numbers of at most `count` frames: the middles of as many equal parts of the clip, ascending, no frame twice."""
-    return np.unique(((np.arange(count) + 0.5) * num_frames / count).astype(np.int64))
 
 
 def cut_faces(clips: Sequence[np.ndarray], detect: Detect, settings: FaceSettings) -> list[FaceCrops]:

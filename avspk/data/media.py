@@ -1,6 +1,8 @@
 """What sound and video files have in common: one error, and checks that need no decoder."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -10,6 +12,17 @@ _MP4_SUFFIXES = frozenset({".mp4", ".m4a", ".m4v", ".mov"})
 
 class MediaError(ValueError):
     """A media file cannot be used; the message is the reason, without the path."""
+
+
+@contextmanager
+def decoder_errors() -> Iterator[None]:
+    """Every error of a library that reads media, of whatever type, becomes a MediaError with its reason."""
+    try:
+        yield
+    except MediaError:
+        raise
+    except Exception as error:
+        raise MediaError(reason(error)) from error
 
 
 def require_file(path: Path) -> None:

@@ -10,26 +10,28 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 
 from avspk.data.crop_store import CropWriter
-from avspk.data.face_crops import FaceCrops, FaceDetector, FaceSettings, cut_faces, sample_frames
+from avspk.data.face_crops import FaceCrops, FaceDetector, FaceSettings, cut_faces
 from avspk.data.files import sync, try_hold
 from avspk.data.media import SAMPLE_RATE, MediaError
 from avspk.data.prepared_sound import PreparedSound, prepared_sound
 from avspk.data.shards import MAX_SHARDS
 from avspk.data.sound import read_audio
 from avspk.data.sound_store import PackFormat
-from avspk.data.video import open_video
+from avspk.data.video import VideoReader
 from avspk.data.voxceleb import Clip, Rejected
-from avspk.data.worker_pool import Reporter, Task
+from avspk.data.worker_pool import PATIENCE, Reporter, Task
 
 # Clips whose frames meet in the detector, and what an interruption costs at most.
 BATCH_CLIPS = 16
 _LOCK_SECONDS = 60.0
+# Bytes a second that the slowest machine gets through: a sound is decoded in one go, pictures are reported one by one.
+_SLOWEST = {"sound": 1e6, "picture": 20e6}
 
 
 class UnitError(RuntimeError):
@@ -106,7 +108,7 @@ def read_journal(path: Path) -> list[BatchResult]:
 
 
 def prepare_unit(recipe: Recipe, journals: Path, device: str, processes: int, task: Task, reporter: Reporter) -> None:
-    """Work on the unit `task.content` from where its journal ends; files in `task.avoid` are rejected unopened.
+    """Work on the unit `task.content` from where its journal ends; what `task.avoid` names is not decoded.
 
     One of `processes` that share the work, whose time counts accordingly.
 
@@ -170,7 +172,7 @@ def _prepare_batch(
     result = BatchResult(len(clips))
     opener = _Opener(recipe, avoid, reporter, result.rejected)
     heard = [(clip, *sound) for clip in clips if (sound := _take_sound(clip, opener))]
-    frames = [_take_frames(clip, opener) if clip.video else None for clip, _, _ in heard]
+    frames = [_take_frames(clip, opener) for clip, _, _ in heard]
     reporter.entering(None)
     faces = iter(_cut(recipe, [one for one in frames if one is not None], device))
     crops = []
@@ -195,14 +197,21 @@ class _Opener:
     reporter: Reporter
     rejected: list[Rejected]
 
-    def __call__(self, path: str, read: Callable[[Path], Any], consequence: str = "") -> Any:
-        """What `read` makes of a file, or None after noting why it cannot, and what that means."""
-        if path in self.avoid:
-            self.reject(path, "the decoder crashes or hangs on it", consequence)
+    def __call__(
+        self, kind: Literal["sound", "picture"], path: str, read: Callable[[Path], Any], consequence: str = ""
+    ) -> Any:
+        """What `read` makes of a file, or None after noting why it cannot, and what that means.
+
+        A file that the decoder of its pictures dies on is still opened for its sound.
+        """
+        item = f"{kind} of {path}"
+        if item in self.avoid:
+            self.reject(path, f"the decoder crashes or hangs on its {kind}", consequence)
             return None
-        self.reporter.entering(path)
+        file = self.recipe.raw / path
+        self.reporter.entering(item, PATIENCE + _size(file) / _SLOWEST[kind])
         try:
-            return read(self.recipe.raw / path)
+            return read(file)
         except MediaError as error:
             self.reject(path, str(error), consequence)
             return None
@@ -216,7 +225,7 @@ class _Opener:
 def _take_sound(clip: Clip, opener: _Opener) -> tuple[str, np.ndarray] | None:
     """The first usable sound's source and waveform; None if there is none."""
     for source in clip.sounds:
-        waveform = opener(source, lambda path: _checked_sound(path, opener.recipe))
+        waveform = opener("sound", source, lambda path: _checked_sound(path, opener.recipe))
         if waveform is not None:
             return source, waveform
     return None
@@ -235,15 +244,24 @@ def _checked_sound(path: Path, recipe: Recipe) -> np.ndarray:
     return waveform
 
 
+def _size(file: Path) -> int:
+    try:
+        return file.stat().st_size
+    except OSError:
+        return 0
+
+
 def _take_frames(clip: Clip, opener: _Opener) -> np.ndarray | None:
+    """The frames to look for faces in; None if the clip has no picture that can be decoded."""
     faces = opener.recipe.faces
 
     def read(path: Path) -> np.ndarray:
-        video = open_video(path, faces.max_side)
-        return video.read(sample_frames(video.num_frames, faces.crops_per_clip))
+        with VideoReader(path, faces.max_side, opener.reporter.alive) as video:
+            return video.sample(faces.crops_per_clip)
 
-    assert clip.video is not None
-    frames: np.ndarray | None = opener(clip.video, read, opener.recipe.sound_kept)
+    if clip.video is None:
+        return None
+    frames: np.ndarray | None = opener("picture", clip.video, read, opener.recipe.sound_kept)
     return frames
 
 

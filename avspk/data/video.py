@@ -1,13 +1,16 @@
-"""Video files to RGB frames: decord, and PyAV where decord refuses a file. Every failure is a MediaError."""
+"""Video files to RGB frames by presentation time, with PyAV. Every failure is a MediaError."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
-from avspk.data.media import MediaError, first, reason, require_file
+from avspk.data.media import MediaError, decoder_errors, require_file
+from avspk.data.video_picture import PictureMaker
+from avspk.data.video_timeline import Clock, Picture, Run, Timeline, timeline
 
 # In order of preference.
 VIDEO_SUFFIXES = (
@@ -15,146 +18,305 @@ VIDEO_SUFFIXES = (
     *(".f4v", ".wmv", ".asf", ".ts", ".mts", ".m2ts", ".m2t", ".3gp", ".3gpp", ".3g2", ".ogv", ".ogm", ".dv", ".mxf"),
     *(".rm", ".rmvb", ".qt", ".divx", ".mjpg", ".mjpeg", ".nut", ".y4m"),
 )
+MAX_PIXELS = 8192 * 4320
+# Packets are kept in memory up to this size, so that a clip is read from the disk once; a longer video is read again.
+_KEPT_BYTES = 64 << 20
+# Containers where a packet is a whole picture and has its presentation time: what no other needs can be left out.
+_EXACT_CONTAINERS = ("mov,mp4", "matroska")
+# A picture that the decoder does not give (a hidden reference, a second field) is stood in for by the one before it.
+_NEAR = 2
 
 
-@dataclass(frozen=True)
-class VideoInfo:
-    """What a file's header says. `num_frames` is 0 where the container does not tell; sizes are before rotation."""
-
-    width: int
-    height: int
-    num_frames: int
-    frames_per_second: float
-    seconds: float
-    codec: str
-    has_audio: bool
-
-
-def read_frames(path: str | Path, indices: Sequence[int] | np.ndarray, max_side: int | None = None) -> np.ndarray:
-    """Frames of a video by number, uint8 (n, H, W, 3) RGB, upright; scaled so that no side exceeds `max_side`.
+def read_frames(path: str | Path, numbers: Sequence[int] | np.ndarray, max_side: int | None = None) -> np.ndarray:
+    """Frames of a video by number in the order of showing, as `VideoReader.read` gives them.
 
     Raises: MediaError if the file cannot be decoded; IndexError for numbers that are not in the video.
     """
-    return open_video(path, max_side).read(indices)
+    with VideoReader(path, max_side) as video:
+        return video.read(numbers)
 
 
-def probe_video(path: str | Path) -> VideoInfo:
-    """What the header of a video file says.
+class VideoReader:
+    """The pictures of a file's best video stream, in the order and at the times at which a player shows them.
 
-    Raises: MediaError if it cannot be opened or has no video stream.
+    What edit lists hide does not count. The packets are read once without decoding, then only what the wanted frames
+    need is decoded: memory does not grow with the length. `alive` is called for every packet, so that a supervisor can
+    tell long work from a decoder that hangs. A context manager: it holds the file.
     """
-    import av
 
-    path = Path(path)
-    require_file(path)
-    try:
-        with av.open(str(path)) as container:
-            stream = first(container.streams.video, "video")
-            rate = float(stream.average_rate or 0)
-            seconds = float(stream.duration * stream.time_base) if stream.duration else 0.0
-            codec = stream.codec_context
-            has_audio = bool(container.streams.audio)
-            return VideoInfo(codec.width, codec.height, stream.frames, rate, seconds, codec.name, has_audio)
-    except (av.FFmpegError, OSError) as error:
-        raise MediaError(reason(error)) from error
+    def __init__(self, path: str | Path, max_side: int | None = None, alive: Callable[[], None] = lambda: None):
+        """Raises: MediaError if there is no video, or nothing that could be shown."""
+        self._path, self._max_side, self._alive = Path(path), max_side, alive
+        require_file(self._path)
+        with decoder_errors():
+            self._source = _Source(self._path)
+            self._pictures, self._packets = self._scan()
+            self._timeline = self._laid_out(self._source.reorders_without_times)
 
+    def __enter__(self) -> VideoReader:
+        return self
 
-class Video(Protocol):
-    """An open video: how many frames it has, and frames by number as `read_frames` gives them."""
+    def __exit__(self, *_: object) -> None:
+        self._source.close()
 
-    num_frames: int
+    @property
+    def num_frames(self) -> int:
+        """Number of frames shown."""
+        return len(self._timeline.times)
 
-    def read(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Frames uint8 (n, H, W, 3) RGB. Raises: MediaError, IndexError."""
+    @property
+    def seconds(self) -> np.ndarray:
+        """When each frame is shown, ascending, float64 (num_frames,), on the time line of the file."""
+        return np.array(self._timeline.times) * float(self._source.time_base)
 
+    def sample(self, count: int) -> np.ndarray:
+        """At most `count` frames, those shown in the middles of as many equal parts of the time; none twice.
 
-def open_video(path: str | Path, max_side: int | None = None) -> Video:
-    """Open a video with decord, or with PyAV where decord refuses it.
+        Returns and raises what `read` does.
+        """
+        return self.read(self._timeline.numbers_at_even_times(count))
 
-    Raises: MediaError if neither can.
-    """
-    import decord
+    def read(self, numbers: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Frames by number, uint8 (n, H, W, 3) RGB, upright, in square pixels, no side longer than `max_side`.
 
-    path = Path(path)
-    require_file(path)
-    try:
-        return _DecordVideo(path, max_side)
-    except (decord.DECORDError, RuntimeError):
-        return _AvVideo(path, max_side)
+        Raises: MediaError if one cannot be decoded; IndexError for numbers that are not in the video.
+        """
+        asked = self._checked(numbers)
+        with decoder_errors():
+            found = self._found(sorted(set(asked)))
+            return np.stack([found[number] for number in asked])
 
+    def _checked(self, numbers: Sequence[int] | np.ndarray) -> list[int]:
+        asked = [int(number) for number in numbers]
+        outside = [number for number in asked if not 0 <= number < self.num_frames]
+        if outside or not asked:
+            raise IndexError(f"frames {outside or 'none'} asked for, the video has 0 to {self.num_frames - 1}")
+        return asked
 
-class _DecordVideo:
-    def __init__(self, path: Path, max_side: int | None):
-        import decord
+    def _scan(self) -> tuple[list[Picture], list[Any] | None]:
+        """All packets as the container describes them, and the packets themselves if they are few."""
+        pictures: list[Picture] = []
+        kept: list[Any] | None = []
+        size = 0
+        for packet in self._source.packets():
+            self._alive()
+            shown, duration = not packet.is_discard, packet.duration or 0
+            pictures.append(Picture(packet.pts, packet.dts, duration, packet.is_keyframe, shown))
+            size += packet.size
+            if size > _KEPT_BYTES:
+                kept = None
+            if kept is not None:
+                kept.append(packet)
+        return pictures, kept
 
-        # One thread: the caller's processes are the parallelism, and more threads leak memory at every open.
-        reader = decord.VideoReader(str(path), num_threads=1)
-        self.num_frames = len(reader)
-        if self.num_frames == 0:
-            raise RuntimeError("decord sees no frames")
-        height, width = reader[0].shape[:2] if max_side else (0, 0)
-        if max_side and max(height, width) > max_side:
-            scaled = _scaled(width, height, max_side)
-            reader = decord.VideoReader(str(path), num_threads=1, width=scaled[0], height=scaled[1])
-        self._path, self._max_side, self._reader = path, max_side, reader
+    def _laid_out(self, counted: bool) -> Timeline:
+        laid_out = timeline(self._pictures, counted)
+        if laid_out is None:
+            raise MediaError("the video stream shows no frames")
+        return laid_out
 
-    def read(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
-        import decord
-
-        indices = _checked(indices, self.num_frames)
+    def _found(self, wanted: list[int]) -> dict[int, np.ndarray]:
+        """Pictures by number; a run that a key picture promised too much for is decoded from the beginning."""
+        make = PictureMaker(self._source.pixel_aspect, self._max_side)
+        found: dict[int, np.ndarray] = {}
         try:
-            return np.asarray(self._reader.get_batch(indices).asnumpy())
-        except (decord.DECORDError, RuntimeError):
-            return _AvVideo(self._path, self._max_side).read(indices)
+            for run in self._timeline.runs(wanted):
+                found |= self._decode(run, make, exact=True)
+            missing = [number for number in wanted if number not in found]
+            if missing:
+                found |= self._decode(Run(self._timeline.begin, missing), make, exact=False)
+        except _DisorderError:
+            self._timeline = self._laid_out(counted=True)
+            found = self._decode(Run(self._timeline.begin, wanted), make, exact=False)
+        missing = [number for number in wanted if number not in found]
+        if missing:
+            begin, time = self._timeline.times[0], self._timeline.times[missing[0]]
+            seconds = float((time - begin) * self._source.time_base)
+            raise MediaError(f"damaged: frame {missing[0]} of {self.num_frames}, at {seconds:.2f} s, cannot be decoded")
+        return found
 
+    def _decode(self, run: Run, make: PictureMaker, exact: bool) -> dict[int, np.ndarray]:
+        """What a run gives of its pictures: those of exactly the wanted times, or else the ones on the screen then."""
+        times = self._timeline.times
+        found: dict[int, np.ndarray] = {}
+        left = list(reversed(run.numbers))
+        lean = exact and not self._timeline.counted and self._source.every_packet_is_a_picture
+        before: tuple[int, Any] | None = None
+        for time, frame in self._frames(run, {times[number] for number in run.numbers} if lean else None):
+            while left and times[left[-1]] <= time:
+                number = left.pop()
+                if times[number] == time:
+                    found[number] = make(frame)
+                elif not exact and before and before[0] >= times[max(0, number - _NEAR)]:
+                    found[number] = make(before[1])
+            before = time, frame
+            if not left:
+                return found
+        for number in left:
+            if not exact and before and before[0] >= times[max(0, number - _NEAR)]:
+                found[number] = make(before[1])
+        return found
 
-class _AvVideo:
-    def __init__(self, path: Path, max_side: int | None):
+    def _frames(self, run: Run, needed: set[int] | None) -> Iterator[tuple[int, Any]]:
+        """Decoded frames with their times, ascending, of the packets from the run's first on.
+
+        `needed`: times of the only frames that are wanted; others that no frame refers to may be left out.
+        """
+        line = self._timeline
+        last: int | None = None
+        place = 0
+        for frame in self._decoded(run.first, needed):
+            if line.counted:
+                if place == len(line.times):
+                    return
+                time = line.times[place]
+                place += 1
+            else:
+                time = frame.pts if frame.pts is not None else (line.times[0] if last is None else last + line.step)
+                if last is not None and time < last:
+                    raise _DisorderError
+                if time < (self._pictures[run.first].pts or line.times[0]):
+                    continue
+            last = time
+            yield time, frame
+
+    def _decoded(self, first: int, needed: set[int] | None) -> Iterator[Any]:
         import av
 
-        self._path, self._max_side = path, max_side
-        try:
-            with av.open(str(path)) as container:
-                stream = first(container.streams.video, "video")
-                self.num_frames = stream.frames or sum(packet.pts is not None for packet in container.demux(stream))
-        except (av.FFmpegError, OSError) as error:
-            raise MediaError(reason(error)) from error
-        if self.num_frames == 0:
-            raise MediaError("the video stream holds no frames")
+        packets: Iterator[Any]
+        if self._packets is not None:
+            self._source.forget()
+            packets = iter(self._packets[first:])
+        else:
+            packets = self._source.packets_from(first, self._pictures)
+        codec = self._source.codec
+        for packet in packets:
+            self._alive()
+            codec.skip_frame = "DEFAULT" if needed is None or packet.pts in needed else "NONREF"
+            try:
+                frames = codec.decode(packet)
+            except av.InvalidDataError:  # one damaged packet; what it costs is seen by what is missing
+                continue
+            yield from frames
+        yield from codec.decode(None)
 
-    def read(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+
+class _DisorderError(Exception):
+    """Frames came in another order than their time stamps: the container does not know when they are shown."""
+
+
+class _Source:
+    """The best video stream of an open file: what it says of itself, and its packets."""
+
+    def __init__(self, path: Path):
+        self._path = path
+        self._open()
+        codec = self.codec
+        if codec.width * codec.height > MAX_PIXELS:
+            raise MediaError(f"pictures of {codec.width} x {codec.height}, at most {MAX_PIXELS} pixels are read")
+
+    def _open(self) -> None:
         import av
 
-        indices = _checked(indices, self.num_frames)
-        wanted, found = set(indices), {}
+        self._container = av.open(str(self._path), options={"max_pixels": str(MAX_PIXELS)})
+        self._stream = _best(self._container.streams.video)
+        self.codec = self._stream.codec_context
+        if self.codec is None:
+            raise MediaError("no decoder for this kind of video")
+        self.codec.options = {"max_pixels": str(MAX_PIXELS)}
+        self.codec.thread_count = 1  # the caller's processes are the parallelism
+        flags = self._container.format.flags
+        broadcast = bool(flags & av.format.Flags.ts_discont.value)
+        self._clock = Clock(float(1 / self._stream.time_base)) if broadcast else None
+        self._timeless = self._container.format.name == "avi" or bool(flags & av.format.Flags.no_timestamps.value)
+        self.time_base = self._stream.time_base
+        self.pixel_aspect = self._stream.sample_aspect_ratio
+
+    def close(self) -> None:
+        """Close the file."""
+        self._container.close()
+
+    @property
+    def reorders_without_times(self) -> bool:
+        """Whether pictures are shown in another order than they are stored in, and the container does not say which."""
+        return self._timeless and bool(self.codec.has_b_frames)
+
+    @property
+    def every_packet_is_a_picture(self) -> bool:
+        """Whether leaving out pictures that no other refers to cannot touch the rest."""
+        return self.codec.name == "h264" and self._container.format.name.startswith(_EXACT_CONTAINERS)
+
+    def forget(self) -> None:
+        """Let the decoder begin anew."""
+        if self.codec.is_open:
+            self.codec.flush_buffers()
+
+    def packets(self) -> Iterator[Any]:
+        """Packets from where the file stands, time stamps joined; a damaged end is an end."""
+        import av
+
+        number = 0
         try:
-            with av.open(str(self._path)) as container:
-                for number, frame in enumerate(container.decode(container.streams.video[0])):
-                    if number in wanted:
-                        found[number] = _upright(frame, self._max_side)
-                    if len(found) == len(wanted):
-                        break
-        except (av.FFmpegError, OSError) as error:
-            raise MediaError(reason(error)) from error
-        if len(found) < len(wanted):
-            raise MediaError(f"truncated: frame {min(wanted - set(found))} of {self.num_frames} cannot be decoded")
-        return np.stack([found[number] for number in indices])
+            for packet in self._container.demux(self._stream):
+                if packet.size == 0:  # the end, or a picture that stays as it was
+                    continue
+                if self._clock is not None:
+                    offset = self._clock.correct(packet.dts, packet.duration or 0)
+                    packet.dts = None if packet.dts is None else packet.dts + offset
+                    packet.pts = None if packet.pts is None else packet.pts + offset
+                yield packet
+                number += 1
+        except av.InvalidDataError:
+            if not number:
+                raise
+
+    def packets_from(self, first: int, pictures: Sequence[Picture]) -> Iterator[Any]:
+        """Packets from number `first` on, read from the disk again: by a jump, or else through all before it."""
+        jumps = self._clock is not None and self._clock.jumps > 0
+        if first and not jumps and (begun := self._after_jump(pictures[first])) is not None:
+            yield from begun
+            return
+        self._reopen()
+        for number, packet in enumerate(self.packets()):
+            if number >= first:
+                yield packet
+
+    def _after_jump(self, key: Picture) -> Iterator[Any] | None:
+        """Packets from a key picture on; None if a jump does not lead to where it is met."""
+        import av
+
+        self._reopen()
+        stamp = key.pts if key.dts is None else key.dts
+        if stamp is None:
+            return None
+        try:
+            self._container.seek(stamp, stream=self._stream, backward=True)
+        except (av.FFmpegError, OSError):
+            return None
+        packets = self.packets()
+        for packet in packets:
+            if packet.is_keyframe and (packet.pts, packet.dts) == (key.pts, key.dts):
+                return _chained(packet, packets)
+            if packet.dts is not None and packet.dts > stamp:
+                return None
+        return None
+
+    def _reopen(self) -> None:
+        self.close()
+        self._open()
 
 
-def _checked(indices: Sequence[int] | np.ndarray, num_frames: int) -> list[int]:
-    numbers = [int(index) for index in indices]
-    outside = [number for number in numbers if not 0 <= number < num_frames]
-    if outside or not numbers:
-        raise IndexError(f"frames {outside or 'none'} asked for, the video has 0 to {num_frames - 1}")
-    return numbers
+def _chained(packet: Any, packets: Iterator[Any]) -> Iterator[Any]:
+    yield packet
+    yield from packets
 
 
-def _upright(frame: Any, max_side: int | None) -> np.ndarray:
-    width, height = _scaled(frame.width, frame.height, max_side) if max_side else (frame.width, frame.height)
-    image = frame.to_ndarray(format="rgb24", width=width, height=height)
-    return np.rot90(image, frame.rotation // 90)
+def _best(streams: Sequence[Any]) -> Any:
+    """The stream that a player shows: not a cover picture, the default one, the largest, the first."""
+    from av.stream import Disposition
 
-
-def _scaled(width: int, height: int, max_side: int) -> tuple[int, int]:
-    scale = min(1.0, max_side / max(width, height))
-    return max(1, round(width * scale)), max(1, round(height * scale))
+    pictures = Disposition.attached_pic | Disposition.timed_thumbnails
+    moving = [stream for stream in streams if not stream.disposition & pictures]
+    if not moving:
+        raise MediaError("no video stream, only a cover picture" if streams else "no video stream")
+    return max(moving, key=lambda one: (bool(one.disposition & Disposition.default), one.width * one.height))

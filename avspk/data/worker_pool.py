@@ -14,9 +14,11 @@ from multiprocessing.process import BaseProcess
 from typing import Any, Protocol
 
 # Native code that fails does it by one of these; any other death may be somebody's doing (out of memory, a person), and
-# only a second one on the same item is the item's.
+# only a second one on the same item is the item's, as is a second hang: the first may be the machine's.
 _FAULTS = {-signal.SIGSEGV, -signal.SIGABRT, -signal.SIGBUS, -signal.SIGFPE, -signal.SIGILL}
-_HANG_SECONDS = 600.0
+PATIENCE = 15.0  # seconds without a word in which any decoder gets through a packet, a picture, a small file
+_DISK_PATIENCE = 600.0  # for a process that waits for a disk: network storage may stall for minutes
+_SECONDS_BETWEEN_WORDS = 1.0
 
 Work = Callable[["Task", "Reporter"], None]
 
@@ -24,8 +26,14 @@ Work = Callable[["Task", "Reporter"], None]
 class Reporter(Protocol):
     """What a task tells whoever supervises it."""
 
-    def entering(self, item: str | None) -> None:
-        """The item (a file's path) that native code works on from now on; None: nothing one could blame."""
+    def entering(self, item: str | None, patience: float = PATIENCE) -> None:
+        """The item that native code works on from now on; None: nothing one could blame.
+
+        It is taken to hang when nothing is heard of it for `patience` seconds.
+        """
+
+    def alive(self) -> None:
+        """Work on the item goes on; may be called as often as one likes."""
 
     def advance(self, count: int) -> None:
         """So many more units of work are done."""
@@ -48,9 +56,15 @@ class _PipeReporter:
 
     def __init__(self, connection: Connection):
         self._connection = connection
+        self._spoke = 0.0
 
-    def entering(self, item: str | None) -> None:
-        self._connection.send(("entering", item))
+    def entering(self, item: str | None, patience: float = PATIENCE) -> None:
+        self._connection.send(("entering", (item, patience)))
+
+    def alive(self) -> None:
+        if time.monotonic() - self._spoke > _SECONDS_BETWEEN_WORDS:
+            self._spoke = time.monotonic()
+            self._connection.send(("alive", None))
 
     def advance(self, count: int) -> None:
         self._connection.send(("advance", count))
@@ -62,6 +76,7 @@ class _Worker:
     connection: Connection
     task: Task | None = None
     item: str | None = None
+    patience: float = PATIENCE
     heard: float = field(default_factory=time.monotonic)
 
 
@@ -139,21 +154,37 @@ def _listen(worker: _Worker, advance: Callable[[int], None]) -> bool:
             kind, value = worker.connection.recv()
             worker.heard = time.monotonic()
             if kind == "entering":
-                worker.item = value
+                worker.item, worker.patience = value
             elif kind == "advance":
                 advance(value)
             elif kind == "failed":
                 raise WorkerError(value)
-            else:
+            elif kind == "done":
                 worker.task = worker.item = None
     except (EOFError, ConnectionError):
         worker.process.join()
         return False
-    if worker.item is not None and time.monotonic() - worker.heard > _HANG_SECONDS:
+    if _hangs(worker):
         worker.process.kill()
         worker.process.join()
         return False
     return True
+
+
+def _hangs(worker: _Worker) -> bool:
+    silence = time.monotonic() - worker.heard
+    if worker.item is None or silence <= worker.patience:
+        return False
+    return silence > _DISK_PATIENCE or not _waits_for_disk(worker.process)
+
+
+def _waits_for_disk(process: BaseProcess) -> bool:
+    """Whether the kernel says so (Linux: state D, of local disks and of network file systems)."""
+    try:
+        with open(f"/proc/{process.pid}/stat", "rb") as file:
+            return file.read().rpartition(b") ")[2][:1] == b"D"
+    except OSError:
+        return False
 
 
 def _after_death(worker: _Worker, deaths: "Counter[tuple[int, str | None]]") -> Task:

@@ -59,7 +59,10 @@ class Sizes:
 class Silent:
     """A reporter nobody listens to."""
 
-    def entering(self, item: str | None) -> None:
+    def entering(self, item: str | None, patience: float = 0.0) -> None:
+        """Nothing."""
+
+    def alive(self) -> None:
         """Nothing."""
 
     def advance(self, count: int) -> None:

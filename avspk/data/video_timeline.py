@@ -1,0 +1,146 @@
+"""When the pictures of a video are shown, from its packets alone: nothing is decoded here."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Picture(NamedTuple):
+    """What the container says about one packet; times in ticks of the stream's time base, None where it says nothing.
+
+    `shown` is False for what an edit list hides: it is decoded because others need it.
+    """
+
+    pts: int | None
+    dts: int | None
+    duration: int
+    key: bool
+    shown: bool
+
+
+class Run(NamedTuple):
+    """A stretch of decoding: from the packet number `first`, a key picture, until the shown `numbers` are found."""
+
+    first: int
+    numbers: list[int]
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """The shown pictures in order: number i is on the screen from times[i] to times[i + 1], the last one to `end`.
+
+    `step` is how long a picture usually stays, in ticks. `counted`: time stamps do not tell the order of showing, so a
+    decoded frame is known by its place in the decoder's output, which begins at the packet number `begin`.
+    """
+
+    times: list[int]
+    end: int
+    step: int
+    counted: bool
+    begin: int
+    _places: dict[int, int]  # time -> packet number
+    _keys: list[int]
+    _key_times: list[int]
+
+    def numbers_at_even_times(self, count: int) -> np.ndarray:
+        """Numbers of at most `count` pictures: those on the screen in the middles of as many equal parts of the time.
+
+        Ascending, none twice. Exact: in a video of constant rate it is the picture floor((k + 1/2) n / count).
+        """
+        begin, length = self.times[0], self.end - self.times[0]
+        doubled = [2 * count * (time - begin) for time in self.times]
+        return np.unique([bisect_right(doubled, (2 * k + 1) * length) - 1 for k in range(count)])
+
+    def runs(self, numbers: Sequence[int]) -> list[Run]:
+        """The least decoding that gives the pictures `numbers` (ascending): each from the last key before it."""
+        if self.counted:
+            return [Run(self.begin, list(numbers))]
+        runs: list[Run] = []
+        reached = -1
+        for number in numbers:
+            place = self._places[self.times[number]]
+            first = self._key_before(place, self.times[number])
+            if not runs or first > reached:
+                runs.append(Run(first, []))
+            runs[-1].numbers.append(number)
+            reached = max(reached, place)
+        return runs
+
+    def _key_before(self, place: int, time: int) -> int:
+        """The last key picture that is decoded before packet number `place` and shown no later than `time`.
+
+        A picture that is decoded after a key and shown before it may need the group before.
+        """
+        last = bisect_right(self._keys, place) - 1
+        while last >= 0 and self._key_times[last] > time:
+            last -= 1
+        return self._keys[last] if last >= 0 else self.begin
+
+
+def timeline(pictures: Sequence[Picture], counted: bool) -> Timeline | None:
+    """The timeline of all packets of a stream in the order of the file; None if nothing is shown.
+
+    Pictures before the first key picture, in the file or on the screen, cannot be decoded and do not count.
+    """
+    begin = next((place for place, picture in enumerate(pictures) if picture.key), 0)
+    counted = counted or all(picture.pts is None for picture in pictures)
+    if counted:
+        shown = _shown_by_count([picture for picture in pictures[begin:] if picture.shown])
+        places: dict[int, int] = {}
+    else:
+        places = _shown_by_time(pictures, begin)
+        shown = {time: pictures[place].duration for time, place in places.items()}
+    if not shown:
+        return None
+    times = sorted(shown)
+    step = int(np.median(np.diff(times))) if len(times) > 1 else max(1, shown[times[0]])
+    end = times[-1] + (shown[times[-1]] or step)
+    keys = [place for place, picture in enumerate(pictures) if picture.key and picture.pts is not None]
+    key_times = [pictures[place].pts or 0 for place in keys]
+    return Timeline(times, end, step, counted, begin, places, keys, key_times)
+
+
+def _shown_by_time(pictures: Sequence[Picture], begin: int) -> dict[int, int]:
+    """Presentation time -> packet number."""
+    earliest = pictures[begin].pts if pictures[begin].key else None
+    return {
+        picture.pts: place
+        for place, picture in enumerate(pictures)
+        if place >= begin and picture.shown and picture.pts is not None and (earliest is None or picture.pts >= earliest)
+    }
+
+
+def _shown_by_count(pictures: Sequence[Picture]) -> dict[int, int]:
+    """Time -> duration: decoding times, which ascend steadily where presentation times do not; else the place."""
+    times = [picture.dts for picture in pictures]
+    if None in times or any(b <= a for a, b in zip(times, times[1:], strict=False)):  # type: ignore[operator]
+        return dict.fromkeys(range(len(pictures)), 1)
+    return {time: picture.duration for time, picture in zip(times, pictures, strict=True) if time is not None}
+
+
+class Clock:
+    """Joins what a broadcast stream cuts: after a jump of the time stamps, time goes on where it was.
+
+    The limits are those by which the field tells a jump from a pause: 10 s ahead, 0.1 s back.
+    """
+
+    def __init__(self, ticks_per_second: float):
+        self._ahead, self._back = 10 * ticks_per_second, 0.1 * ticks_per_second
+        self._last: int | None = None
+        self.offset = 0
+        self.jumps = 0
+
+    def correct(self, dts: int | None, duration: int) -> int:
+        """What to add to the time stamps of the packet that was decoded at `dts`, the next of the file."""
+        if dts is None:
+            return self.offset
+        if self._last is not None and not -self._back <= dts + self.offset - self._last <= self._ahead:
+            self.offset = self._last + duration - dts
+            self.jumps += 1
+        self._last = dts + self.offset
+        return self.offset
