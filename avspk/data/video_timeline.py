@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -111,14 +112,17 @@ def _shown_by_time(pictures: Sequence[Picture], begin: int) -> dict[int, int]:
     return {
         picture.pts: place
         for place, picture in enumerate(pictures)
-        if place >= begin and picture.shown and picture.pts is not None and (earliest is None or picture.pts >= earliest)
+        if place >= begin
+        and picture.shown
+        and picture.pts is not None
+        and (earliest is None or picture.pts >= earliest)
     }
 
 
 def _shown_by_count(pictures: Sequence[Picture]) -> dict[int, int]:
     """Time -> duration: decoding times, which ascend steadily where presentation times do not; else the place."""
     times = [picture.dts for picture in pictures]
-    if None in times or any(b <= a for a, b in zip(times, times[1:], strict=False)):  # type: ignore[operator]
+    if None in times or any(b <= a for a, b in pairwise(times)):  # type: ignore[operator]
         return dict.fromkeys(range(len(pictures)), 1)
     return {time: picture.duration for time, picture in zip(times, pictures, strict=True) if time is not None}
 
