@@ -225,10 +225,10 @@ class _Source:
             raise MediaError("no decoder for this kind of video")
         self.codec.options = {"max_pixels": str(MAX_PIXELS)}
         self.codec.thread_count = 1  # the caller's processes are the parallelism
-        flags = int(self._container.format.flags)
-        broadcast = bool(flags & int(av.format.Flags.ts_discont.value))
+        flags: Any = self._container.format.flags  # an int, whatever the stubs say
+        broadcast = bool(flags & av.format.Flags.ts_discont.value)
         self._clock = Clock(float(1 / self._stream.time_base)) if broadcast else None
-        self._timeless = self._container.format.name == "avi" or bool(flags & int(av.format.Flags.no_timestamps.value))
+        self._timeless = self._container.format.name == "avi" or bool(flags & av.format.Flags.no_timestamps.value)
         self.time_base = self._stream.time_base
         self.pixel_aspect = self._stream.sample_aspect_ratio
 
