@@ -102,7 +102,7 @@ def test_gate_and_correction_are_logged(finished):
     last = [record for record in tiny.records(output) if record["stage"] == "round1" and record["kind"] == "epoch"][-1]
     fractions = [last[f"fraction/{name}"] for name in ("trusted", "corrected", "confirmed", "dropped")]
     assert sum(fractions) == pytest.approx(1)
-    assert {"label/nmi", "label/purity", "gate/precision", "audio/gate/threshold", "face/gate/status"} <= last.keys()
+    assert {"label/nmi", "label/purity", "gate/precision", "joint/gate/threshold", "joint/gate/status"} <= last.keys()
 
 
 def test_without_a_noise_pack_one_is_generated_from_training_speech(data, tmp_path):
