@@ -29,7 +29,7 @@ from PIL import Image
 
 from avspk.data.crop_store import CropStore, CropWriter, encode_jpeg
 from avspk.data.demo_corpus import CorpusSettings, build_demo_corpus
-from avspk.data.face_crops import FaceSettings, sample_frames
+from avspk.data.face_crops import FaceSettings
 from avspk.data.preparation import PreparationSettings, prepare
 from avspk.data.preparation_unit import Unit, prepare_unit
 from avspk.data.sound import read_audio, write_wav
@@ -91,6 +91,11 @@ def make_clips(folder: Path, count: int, seconds: float) -> Path:
     return folder / "corpus" / "voxceleb2"
 
 
+def even_numbers(num_frames: int, count: int) -> np.ndarray:
+    """Numbers of the frames in the middles of `count` equal parts, ascending, none twice."""
+    return np.unique(((np.arange(count) + 0.5) * num_frames / count).astype(np.int64))
+
+
 def plain_loop(videos: list[Path], out: Path, detector: MTCNN) -> None:
     """What people write: clip by clip, frame by frame, a file a crop."""
     for video, number in zip(videos, itertools.count()):
@@ -98,7 +103,7 @@ def plain_loop(videos: list[Path], out: Path, detector: MTCNN) -> None:
         folder.mkdir(parents=True)
         write_wav(folder / "sound.wav", read_audio(video))
         reader = decord.VideoReader(str(video))
-        for index in sample_frames(len(reader), COUNT):
+        for index in even_numbers(len(reader), COUNT):
             frame = Image.fromarray(reader[int(index)].asnumpy())
             boxes, _ = detector.detect(frame)
             if boxes is not None:
