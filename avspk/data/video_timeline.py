@@ -111,7 +111,10 @@ def _shown_by_time(pictures: Sequence[Picture], begin: int) -> dict[int, int]:
     return {
         picture.pts: place
         for place, picture in enumerate(pictures)
-        if place >= begin and picture.shown and picture.pts is not None and (earliest is None or picture.pts >= earliest)
+        if place >= begin
+        and picture.shown
+        and picture.pts is not None
+        and (earliest is None or picture.pts >= earliest)
     }
 
 
