@@ -99,9 +99,10 @@ class VideoReader:
             shown = line.times[: len(decoded)] if not self._damaged else line.times
         else:
             shown = [time for time in line.times if time >= decoded[0]]
-        self._timeline = replace(
-            line, times=shown, end=line.end if shown[-1] == line.times[-1] else shown[-1] + line.step
-        )
+        if not shown:
+            return False
+        end = line.end if shown[-1] == line.times[-1] else shown[-1] + line.step
+        self._timeline = replace(line, times=shown, end=end)
         return len(shown) < len(line.times)
 
     def read(self, numbers: Sequence[int] | np.ndarray) -> np.ndarray:
@@ -191,7 +192,8 @@ class VideoReader:
         `needed`: times of the only frames that are wanted; others that no frame refers to may be left out.
         """
         line = self._timeline
-        self._decoded_times = decoded = []
+        decoded: list[int] = []
+        self._decoded_times = decoded
         begin = line.times[0] if line.counted else self._pictures[run.first].pts
         for frame in self._decoded(run.first, needed):
             if line.counted:

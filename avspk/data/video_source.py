@@ -27,6 +27,7 @@ class VideoSource:
 
     def _open(self) -> None:
         import av
+        from av.format import Flags
 
         self._container = av.open(str(self._path), options={"max_pixels": str(MAX_PIXELS)})
         self._stream = _best(self._container.streams.video)
@@ -35,11 +36,11 @@ class VideoSource:
             raise MediaError("no decoder for this kind of video")
         self.codec.options = {"max_pixels": str(MAX_PIXELS)}
         self.codec.thread_count = 1  # the caller's processes are the parallelism
-        flags = self._container.format.flags
-        broadcast = bool(flags & av.format.Flags.ts_discont.value)
+        self._name = self._container.format.name
+        flags = Flags(self._container.format.flags)
+        self._timeless = self._name == "avi" or Flags.no_timestamps in flags
         self._place: int | None = 0  # number of the packet that comes next, None after a jump
-        self._clock = Clock(float(1 / self._stream.time_base)) if broadcast else None
-        self._timeless = self._container.format.name == "avi" or bool(flags & av.format.Flags.no_timestamps.value)
+        self._clock = Clock(float(1 / self._stream.time_base)) if Flags.ts_discont in flags else None
         self.time_base = self._stream.time_base
         self.pixel_aspect = self._stream.sample_aspect_ratio
 
@@ -55,7 +56,7 @@ class VideoSource:
     @property
     def every_packet_is_a_picture(self) -> bool:
         """Whether leaving out pictures that no other refers to cannot touch the rest."""
-        return self.codec.name == "h264" and self._container.format.name.startswith(_EXACT_CONTAINERS)
+        return self.codec.name == "h264" and self._name.startswith(_EXACT_CONTAINERS)
 
     def forget(self) -> None:
         """Let the decoder begin anew."""
