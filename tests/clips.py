@@ -23,7 +23,7 @@ def numbered_frames(count: int = 25, height: int = 64, width: int = 96) -> np.nd
 
 
 def coded_frames(count: int, height: int = 64, width: int = 128, first: int = 0) -> np.ndarray:
-    """Frames uint8 (count, height, width, 3) that tell their number in binary, by two rows of four dark or light cells."""
+    """Frames uint8 (count, height, width, 3) that tell their number in binary, by two rows of four cells."""
     bits = (np.arange(first, first + count)[:, None] >> np.arange(8)) & 1  # (count, 8)
     cells = bits.reshape(count, 2, 4).repeat(height // 2, 1).repeat(width // 4, 2)
     return (30 + 190 * cells[..., None].repeat(3, 3)).astype(np.uint8)
