@@ -29,11 +29,10 @@ class VideoSource:
         import av
         from av.format import Flags
 
-        self._container = av.open(str(self._path), options={"max_pixels": str(MAX_PIXELS)})
+        # Titles may be in any encoding; nobody reads them here.
+        self._container = av.open(str(self._path), options={"max_pixels": str(MAX_PIXELS)}, metadata_errors="replace")
         self._stream = _best(self._container.streams.video)
         self.codec = self._stream.codec_context
-        if self.codec is None:
-            raise MediaError("no decoder for this kind of video")
         self.codec.options = {"max_pixels": str(MAX_PIXELS)}
         self.codec.thread_count = 1  # the caller's processes are the parallelism
         self._name = self._container.format.name
@@ -142,4 +141,7 @@ def _best(streams: Sequence[Any]) -> Any:
     moving = [stream for stream in streams if not stream.disposition & pictures]
     if not moving:
         raise MediaError("no video stream, only a cover picture" if streams else "no video stream")
-    return max(moving, key=lambda one: (bool(one.disposition & Disposition.default), one.width * one.height))
+    known = [stream for stream in moving if stream.codec_context is not None]
+    if not known:
+        raise MediaError("no decoder for this kind of video")
+    return max(known, key=lambda one: (bool(one.disposition & Disposition.default), one.width * one.height))
