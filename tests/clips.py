@@ -1,5 +1,6 @@
 """Small media files made on the spot, good and bad, for the tests of reading and preparation."""
 
+import struct
 from fractions import Fraction
 from pathlib import Path
 
@@ -21,6 +22,28 @@ def numbered_frames(count: int = 25, height: int = 64, width: int = 96) -> np.nd
     return np.broadcast_to(levels[:, None, None, None], (count, height, width, 3)).copy()
 
 
+def coded_frames(count: int, height: int = 64, width: int = 128, first: int = 0) -> np.ndarray:
+    """Frames uint8 (count, height, width, 3) that tell their number in binary, by two rows of four cells."""
+    bits = (np.arange(first, first + count)[:, None] >> np.arange(8)) & 1  # (count, 8)
+    cells = bits.reshape(count, 2, 4).repeat(height // 2, 1).repeat(width // 4, 2)
+    return (30 + 190 * cells[..., None].repeat(3, 3)).astype(np.uint8)
+
+
+def code_of(frame: np.ndarray) -> int:
+    """The number that a frame of `coded_frames` tells, whatever its size and codec; -1 if it tells none."""
+    rows, columns = (
+        np.array_split(np.arange(side), parts) for side, parts in zip(frame.shape[:2], (2, 4), strict=True)
+    )
+    number = 0
+    for bit in range(8):
+        y, x = (int(part[len(part) // 2]) for part in (rows[bit // 4], columns[bit % 4]))
+        level = frame[y - 4 : y + 5, x - 4 : x + 5].mean()
+        if 90 < level < 160:
+            return -1
+        number |= int(level > 125) << bit
+    return number
+
+
 def write_clip(
     path: Path,
     frames: np.ndarray | None = None,
@@ -28,25 +51,35 @@ def write_clip(
     codec: str = "libx264",
     times: list[int] | None = None,
     rate: int = RATE,
+    options: dict[str, str] | None = None,
+    pixels: str = "yuv420p",
+    pixel_aspect: Fraction | None = None,
+    container_options: dict[str, str] | None = None,
+    ticks: int = 25,
 ) -> Path:
-    """Write frames uint8 (n, H, W, 3) at 25 fps (or at `times`, in 1/25 s) and a mono waveform as an MP4 file."""
+    """Write frames uint8 (n, H, W, 3) at 25 fps (or at `times`, in 1/`ticks` s) and a mono waveform.
+
+    The container goes by the suffix. `options` are the encoder's: g (pictures from key to key), bf (B-frames).
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with av.open(str(path), "w") as container:
+    with av.open(str(path), "w", options=container_options or {}) as container:
         video = audio = None
         if frames is not None:
             video = container.add_stream(codec, rate=25)
             video.height, video.width = frames.shape[1:3]
-            video.pix_fmt = "yuv420p"
-            video.time_base = video.codec_context.time_base = Fraction(1, 25)
-            if codec == "libx264":
-                video.options = {"crf": "10", "preset": "ultrafast"}
+            video.pix_fmt = pixels
+            video.time_base = video.codec_context.time_base = Fraction(1, ticks)
+            if pixel_aspect is not None:
+                video.codec_context.sample_aspect_ratio = pixel_aspect
+            preset = {"crf": "10", "preset": "ultrafast"} if codec == "libx264" else {}
+            video.options = preset | (options or {})
         if sound is not None:
             audio = container.add_stream("aac", rate=rate)
             audio.layout = "mono"
         if video is not None and frames is not None:
             for number, image in enumerate(frames):
                 frame = av.VideoFrame.from_ndarray(image, format="rgb24")
-                frame.pts, frame.time_base = (times[number] if times else number), Fraction(1, 25)
+                frame.pts, frame.time_base = (times[number] if times else number * ticks // 25), Fraction(1, ticks)
                 container.mux(video.encode(frame))
             container.mux(video.encode(None))
         if audio is not None and sound is not None:
@@ -58,14 +91,41 @@ def write_clip(
     return path
 
 
-def with_rotation(path: Path, source: Path) -> Path:
-    """Copy of an MP4 file whose video track asks to be turned by 90 degrees, by patching its display matrix."""
-    plain = b"".join(value.to_bytes(4, "big") for value in (0x10000, 0, 0, 0, 0x10000, 0, 0, 0, 0x40000000))
-    turned = b"".join(value.to_bytes(4, "big") for value in (0, 0x10000, 0, 0xFFFF0000, 0, 0, 0, 0, 0x40000000))
+_AS_IT_IS = (1, 0, 0, 1)
+
+
+def with_matrix(path: Path, source: Path, matrix: tuple[int, int, int, int]) -> Path:
+    """Copy of an MP4 file whose display matrix (a, b, c, d) shows a pixel at (x, y) at (a x + c y, b x + d y)."""
     content = source.read_bytes()
-    track = content.index(b"tkhd")
-    place = content.index(plain, track)
-    path.write_bytes(content[:place] + turned + content[place + len(plain) :])
+    place = content.index(_matrix_bytes(_AS_IT_IS), content.index(b"tkhd"))
+    patched = _matrix_bytes(matrix)
+    path.write_bytes(content[:place] + patched + content[place + len(patched) :])
+    return path
+
+
+def _matrix_bytes(matrix: tuple[int, int, int, int]) -> bytes:
+    a, b, c, d = (value << 16 for value in matrix)
+    return struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
+
+
+def with_rotation(path: Path, source: Path) -> Path:
+    """Copy of an MP4 file whose video track asks to be turned by 90 degrees, clockwise."""
+    return with_matrix(path, source, (0, 1, -1, 0))
+
+
+def with_edit_list(path: Path, source: Path, hidden: int, shown: int) -> Path:
+    """Copy of an MP4 file of 25 fps that shows `shown` frames after hiding the first `hidden`, by its edit list alone.
+
+    The file must have one with one entry, as those with B-frames do.
+    """
+    content = bytearray(source.read_bytes())
+    scale = int.from_bytes(content[(mvhd := content.index(b"mvhd")) + 16 : mvhd + 20], "big")
+    ticks = int.from_bytes(content[(mdhd := content.index(b"mdhd")) + 16 : mdhd + 20], "big")
+    elst = content.index(b"elst") + 8
+    count, _, begin = struct.unpack_from(">IIi", content, elst)
+    assert count == 1
+    struct.pack_into(">Ii", content, elst + 4, shown * scale // 25, begin + hidden * ticks // 25)
+    path.write_bytes(content)
     return path
 
 

@@ -326,6 +326,42 @@ def test_every_bad_file_works_or_is_listed_with_its_reason(raw_with_bad_files, t
     assert (crops["one_frame"], crops["4k"], crops["rotated"], crops["crowd"]) == (1, 3, 4, 4)
 
 
+class Avoiding(Workers):
+    """Does tasks as after a worker died on these items."""
+
+    def __init__(self, *items: str):
+        super().__init__()
+        self.items = frozenset(items)
+
+    def __call__(self, work, contents, num_workers, advance):
+        self.advance = advance
+        for content in contents:
+            work(Task(content, self.items), self)
+
+
+def test_a_file_whose_pictures_kill_the_decoder_keeps_its_sound(corpus, tmp_path, monkeypatch):
+    workers = use(monkeypatch, Avoiding("picture of mp4/id0/v/3.mp4", "sound of mp4/id1/v/4.mp4"))
+    prepare(settings(corpus, tmp_path / "out"))
+    assert "picture of mp4/id0/v/3.mp4" not in workers.entered
+    table = read_utterances(tmp_path / "out/manifest.parquet").table.set_index("utterance")
+    assert table.loc["id0/v/3", "num_crops"] == 0
+    assert table.loc["id0/v/3", "num_samples"] > 15_000
+    assert "id1/v/4" not in table.index
+    reasons = rejected(tmp_path / "out")
+    assert reasons["mp4/id0/v/3.mp4"] == "the decoder crashes or hangs on its picture; its sound is kept"
+    assert reasons["mp4/id1/v/4.mp4"] == "the decoder crashes or hangs on its sound"
+
+
+@pytest.mark.parametrize("error", [ValueError("odd"), OverflowError("large"), RuntimeError("inside"), KeyError(3)])
+def test_whatever_a_decoder_of_pictures_raises_the_sound_is_kept(corpus, tmp_path, monkeypatch, error):
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("avspk.data.video_source.VideoSource.packets", fail)
+    summary = prepare(settings(corpus, tmp_path / "out"))
+    assert (summary.utterances, summary.crops, summary.rejected) == (9, 0, 10)
+
+
 def test_clips_without_a_face_can_be_left_out(raw_with_bad_files, tmp_path):
     prepare(settings(raw_with_bad_files, tmp_path / "out", require_face=True))
     table = read_utterances(tmp_path / "out/manifest.parquet").table
@@ -371,7 +407,7 @@ def command(raw: Path, out: Path, *more: str) -> list[str]:
 
 
 CRASHING_DECODER = """
-import os, sys
+import os, sys, time
 from importlib.abc import MetaPathFinder
 
 class Trap(MetaPathFinder):
@@ -380,7 +416,14 @@ class Trap(MetaPathFinder):
             sys.meta_path.remove(self)
             import av
             read = av.open
-            av.open = lambda path, **more: os.abort() if "/55." in path and "options" in more else read(path, **more)
+            def open(path, **more):
+                if "options" in more:  # for its pictures
+                    if "/55." in path:
+                        os.abort()
+                    if "/56." in path:
+                        time.sleep(3600)
+                return read(path, **more)
+            av.open = open
 
 sys.meta_path.insert(0, Trap())
 """
@@ -388,7 +431,7 @@ sys.meta_path.insert(0, Trap())
 
 @pytest.mark.long
 def test_processes_that_are_killed_or_crash_leave_the_same_files(tmp_path):
-    """The real pool: SIGKILL in the middle, a decoder of pictures that aborts, two slices at once."""
+    """The real pool: SIGKILL in the middle, a decoder of pictures that aborts or hangs, two slices at once."""
     raw = tmp_path / "raw"
     clip = write_clip(raw / "mp4/id0/v/0.mp4", talking_head(10), tone())
     for number in range(1, 100):
@@ -413,7 +456,7 @@ def test_processes_that_are_killed_or_crash_leave_the_same_files(tmp_path):
     environment = os.environ | {"PYTHONPATH": str(tmp_path / "site")}
     subprocess.run(command(raw, tmp_path / "crashed"), check=True, capture_output=True, env=environment)
     reason = "the decoder crashes or hangs on its picture; its sound is kept"
-    assert rejected(tmp_path / "crashed") == {"mp4/id0/v/55.mp4": reason}
+    assert rejected(tmp_path / "crashed") == {f"mp4/id0/v/{number}.mp4": reason for number in (55, 56)}
     table = read_utterances(tmp_path / "crashed/manifest.parquet").table
     assert len(table) == 100
-    assert table.loc[table["utterance"] == "id0/v/55", "num_crops"].tolist() == [0]
+    assert table.loc[table["num_crops"] == 0, "utterance"].tolist() == ["id0/v/55", "id0/v/56"]

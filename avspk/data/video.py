@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ import numpy as np
 
 from avspk.data.media import MediaError, decoder_errors, require_file
 from avspk.data.video_picture import PictureMaker
-from avspk.data.video_timeline import Clock, Picture, Run, Timeline, timeline
+from avspk.data.video_source import VideoSource
+from avspk.data.video_timeline import Picture, Run, Timeline, timeline
 
 # In order of preference.
 VIDEO_SUFFIXES = (
@@ -18,11 +20,8 @@ VIDEO_SUFFIXES = (
     *(".f4v", ".wmv", ".asf", ".ts", ".mts", ".m2ts", ".m2t", ".3gp", ".3gpp", ".3g2", ".ogv", ".ogm", ".dv", ".mxf"),
     *(".rm", ".rmvb", ".qt", ".divx", ".mjpg", ".mjpeg", ".nut", ".y4m"),
 )
-MAX_PIXELS = 8192 * 4320
 # Packets are kept in memory up to this size, so that a clip is read from the disk once; a longer video is read again.
 _KEPT_BYTES = 64 << 20
-# Containers where a packet is a whole picture and has its presentation time: what no other needs can be left out.
-_EXACT_CONTAINERS = ("mov,mp4", "matroska")
 # A picture that the decoder does not give (a hidden reference, a second field) is stood in for by the one before it.
 _NEAR = 2
 
@@ -36,6 +35,10 @@ def read_frames(path: str | Path, numbers: Sequence[int] | np.ndarray, max_side:
         return video.read(numbers)
 
 
+class _DisorderError(Exception):
+    """Frames came in another order than their time stamps: the container does not know when they are shown."""
+
+
 class VideoReader:
     """The pictures of a file's best video stream, in the order and at the times at which a player shows them.
 
@@ -46,10 +49,12 @@ class VideoReader:
 
     def __init__(self, path: str | Path, max_side: int | None = None, alive: Callable[[], None] = lambda: None):
         """Raises: MediaError if there is no video, or nothing that could be shown."""
-        self._path, self._max_side, self._alive = Path(path), max_side, alive
-        require_file(self._path)
+        self._max_side, self._alive = max_side, alive
+        self._decoded_times: list[int] = []  # what the last run gave
+        self._damaged = 0  # packets that the decoder refused
+        require_file(Path(path))
         with decoder_errors():
-            self._source = _Source(self._path)
+            self._source = VideoSource(Path(path))
             self._pictures, self._packets = self._scan()
             self._timeline = self._laid_out(self._source.reorders_without_times)
 
@@ -74,7 +79,31 @@ class VideoReader:
 
         Returns and raises what `read` does.
         """
-        return self.read(self._timeline.numbers_at_even_times(count))
+        try:
+            return self.read(self._timeline.numbers_at_even_times(count))
+        except MediaError:
+            if not self._narrowed():
+                raise
+            return self.read(self._timeline.numbers_at_even_times(count))
+
+    def _narrowed(self) -> bool:
+        """Take back what the packets promised and the decoder does not give; False if that does not explain a failure.
+
+        A recording that begins amid a group of pictures shows nothing until the next one; where frames are counted, a
+        packet may stand for no change.
+        """
+        line, decoded = self._timeline, self._decoded_times
+        if not decoded:
+            return False
+        if line.counted:
+            shown = line.times[: len(decoded)] if not self._damaged else line.times
+        else:
+            shown = [time for time in line.times if time >= decoded[0]]
+        if not shown:
+            return False
+        end = line.end if shown[-1] == line.times[-1] else shown[-1] + line.step
+        self._timeline = replace(line, times=shown, end=end)
+        return len(shown) < len(line.times)
 
     def read(self, numbers: Sequence[int] | np.ndarray) -> np.ndarray:
         """Frames by number, uint8 (n, H, W, 3) RGB, upright, in square pixels, no side longer than `max_side`.
@@ -163,22 +192,23 @@ class VideoReader:
         `needed`: times of the only frames that are wanted; others that no frame refers to may be left out.
         """
         line = self._timeline
-        last: int | None = None
-        place = 0
+        decoded: list[int] = []
+        self._decoded_times = decoded
+        begin = line.times[0] if line.counted else self._pictures[run.first].pts
         for frame in self._decoded(run.first, needed):
             if line.counted:
-                if place == len(line.times):
+                if len(decoded) == len(line.times):
                     return
-                time = line.times[place]
-                place += 1
+                time = line.times[len(decoded)]
+            elif frame.pts is not None:
+                time = frame.pts
             else:
-                time = frame.pts if frame.pts is not None else (line.times[0] if last is None else last + line.step)
-                if last is not None and time < last:
-                    raise _DisorderError
-                if time < (self._pictures[run.first].pts or line.times[0]):
-                    continue
-            last = time
-            yield time, frame
+                time = decoded[-1] + line.step if decoded else line.times[0]
+            if decoded and time < decoded[-1]:
+                raise _DisorderError
+            if begin is None or time >= begin:  # else it needs the group before, or belongs to it
+                decoded.append(time)
+                yield time, frame
 
     def _decoded(self, first: int, needed: set[int] | None) -> Iterator[Any]:
         import av
@@ -195,128 +225,8 @@ class VideoReader:
             codec.skip_frame = "DEFAULT" if needed is None or packet.pts in needed else "NONREF"
             try:
                 frames = codec.decode(packet)
-            except av.InvalidDataError:  # one damaged packet; what it costs is seen by what is missing
+            except av.InvalidDataError:  # what it costs is seen by what is missing
+                self._damaged += 1
                 continue
             yield from frames
         yield from codec.decode(None)
-
-
-class _DisorderError(Exception):
-    """Frames came in another order than their time stamps: the container does not know when they are shown."""
-
-
-class _Source:
-    """The best video stream of an open file: what it says of itself, and its packets."""
-
-    def __init__(self, path: Path):
-        self._path = path
-        self._open()
-        codec = self.codec
-        if codec.width * codec.height > MAX_PIXELS:
-            raise MediaError(f"pictures of {codec.width} x {codec.height}, at most {MAX_PIXELS} pixels are read")
-
-    def _open(self) -> None:
-        import av
-
-        self._container = av.open(str(self._path), options={"max_pixels": str(MAX_PIXELS)})
-        self._stream = _best(self._container.streams.video)
-        self.codec = self._stream.codec_context
-        if self.codec is None:
-            raise MediaError("no decoder for this kind of video")
-        self.codec.options = {"max_pixels": str(MAX_PIXELS)}
-        self.codec.thread_count = 1  # the caller's processes are the parallelism
-        flags: Any = self._container.format.flags  # an int, whatever the stubs say
-        broadcast = bool(flags & av.format.Flags.ts_discont.value)
-        self._clock = Clock(float(1 / self._stream.time_base)) if broadcast else None
-        self._timeless = self._container.format.name == "avi" or bool(flags & av.format.Flags.no_timestamps.value)
-        self.time_base = self._stream.time_base
-        self.pixel_aspect = self._stream.sample_aspect_ratio
-
-    def close(self) -> None:
-        """Close the file."""
-        self._container.close()
-
-    @property
-    def reorders_without_times(self) -> bool:
-        """Whether pictures are shown in another order than they are stored in, and the container does not say which."""
-        return self._timeless and bool(self.codec.has_b_frames)
-
-    @property
-    def every_packet_is_a_picture(self) -> bool:
-        """Whether leaving out pictures that no other refers to cannot touch the rest."""
-        return self.codec.name == "h264" and self._container.format.name.startswith(_EXACT_CONTAINERS)
-
-    def forget(self) -> None:
-        """Let the decoder begin anew."""
-        if self.codec.is_open:
-            self.codec.flush_buffers()
-
-    def packets(self) -> Iterator[Any]:
-        """Packets from where the file stands, time stamps joined; a damaged end is an end."""
-        import av
-
-        number = 0
-        try:
-            for packet in self._container.demux(self._stream):
-                if packet.size == 0:  # the end, or a picture that stays as it was
-                    continue
-                if self._clock is not None:
-                    offset = self._clock.correct(packet.dts, packet.duration or 0)
-                    packet.dts = None if packet.dts is None else packet.dts + offset
-                    packet.pts = None if packet.pts is None else packet.pts + offset
-                yield packet
-                number += 1
-        except av.InvalidDataError:
-            if not number:
-                raise
-
-    def packets_from(self, first: int, pictures: Sequence[Picture]) -> Iterator[Any]:
-        """Packets from number `first` on, read from the disk again: by a jump, or else through all before it."""
-        jumps = self._clock is not None and self._clock.jumps > 0
-        if first and not jumps and (begun := self._after_jump(pictures[first])) is not None:
-            yield from begun
-            return
-        self._reopen()
-        for number, packet in enumerate(self.packets()):
-            if number >= first:
-                yield packet
-
-    def _after_jump(self, key: Picture) -> Iterator[Any] | None:
-        """Packets from a key picture on; None if a jump does not lead to where it is met."""
-        import av
-
-        self._reopen()
-        stamp = key.pts if key.dts is None else key.dts
-        if stamp is None:
-            return None
-        try:
-            self._container.seek(stamp, stream=self._stream, backward=True)
-        except (av.FFmpegError, OSError):
-            return None
-        packets = self.packets()
-        for packet in packets:
-            if packet.is_keyframe and (packet.pts, packet.dts) == (key.pts, key.dts):
-                return _chained(packet, packets)
-            if packet.dts is not None and packet.dts > stamp:
-                return None
-        return None
-
-    def _reopen(self) -> None:
-        self.close()
-        self._open()
-
-
-def _chained(packet: Any, packets: Iterator[Any]) -> Iterator[Any]:
-    yield packet
-    yield from packets
-
-
-def _best(streams: Sequence[Any]) -> Any:
-    """The stream that a player shows: not a cover picture, the default one, the largest, the first."""
-    from av.stream import Disposition
-
-    pictures = Disposition.attached_pic | Disposition.timed_thumbnails
-    moving = [stream for stream in streams if not stream.disposition & pictures]
-    if not moving:
-        raise MediaError("no video stream, only a cover picture" if streams else "no video stream")
-    return max(moving, key=lambda one: (bool(one.disposition & Disposition.default), one.width * one.height))

@@ -111,20 +111,16 @@ def _shown_by_time(pictures: Sequence[Picture], begin: int) -> dict[int, int]:
     earliest = pictures[begin].pts if pictures[begin].key else None
     return {
         picture.pts: place
-        for place, picture in enumerate(pictures)
-        if place >= begin
-        and picture.shown
-        and picture.pts is not None
-        and (earliest is None or picture.pts >= earliest)
+        for place, picture in enumerate(pictures[begin:], begin)
+        if picture.shown and picture.pts is not None and (earliest is None or picture.pts >= earliest)
     }
 
 
 def _shown_by_count(pictures: Sequence[Picture]) -> dict[int, int]:
     """Time -> duration: decoding times, which ascend steadily where presentation times do not; else the place."""
-    times = [picture.dts for picture in pictures]
-    if None in times or any(b <= a for a, b in pairwise(times)):  # type: ignore[operator]
-        return dict.fromkeys(range(len(pictures)), 1)
-    return {time: picture.duration for time, picture in zip(times, pictures, strict=True) if time is not None}
+    durations = {picture.dts: picture.duration for picture in pictures if picture.dts is not None}
+    steadily = len(durations) == len(pictures) and list(durations) == sorted(durations)
+    return durations if steadily else dict.fromkeys(range(len(pictures)), 1)
 
 
 class Clock:

@@ -1,0 +1,147 @@
+"""The video stream of a file: which one, what the container says of it, and its packets; read with PyAV."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from avspk.data.media import MediaError
+from avspk.data.video_timeline import Clock, Picture
+
+MAX_PIXELS = 8192 * 4320
+# Containers where a packet is a whole picture and has its presentation time: what no other needs can be left out.
+_EXACT_CONTAINERS = ("mov,mp4", "matroska")
+
+
+class VideoSource:
+    """The best video stream of an open file: what it says of itself, and its packets."""
+
+    def __init__(self, path: Path):
+        self._path = path
+        self._can_jump = True
+        self._open()
+        codec = self.codec
+        if codec.width * codec.height > MAX_PIXELS:
+            raise MediaError(f"pictures of {codec.width} x {codec.height}, at most {MAX_PIXELS} pixels are read")
+
+    def _open(self) -> None:
+        import av
+        from av.format import Flags
+
+        # Titles may be in any encoding; nobody reads them here.
+        self._container = av.open(str(self._path), options={"max_pixels": str(MAX_PIXELS)}, metadata_errors="replace")
+        self._stream = _best(self._container.streams.video)
+        self.codec = self._stream.codec_context
+        self.codec.options = {"max_pixels": str(MAX_PIXELS)}
+        self.codec.thread_count = 1  # the caller's processes are the parallelism
+        self._name = self._container.format.name
+        flags = Flags(self._container.format.flags)
+        self._timeless = self._name == "avi" or Flags.no_timestamps in flags
+        self._place: int | None = 0  # number of the packet that comes next, None after a jump
+        self._clock = Clock(float(1 / self._stream.time_base)) if Flags.ts_discont in flags else None
+        self.time_base = self._stream.time_base
+        self.pixel_aspect = self._stream.sample_aspect_ratio
+
+    def close(self) -> None:
+        """Close the file."""
+        self._container.close()
+
+    @property
+    def reorders_without_times(self) -> bool:
+        """Whether pictures are shown in another order than they are stored in, and the container does not say which."""
+        return self._timeless and bool(self.codec.has_b_frames)
+
+    @property
+    def every_packet_is_a_picture(self) -> bool:
+        """Whether leaving out pictures that no other refers to cannot touch the rest."""
+        return self.codec.name == "h264" and self._name.startswith(_EXACT_CONTAINERS)
+
+    def forget(self) -> None:
+        """Let the decoder begin anew."""
+        if self.codec.is_open:
+            self.codec.flush_buffers()
+
+    def packets(self) -> Iterator[Any]:
+        """Packets from where the file stands, time stamps joined; a damaged end is an end."""
+        import av
+
+        met = False
+        try:
+            for packet in self._container.demux(self._stream):
+                if packet.size == 0:  # the end, or a picture that stays as it was
+                    continue
+                if self._clock is not None:
+                    offset = self._clock.correct(packet.dts, packet.duration or 0)
+                    packet.dts = None if packet.dts is None else packet.dts + offset
+                    packet.pts = None if packet.pts is None else packet.pts + offset
+                met = True
+                if self._place is not None:
+                    self._place += 1
+                yield packet
+        except av.InvalidDataError:
+            if not met:
+                raise
+
+    def packets_from(self, first: int, pictures: Sequence[Picture]) -> Iterator[Any]:
+        """Packets from number `first` on, read from the disk again: by a jump, or else through all before it."""
+        joined = self._clock is not None and self._clock.jumps > 0
+        self._can_jump &= not joined
+        if first and self._can_jump:
+            if begun := self._after_jump(pictures[first]):
+                yield from begun
+                return
+            self._can_jump = False
+            self._reopen()
+        if self._place is None or self._place > first:
+            self._reopen()
+        self.forget()
+        number = self._place or 0
+        for packet in self.packets():
+            number += 1
+            if number > first:
+                yield packet
+
+    def _after_jump(self, key: Picture) -> Iterator[Any] | None:
+        """Packets from a key picture on; None if a jump does not lead to where it is met."""
+        import av
+
+        self._reopen()
+        stamp = key.pts if key.dts is None else key.dts
+        if stamp is None:
+            return None
+        self._place = None
+        try:
+            self._container.seek(stamp, stream=self._stream, backward=True)
+        except (av.FFmpegError, OSError):
+            return None
+        packets = self.packets()
+        for packet in packets:
+            if packet.is_keyframe and (packet.pts, packet.dts) == (key.pts, key.dts):
+                return _chained(packet, packets)
+            if packet.dts is not None and packet.dts > stamp:
+                return None
+        return None
+
+    def _reopen(self) -> None:
+        self.close()
+        self._open()
+
+
+def _chained(packet: Any, packets: Iterator[Any]) -> Iterator[Any]:
+    yield packet
+    yield from packets
+
+
+def _best(streams: Sequence[Any]) -> Any:
+    """The stream that a player shows: not a cover picture, the default one, the largest, the first."""
+    from av.stream import Disposition
+
+    pictures = Disposition.attached_pic | Disposition.timed_thumbnails
+    moving = [stream for stream in streams if not stream.disposition & pictures]
+    if not moving:
+        raise MediaError("no video stream, only a cover picture" if streams else "no video stream")
+    known = [stream for stream in moving if stream.codec_context is not None]
+    if not known:
+        raise MediaError("no decoder for this kind of video")
+    return max(known, key=lambda one: (bool(one.disposition & Disposition.default), one.width * one.height))
