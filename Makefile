@@ -31,7 +31,7 @@ test-long: setup
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy avspk
+	$(BIN)/mypy
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

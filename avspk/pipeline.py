@@ -13,9 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 
 from avspk import distributed
 from avspk.checkpoint import CheckpointFolder, load_tree, save_tree
@@ -28,6 +26,7 @@ from avspk.evaluation.calibrate import calibrate
 from avspk.evaluation.embedding_store import model_digest
 from avspk.evaluation.results import write_json
 from avspk.evaluation.trial_set import TrialSet, format_table
+from avspk.extras import explained
 from avspk.frontend.fbank import Fbank
 from avspk.memory import keep_freed_memory
 from avspk.model import WEIGHTS, SpeakerModel, load_encoder, load_model, save_calibration, save_model
@@ -44,6 +43,10 @@ from avspk.stages.pretrain import Pretrain
 from avspk.stages.refine import Refine
 from avspk.stages.truth import Truth
 from avspk.training import Trainer
+
+with explained():
+    import pandas as pd
+    from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 
 logger = logging.getLogger(__name__)
 MEAN_FBANK_UTTERANCES = 2000

@@ -12,17 +12,20 @@ from types import FrameType
 from typing import Any, NoReturn
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 
 from avspk import distributed
 from avspk.checkpoint import CheckpointError, CheckpointFolder, load_weights
 from avspk.config import OptimiserSettings, TrainingSettings
+from avspk.extras import explained
 from avspk.finiteness import FiniteGuard
 from avspk.poll import Poll
 from avspk.progress import Progress
 from avspk.runlog import RunLog
 from avspk.stages.base import Metrics, Stage, split_batch, to_device
+
+with explained():
+    from accelerate import Accelerator
 
 logger = logging.getLogger(__name__)
 OF_THE_MACHINE = ("fused", "foreach", "capturable")

@@ -175,7 +175,7 @@ class _Generator(torch.Generator):
     """Numbers of the host's, whatever the device."""
 
     def __new__(cls, device: Any = "cpu") -> _Generator:
-        return super().__new__(cls, "cpu")
+        return super().__new__(cls, "cpu")  # type: ignore[call-arg]
 
 
 class _Event:

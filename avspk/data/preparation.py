@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from PIL import Image
 from rich.console import Console
@@ -33,6 +32,10 @@ from avspk.data.media import SAMPLE_RATE
 from avspk.data.preparation_unit import BatchResult, Recipe, Unit, prepare_unit, read_journal, units_of
 from avspk.data.voxceleb import Clip, Rejected, find_clips
 from avspk.data.worker_pool import WorkerError, run_tasks
+from avspk.extras import explained
+
+with explained():
+    import pandas as pd
 
 logger = logging.getLogger(__name__)
 MANIFEST = "manifest.parquet"

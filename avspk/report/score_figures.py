@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from avspk.data.files import whole_or_absent
+from avspk.extras import explained
 from avspk.report.evaluation_plots import DetCurve, det_curves
 from avspk.report.style import LIGHT, STYLE, panels
 from avspk.scoring.metrics import det_curve, eer, eer_threshold
@@ -23,7 +24,8 @@ BINS = 80
 
 def save_score_figures(scored: Scored, folder: Path) -> None:
     """Write det.png and histograms.png of list -> system -> scored trials into `folder`."""
-    import matplotlib
+    with explained():
+        import matplotlib
 
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
