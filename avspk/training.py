@@ -61,7 +61,7 @@ class Trainer:
         model, optimiser = self.accelerator.prepare(stage.model, optimiser)
         model.train()
         total = stage.num_epochs * stage.steps_per_epoch
-        with Progress(stage.name, total, self.accelerator.is_main_process) as progress:
+        with Progress(stage.name, total, self.accelerator.is_main_process, "steps") as progress:
             progress.resume(epoch * stage.steps_per_epoch + done)
             while epoch < stage.num_epochs:
                 # Hours, where it embeds and clusters. SIGTERM ends it at once: there is nothing to save but what is.

@@ -48,7 +48,7 @@ def test_every_public_name_is_there_and_known_to_type_checkers():
 
 def test_an_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="has no attribute 'load_modle'"):
-        avspk.load_modle  # type: ignore[attr-defined]  # noqa: B018
+        avspk.load_modle  # noqa: B018
 
 
 def test_importing_the_package_loads_nothing():
@@ -120,7 +120,7 @@ def test_the_table_of_extras_is_that_of_pyproject(package):
 
 def test_the_table_of_extras_is_whole():
     optional = {
-        re.match(r"[\w-]+", need)[0]  # type: ignore[index]
+        re.match(r"[\w-]+", need)[0]
         for extra, needs in PROJECT["optional-dependencies"].items()
         if extra != "dev"
         for need in needs
@@ -146,4 +146,4 @@ def test_hooks_call_what_lint_calls():
     for hook in repository["hooks"]:
         tool = hook["entry"].removeprefix("python -m ").split(" --")[0]
         assert hook["language"] == "system"
-        assert f"$(BIN)/{tool}" in lint[0]  # type: ignore[index]
+        assert f"$(BIN)/{tool}" in lint[0]
