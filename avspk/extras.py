@@ -17,6 +17,7 @@ EXTRAS = {
     "pandas": ("prepare", "report", "train"),
     "pyarrow": ("prepare", "report", "train"),
     "sklearn": ("report", "train"),
+    "tensorboard": ("tensorboard",),
     "torchvision": ("prepare",),
 }
 """Name in `import` -> the extras that install it, in alphabetical order."""

@@ -36,8 +36,13 @@ RESULTS = ("metrics.json", "report.html")
 PACKAGES = ("avspk", "torch", "torchvision", "torchaudio", "accelerate", "numpy", "scikit-learn", "pandas")
 
 
-def check_launch(config: Config) -> None:
-    """Processes and batch sizes now, not when a stage begins days later. Raises ConfigError."""
+def check_launch(config: Config, device: torch.device) -> None:
+    """Precision, processes and batch sizes now, not when a stage begins days later. Raises ConfigError."""
+    if config.training.precision == "fp16" and device.type != "cuda":
+        raise ConfigError(
+            f"training.precision is fp16, which needs a CUDA GPU, and this run is on {device.type}. Use "
+            "training.precision=no, or bf16, which has float32's range"
+        )
     wanted, processes = config.training.processes, distributed.world_size()
     if wanted is not None and wanted != processes:
         raise ConfigError(

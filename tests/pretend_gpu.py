@@ -195,6 +195,7 @@ def _stand_ins() -> dict[str, Any]:
         "torch._C._group_tensors_by_device_and_dtype": _grouped(torch._C._group_tensors_by_device_and_dtype),
         "torch.Generator": _Generator,
         "torch.cuda.Event": _Event,
+        "torch.amp.grad_scaler.torch.cuda.amp.common.amp_definitely_not_available": lambda: False,
         "torch.cuda.reset_peak_memory_stats": lambda: None,
         "torch.cuda.memory_allocated": lambda: 0,
         "torch.cuda.max_memory_allocated": lambda: 2**30,

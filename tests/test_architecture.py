@@ -25,6 +25,7 @@ ALLOWED = {
     "progress": set(),
     "runlog": set(),
     "finiteness": set(),
+    "loss_scale": set(),
     "memory": set(),
     **{part: {"config", "schedules", "settings"} for part in ALGORITHMS},
     "data": {"config", "progress", "schedules", "settings"},
@@ -36,14 +37,15 @@ ALLOWED = {
     "model": {"checkpoint", "data", "frontend", "models", "scoring", "stages"},
     "export": {"data", "model", "models", "stages"},
     "evaluation": {"data", "distributed", "model", "progress", "scoring"},
-    "training": BOTTOM | STORAGE | {"finiteness", "poll", "stages"},
-    "report": {"data", "evaluation", "judges", "scoring"},
+    "trackers": {"config"},
+    "training": BOTTOM | STORAGE | {"finiteness", "loss_scale", "poll", "stages"},
+    "report": {"data", "evaluation", "judges", "runlog", "scoring"},
     "stage_one": {"config", "data"},
     "preflight": {"config", "data", "distributed", "stage_one"},
     "pipeline": BOTTOM
     | STORAGE
     | ALGORITHMS
-    | {"evaluation", "memory", "model", "preflight", "report", "stage_one", "stages", "training"},
+    | {"evaluation", "memory", "model", "preflight", "report", "stage_one", "stages", "trackers", "training"},
     "comparison_runs": {"config", "data", "stage_one"},
 }
 TOP = {"__init__", "cli"}  # these may import anything
@@ -120,7 +122,7 @@ def test_the_package_does_not_know_its_scripts():
 
 
 def test_accelerate_stays_in_the_loop_and_the_pipeline():
-    assert files_importing("accelerate") == {"training.py", "pipeline.py"}
+    assert files_importing("accelerate") == {"training.py", "pipeline.py", "trackers.py"}
 
 
 def test_media_libraries_stay_in_the_files_that_wrap_them():

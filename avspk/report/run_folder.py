@@ -2,7 +2,6 @@
 
 import json
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +12,7 @@ import pandas as pd
 import yaml
 
 from avspk.data.score_file import read_scores, score_file_name
+from avspk.runlog import read_records
 
 METRIC_COLUMNS = ["system", "trials", "num_trials", "eer", "eer_low", "eer_high", "min_dcf_0.01", "min_dcf_0.05"]
 STAGE_NAMES = {"pretrain": "Stage 1 (DINO)", "large_margin": "Large margin", "evaluation": "Evaluation"}
@@ -63,7 +63,7 @@ class Run:
     @cached_property
     def log(self) -> pd.DataFrame:
         """log.jsonl, one row a record; of records logged twice (a run that was interrupted and resumed) the last."""
-        records = list(_read_json_lines(self.folder / "log.jsonl"))
+        records = list(read_records(self.folder / "log.jsonl"))
         table = pd.DataFrame(records, columns=_columns_of(records))
         return table.drop_duplicates(["kind", "stage", "epoch", "step"], keep="last", ignore_index=True)
 
@@ -136,20 +136,6 @@ def _stage_order(stage: str) -> tuple[int, int, str]:
 
 def _read_json(path: Path, default: Any) -> Any:
     return json.loads(path.read_text()) if path.exists() else default
-
-
-def _read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
-    if not path.exists():
-        return
-    with path.open() as lines:
-        for line in lines:
-            # A killed process leaves a torn line, on which the resumed one continues.
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError:
-                continue
-            if isinstance(record, dict):
-                yield record
 
 
 def _columns_of(records: list[dict[str, Any]]) -> list[str]:

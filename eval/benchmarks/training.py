@@ -127,6 +127,7 @@ class Steps:
             autocast=lambda: torch.autocast(self.device.type, dtype, enabled=enabled),
             no_sync=lambda model: nullcontext(),
             backward=backward,
+            scaler=None,
         )
         trainer = Trainer(cast(Any, one_process), self.settings, cast(Any, None))
         trainer.guard = FiniteGuard(self.stage.name, self.optimiser)
