@@ -36,10 +36,10 @@ ALLOWED = {
     "stages": ALGORITHMS | BOTTOM,
     "model": {"checkpoint", "data", "frontend", "models", "scoring", "stages"},
     "export": {"data", "model", "models", "stages"},
-    "evaluation": {"data", "distributed", "model", "progress", "scoring"},
+    "evaluation": {"data", "distributed", "model", "progress", "runlog", "scoring"},
     "trackers": {"config"},
     "training": BOTTOM | STORAGE | {"finiteness", "loss_scale", "poll", "stages"},
-    "report": {"data", "evaluation", "judges", "runlog", "scoring"},
+    "report": {"data", "evaluation", "judges", "scoring"},
     "stage_one": {"config", "data"},
     "preflight": {"config", "data", "distributed", "stage_one"},
     "pipeline": BOTTOM

@@ -14,12 +14,12 @@ from scipy.special import ndtri
 from synthetic_run import EPOCHS, LISTS, write_run
 
 from avspk.data.score_file import slug
+from avspk.evaluation.run_folder import Run, stage_name
 from avspk.report import write_report
 from avspk.report.embedding_map import MAP_POINTS, choose_points, project
 from avspk.report.evaluation_plots import DetCurve, det_curves, eer_per_system, system_styles
 from avspk.report.page import Section, duration, render_page, table_block
 from avspk.report.round_plots import gate_histograms, mixture_densities, spread_over
-from avspk.report.run_folder import Run, stage_name
 from avspk.report.style import PALETTE
 from avspk.report.training_plots import CURVE_POINTS, whole_run
 

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from avspk.data.files import whole_or_absent
+from avspk.evaluation.run_folder import Run, stage_name
 from avspk.report import evaluation_plots, round_plots, training_plots
 from avspk.report.embedding_map import map_modalities
 from avspk.report.page import (
@@ -23,7 +24,6 @@ from avspk.report.page import (
     table_block,
     text_block,
 )
-from avspk.report.run_folder import Run, stage_name
 from avspk.scoring.metrics import det_curve, eer
 
 

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from avspk.evaluation.run_folder import stage_name
 from avspk.judges.loss_gate import LOSS_FLOOR
-from avspk.report.run_folder import stage_name
 from avspk.report.style import CYCLE, LIGHT, modality_colour, panels, svg_figure, whole_numbers
 
 if TYPE_CHECKING:
