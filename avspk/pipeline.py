@@ -88,7 +88,7 @@ class Pipeline:
             self.trials = TrialSet(config.data.trials, config.data.wav_root)
         manifest = manifest_digest(utterances)
         require_stage_one(config, manifest)
-        claim = claim_folder(config, self.labels, manifest, self.accelerator.device)
+        claim = claim_folder(config, self.labels, utterances, self.accelerator.device)
         self.lock = claim.lock
         if self.main:
             copy_stage_one(config)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, nullcontext
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -195,6 +196,7 @@ def _stand_ins() -> dict[str, Any]:
         "torch._C._group_tensors_by_device_and_dtype": _grouped(torch._C._group_tensors_by_device_and_dtype),
         "torch.Generator": _Generator,
         "torch.cuda.Event": _Event,
+        "torch.cuda.get_device_properties": lambda _: SimpleNamespace(name="pretended GPU", total_memory=16 * 10**9),
         "torch.amp.grad_scaler.torch.cuda.amp.common.amp_definitely_not_available": lambda: False,
         "torch.cuda.reset_peak_memory_stats": lambda: None,
         "torch.cuda.memory_allocated": lambda: 0,

@@ -26,6 +26,7 @@ ALLOWED = {
     "runlog": set(),
     "finiteness": set(),
     "loss_scale": set(),
+    "machine": set(),
     "memory": set(),
     **{part: {"config", "schedules", "settings"} for part in ALGORITHMS},
     "data": {"config", "progress", "schedules", "settings"},
@@ -41,7 +42,7 @@ ALLOWED = {
     "training": BOTTOM | STORAGE | {"finiteness", "loss_scale", "poll", "stages"},
     "report": {"data", "evaluation", "judges", "scoring"},
     "stage_one": {"config", "data"},
-    "preflight": {"config", "data", "distributed", "stage_one"},
+    "preflight": {"config", "data", "distributed", "machine", "stage_one"},
     "pipeline": BOTTOM
     | STORAGE
     | ALGORITHMS

@@ -262,7 +262,7 @@ def begin(trainer, stage, scale):
 
 
 def batch_of(stage, step):
-    return to_device(next(stage.batches(0, step, workers=0)), stage.device)
+    return to_device(next(stage.batches(0, step % stage.steps_per_epoch, workers=0)), stage.device)
 
 
 def update(trainer, stage, optimiser, step):

@@ -55,6 +55,19 @@ def gate_histograms(losses: Mapping[int, np.ndarray], epochs: pd.DataFrame, moda
     return figure
 
 
+@svg_figure
+def loss_histograms(losses: Mapping[int, np.ndarray], modality: str) -> "Figure":
+    """Histograms of log losses, a panel an epoch; losses: epoch -> (N,), NaN = not seen."""
+    shown = spread_over(sorted(losses), HISTOGRAM_EPOCHS)
+    values = [log_losses(losses[epoch]) for epoch in shown]
+    figure, axes = panels(1, len(shown), 10.8 / max(len(shown), 4), 1.6, sharex=True, sharey=True)
+    bins = np.linspace(*_histogram_range(values), HISTOGRAM_BINS + 1)
+    for panel, epoch, epoch_values in zip(axes[0], shown, values, strict=True):
+        _gate_panel(panel, epoch_values, bins, {}, modality_colour(modality))
+        panel.set(title=f"{modality}, epoch {epoch}", xlabel="log loss")
+    return figure
+
+
 def _gate_panel(axes: "Axes", values: np.ndarray, bins: np.ndarray, fit: Mapping[str, object], colour: str) -> None:
     """One histogram as a density; what lies above the threshold is grey."""
     density, _ = np.histogram(np.clip(values, bins[0], bins[-1]), bins, density=len(values) > 0)
