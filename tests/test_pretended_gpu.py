@@ -374,7 +374,7 @@ def test_a_float16_run_resumes_with_its_scale(data, tmp_path):
 
 def test_every_stage_begins_with_the_first_scale(gpu):
     scale = LossScale(torch.amp.GradScaler("cuda", init_scale=8.0))
-    scale.load_state_dict({**scale.state_dict(), "scale": 2.0, "_growth_tracker": 5})
+    scale.load_state_dict((scale.state_dict() or {}) | {"scale": 2.0, "_growth_tracker": 5})
     assert scale.state_dict()["scale"] == 2
     scale.restart()
     assert (scale.state_dict()["scale"], scale.state_dict()["_growth_tracker"]) == (8, 0)

@@ -297,10 +297,9 @@ def _provenance(run: Run) -> Section:
         "bit. On another machine or with another number of threads, sums are rounded differently, and the results "
         "differ like those of two seeds: expect tenths of a point of EER."
     )
-    body = "<div class=two><div><h3>Data, models, machine</h3>" + facts_table(run) + "</div>"
+    body = "<h3>Data, models, machine</h3>" + facts_table(run)
     if run.config_text:
-        body += "<div><h3>Settings</h3>" + table_block([], _setting_rows(run.config)) + "</div>"
-    body += "</div>"
+        body += "<h3>Settings</h3>" + table_block([], _setting_rows(run.config), left=2)
     body += folded("config.yaml", run.config_text) if run.config_text else text_block("The run holds no config.yaml.")
     return Section("provenance", "What it ran with", body, lead)
 

@@ -17,7 +17,7 @@ def facts_table(run: Run) -> str:
     rows = [*_data(run), *_models(run), *_machine(run), *_origin(run)]
     if not rows:
         return absent("The run holds no environment.json.")
-    return table_block([], [[escape(name), escape(value)] for name, value in rows])
+    return table_block([], [[escape(name), escape(value)] for name, value in rows], left=2)
 
 
 def _data(run: Run) -> Iterator[Row]:
