@@ -24,6 +24,7 @@ def _data(run: Run) -> Iterator[Row]:
     data = run.environment.get("data")
     if data:
         yield "training data", f"{data['utterances']:,} utterances, {data['hours']:,.1f} hours of sound"
+    if data and "face" in run.modalities:
         yield "faces", f"{data['face_crops']:,} crops of {data['with_face']:,} utterances"
 
 
