@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from avspk.model import SpeakerModel, load_model
+    from avspk.inference.speaker_model import SpeakerModel, load_model
 
 __all__ = ["SpeakerModel", "load_model"]
 
@@ -13,7 +13,7 @@ __all__ = ["SpeakerModel", "load_model"]
 def __getattr__(name: str) -> Any:
     # Lazy: the package's parts should not wait for torch unless they use it.
     if name in __all__:
-        from avspk import model
+        from avspk.inference import speaker_model
 
-        return getattr(model, name)
+        return getattr(speaker_model, name)
     raise AttributeError(f"module 'avspk' has no attribute {name!r}")

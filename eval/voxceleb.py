@@ -87,7 +87,7 @@ def from_scores(args: argparse.Namespace) -> tuple[list[tuple[str, TrialList]], 
 
 def from_model(args: argparse.Namespace) -> tuple[list[tuple[str, TrialList]], list[str]]:
     """Embed the files of the lists, and score them with every system; writes embeddings and score files."""
-    from avspk.model import load_model
+    from avspk.inference.speaker_model import load_model
 
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         PartialState()

@@ -27,10 +27,9 @@ ALLOWED = {
     **{part: {"config", "schedules"} for part in ALGORITHMS},
     "poll": {"distributed"},
     "checkpoint": {"data", "distributed"},  # whole_or_absent, of avspk.data.files
-    "stages": ALGORITHMS | BOTTOM,
-    "model": {"checkpoint", "data", "frontend", "models", "scoring", "stages"},
-    "export": {"data", "model", "models", "stages"},
-    "evaluation": {"data", "distributed", "model", "scoring"},
+    "inference": {"checkpoint", "data", "distributed", "frontend", "models", "progress", "scoring"},
+    "stages": ALGORITHMS | BOTTOM | {"inference"},
+    "evaluation": {"data", "distributed", "inference", "scoring"},
     "training": BOTTOM | STORAGE | {"finiteness", "poll", "stages"},
     "report": {"data", "evaluation", "pseudo_labels", "scoring"},
     "stage_one": {"config", "data"},
@@ -38,10 +37,10 @@ ALLOWED = {
     "pipeline": BOTTOM
     | STORAGE
     | ALGORITHMS
-    | {"evaluation", "memory", "model", "preflight", "report", "stage_one", "stages", "training"},
+    | {"evaluation", "inference", "memory", "preflight", "report", "stage_one", "stages", "training"},
     "comparison_runs": {"config", "data", "stage_one"},
 }
-TOP = {"__init__", "cli"}  # these may import anything
+TOP = {"__init__", "cli", "commands"}  # these may import anything
 
 
 class Import(NamedTuple):
@@ -130,6 +129,15 @@ def test_training_code_knows_no_speakers():
     users = {found.file.relative_to(ROOT / "avspk").as_posix() for found in imports() if "speaker_of" in found.module}
     allowed = ("stages/truth.py", "evaluation/", "report/", "data/demo_corpus/")
     assert {user for user in users if not user.startswith(allowed)} == set()
+
+
+def test_a_deployed_model_needs_no_training():
+    code = "import sys, avspk; avspk.load_model; print('\\n'.join(sys.modules))"
+    output = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    loaded = output.split()
+    parts = {name.split(".")[1] for name in loaded if name.startswith("avspk.")}
+    assert parts <= {"inference"} | ALLOWED["inference"]
+    assert "accelerate" not in loaded
 
 
 def test_importing_the_package_is_light():

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from clips import write_clip
 from small_model import CALIBRATION, voice, write_model, write_sound
 
 from avspk import load_model
-from avspk.cli import main
+from avspk.cli import COMMANDS, main
 
 
 @pytest.fixture(scope="module")
@@ -277,4 +278,46 @@ def test_help_does_not_wait_for_torch():
     code = "import sys; from avspk import cli\ntry: cli.main(['--help'])\nfinally: assert 'torch' not in sys.modules"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
-    assert all(name in result.stdout for name in ("verify", "embed", "info", "export"))
+    assert all(f"  {name} " in result.stdout for name in COMMANDS)
+
+
+def test_help_takes_less_than_half_a_second():
+    """The quickest of three: the machine may be busy."""
+
+    def seconds():
+        start = time.monotonic()
+        subprocess.run([sys.executable, "-m", "avspk.cli", "--help"], capture_output=True, check=True)
+        return time.monotonic() - start
+
+    assert min(seconds() for _ in range(3)) < 0.5
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_describes_itself(name, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main([name, "--help"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out.startswith(f"usage: avspk {name} ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(["embedd"], "there is no command 'embedd'; did you mean 'embed'?"), (["--modle"], "arguments: --modle")],
+)
+def test_commands_that_there_are_not(arguments, message, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_without_a_command_the_commands_are_listed(avspk):
+    status, output, errors = avspk()
+    assert (status, output) == (2, "")
+    assert {name for name in COMMANDS if any(line.startswith(f"  {name} ") for line in errors)} == set(COMMANDS)
+
+
+def test_devices_that_there_are_not(avspk, folder, sounds):
+    status, _, errors = avspk("verify", *sounds, "--model", folder, "--device", "cuda:77")
+    assert status == 2
+    assert errors[0].startswith("error: there is no device 'cuda:77' here; valid are cpu")

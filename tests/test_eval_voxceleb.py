@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from small_model import write_model
 
-import avspk.model
+import avspk.inference.speaker_model
 from avspk.data.manifest import write_utterances
 from avspk.data.score_file import read_scores
 from avspk.data.sound import read_audio, write_wav
@@ -49,7 +49,7 @@ class FakeModel:
 
 @pytest.fixture
 def model(tmp_path, monkeypatch):
-    monkeypatch.setattr(avspk.model, "load_model", lambda folder: FakeModel())
+    monkeypatch.setattr(avspk.inference.speaker_model, "load_model", lambda folder: FakeModel())
     monkeypatch.setattr(FakeModel, "embedded", 0)
     folder = tmp_path / "model"
     folder.mkdir()

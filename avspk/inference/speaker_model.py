@@ -19,11 +19,11 @@ from avspk.data.files import whole_or_absent
 from avspk.data.media import SAMPLE_RATE, MediaError
 from avspk.data.sound import audio_blocks, audio_num_samples, resample
 from avspk.frontend.fbank import Fbank
+from avspk.inference.embed import MIN_SAMPLES, embed_audio, inference
 from avspk.models.encoder import Encoder
 from avspk.models.registry import build_encoder
 from avspk.scoring.backend import cosine_scores
 from avspk.scoring.calibration import Calibration
-from avspk.stages.embed import MIN_SAMPLES, embed_audio, inference
 
 WEIGHTS, CONFIG, CARD, CALIBRATION = "model.safetensors", "config.json", "README.md", "calibration.json"
 MAX_SECONDS = 320.0  # of sound through the encoder at once, which bounds its memory
@@ -269,17 +269,36 @@ def load_calibration(folder: Path | str) -> Calibration | None:
     return calibration
 
 
-def load_model(folder: Path | str, device: str | torch.device | None = None) -> SpeakerModel:
+def find_model(name: Path | str) -> Path:
+    """The folder of a model."""
+    return Path(name)
+
+
+def load_model(name: Path | str, device: str | torch.device | None = None) -> SpeakerModel:
     """The speaker model in a folder, on the GPU if there is one; nothing is unpickled.
 
-    Raises CheckpointError as `load_encoder` and `load_calibration`, or if the model is not an audio model.
+    Raises CheckpointError as `load_encoder` and `load_calibration`, or if the model is not an audio model; ValueError
+    if there is no such device.
     """
+    folder, device = find_model(name), find_device(device)
     encoder, mean, config = load_encoder(folder)
     if not config["features"]:
         raise CheckpointError(f"{folder} holds a face encoder; speaker verification here is audio only")
     try:
         fbank = Fbank(**config["features"])
     except (TypeError, ValueError) as error:
-        raise CheckpointError(f"{Path(folder) / CONFIG}, features: {error}") from error
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        raise CheckpointError(f"{folder / CONFIG}, features: {error}") from error
     return SpeakerModel(encoder, fbank, mean, config, device, load_calibration(folder))
+
+
+def find_device(name: str | torch.device | None) -> torch.device:
+    """The device of this name; without a name the GPU, if there is one, or the CPU. ValueError if it is not there."""
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        here = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
+        raise ValueError(f"there is no device {str(name)!r} here; valid are {', '.join(here)}") from error
+    return device
