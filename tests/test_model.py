@@ -233,7 +233,7 @@ def test_sound_that_tells_nothing(model, tmp_path, waveform, message, rate):
 def test_absurdly_loud_sound_is_refused_not_nan(model):
     with (
         pytest.warns(AudioWarning, match="clipped"),
-        pytest.raises(ValueError, match="not finite; the sound's peak is"),
+        pytest.raises(ValueError, match=r"not finite; are its samples far beyond"),
     ):
         model.embed(1e30 * voice(1.5), 16000)
 
