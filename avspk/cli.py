@@ -11,7 +11,17 @@ from importlib.metadata import PackageNotFoundError, version
 
 # Name -> what it does. A command is imported when it is called, since torch takes seconds: --help need not wait.
 COMMANDS = {
+    "demo": "the whole method on a synthetic corpus",
+    "corpus": "make the synthetic corpus alone",
+    "prepare": "videos and sounds -> face crops and a manifest",
+    "noise": "noises and impulse responses -> a noise pack",
+    "train": "train, or go on with a training",
+    "report": "the report of a run, finished or not",
+    "evaluate": "EER, minDCF, DET of a model or of score files",
+    "compare": "methods over seeds, with intervals",
     "embed": "embeddings of files",
+    "score": "sounds against enrolled speakers: cosine or AS-norm",
+    "threshold": "the threshold for a false-alarm rate, from trials",
     "verify": "are two recordings of one speaker?",
     "info": "what a model folder holds",
     "export": "a model as ONNX, in float32 or int8",

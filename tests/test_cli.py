@@ -273,14 +273,6 @@ def test_help_takes_less_than_half_a_second():
     assert min(seconds() for _ in range(3)) < 0.5
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-def test_every_command_describes_itself(name, capsys):
-    with pytest.raises(SystemExit) as caught:
-        main([name, "--help"])
-    assert caught.value.code == 0
-    assert capsys.readouterr().out.startswith(f"usage: avspk {name} ")
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [(["embedd"], "there is no command 'embedd'; did you mean 'embed'?"), (["--modle"], "arguments: --modle")],

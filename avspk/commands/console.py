@@ -6,6 +6,9 @@ import argparse
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from avspk.shipped import shipped_names
 
 
 def guarded(command: Callable[[argparse.Namespace], int], args: argparse.Namespace) -> int:
@@ -40,7 +43,16 @@ def table(rows: Sequence[tuple[str, str]]) -> None:
         print(f"{name:{width}}{value}")
 
 
-def add_model(parser: argparse.ArgumentParser) -> None:
+def add_model(parser: argparse.ArgumentParser, required: bool = True) -> None:
     """The options of every command that loads a model."""
-    parser.add_argument("--model", required=True, metavar="DIR", help="model folder, as exp/demo/model, or a hub name")
+    parser.add_argument(
+        "--model", required=required, metavar="DIR", help="model folder, as exp/demo/model, or a name on the hub"
+    )
     parser.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: the GPU if there is one)")
+
+
+def add_config(parser: argparse.ArgumentParser, default: str | None = None) -> None:
+    """The option of every command that trains with one config."""
+    names = ", ".join(shipped_names())
+    text = f"a YAML file, or one that is shipped: {names}" + (f" (default: {default})" if default else "")
+    parser.add_argument("--config", type=Path, required=default is None, default=default and Path(default), help=text)

@@ -85,6 +85,23 @@ def read_wav_scp(path: Path) -> dict[str, str]:
     return entries
 
 
+def read_enrolment(path: Path) -> list[tuple[str, Path]]:
+    """(speaker, path) of every line of an enrolment; a speaker may have several.
+
+    Raises: ManifestError naming the line that is none, or if there is none at all.
+    """
+    entries = []
+    for number, line in enumerate(_text(path, "enrolment").splitlines(), 1):
+        fields = line.split(maxsplit=1)
+        if len(fields) == 1:
+            raise ManifestError(f"{path}, line {number}: {line[:100]!r} is not `speaker path`")
+        if fields:
+            entries.append((fields[0], Path(fields[1].strip())))
+    if not entries:
+        raise ManifestError(f"{path}: nobody is enrolled in it; want lines `speaker path`")
+    return entries
+
+
 def _text(path: Path, kind: str) -> str:
     if not path.is_file():
         raise ManifestError(f"{path}: no such {kind}")
