@@ -25,6 +25,7 @@ COMMANDS = {
     "verify": "are two recordings of one speaker?",
     "info": "what a model folder holds",
     "export": "a model as ONNX, in float32 or int8",
+    "push": "a model with its card to the Hugging Face hub",
 }
 
 

@@ -19,7 +19,8 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
 
 def run(args: argparse.Namespace) -> int:
     """Print the table, then the card."""
-    from avspk.inference.speaker_model import CARD, find_model, load_calibration, load_encoder
+    from avspk.inference.hub import find_model
+    from avspk.inference.speaker_model import CARD, load_calibration, load_encoder
 
     folder = find_model(args.model)
     encoder, _, config = load_encoder(folder)

@@ -30,7 +30,8 @@ class Vectors:
 
     def __init__(self, args: argparse.Namespace) -> None:
         from avspk.evaluation.embedding_store import model_digest
-        from avspk.inference.speaker_model import find_model, load_model
+        from avspk.inference.hub import find_model
+        from avspk.inference.speaker_model import load_model
 
         folder = find_model(args.model)
         self.digest, self.failed = model_digest(folder), 0

@@ -20,6 +20,7 @@ from avspk.data.media import SAMPLE_RATE, MediaError
 from avspk.data.sound import audio_blocks, audio_num_samples, resample
 from avspk.frontend.fbank import Fbank
 from avspk.inference.embed import MIN_SAMPLES, embed_audio, inference
+from avspk.inference.hub import find_model
 from avspk.models.encoder import Encoder
 from avspk.models.registry import build_encoder
 from avspk.scoring.backend import cosine_scores
@@ -284,16 +285,11 @@ def load_calibration(folder: Path | str) -> Calibration | None:
     return calibration
 
 
-def find_model(name: Path | str) -> Path:
-    """The folder of a model."""
-    return Path(name)
-
-
 def load_model(name: Path | str, device: str | torch.device | None = None) -> SpeakerModel:
-    """The speaker model in a folder, on the GPU if there is one; nothing is unpickled.
+    """The speaker model in a folder, or of the hub (`owner/name`), on the GPU if there is one; nothing is unpickled.
 
-    Raises CheckpointError as `load_encoder` and `load_calibration`, or if the model is not an audio model; ValueError
-    if there is no such device.
+    Raises HubError as `find_model`; CheckpointError as `load_encoder` and `load_calibration`, or if the model is not an
+    audio model; ValueError if there is no such device.
     """
     folder, device = find_model(name), find_device(device)
     encoder, mean, config = load_encoder(folder)
