@@ -13,7 +13,7 @@ import difflib
 from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_validator
@@ -366,6 +366,11 @@ class Config(Settings):
             raise ValueError(
                 f"modalities is {self.modalities}; valid are [audio] and [audio, face]: the speaker model is audio"
             )
+        unknown = set(self.cluster.weights) - set(get_args(Modality)) if self.cluster.weights != "auto" else set()
+        if unknown:
+            raise ValueError(f"cluster.weights: {sorted(unknown)} are no modalities; valid: {list(get_args(Modality))}")
+        if problem := self.refine.judge.problem(self.modalities):
+            raise ValueError(f"refine.judge.{problem}")
         if self.refine.judge.first_epoch < self.refine.margin_full_epoch:
             raise ValueError(
                 "refine.judge.gate.start_epoch must not come before refine.margin_full_epoch: "

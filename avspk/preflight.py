@@ -75,7 +75,7 @@ def check_sizes(utterances: Utterances, config: Config) -> None:
             raise ConfigError(
                 f"{key} is {clusters}, but only {members} utterances have the modality {name}: take 1 to {members}"
             )
-        if problem := config.cluster.problem(clusters, members):
+        if problem := config.cluster.problem(clusters, members, config.modalities):
             raise ConfigError(f"cluster.{problem} ({key}, modality {name})")
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
-from thread_ranks import Ranks
+from thread_ranks import Ranks, ThreadReducer
 
 from avspk.clusterers import joint, joint_kmeans
 from avspk.clusterers.joint import check_embeddings, join
@@ -123,14 +123,6 @@ def test_merging_subclusters():
     assert result.num_clusters == 12
     assert sorted(set(result.labels)) == list(range(12))
     assert adjusted_rand_score(truth, result.labels) > 0.95
-
-
-class ThreadReducer(Reducer):
-    def __init__(self, ranks, rank):
-        self.ranks, self.rank, self.size = ranks, rank, ranks.size
-
-    def sum(self, tensor):
-        return self.ranks.sum(tensor)
 
 
 def test_the_first_process_merges_for_all(monkeypatch):

@@ -59,6 +59,8 @@ def test_audio_only_configs_differ_in_modalities_and_output_alone():
         ({"audio": {"policy": {"noise_snr": [15, 0]}}}, "low <= high"),
         ({"audio": {"encoder": {"architecture": "resnet"}}}, r"audio\.encoder"),
         ({"refine": {"judge": {"gate": {"start_epoch": 1}}}}, "margin_full_epoch"),
+        ({"refine": {"judge": {"gate": {"rule": "fase"}}}}, r"refine\.judge\.gate\.rule is 'fase'; valid: joint, both"),
+        ({"cluster": {"weights": {"audio": 1, "fase": 1}}}, r"cluster\.weights: \['fase'\] are no modalities"),
         ({"rounds": "two"}, r"rounds: .*integer.*'two'"),
     ],
 )

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
-from thread_ranks import Ranks
+from thread_ranks import Ranks, ThreadReducer
 
 from avspk.clusterers import agreement, joint
 from avspk.clusterers.kmeans import Reducer
@@ -127,14 +127,6 @@ def test_missing_modalities_keep_working():
     embeddings, truth = corpus()
     embeddings["face"][np.random.default_rng(0).random(480) < 0.3] = np.nan
     assert normalized_mutual_info_score(truth, cluster(embeddings).labels) > 0.95
-
-
-class ThreadReducer(Reducer):
-    def __init__(self, ranks, rank):
-        self.ranks, self.rank, self.size = ranks, rank, ranks.size
-
-    def sum(self, tensor):
-        return self.ranks.sum(tensor)
 
 
 @pytest.mark.parametrize("settings", [{}, {"ward_rows": 100, "centroids": 100}])

@@ -251,6 +251,15 @@ def test_the_judge_hears_the_mean_of_the_model_on_a_longer_clean_view(data, tmp_
     assert not stage.mean.training
 
 
+def test_no_mean_is_kept_where_nobody_hears_it(data, tmp_path):
+    for number, off in enumerate(({"gate": {"enabled": False}}, {"correction": {"enabled": False}})):
+        stage = build(data, tmp_path / str(number), ema_momentum=0.9, clean_seconds=0.9, **off)
+        assert stage.mean is None
+        assert "mean" not in stage.state_dict()
+        assert set(next(stage.batches(0, 0, workers=0))["audio"]) == {"refine"}
+    assert build(data, tmp_path, ema_momentum=0.9, keep="ema", gate={"enabled": False}).mean is not None
+
+
 def test_margin_rises_between_two_epochs(data, tmp_path):
     stage = build(data, tmp_path, margin_start_epoch=0.5, margin_full_epoch=1.5, gate={"start_epoch": 2})
     for step, margin in ((0, 0.0), (2, 0.0), (3, 0.05), (4, 0.1), (6, 0.2), (11, 0.2)):

@@ -4,6 +4,8 @@ import threading
 
 import torch
 
+from avspk.clusterers.kmeans import Reducer
+
 
 class Ranks:
     """`run` calls a function with every rank, at once; inside it, `sum` and `gate.wait` join the ranks.
@@ -39,3 +41,13 @@ class Ranks:
         for thread in threads:
             thread.join()
         return results
+
+
+class ThreadReducer(Reducer):
+    """A reducer over `Ranks`."""
+
+    def __init__(self, ranks, rank):
+        self.ranks, self.rank, self.size = ranks, rank, ranks.size
+
+    def sum(self, tensor):
+        return self.ranks.sum(tensor)

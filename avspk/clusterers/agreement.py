@@ -70,26 +70,15 @@ def _agreement(sample: Rows, weights: Mapping[str, float], num_clusters: int, cl
 
 def _sample(rows: Embeddings, labels: Tensor, rng: np.random.Generator, reducer: Reducer) -> tuple[Rows, int]:
     """Rows of whole clusters, of all processes in order, and how many clusters these are."""
-    top = labels.max() + 1 if len(labels) else labels.new_zeros(())
-    counts = reducer.sum(torch.bincount(labels, minlength=int(reducer.sum(top)))).cpu().numpy()
+    counts = reducer.sum(torch.bincount(labels, minlength=reducer.num_labels(labels))).cpu().numpy()
     order = rng.permutation(np.flatnonzero(counts))
     chosen = order[: int(np.searchsorted(np.cumsum(counts[order]), MAX_ROWS)) + 1]
     mine = np.flatnonzero(np.isin(labels.cpu().numpy(), chosen))
-    shares = torch.zeros(reducer.size, dtype=torch.int64, device=labels.device)
-    shares[reducer.rank] = len(mine)
-    shares = reducer.sum(shares)
-    first = int(shares[: reducer.rank].sum())
 
     def gathered(values: np.ndarray | Tensor) -> np.ndarray:
-        part = (
-            values[torch.from_numpy(mine)] if isinstance(values, Tensor) else torch.from_numpy(np.array(values[mine]))
-        )
-        whole = torch.zeros(int(shares.sum()), values.shape[1], device=labels.device)
-        missing = torch.zeros(len(whole), device=labels.device)
-        part = torch.as_tensor(values[mine]).to(whole)
-        whole[first : first + len(mine)] = part.nan_to_num()
-        missing[first : first + len(mine)] = part.isnan().any(1).float()
-        gone = reducer.sum(missing)[:, None] > 0
-        return reducer.sum(whole).masked_fill(gone, torch.nan).cpu().numpy()
+        part = torch.as_tensor(values[mine]).to(labels.device, torch.float32)
+        missing = part.isnan().any(1, keepdim=True)
+        whole = reducer.gather(torch.cat([part.nan_to_num(), missing.float()], 1))
+        return whole[:, :-1].masked_fill(whole[:, -1:] > 0, torch.nan).cpu().numpy()
 
     return {name: gathered(values) for name, values in rows.items()}, len(chosen)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +23,12 @@ class JointRows:
     values: Tensor
     observed: Tensor
     block_sizes: list[int]
+
+
+def missing_weight(weights: Mapping[str, float], modalities: Sequence[str]) -> str:
+    """Why these modalities cannot be weighted; empty if they can."""
+    missing = [name for name in modalities if name not in weights]
+    return f"weights are for {list(weights)}; {', '.join(missing)} needs one as well" if missing else ""
 
 
 def check_embeddings(embeddings: Embeddings, weights: Mapping[str, float]) -> dict[str, float]:

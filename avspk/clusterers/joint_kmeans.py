@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from avspk.clusterers.base import Clustering, Embeddings
-from avspk.clusterers.joint import JointRows, check_embeddings, join
+from avspk.clusterers.joint import JointRows, check_embeddings, join, missing_weight
 from avspk.clusterers.kmeans import Clusters, Reducer, kmeans
 from avspk.clusterers.ward import ward
 from avspk.settings import Count, Positive, Settings
@@ -34,8 +34,10 @@ class JointKmeansSettings(Settings):
         """The clusterer."""
         return JointKmeans(self)
 
-    def problem(self, num_clusters: int, num_rows: int) -> str:
-        """Why so many rows cannot be clustered with these settings; empty if they can."""
+    def problem(self, num_clusters: int, num_rows: int, modalities: Sequence[str]) -> str:
+        """Why so many rows of these modalities cannot be clustered with these settings; empty if they can."""
+        if problem := missing_weight(self.weights, modalities):
+            return problem
         if not self.centroids or num_clusters <= self.centroids <= num_rows:
             return ""
         return (
@@ -101,8 +103,6 @@ def merged_labels(fit: Clusters, num_clusters: int, reducer: Reducer) -> Tensor:
 
 def numbered(labels: Tensor, reducer: Reducer, notes: Mapping[str, float]) -> Clustering:
     """A clustering of labels (n,) >= 0, with the numbers of empty clusters left out, over all processes."""
-    top = labels.max() + 1 if len(labels) else labels.new_zeros(())
-    length = int(reducer.sum(top))  # summed over the processes: at least the largest number
-    counts = reducer.sum(torch.bincount(labels, minlength=length))
+    counts = reducer.sum(torch.bincount(labels, minlength=reducer.num_labels(labels)))
     number = (counts > 0).cumsum(0) - 1
     return Clustering(number[labels].cpu().numpy(), int(number[-1]) + 1, dict(notes))

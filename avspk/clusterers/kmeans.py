@@ -34,6 +34,24 @@ class Reducer:
         """Return the sum of `tensor` over all processes, the same on each; `tensor` may be overwritten."""
         return tensor
 
+    def place(self, num_rows: int, device: torch.device | str) -> tuple[int, int]:
+        """Return the number of rows of all processes, and that of the rows before this process's `num_rows`."""
+        shares = torch.zeros(self.size, dtype=torch.int64, device=device)
+        shares[self.rank] = num_rows
+        shares = self.sum(shares)
+        return int(shares.sum()), int(shares[: self.rank].sum())
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """Return the finite rows (n, D) of all processes in order, (N, D), the same on each."""
+        total, first = self.place(len(rows), rows.device)
+        whole = torch.zeros(total, rows.shape[1], dtype=rows.dtype, device=rows.device)
+        whole[first : first + len(rows)] = rows
+        return self.sum(whole)
+
+    def num_labels(self, labels: Tensor) -> int:
+        """Return a number above every label (n,) >= 0 of all processes, the same on each."""
+        return int(self.sum(labels.max() + 1 if len(labels) else labels.new_zeros(())))
+
 
 class DistributedReducer(Reducer):
     """A `Reducer` over the default group of an initialised `torch.distributed`."""
@@ -161,10 +179,7 @@ def _check(values: Tensor, observed: Tensor | None, block_sizes: tuple[int, ...]
 
 def _draw_sample(rows: Rows, num_clusters: int, per_cluster: int, generator: torch.Generator, reducer: Reducer) -> Rows:
     """Return the same random rows on every process: each fills in its own, and the sum is the sample."""
-    shares = torch.zeros(reducer.size, dtype=torch.int64, device=rows.values.device)
-    shares[reducer.rank] = len(rows)
-    shares = reducer.sum(shares)
-    total, first = int(shares.sum()), int(shares[: reducer.rank].sum())
+    total, first = reducer.place(len(rows), rows.values.device)
     if not 1 <= num_clusters <= total:
         raise ValueError(f"cannot make {num_clusters} clusters of {total} rows: choose 1 to {total} clusters")
     size = min(total, max(per_cluster, 1) * num_clusters)

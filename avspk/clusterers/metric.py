@@ -9,7 +9,7 @@ each modality teaches the other one's metric.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from avspk.clusterers.agreement import Rows, agreement_weights
 from avspk.clusterers.base import Clustering, Embeddings
-from avspk.clusterers.joint import JointRows, Transform, check_embeddings, chunks, join
+from avspk.clusterers.joint import JointRows, Transform, check_embeddings, chunks, join, missing_weight
 from avspk.clusterers.joint_kmeans import fit_kmeans, merged_labels, numbered
 from avspk.clusterers.kmeans import Reducer
 from avspk.clusterers.ward import ward
@@ -51,8 +51,10 @@ class MetricSettings(Settings):
         """The clusterer."""
         return MetricClusterer(self)
 
-    def problem(self, num_clusters: int, num_rows: int) -> str:
-        """Why so many rows cannot be clustered with these settings; empty if they can."""
+    def problem(self, num_clusters: int, num_rows: int, modalities: Sequence[str]) -> str:
+        """Why so many rows of these modalities cannot be clustered with these settings; empty if they can."""
+        if self.weights != "auto" and (problem := missing_weight(self.weights, modalities)):
+            return problem
         if num_rows <= self.ward_rows or num_clusters <= self.centroids <= num_rows:
             return ""
         return (
@@ -121,7 +123,7 @@ class MetricClusterer:
 
     def _group(self, joint: JointRows, num_clusters: int, seed: int, reducer: Reducer) -> Tensor:
         """Labels (n,) of this process's joint rows."""
-        total = int(reducer.sum(torch.tensor(len(joint.values), device=joint.values.device)))
+        total, _ = reducer.place(len(joint.values), joint.values.device)
         if num_clusters > total:
             raise ValueError(f"cannot make {num_clusters} clusters of {total} rows: choose 1 to {total} clusters")
         if total <= self.settings.ward_rows:
@@ -147,7 +149,7 @@ def measure_spread(
     count = sums[-1].clamp(min=1)
     mean = sums[:-1] / count
     scatter = torch.zeros(dim, dim, dtype=torch.float64, device=device)
-    num_labels = 0 if labels is None else int(reducer.sum(labels.max() + 1 if len(labels) else labels.new_zeros(())))
+    num_labels = 0 if labels is None else reducer.num_labels(labels)
     classes = torch.zeros(num_labels, dim + 1, dtype=torch.float64, device=device)
     for start, values, present in chunks(rows, modality, device):
         centred = (values.double() - mean)[present]
@@ -188,18 +190,12 @@ def _affine(mean: Tensor, matrix: Tensor) -> Transform:
 
 def ward_labels(joint: JointRows, num_clusters: int, reducer: Reducer) -> Tensor:
     """Labels (n,) by Ward's method over the rows of all processes, which the first process merges for all."""
-    device = joint.values.device
-    shares = torch.zeros(reducer.size, dtype=torch.int64, device=device)
-    shares[reducer.rank] = len(joint.values)
-    shares = reducer.sum(shares)
-    mine = slice(int(shares[: reducer.rank].sum()), int(shares[: reducer.rank + 1].sum()))
-    rows = torch.zeros(int(shares.sum()), sum(joint.block_sizes) + len(joint.block_sizes), device=device)
-    rows[mine] = torch.cat([joint.values, joint.observed.float()], 1)
-    rows = reducer.sum(rows)
+    device, dim = joint.values.device, joint.values.shape[1]
+    rows = reducer.gather(torch.cat([joint.values, joint.observed.float()], 1))
     labels = torch.zeros(len(rows), dtype=torch.int64, device=device)
     if reducer.rank == 0:
-        points, observed = rows.split([sum(joint.block_sizes), len(joint.block_sizes)], 1)
-        labels += torch.from_numpy(
-            ward(points.cpu().numpy(), num_clusters, observed=observed.cpu().numpy() > 0, block_sizes=joint.block_sizes)
-        ).to(device)
-    return reducer.sum(labels)[mine]
+        points, observed = rows[:, :dim].cpu().numpy(), rows[:, dim:].cpu().numpy() > 0
+        found = ward(points, num_clusters, observed=observed, block_sizes=joint.block_sizes)
+        labels += torch.from_numpy(found).to(device)
+    _, first = reducer.place(len(joint.values), device)
+    return reducer.sum(labels)[first : first + len(joint.values)]

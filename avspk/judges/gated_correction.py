@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, Literal
 
@@ -40,9 +41,20 @@ class GatedCorrectionSettings(Settings):
         return self.gate.average_epochs
 
     @property
+    def replaces(self) -> bool:
+        """Whether labels are ever replaced, which takes predictions on clean views."""
+        return self.gate.enabled and self.correction.enabled
+
+    @property
     def first_epoch(self) -> float:
         """Epoch in which labels are first judged; infinite if none is."""
         return self.gate.start_epoch if self.gate.enabled else float("inf")
+
+    def problem(self, modalities: Sequence[str]) -> str:
+        """Why these modalities cannot be judged with these settings; empty if they can."""
+        if self.gate.rule in {JOINT, "both", "either", *modalities}:
+            return ""
+        return f"gate.rule is {self.gate.rule!r}; valid: joint, both, either, or one of {list(modalities)}"
 
     def build(self, modalities: tuple[str, ...], labels: np.ndarray) -> GatedCorrection:
         """The judge of pseudo labels (N,), -1 for none."""
@@ -54,10 +66,8 @@ class GatedCorrection(Judge):
 
     def __init__(self, settings: GatedCorrectionSettings, modalities: tuple[str, ...], labels: np.ndarray) -> None:
         self.settings, self.modalities = settings, modalities
-        if settings.gate.rule not in {JOINT, "both", "either", *modalities}:
-            raise ValueError(
-                f"gate.rule is {settings.gate.rule!r}; valid: joint, both, either, or one of {list(modalities)}"
-            )
+        if problem := settings.problem(modalities):
+            raise ValueError(problem)
         self.trust = torch.ones(len(labels))
         self.gates: dict[str, Gate] = {}
         sizes = np.bincount(labels[labels >= 0], minlength=int(labels.max(initial=0)) + 1)
@@ -99,7 +109,7 @@ class GatedCorrection(Judge):
     def asks(self, epoch: int) -> bool:
         """Once the gate judges and correction has begun."""
         correction, gate = self.settings.correction, self.settings.gate
-        return correction.enabled and gate.enabled and epoch >= max(correction.start_epoch, gate.start_epoch)
+        return self.settings.replaces and epoch >= max(correction.start_epoch, gate.start_epoch)
 
     def replace(self, logits: Tensor, present: Tensor, labels: Tensor) -> Replacement:
         """Replace labels by what the modalities predict together, see `replace_labels`."""

@@ -1,4 +1,4 @@
-"""The tables of a round, one row per utterance: losses of the last epochs, corrected labels, their confidence."""
+"""The tables of a round, one row per utterance: losses of the last epochs, replacements, their confidence."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class Ledger:
     """Figures by utterance. A rank writes the rows of its batches; `close_epoch` joins the ranks.
 
     `page` holds what this rank has seen in this epoch, `known` the last value of every utterance: the few that fill no
-    batch of an epoch keep there what the epoch before found. Columns: one loss per modality, then the corrected label
-    and its confidence. NaN: not visited, modality missing, or not corrected.
+    batch of an epoch keep there what the epoch before found. Columns: one loss per modality, then the label that
+    replaces the doubtful one and its confidence. NaN: not visited, modality missing, or not replaced.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Ledger:
         """Note the losses (B,) of utterances `index` (B,) in one modality, NaN where they lack it."""
         self.page[index, modality] = losses
 
-    def record_corrections(self, index: Tensor, labels: Tensor, confidence: Tensor) -> None:
+    def record_replacements(self, index: Tensor, labels: Tensor, confidence: Tensor) -> None:
         """Note what replaces the labels of utterances `index` (R,): labels (R,), -1 for none, and confidence (R,)."""
         columns = torch.stack([torch.where(labels >= 0, labels.float(), torch.nan), confidence.float()], 1)
         self.page[index, len(self.modalities) :] = columns
@@ -72,10 +72,10 @@ class Ledger:
         logs = torch.stack(self.past or [self.losses]).double().clamp(min=floor).log()
         return logs.nanmean(0).cpu().numpy()
 
-    def corrections(self, trusted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Corrected labels (N,) int64, -1 for none, and their confidence (N,).
+    def replacements(self, trusted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Labels (N,) int64 that replace the doubtful ones, -1 for none, and their confidence (N,).
 
-        What is trusted now needs no correction, even if it has one from an epoch ago.
+        What is trusted now needs no replacement, even if it has one from an epoch ago.
         """
         columns = self.known[:, len(self.modalities) :].cpu().numpy().copy()
         columns[trusted] = np.nan
@@ -92,12 +92,12 @@ class Ledger:
         frame = pd.DataFrame({"utterance": utterances})
         for column, name in enumerate(self.modalities):
             frame[f"loss_{name}"] = self.losses[:, column].cpu().numpy()
-        corrected, confidence = self.corrections(trust > 0)
+        replacement, confidence = self.replacements(trust > 0)
         frame["trusted"] = trust > 0
         frame["trust"] = trust
         frame["label"] = labels
-        frame["replaced"] = corrected >= 0
-        frame["replacement"] = corrected
+        frame["replaced"] = replacement >= 0
+        frame["replacement"] = replacement
         frame["confidence"] = confidence
         return frame
 

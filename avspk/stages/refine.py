@@ -60,13 +60,14 @@ class Refine(Classify):
             truth: for the log.
             folder: where the losses of every epoch and the last verdicts are written.
         """
-        views = {key: kit.refine_views(clean_seconds=settings.clean_seconds) for key, kit in kits.items()}
+        clean_seconds = settings.clean_seconds if settings.judge.replaces else None
+        views = {key: kit.refine_views(clean_seconds=clean_seconds) for key, kit in kits.items()}
         super().__init__(materials, name, settings, kits, views, encoders, labels, classes)
         self.truth, self.folder = truth, folder
         self.judge = settings.judge.build(tuple(kits), labels)
         window = settings.judge.window
         self.ledger = Ledger(len(labels), list(kits), window, self.device, distributed.sum_over_ranks)
-        needed = settings.ema_momentum > 0
+        needed = settings.ema_momentum > 0 and (settings.judge.replaces or settings.keep == "ema")
         self.mean: ParallelBranches[ClassifierBranch] | None = make_teacher(self.model).eval() if needed else None
 
     # What one step is.
@@ -105,7 +106,7 @@ class Refine(Classify):
         present = torch.stack([self.present[name][index[doubtful]] for name in self.kits])
         labels = self.here(self.labels[index[doubtful]])
         found = self.judge.replace(torch.stack(logits), self.here(present), labels)
-        self.ledger.record_corrections(self.here(index[doubtful]), found.labels, found.confidence)
+        self.ledger.record_replacements(self.here(index[doubtful]), found.labels, found.confidence)
         return rows, found
 
     def _replaced_loss(
@@ -141,7 +142,7 @@ class Refine(Classify):
         """Join the ranks' pages, write them, and say what the judge did."""
         self.ledger.close_epoch()
         labels, trusted = self.labels.numpy(), self.judge.trusted
-        replacements, confidence = self.ledger.corrections(trusted)
+        replacements, confidence = self.ledger.replacements(trusted)
         if distributed.rank() == 0:
             self._write(epoch)
         used, replaced = labels >= 0, replacements >= 0

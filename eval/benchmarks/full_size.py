@@ -262,7 +262,7 @@ def make_round(folder: Path, config: Config) -> Refine:
 def note(stage: Refine, rows: torch.Tensor, sizes: Sizes) -> None:
     """As a round's steps do: what replaces the labels of a batch's doubtful rows."""
     for index in rows.split(sizes.batch):
-        stage.ledger.record_corrections(index, torch.randint(sizes.labels, (len(index),)), torch.rand(len(index)))
+        stage.ledger.record_replacements(index, torch.randint(sizes.labels, (len(index),)), torch.rand(len(index)))
 
 
 PARTS = {
