@@ -128,6 +128,22 @@ def test_all_frames_of_an_avi_in_the_order_of_showing(tmp_path):
         assert [code_of(frame) for frame in video.read(range(60))] == list(range(60))
 
 
+def test_time_stamps_that_turn_out_wrong_are_dropped(tmp_path, monkeypatch):
+    """Not by the name of the container, but because the decoder shows pictures in another order."""
+    path = write_clip(tmp_path / "a.avi", coded_frames(60), options=REORDERED)
+    monkeypatch.setattr(video_source.VideoSource, "reorders_without_times", False)
+    assert sampled(path) == shown_at_even_times(list(range(60)), 60)
+
+
+@pytest.mark.parametrize("stamps", [[None] * 40, [7] * 40, [n if n % 4 == 0 else None for n in range(40)]])
+def test_pictures_without_time_stamps_are_counted(stamps):
+    line = timeline([Picture(pts, None, 0, n == 0, True) for n, pts in enumerate(stamps)], counted=False)
+    assert line is not None
+    assert line.counted
+    assert line.times == list(range(40))
+    assert line.runs([3, 30]) == [Run(0, [3, 30])]
+
+
 @pytest.mark.parametrize("ticks", [25, 1000])
 def test_a_variable_rate_goes_by_time(tmp_path, ticks):
     rng = np.random.default_rng(ticks)

@@ -1,6 +1,6 @@
 """Preparing talking-head clips against the loop people write, memory over many clips, reads of the crop store.
 
-First the readers alone: the ten frames of a clip with ours and with decord, once both are known to give the same pixels.
+First the readers alone: ten frames of a clip with ours and with decord, once both are known to give the same pixels.
 
 The plain loop opens a clip with decord, takes the same ten frames one by one, runs MTCNN on each, cuts the largest face
 and saves it as a JPEG file, and writes the sound as wav. Ours is `prepare_unit`, what one process of
