@@ -137,6 +137,11 @@ def test_time_stamps_that_turn_out_wrong_are_dropped(tmp_path, monkeypatch):
     assert sampled(path) == shown_at_even_times(list(range(60)), 60)
 
 
+def test_a_stream_without_packets_shows_nothing():
+    assert timeline([], counted=False) is None
+    assert timeline([Picture(0, 0, 1, True, False)], counted=False) is None
+
+
 @pytest.mark.parametrize("stamps", [[None] * 40, [7] * 40, [n if n % 4 == 0 else None for n in range(40)]])
 def test_pictures_without_time_stamps_are_counted(stamps):
     line = timeline([Picture(pts, None, 0, n == 0, True) for n, pts in enumerate(stamps)], counted=False)

@@ -88,6 +88,8 @@ def timeline(pictures: Sequence[Picture], counted: bool) -> Timeline | None:
     Pictures before the first key picture, in the file or on the screen, cannot be decoded and do not count. Where most
     have no time stamp of their own, they are counted; half may lack one, since two fields may be two packets.
     """
+    if not pictures:
+        return None
     stamps = {picture.pts for picture in pictures} - {None}
     counted = counted or 2 * len(stamps) < len(pictures)
     begin = next((place for place, picture in enumerate(pictures) if picture.key), 0)
