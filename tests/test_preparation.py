@@ -414,8 +414,8 @@ class Trap(MetaPathFinder):
     def find_spec(self, name, path, target=None):
         if name == "av":
             sys.meta_path.remove(self)
-            import av
-            read = av.open
+            import av.container
+            read = av.container.open
             def open(path, **more):
                 if "options" in more:  # for its pictures
                     if "/55." in path:
@@ -423,7 +423,7 @@ class Trap(MetaPathFinder):
                     if "/56." in path:
                         time.sleep(3600)
                 return read(path, **more)
-            av.open = open
+            av.container.open = open  # av itself is executed once more
 
 sys.meta_path.insert(0, Trap())
 """
