@@ -453,7 +453,8 @@ def test_processes_that_are_killed_or_crash_leave_the_same_files(tmp_path):
 
     (tmp_path / "site").mkdir()
     (tmp_path / "site/sitecustomize.py").write_text(CRASHING_DECODER)
-    environment = os.environ | {"PYTHONPATH": str(tmp_path / "site")}
+    paths = [str(tmp_path / "site"), os.environ.get("PYTHONPATH", "")]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
     subprocess.run(command(raw, tmp_path / "crashed"), check=True, capture_output=True, env=environment)
     reason = "the decoder crashes or hangs on its picture; its sound is kept"
     assert rejected(tmp_path / "crashed") == {f"mp4/id0/v/{number}.mp4": reason for number in (55, 56)}
