@@ -1,6 +1,8 @@
 """Frames are the ones a player shows at the asked times: their numbers are read off the pictures."""
 
+import contextlib
 import struct
+import time
 from fractions import Fraction
 from pathlib import Path
 
@@ -126,6 +128,27 @@ def test_all_frames_of_an_avi_in_the_order_of_showing(tmp_path):
     path = write_clip(tmp_path / "a.avi", coded_frames(60), options=REORDERED)
     with VideoReader(path) as video:
         assert [code_of(frame) for frame in video.read(range(60))] == list(range(60))
+
+
+def test_time_stamps_that_turn_out_wrong_are_dropped(tmp_path, monkeypatch):
+    """Not by the name of the container, but because the decoder shows pictures in another order."""
+    path = write_clip(tmp_path / "a.avi", coded_frames(60), options=REORDERED)
+    monkeypatch.setattr(video_source.VideoSource, "reorders_without_times", False)
+    assert sampled(path) == shown_at_even_times(list(range(60)), 60)
+
+
+def test_a_stream_without_packets_shows_nothing():
+    assert timeline([], counted=False) is None
+    assert timeline([Picture(0, 0, 1, True, False)], counted=False) is None
+
+
+@pytest.mark.parametrize("stamps", [[None] * 40, [7] * 40, [n if n % 4 == 0 else None for n in range(40)]])
+def test_pictures_without_time_stamps_are_counted(stamps):
+    line = timeline([Picture(pts, None, 0, n == 0, True) for n, pts in enumerate(stamps)], counted=False)
+    assert line is not None
+    assert line.counted
+    assert line.times == list(range(40))
+    assert line.runs([3, 30]) == [Run(0, [3, 30])]
 
 
 @pytest.mark.parametrize("ticks", [25, 1000])
@@ -468,6 +491,47 @@ def test_damage_costs_nothing_but_the_video(tmp_path, reordered):
         else:
             reason = "" if len(found) == COUNT else f"{len(found)} frames"
         assert not reason or "cannot be decoded" in reason
+
+
+def damaged(content: bytes, rng: np.random.Generator) -> bytes:
+    """Cut off, or with bits flipped, a part zeroed, two parts exchanged, bytes of its head or tail replaced."""
+    kind, data = rng.integers(5), np.frombuffer(content, np.uint8).copy()
+    if kind == 0:
+        return content[: rng.integers(1, len(content))]
+    if kind == 1:
+        data[rng.integers(len(data), size=rng.choice([1, 5, 50]))] ^= np.uint8(1 << rng.integers(8))
+    elif kind == 2:
+        begin = rng.integers(len(data))
+        data[begin : begin + rng.integers(5000)] = 0
+    elif kind == 3:
+        first, second = rng.integers(len(data) - 500, size=2)
+        data[first : first + 500], data[second : second + 500] = data[second : second + 500], data[first : first + 500]
+    else:
+        near = rng.integers(min(3000, len(data)), size=rng.choice([1, 3, 10]))
+        data[near if rng.random() < 0.5 else -1 - near] = rng.integers(256)
+    return data.tobytes()
+
+
+@pytest.mark.parametrize("count", [60, pytest.param(6000, marks=pytest.mark.long)])
+def test_damaged_files_are_read_or_refused_within_seconds(tmp_path, count):
+    kinds = [("libx264", ".mp4"), ("libx264", ".ts"), ("libx264", ".avi"), ("libx264", ".flv"), ("mpeg2video", ".mpg")]
+    kinds += [("libvpx", ".webm"), ("libx265", ".mkv"), ("wmv2", ".wmv"), ("libsvtav1", ".mp4"), ("mpeg4", ".3gp")]
+    files = []
+    for codec, suffix in kinds:
+        options = encoder_options(codec, "15", "2" if codec in REORDERING else "0")
+        files.append(write_clip(tmp_path / f"{codec}{suffix}", coded_frames(40), codec=codec, options=options))
+    rng = np.random.default_rng(count)
+    for number in range(count):
+        source = files[number % len(files)]
+        suffix = source.suffix if rng.random() < 0.8 else ".mkv"
+        path = tmp_path / f"damaged{suffix}"
+        path.write_bytes(damaged(source.read_bytes(), rng))
+        begin = time.monotonic()
+        with contextlib.suppress(MediaError), VideoReader(path, 720) as video:
+            frames = video.sample(COUNT)
+            assert 1 <= len(frames) <= COUNT
+            assert frames.dtype == np.uint8
+        assert time.monotonic() - begin < 5, number
 
 
 def test_wrong_requests_are_errors_of_the_caller(clip):

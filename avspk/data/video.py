@@ -219,9 +219,9 @@ class VideoReader:
             packets = iter(self._packets[first:])
         else:
             packets = self._source.packets_from(first, self._pictures)
-        codec = self._source.codec
         for packet in packets:
             self._alive()
+            codec = self._source.codec  # another one after a jump
             codec.skip_frame = "DEFAULT" if needed is None or packet.pts in needed else "NONREF"
             try:
                 frames = codec.decode(packet)
@@ -229,4 +229,4 @@ class VideoReader:
                 self._damaged += 1
                 continue
             yield from frames
-        yield from codec.decode(None)
+        yield from self._source.codec.decode(None)

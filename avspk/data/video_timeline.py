@@ -85,10 +85,14 @@ class Timeline:
 def timeline(pictures: Sequence[Picture], counted: bool) -> Timeline | None:
     """The timeline of all packets of a stream in the order of the file; None if nothing is shown.
 
-    Pictures before the first key picture, in the file or on the screen, cannot be decoded and do not count.
+    Pictures before the first key picture, in the file or on the screen, cannot be decoded and do not count. Where most
+    have no time stamp of their own, they are counted; half may lack one, since two fields may be two packets.
     """
+    if not pictures:
+        return None
+    stamps = {picture.pts for picture in pictures} - {None}
+    counted = counted or 2 * len(stamps) < len(pictures)
     begin = next((place for place, picture in enumerate(pictures) if picture.key), 0)
-    counted = counted or all(picture.pts is None for picture in pictures)
     if counted:
         shown = _shown_by_count([picture for picture in pictures[begin:] if picture.shown])
         places: dict[int, int] = {}

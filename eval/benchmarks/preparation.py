@@ -1,5 +1,7 @@
 """Preparing talking-head clips against the loop people write, memory over many clips, reads of the crop store.
 
+First the readers alone: ten frames of a clip with ours and with decord, once both are known to give the same pixels.
+
 The plain loop opens a clip with decord, takes the same ten frames one by one, runs MTCNN on each, cuts the largest face
 and saves it as a JPEG file, and writes the sound as wav. Ours is `prepare_unit`, what one process of
 tools/prepare_voxceleb.py runs, in the face-tracked mode and with detection on every sampled frame. Clips are procedural
@@ -7,6 +9,8 @@ talking heads of 224 x 224, as long as VoxCeleb2's on average, or those of `raw`
 are counted, so that other work on the machine does not matter much. Then the same on the wall: the loop with the
 threads it takes by itself, and `prepare` with one process a core, its start included. On a GPU both detectors run there
 and seconds are those on the wall.
+
+decord is optional (`pip install 'avspk[bench]'`, x86-64 alone): where it is missing, our figures stand alone.
 """
 
 from __future__ import annotations
@@ -19,9 +23,9 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-import decord
 import numpy as np
 import torch
 from facenet_pytorch import MTCNN
@@ -33,11 +37,13 @@ from avspk.data.face_crops import FaceSettings
 from avspk.data.preparation import PreparationSettings, prepare
 from avspk.data.preparation_unit import Unit, prepare_unit
 from avspk.data.sound import read_audio, write_wav
+from avspk.data.video import VideoReader
 from avspk.data.voxceleb import Clip, find_clips
 from avspk.data.worker_pool import Task
 from benchmarks.corpus import VOXCELEB2_SECONDS, VOXCELEB2_UTTERANCES
 from benchmarks.figures import Figure, rate
 from benchmarks.measure import WALL, clock_on, cores, in_child, peak_gib, take_turns, threads
+from benchmarks.peers import compare_rate, missing, named, require_close
 
 COUNT = FaceSettings().crops_per_clip
 LOOP = "decord + MTCNN frame by frame, same frames, min_face_size 40"
@@ -75,6 +81,7 @@ def run(device: torch.device, sizes: Sizes) -> Iterator[Figure]:
         folder = Path(scratch)
         raw = Path(sizes.raw) if sizes.raw else make_clips(folder, sizes.clips, sizes.clip_seconds)
         clips = [clip for clip in find_clips(raw)[0] if clip.video][: sizes.clips]
+        yield compare_readers([raw / str(clip.video) for clip in clips], device, sizes.turns)
         yield from compare_modes(raw, clips, folder, device, sizes.turns)
         if device.type == "cpu":
             yield compare_wall(raw, clips, folder)
@@ -91,19 +98,55 @@ def make_clips(folder: Path, count: int, seconds: float) -> Path:
     return folder / "corpus" / "voxceleb2"
 
 
-def even_numbers(num_frames: int, count: int) -> np.ndarray:
-    """Numbers of the frames in the middles of `count` equal parts, ascending, none twice."""
-    return np.unique(((np.arange(count) + 0.5) * num_frames / count).astype(np.int64))
+def ours_sampled(video: Path) -> np.ndarray:
+    """Ten frames by time with our reader."""
+    with VideoReader(video, FaceSettings().max_side) as reader:
+        return reader.sample(COUNT)
+
+
+def decord_sampled(video: Path) -> np.ndarray:
+    """The same frames of a clip of constant rate with decord."""
+    import decord
+
+    reader = decord.VideoReader(str(video), num_threads=1)
+    return np.asarray(reader.get_batch(middles(len(reader))).asnumpy())
+
+
+def middles(num_frames: int) -> np.ndarray:
+    """Numbers of the frames in the middles of equal parts."""
+    return np.unique(((np.arange(COUNT) + 0.5) * num_frames / COUNT).astype(np.int64))
+
+
+def each(read: Callable[[Path], np.ndarray], videos: list[Path]) -> None:
+    """One after the other."""
+    for video in videos:
+        read(video)
+
+
+def compare_readers(videos: list[Path], device: torch.device, turns: int) -> Figure:
+    """Clips a second, opened and ten frames decoded, once both are known to give the same pixels."""
+    clock = clock_on(device)
+    baseline = missing(["decord"])
+    if baseline is None:
+        apart = max(float(np.abs(ours_sampled(one) - decord_sampled(one).astype(float)).max()) for one in videos)
+        require_close("frames", apart, 0)
+    ours, theirs = (partial(each, read, videos) for read in (ours_sampled, decord_sampled))
+    name = "preparation: ten frames of a clip"
+    with threads(1):
+        said = baseline or named(["decord"], "the same frames in one call, one thread")
+        return compare_rate(name, len(videos), "clips", clock, turns, ours, None if baseline else theirs, said)
 
 
 def plain_loop(videos: list[Path], out: Path, detector: MTCNN) -> None:
     """What people write: clip by clip, frame by frame, a file a crop."""
+    import decord
+
     for video, number in zip(videos, itertools.count()):
         folder = out / str(number)
         folder.mkdir(parents=True)
         write_wav(folder / "sound.wav", read_audio(video))
         reader = decord.VideoReader(str(video))
-        for index in even_numbers(len(reader), COUNT):
+        for index in middles(len(reader)):
             frame = Image.fromarray(reader[int(index)].asnumpy())
             boxes, _ = detector.detect(frame)
             if boxes is not None:
@@ -117,21 +160,22 @@ def compare_modes(raw: Path, clips: list[Clip], folder: Path, device: torch.devi
     jobs: dict[str, Callable[[Path], None]] = {
         "face-tracked": lambda out: run_unit(raw, out, clips, "yes", device),
         "detection on every frame": lambda out: run_unit(raw, out, clips, "no", device),
-        "plain": lambda out: plain_loop(videos, out, detector),
     }
+    baseline_is = missing(["decord"]) or LOOP
+    if baseline_is == LOOP:
+        jobs["plain"] = lambda out: plain_loop(videos, out, detector)
     turn = {name: lambda job=job: in_folder(job, folder / "turn") for name, job in jobs.items()}
     clock = clock_on(device)
     with threads(1):
         taken = take_turns(turn, turns, clock)
     second, hour = clock.unit, "core hours" if device.type == "cpu" else "hours"
-    plain = taken.pop("plain")
+    plain = taken.pop("plain", [])
+    whole = VOXCELEB2_UTTERANCES / len(clips) / 3600
     for name, seconds in taken.items():
-        yield rate(f"preparation: {name}", len(clips), f"clips/{second}", seconds, plain, LOOP)
-        yield rate(f"preparation: {name}, frames", len(clips) * COUNT, f"frames/{second}", seconds, plain, LOOP)
-        ours, baseline = (
-            float(np.median(values)) / len(clips) * VOXCELEB2_UTTERANCES / 3600 for values in (seconds, plain)
-        )
-        yield Figure(f"preparation: {name}, VoxCeleb2, extrapolated", ours, hour, baseline, LOOP)
+        yield rate(f"preparation: {name}", len(clips), f"clips/{second}", seconds, plain, baseline_is)
+        yield rate(f"preparation: {name}, frames", len(clips) * COUNT, f"frames/{second}", seconds, plain, baseline_is)
+        ours, baseline = float(np.median(seconds)) * whole, float(np.median(plain)) * whole if plain else None
+        yield Figure(f"preparation: {name}, VoxCeleb2, extrapolated", ours, hour, baseline, baseline_is)
 
 
 def in_folder(job: Callable[[Path], None], out: Path) -> None:
@@ -149,14 +193,20 @@ def run_unit(raw: Path, out: Path, clips: list[Clip], face_tracked: str, device:
 
 def compare_wall(raw: Path, clips: list[Clip], folder: Path) -> Figure:
     """Clips a second on the wall, all cores: `prepare` at work, and the loop with the threads it takes by itself."""
-    with threads(cores()):
-        detector = MTCNN(keep_all=True, min_face_size=FaceSettings().min_face)
-        videos = [raw / str(clip.video) for clip in clips]
-        plain = WALL(lambda: plain_loop(videos, folder / "plain", detector))
+    absent = missing(["decord"])
+    plain = [] if absent else [plain_on_the_wall(raw, clips, folder)]
     settings = PreparationSettings(raw, folder / "prepared", FaceSettings(face_tracked="yes"))
     ours = WALL(lambda: prepare(settings))
     name = f"preparation: face-tracked, {cores()} cores, start included"
-    return rate(name, len(clips), "clips/s", [ours], [plain], "the loop with its default threads")
+    return rate(name, len(clips), "clips/s", [ours], plain, absent or "the loop with its default threads")
+
+
+def plain_on_the_wall(raw: Path, clips: list[Clip], folder: Path) -> float:
+    """Seconds of the plain loop."""
+    with threads(cores()):
+        detector = MTCNN(keep_all=True, min_face_size=FaceSettings().min_face)
+        videos = [raw / str(clip.video) for clip in clips]
+        return WALL(lambda: plain_loop(videos, folder / "plain", detector))
 
 
 def compare_store(folder: Path, sizes: Sizes) -> Iterator[Figure]:
