@@ -18,8 +18,8 @@ import torch
 from avspk.data.crop_store import CropWriter
 from avspk.data.face_crops import FaceCrops, FaceDetector, FaceSettings, cut_faces, sample_frames
 from avspk.data.files import sync, try_hold, whole_or_absent
-from avspk.data.media import SAMPLE_RATE, MediaError
-from avspk.data.sound import is_plain_audio, read_audio, write_wav
+from avspk.data.media import MediaError
+from avspk.data.sound import is_plain_audio, read_sound, write_wav
 from avspk.data.video import open_video
 from avspk.data.voxceleb import Clip, Rejected
 from avspk.data.worker_pool import Reporter, Task
@@ -203,7 +203,7 @@ class _Opener:
 def _take_sound(clip: Clip, opener: _Opener) -> tuple[str, np.ndarray] | None:
     """The first usable sound's source and waveform; None if there is none."""
     for source in clip.sounds:
-        waveform = opener(source, lambda path: _checked_sound(path, opener.recipe))
+        waveform = opener(source, lambda path: read_sound(path, opener.recipe.min_seconds, opener.recipe.silence_db))
         if waveform is not None:
             return source, waveform
     return None
@@ -217,19 +217,6 @@ def _place_sound(recipe: Recipe, clip: Clip, source: str, waveform: np.ndarray) 
     with whole_or_absent(recipe.out / target) as part:
         write_wav(part, waveform)
     return target
-
-
-def _checked_sound(path: Path, recipe: Recipe) -> np.ndarray:
-    waveform = read_audio(path)
-    seconds = len(waveform) / SAMPLE_RATE
-    if seconds < recipe.min_seconds:
-        raise MediaError(f"too short: {seconds:.2f} s of sound, at least {recipe.min_seconds:g} s are needed")
-    if not np.isfinite(waveform).all():
-        raise MediaError("the sound holds values that are not finite")
-    level = 10 * np.log10(np.mean(np.square(waveform, dtype=np.float64)) + 1e-20)
-    if level < recipe.silence_db:
-        raise MediaError(f"silent: {level:.0f} dB of full scale")
-    return waveform
 
 
 def _take_frames(clip: Clip, opener: _Opener) -> np.ndarray | None:

@@ -23,6 +23,8 @@ from avspk.progress import Progress
 
 MAX_CROPS_A_BATCH = 256
 MIN_SAMPLES = SAMPLE_RATE // 4  # the encoders take statistics over time: they need some frames
+Read = Callable[[Path, int, int, int], np.ndarray]
+"""Path, first sample, number of samples, number that the whole file has -> waveform (n,)."""
 
 
 @contextmanager
@@ -63,9 +65,11 @@ class _Batches(Dataset[dict[str, Any]]):
 
 
 class _Waveforms(_Batches):
-    def __init__(self, paths: Sequence[Path], lengths: np.ndarray, batches: list[np.ndarray]) -> None:
+    def __init__(
+        self, paths: Sequence[Path], totals: np.ndarray, lengths: np.ndarray, batches: list[np.ndarray], read: Read
+    ) -> None:
         super().__init__(batches)
-        self.paths, self.lengths = paths, lengths
+        self.paths, self.totals, self.lengths, self.read = paths, totals, lengths, read
 
     def __getitem__(self, number: int) -> dict[str, Any]:
         rows = self.batches[number]
@@ -73,7 +77,7 @@ class _Waveforms(_Batches):
 
     def _read(self, row: int) -> np.ndarray:
         length = int(self.lengths[row])
-        return np.resize(read_utterance(self.paths[row], 0, length), length)
+        return np.resize(self.read(self.paths[row], 0, length, int(self.totals[row])), length)
 
 
 class _Crops(_Batches):
@@ -117,6 +121,7 @@ def embed_audio(
     device: torch.device,
     max_seconds: float,
     workers: int,
+    read: Read = read_utterance,
 ) -> np.ndarray:
     """Whole-utterance embeddings of n audio files: (n, D) float32.
 
@@ -124,14 +129,17 @@ def embed_audio(
         fbank: waveforms (B, T) -> features (B, frames, mels).
         num_samples: (n,) length of each file at 16 kHz; files under a quarter of a second are tiled to one second.
         max_seconds: of audio in a batch.
+        read: what reads a file and judges its sound.
+
+    Raises: MediaError, which names the file, as `read` does.
     """
-    num_samples = np.where(num_samples < MIN_SAMPLES, SAMPLE_RATE, num_samples)
-    num_frames = 1 + (num_samples - fbank.frame_length) // fbank.hop_length
+    tiled = np.where(num_samples < MIN_SAMPLES, SAMPLE_RATE, num_samples)
+    num_frames = 1 + (tiled - fbank.frame_length) // fbank.hop_length
     # Samples beyond the last whole frame are not heard; without them, equal frames are equal lengths.
     lengths = fbank.frame_length + (num_frames - 1) * fbank.hop_length
     batches = equal_length_batches(num_frames, int(max_seconds * SAMPLE_RATE / fbank.hop_length))
     with inference(encoder):
-        dataset = _Waveforms(paths, lengths, batches)
+        dataset = _Waveforms(paths, num_samples, lengths, batches, read)
         return _run(
             dataset, (len(paths), encoder.embedding_dim), lambda batch: encoder(fbank(batch["inputs"])), device, workers
         )
