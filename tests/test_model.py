@@ -229,7 +229,7 @@ def test_sound_that_tells_nothing(model, tmp_path, waveform, message, rate):
 
 
 def test_absurdly_loud_sound_is_refused_not_nan(model):
-    with pytest.raises(MediaError, match="too loud: the peak is .*e\\+2"):
+    with pytest.raises(MediaError, match=r"too loud: the peak is .*e\+2"):
         model.embed(1e30 * voice(1.5), 16000)
 
 
