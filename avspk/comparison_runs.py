@@ -28,7 +28,7 @@ STAGE_ONE_ONLY = "stage 1 only"
 PATIENCE = 60.0  # seconds for a training that was told to stop
 VARIANTS = (STAGE_ONE, *ABLATIONS, SUPERVISED)
 PLANNED = ("seed", "output", "stage_one")  # settings that the plan itself makes
-TRAIN, TRAIN_SUPERVISED = "tools/train_av.py", "eval/supervised.py"
+TRAIN, TRAIN_SUPERVISED = "avspk.commands.train", "avspk.commands.supervised"
 
 
 class RunError(RuntimeError):
@@ -45,14 +45,14 @@ class PlannedRun:
 
     method: str
     against: str | None
-    script: str
+    module: str
     config: Path
     overrides: tuple[str, ...]
     shown: bool = True
 
     @property
     def settings(self) -> Config:
-        """What it will run with, but for what its script enforces."""
+        """What it will run with, but for what its module enforces."""
         return load_config(self.config, self.overrides)
 
     @property
@@ -63,10 +63,10 @@ class PlannedRun:
             return False
         return not differing_keys(load_config(folder / "config.yaml"), self.settings)
 
-    def command(self, root: Path, launch: str = "") -> list[str]:
-        """`accelerate launch` of the script under `root`, with options for accelerate."""
+    def command(self, launch: str = "") -> list[str]:
+        """`accelerate launch` of the module, with options for accelerate."""
         start = [sys.executable, "-m", "accelerate.commands.launch", *shlex.split(launch)]
-        return [*start, str(root / self.script), "--config", str(self.config), *self.overrides]
+        return [*start, "-m", self.module, "--config", str(self.config), *self.overrides]
 
 
 def plan_runs(
@@ -101,13 +101,13 @@ def plan_runs(
 class _Method:
     name: str
     against: str | None
-    script: str
+    module: str
     config: Path
     changes: tuple[str, ...]
 
     def run(self, seed: int, out: Path, overrides: Sequence[str], shown: bool = True) -> PlannedRun:
         own = (*overrides, f"seed={seed}", f"output={out / 'runs' / slug(self.name)}_s{seed}", *self.changes)
-        return PlannedRun(self.name, self.against, self.script, self.config, own, shown)
+        return PlannedRun(self.name, self.against, self.module, self.config, own, shown)
 
 
 def _methods(names: Sequence[str], configs: Sequence[Path], variants: Sequence[str]) -> Iterator[_Method]:
@@ -145,10 +145,8 @@ def _names(configs: Sequence[Path], loaded: Sequence[Config]) -> list[str]:
     return names
 
 
-def train_all(
-    runs: Sequence[PlannedRun], root: Path, launch: str = "", tell: Callable[[str], None] = lambda text: None
-) -> None:
-    """Train what is not finished, one after the other, by the scripts under `root`; what was interrupted goes on.
+def train_all(runs: Sequence[PlannedRun], launch: str = "", tell: Callable[[str], None] = lambda text: None) -> None:
+    """Train what is not finished, one after the other; what was interrupted goes on.
 
     Raises RunError at the first run that fails: the ones after it may start from it.
     """
@@ -158,7 +156,7 @@ def train_all(
             tell(f"{place}, finished")
             continue
         tell(place)
-        command = run.command(root, launch)
+        command = run.command(launch)
         status = _call(command)
         if status:
             raise RunError(f"{run.method} failed with status {status}; what it ran:\n{shlex.join(command)}")

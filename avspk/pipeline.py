@@ -30,8 +30,8 @@ from avspk.evaluation.embedding_store import model_digest
 from avspk.evaluation.results import write_json
 from avspk.evaluation.trial_set import TrialSet, format_table
 from avspk.frontend.fbank import Fbank
+from avspk.inference.speaker_model import WEIGHTS, SpeakerModel, load_encoder, load_model, save_calibration, save_model
 from avspk.memory import keep_freed_memory
-from avspk.model import WEIGHTS, SpeakerModel, load_encoder, load_model, save_calibration, save_model
 from avspk.models.encoder import Encoder
 from avspk.models.mean_fbank import MeanFbank
 from avspk.precision import FLOAT32, choose_precision

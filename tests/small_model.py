@@ -1,13 +1,15 @@
 """Model folders with small encoders of random weights, and sounds to try on them."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
 import tiny
 import torch
 
-from avspk.model import save_calibration, save_model
+from avspk.inference.speaker_model import save_calibration, save_model
 from avspk.models.registry import build_encoder
 from avspk.scoring.calibration import Calibration
 
@@ -34,13 +36,23 @@ FACE = {"architecture": "face_resnet34", "width": 4, "blocks": [1, 1, 1, 1], "em
 CALIBRATION = Calibration(("score",), (8.0,), -3.0)
 
 
-def write_model(folder: Path, name: str = "ecapa", calibration: Calibration | None = None) -> Path:
-    """An audio model, or with name "face" a face encoder; a training mean that is not zero."""
+def write_model(
+    folder: Path,
+    name: str = "ecapa",
+    calibration: Calibration | None = None,
+    features: Mapping[str, Any] | None = None,
+    **changed: int,
+) -> Path:
+    """An audio model, or with name "face" a face encoder; a training mean that is not zero.
+
+    `features` and `changed` are added to the arguments of `Fbank` and `build_encoder`.
+    """
     torch.manual_seed(0)
-    architecture = FACE if name == "face" else AUDIO[name]
+    architecture = FACE if name == "face" else AUDIO[name] | changed
     encoder = build_encoder(**architecture)
-    mean = np.linspace(-0.05, 0.05, 12)
-    save_model(folder, encoder, architecture, {} if name == "face" else {"num_mels": 40}, mean, "# A card\n")
+    mean = np.linspace(-0.05, 0.05, encoder.embedding_dim)
+    front_end = {} if name == "face" else {"num_mels": architecture["num_mels"], **(features or {})}
+    save_model(folder, encoder, architecture, front_end, mean, "# A card\n")
     if calibration is not None:
         save_calibration(folder, calibration)
     return folder

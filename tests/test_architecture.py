@@ -31,10 +31,9 @@ ALLOWED = {
     "judges": {"settings"},
     "poll": {"distributed"},
     "checkpoint": {"data", "distributed"},  # whole_or_absent, of avspk.data.files
-    "stages": ALGORITHMS | BOTTOM,
-    "model": {"checkpoint", "data", "frontend", "models", "scoring", "stages"},
-    "export": {"data", "model", "models", "stages"},
-    "evaluation": {"data", "distributed", "model", "scoring", "text_files"},
+    "inference": {"checkpoint", "data", "distributed", "frontend", "models", "progress", "scoring"},
+    "stages": ALGORITHMS | BOTTOM | {"inference"},
+    "evaluation": {"data", "distributed", "inference", "scoring", "text_files"},
     "training": BOTTOM | STORAGE | {"finiteness", "poll", "stages"},
     "report": {"data", "evaluation", "judges", "scoring"},
     "stage_one": {"config", "data"},
@@ -43,10 +42,10 @@ ALLOWED = {
     "pipeline": BOTTOM
     | STORAGE
     | ALGORITHMS
-    | {"evaluation", "memory", "model", "precision", "preflight", "report", "stage_one", "stages", "training"},
+    | {"evaluation", "inference", "memory", "precision", "preflight", "report", "stage_one", "stages", "training"},
     "comparison_runs": {"config", "data", "stage_one"},
 }
-TOP = {"__init__", "cli"}  # these may import anything
+TOP = {"__init__", "cli", "commands", "publish", "shipped"}  # these may import anything
 
 
 class Import(NamedTuple):
@@ -119,23 +118,44 @@ def test_the_package_does_not_know_its_scripts():
     assert files_importing("tools") | files_importing("eval") | files_importing("tests") == set()
 
 
+def test_only_the_command_line_knows_the_commands():
+    users = [found for found in imports() if found.module.startswith("avspk.commands")]
+    assert {part_of(found.file) for found in users} <= {"cli", "commands"}
+
+
+def test_scripts_of_a_checkout_are_a_few_lines():
+    """What they do is in the package: a wheel can do it, too. What measures a machine needs a checkout."""
+    scripts = {path.name: path for folder in ("tools", "eval") for path in (ROOT / folder).glob("*.py")}
+    for name in scripts.keys() - {"benchmark.py", "gpu_check.py"}:
+        assert len(scripts[name].read_text(encoding="utf-8").splitlines()) <= 10, name
+
+
 def test_accelerate_stays_in_the_loop_and_the_pipeline():
-    assert files_importing("accelerate") == {"training.py", "pipeline.py"}
+    assert files_importing("accelerate") == {"training.py", "pipeline.py", "commands/evaluate.py"}
 
 
 def test_media_libraries_stay_in_the_files_that_wrap_them():
     assert files_importing("decord") == set(), "a peer to compare with, not needed"
     assert files_importing("facenet_pytorch") == {"data/face_crops.py"}
     video = {"data/video.py", "data/video_picture.py", "data/video_source.py"}
-    assert files_importing("av") <= video | {"data/sound.py", "data/demo_corpus/clips.py"}
+    assert files_importing("av") <= video | {"data/sound_decoding.py", "data/demo_corpus/clips.py"}
     assert {file.split("/")[0] for file in files_importing("matplotlib")} == {"report"}
 
 
 def test_training_code_knows_no_speakers():
     """`speaker_of` is for diagnostics and evaluation."""
     users = {found.file.relative_to(ROOT / "avspk").as_posix() for found in imports() if "speaker_of" in found.module}
-    allowed = ("stages/truth.py", "evaluation/", "report/", "data/demo_corpus/")
+    allowed = ("stages/truth.py", "evaluation/", "report/", "data/demo_corpus/", "commands/supervised.py")
     assert {user for user in users if not user.startswith(allowed)} == set()
+
+
+def test_a_deployed_model_needs_no_training():
+    code = "import sys, avspk; avspk.load_model; print('\\n'.join(sys.modules))"
+    output = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    loaded = output.split()
+    parts = {name.split(".")[1] for name in loaded if name.startswith("avspk.")}
+    assert parts <= {"inference"} | ALLOWED["inference"]
+    assert "accelerate" not in loaded
 
 
 def test_importing_the_package_is_light():

@@ -19,6 +19,8 @@ import torch
 import yaml
 
 from avspk import comparison_runs, pipeline
+from avspk.cli import COMMANDS
+from avspk.commands.supervised import SupervisedPipeline
 from avspk.comparison_runs import VARIANTS, RunError, plan_runs, train_all
 from avspk.config import ConfigError, load_config
 from avspk.data.manifest import speaker_of
@@ -63,10 +65,10 @@ def calls():
 
     def call(command):
         asked.append(command)
-        script, argv = command[3], sys.argv
-        sys.argv = command[3:]
+        module, argv = command[4], sys.argv
+        sys.argv = command[4:]
         try:
-            runpy.run_path(script, run_name="__main__")
+            runpy.run_module(module, run_name="__main__")
         except SystemExit as end:
             return end.code
         finally:
@@ -127,7 +129,7 @@ def test_methods_differ_in_what_their_names_say(configs, tmp_path):
     assert against["single-modal DLG-LC"] is None
     assert against["multi-modal DLG-LC"] == against["supervised (audio)"] == "single-modal DLG-LC"
     assert against["multi-modal, gate only"] == "multi-modal DLG-LC"
-    assert {run.script for name, run in runs.items() if "supervised" not in name} == {"tools/train_av.py"}
+    assert {run.module for name, run in runs.items() if "supervised" not in name} == {"avspk.commands.train"}
 
 
 def test_references_can_be_left_out(configs, tmp_path):
@@ -210,7 +212,7 @@ def test_what_is_missing_is_trained_and_other_settings_are_refused(compared, cal
     (folder / "report.html").unlink()
     asked = len(calls)
     assert main(arguments) == 0
-    assert [command[command.index("--config") - 1] for command in calls[asked:]] == [str(ROOT / "tools/train_av.py")]
+    assert [command[command.index("--config") - 1] for command in calls[asked:]] == ["avspk.commands.train"]
     assert (folder / "report.html").is_file()
     capsys.readouterr()
     assert main([*arguments, "refine.scale=16"]) == 2
@@ -221,17 +223,17 @@ def test_what_is_missing_is_trained_and_other_settings_are_refused(compared, cal
 
 def test_options_reach_the_launcher():
     (run, *_) = plan_runs([ROOT / "configs" / "demo.yaml"], [0], [], Path("out"))
-    command = run.command(ROOT, "--num_processes 4 --mixed_precision no")
+    command = run.command("--num_processes 4 --mixed_precision no")
     assert command[1:7] == ["-m", "accelerate.commands.launch", "--num_processes", "4", "--mixed_precision", "no"]
-    assert command[7] == str(ROOT / "tools" / "train_av.py")
-    assert Path(command[7]).is_file()
+    assert command[7:9] == ["-m", "avspk.commands.train"]
+    assert importlib.util.find_spec(command[8])
 
 
 def test_a_failed_run_stops_the_comparison(configs, tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(comparison_runs, "_call", lambda command: asked.append(command) or 3)
-    with pytest.raises(RunError, match=r"stage 1 only failed with status 3; what it ran:\n.*train_av\.py"):
-        train_all(plan_runs(configs, [0], [], tmp_path), ROOT)
+    with pytest.raises(RunError, match=r"stage 1 only failed with status 3; what it ran:\n.*avspk\.commands\.train"):
+        train_all(plan_runs(configs, [0], [], tmp_path))
     assert len(asked) == 1
 
 
@@ -269,13 +271,6 @@ def is_running(process):
 # Supervision.
 
 
-def load_supervised():
-    spec = importlib.util.spec_from_file_location("supervised", ROOT / "eval" / "supervised.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_the_upper_bound_learns_from_speakers_and_says_so(compared):
     folder = compared[0] / "runs" / "supervised_audio_s3"
     table = pd.read_parquet(folder / "round1" / "labels.parquet")
@@ -310,7 +305,7 @@ def test_train_av_does_not_go_on_with_a_supervised_run(compared):
         Pipeline(load_config(folder / "config.yaml"))
     pseudo = compared[0] / "runs" / "single_modal_no_gate_s3"
     with pytest.raises(ConfigError, match="a run on pseudo labels, not on TRUE SPEAKER ones"):
-        load_supervised().SupervisedPipeline(load_config(pseudo / "config.yaml"))
+        SupervisedPipeline(load_config(pseudo / "config.yaml"))
 
 
 @pytest.mark.parametrize("key", ["labels", "supervised", "data.labels", "refine.labels", "data.speakers"])
@@ -319,11 +314,12 @@ def test_no_setting_leads_to_supervision(configs, key):
         load_config(configs[0], [f"{key}=x"])
 
 
-def test_the_package_cannot_reach_the_supervised_script():
-    """Only its file's name is known, to the plan of a comparison; nothing imports it, and train_av knows neither."""
+def test_the_package_does_not_import_supervision():
+    """Its module's name alone is known, to the plan of a comparison; no command leads there, and train has no idea."""
     files = [*(ROOT / "avspk").rglob("*.py"), *(ROOT / "tools").glob("*.py")]
-    users = {path.name for path in files if re.search(r"supervised\.py|import supervised|Supervised", path.read_text())}
-    assert users == {"comparison_runs.py"}
+    told = re.compile(r"commands\.supervised|commands import .*supervised|Supervised")
+    assert {path.name for path in files if told.search(path.read_text())} == {"comparison_runs.py", "supervised.py"}
+    assert not any("supervised" in name for name in COMMANDS)
     shipped = [yaml.safe_load(path.read_text()) for path in (ROOT / "configs").glob("*.yaml")]
     assert "supervised" not in str(shipped)
 
@@ -331,7 +327,7 @@ def test_the_package_cannot_reach_the_supervised_script():
 def test_gate_and_correction_stay_off_whatever_the_config_says(configs, tmp_path):
     config = load_config(configs[1], [f"output={tmp_path / 'run'}"])
     assert config.refine.judge.gate.enabled
-    run = load_supervised().SupervisedPipeline(config)
+    run = SupervisedPipeline(config)
     assert run.config.modalities == ["audio"]
     assert not run.config.refine.judge.gate.enabled
     assert not run.config.refine.judge.correction.enabled

@@ -1,4 +1,3 @@
-import importlib.util
 import json
 import os
 import re
@@ -12,7 +11,8 @@ import pandas as pd
 import pytest
 from small_model import write_model
 
-import avspk.model
+import avspk.inference.speaker_model
+from avspk.commands import evaluate as voxceleb
 from avspk.data.manifest import write_utterances
 from avspk.data.score_file import read_scores
 from avspk.data.sound import read_audio, write_wav
@@ -20,16 +20,6 @@ from avspk.scoring.bootstrap import evaluate_scores
 
 SPEAKERS, FILES = 6, 4
 SCRIPT = Path(__file__).parents[1] / "eval" / "voxceleb.py"
-
-
-def load_script():
-    spec = importlib.util.spec_from_file_location("eval_voxceleb", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-voxceleb = load_script()
 
 
 class FakeModel:
@@ -49,7 +39,7 @@ class FakeModel:
 
 @pytest.fixture
 def model(tmp_path, monkeypatch):
-    monkeypatch.setattr(avspk.model, "load_model", lambda folder: FakeModel())
+    monkeypatch.setattr(avspk.inference.speaker_model, "load_model", lambda folder: FakeModel())
     monkeypatch.setattr(FakeModel, "embedded", 0)
     folder = tmp_path / "model"
     folder.mkdir()

@@ -1,31 +1,45 @@
-"""ONNX files against PyTorch, on lengths that the exporter has not seen."""
+"""ONNX files against PyTorch and against the rules of the runtimes that load them."""
 
 import json
+import re
+import sys
 
 import numpy as np
 import pytest
 import torch
-from small_model import CALIBRATION, voice, write_model
+from small_model import CALIBRATION, voice, write_model, write_sound
 
 from avspk import load_model
 from avspk.cli import main
+from avspk.data.demo_corpus import Nuisance
+from avspk.data.demo_corpus.voice import articulate, draw_mood, draw_speaker, synthesise
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="pip install avspk[export]")
 onnx = pytest.importorskip("onnx", reason="pip install avspk[export]")
-pytest.importorskip("onnxscript", reason="pip install avspk[export]")
 
-from avspk import export  # noqa: E402
+from avspk.inference import export, quantise  # noqa: E402
+from avspk.inference.export import ExportError, ExportForm, export_onnx  # noqa: E402
+
+EIGHTY = {"num_mels": 80}
 
 
-def exported(tmp_path_factory, name):
-    folder = tmp_path_factory.mktemp(name)
-    model = load_model(write_model(folder / "model", name, CALIBRATION), "cpu")
-    return model, folder / "model.onnx", export.export_onnx(model, folder / "model.onnx")
+def exported(folder, name="ecapa", form=ExportForm(), **architecture):  # noqa: B008
+    model = load_model(write_model(folder / "model", name, CALIBRATION, **architecture), "cpu")
+    return model, folder / "model.onnx", export_onnx(model, folder / "model.onnx", form)
 
 
 @pytest.fixture(scope="module")
 def ecapa(tmp_path_factory):
-    return exported(tmp_path_factory, "ecapa")
+    return exported(tmp_path_factory.mktemp("ecapa"))
+
+
+@pytest.fixture(scope="module")
+def ecapa80(tmp_path_factory):
+    return exported(tmp_path_factory.mktemp("ecapa80"), **EIGHTY)
+
+
+def properties(path):
+    return {p.key: p.value for p in onnx.load(path).metadata_props}
 
 
 def differences(model, path, shapes):
@@ -35,35 +49,172 @@ def differences(model, path, shapes):
         features = rng.normal(size=(*shape, 40)).astype(np.float32)
         with torch.no_grad():
             wanted = model.encoder(torch.from_numpy(features)).numpy()
-        (found,) = session.run(None, {"features": features})
+        (found,) = session.run(["embs"], {"feats": features})
         assert found.shape == wanted.shape
         yield float(np.abs(found - wanted).max())
 
 
-def test_any_batch_and_any_length(ecapa):
-    model, path, largest = ecapa
+def synthetic(speaker, seconds):
+    rng = np.random.default_rng(speaker)
+    person, mood = draw_speaker(rng, male=speaker % 2 == 0), draw_mood(rng, Nuisance())
+    num_samples = int(seconds * 16000)
+    return synthesise(person, mood, articulate(person, mood, num_samples, rng), num_samples, rng)
+
+
+# Features to embeddings.
+
+
+@pytest.mark.parametrize("name", ["ecapa", "audio_resnet34"])
+def test_any_batch_and_any_length(tmp_path, name):
+    model, path, largest = exported(tmp_path, name)
     assert max(differences(model, path, [(1, 24), (1, 77), (5, 200), (2, 1313)])) < 1e-5
     assert 0 < largest < 1e-5
 
 
-@pytest.mark.long
-def test_the_other_encoder(tmp_path_factory):
-    model, path, _ = exported(tmp_path_factory, "audio_resnet34")
-    assert max(differences(model, path, [(1, 24), (1, 77), (5, 200), (2, 1313)])) < 1e-5
+@pytest.mark.parametrize("form", [ExportForm(), ExportForm(waveform=True)], ids=["features", "waveform"])
+def test_what_old_runtimes_ask_of_a_file(tmp_path, form):
+    """wespeaker's runtime is built with onnxruntime 1.12: operator set 17 and IR version 8 at most."""
+    _, path, _ = exported(tmp_path, form=form, **EIGHTY)
+    graph = onnx.load(path)
+    assert [(entry.domain, entry.version <= 17) for entry in graph.opset_import] == [("", True)]
+    assert graph.ir_version <= 8
+    onnx.checker.check_model(graph, full_check=True)
+
+
+def test_the_rules_of_wespeaker(ecapa80):
+    """One input and one output, `feats` (B, T, 80) and `embs` (B, D), and nothing else: its example names both."""
+    model, path, _ = ecapa80
+    session = onnxruntime.InferenceSession(path)
+    (given,), (result,) = session.get_inputs(), session.get_outputs()
+    assert (given.name, given.shape, given.type) == ("feats", ["B", "T", 80], "tensor(float)")
+    assert (result.name, result.shape) == ("embs", ["B", model.encoder.embedding_dim])
+
+
+def test_the_rules_of_sherpa_onnx(ecapa80):
+    """The keys that it exits without, as integers where it reads integers, and frameworks that it knows."""
+    model, path, _ = ecapa80
+    keys = properties(path)
+    assert int(keys["output_dim"]) == model.encoder.embedding_dim
+    assert int(keys["sample_rate"]) == 16000
+    assert int(keys["normalize_samples"]) == 0
+    assert keys["framework"] in {"wespeaker", "3d-speaker"}
+    assert keys["language"]
+    assert keys["feature_normalize_type"] == "global-mean"
+
+
+def test_sherpa_onnx_itself(ecapa80, tmp_path):
+    """Its own front end is a little another one (window, band, edges), so the direction is what has to agree."""
+    sherpa_onnx = pytest.importorskip("sherpa_onnx", reason="pip install sherpa-onnx")
+    model, path, _ = ecapa80
+    extractor = sherpa_onnx.SpeakerEmbeddingExtractor(sherpa_onnx.SpeakerEmbeddingExtractorConfig(model=str(path)))
+    assert extractor.dim == model.encoder.embedding_dim
+    sound = synthetic(3, 3.2)
+    stream = extractor.create_stream()
+    stream.accept_waveform(sample_rate=16000, waveform=sound)
+    stream.input_finished()
+    found, wanted = np.array(extractor.compute(stream)), model.embed(sound, 16000)
+    assert found @ wanted / np.linalg.norm(found) / np.linalg.norm(wanted) > 0.999
 
 
 def test_the_file_alone_is_enough_for_a_score(ecapa):
     """Weights inside; arguments of the features, training mean and calibration in its metadata."""
     model, path, _ = ecapa
     assert [file.name for file in path.parent.iterdir() if file.is_file()] == ["model.onnx"]
-    about = json.loads({p.key: p.value for p in onnx.load(path).metadata_props}["avspk"])
+    about = json.loads(properties(path)["avspk"])
     assert about["config"] == model.config
     assert about["calibration"]["weights"] == [8.0]
+    assert about["mean_subtracted"] is False
     session = onnxruntime.InferenceSession(path)
     sounds = [voice(1.2, speaker) for speaker in (1, 4)]
-    rows = [session.run(None, {"features": model.fbank(torch.from_numpy(x)[None]).numpy()})[0][0] for x in sounds]
+    rows = [session.run(None, {"feats": model.fbank(torch.from_numpy(x)[None]).numpy()})[0][0] for x in sounds]
     a, b = (row - about["training_mean"] for row in rows)
     assert a @ b / np.sqrt((a @ a) * (b @ b)) == pytest.approx(model.compare(*sounds, 16000), abs=1e-5)
+
+
+# Waveforms to embeddings.
+
+
+@pytest.mark.filterwarnings("ignore:.*of sound")
+@pytest.mark.parametrize("subtract_mean", [False, True])
+def test_waveforms_at_five_lengths_equal_embed(tmp_path, subtract_mean):
+    model, path, largest = exported(tmp_path, form=ExportForm(True, subtract_mean))
+    assert largest < 2e-5
+    session = onnxruntime.InferenceSession(path)
+    (given,) = session.get_inputs()
+    assert (given.name, given.shape) == ("waveform", ["B", "samples"])
+    for seconds in (0.25, 0.7, 2.345, 10, 61.3):
+        sound = 0.7 * synthetic(5, seconds) + 0.02  # an offset, as cheap microphones have it
+        (found,) = session.run(["embs"], {"waveform": sound[None].astype(np.float32)})
+        wanted = model.embed(sound.astype(np.float32), 16000) - subtract_mean * model.training_mean
+        assert np.abs(found[0] - wanted).max() < 2e-5, seconds
+
+
+def test_waveforms_in_a_batch(tmp_path):
+    model, path, _ = exported(tmp_path, form=ExportForm(waveform=True))
+    sounds = np.stack([voice(1.2, speaker) for speaker in (1, 4, 2)])
+    (found,) = onnxruntime.InferenceSession(path).run(["embs"], {"waveform": sounds})
+    assert np.allclose(found, [model.embed(sound, 16000) for sound in sounds], atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    "features", [{"window": "povey"}, {"normalize_mean": False}, {"frame_ms": 32.0, "hop_ms": 8.0}]
+)
+def test_waveforms_with_other_features(tmp_path, features):
+    folder = write_model(tmp_path / "model", features=features)
+    model, path = load_model(folder, "cpu"), tmp_path / "x.onnx"
+    export_onnx(model, path, ExportForm(waveform=True))
+    sound = synthetic(2, 1.5)
+    (found,) = onnxruntime.InferenceSession(path).run(["embs"], {"waveform": sound[None]})
+    assert np.abs(found[0] - model.embed(sound, 16000)).max() < 2e-5
+
+
+def test_the_front_end_adds_less_than_a_megabyte(tmp_path, ecapa80):
+    _, with_front_end, _ = exported(tmp_path, form=ExportForm(waveform=True), **EIGHTY)
+    assert with_front_end.stat().st_size - ecapa80[1].stat().st_size < 1e6
+
+
+# int8.
+
+
+@pytest.mark.parametrize("form", [ExportForm(), ExportForm(True, True)], ids=["features", "waveform"])
+def test_int8_costs_what_it_says(tmp_path, form):
+    """The cosines of the held-out sounds, counted again; the front end keeps its float32 weights."""
+    model, exact, _ = exported(tmp_path, form=form, channels=64, embedding_dim=24)
+    sounds = quantise.synthetic_speech(12, 2)
+    cost = quantise.export_int8(model, tmp_path / "int8.onnx", form, sounds)
+    inputs = [s[None] if form.waveform else model.fbank(torch.from_numpy(s)[None]).numpy() for s in sounds[1::2]]
+    embeddings = []
+    for path in (exact, tmp_path / "int8.onnx"):
+        session = onnxruntime.InferenceSession(path)
+        embeddings.append(np.concatenate([session.run(["embs"], {form.input_name: x})[0] for x in inputs]))
+    a, b = (rows - (0 if form.subtract_mean else model.training_mean) for rows in embeddings)
+    cosines = (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
+    assert (cost.lowest, cost.mean) == (pytest.approx(cosines.min(), abs=1e-5), pytest.approx(cosines.mean(), abs=1e-5))
+    assert 0.97 < cost.lowest < 1
+    assert cost.num_sounds == 6
+    graph = onnx.load(tmp_path / "int8.onnx")
+    assert graph.ir_version <= 8
+    assert max(entry.version for entry in graph.opset_import) <= 17
+    assert properties(exact).items() <= properties(tmp_path / "int8.onnx").items()
+    stored = {tensor.data_type for tensor in graph.graph.initializer if tensor.dims and np.prod(tensor.dims) > 1000}
+    assert onnx.TensorProto.INT8 in stored
+    assert (onnx.TensorProto.FLOAT in stored) == form.waveform
+
+
+def test_int8_is_a_third_of_the_size_at_most(tmp_path):
+    model = load_model(write_model(tmp_path / "model", channels=256, aggregate_channels=512), "cpu")
+    cost = quantise.export_int8(model, tmp_path / "x.onnx", ExportForm(), quantise.synthetic_speech(8, 1))
+    assert (tmp_path / "x.onnx").stat().st_size == cost.bytes_int8 < cost.bytes_float / 3
+
+
+def test_int8_wants_sounds(tmp_path):
+    model = load_model(write_model(tmp_path / "model"), "cpu")
+    with pytest.raises(ExportError, match="got 3 sounds to take ranges from; give 8 or more"):
+        quantise.export_int8(model, tmp_path / "x.onnx", ExportForm(), [voice(1.0)] * 3)
+    assert not list(tmp_path.glob("*.onnx*"))
+
+
+# Failures, and the command.
 
 
 def test_a_file_that_differs_is_not_kept(ecapa, tmp_path, monkeypatch):
@@ -72,17 +223,38 @@ def test_a_file_that_differs_is_not_kept(ecapa, tmp_path, monkeypatch):
     other = load_model(write_model(tmp_path / "model"), "cpu")
     with torch.no_grad():
         other.encoder.embed.weight.mul_(1.1)
-    monkeypatch.setattr(export, "_write", lambda encoder, model, part: part.write_bytes(path.read_bytes()))
-    with pytest.raises(export.ExportError, match="ONNX and PyTorch differ by"):
-        export.export_onnx(other, tmp_path / "x.onnx")
+    monkeypatch.setattr(export, "_write", lambda module, model, form, part: part.write_bytes(path.read_bytes()))
+    with pytest.raises(ExportError, match="ONNX and PyTorch differ by"):
+        export_onnx(other, tmp_path / "x.onnx")
     assert not list(tmp_path.glob("x.onnx*"))
 
 
-def test_the_command_prints_the_difference(ecapa, tmp_path, monkeypatch, capsys):
-    _, path, _ = ecapa
+def test_the_new_exporters_packages_are_not_needed(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    exported(tmp_path)
+
+
+def test_the_command_prints_the_difference(tmp_path, capsys):
     folder = write_model(tmp_path / "model")
-    monkeypatch.setattr(export, "_write", lambda encoder, model, part: part.write_bytes(path.read_bytes()))
     assert main(["export", "--model", str(folder), "--out", str(tmp_path / "x.onnx")]) == 0
-    output = capsys.readouterr().out
+    output, errors = capsys.readouterr()
     assert "x.onnx: largest difference from PyTorch" in output
     assert "3 x 150" in output
+    assert errors == "note: takes 40 mels; sherpa-onnx and wespeaker's runtime compute 80\n"
+
+
+def test_the_command_prints_what_int8_costs(tmp_path, capsys):
+    folder = write_model(tmp_path / "model")
+    files = [write_sound(tmp_path / f"{k}.wav", voice(1.2, speaker=k)) for k in range(8)]
+    options = ["--waveform", "--quantise", "int8", "--sounds", *map(str, files)]
+    assert main(["export", "--model", str(folder), "--out", str(tmp_path / "x.onnx"), *options]) == 0
+    found = re.search(r"cosine with float32 (\S+), lowest (\S+), on 4 given sounds", capsys.readouterr().out)
+    assert 0.9 < float(found[2]) <= float(found[1]) <= 1
+
+
+def test_a_sound_that_cannot_be_read_is_named(tmp_path, capsys):
+    folder, out = write_model(tmp_path / "model"), tmp_path / "x.onnx"
+    options = ["--quantise", "int8", "--sounds", str(tmp_path / "missing.wav")]
+    assert main(["export", "--model", str(folder), "--out", str(out), *options]) == 2
+    assert f"error: {tmp_path / 'missing.wav'}: no such file" in capsys.readouterr().err
+    assert not out.exists()

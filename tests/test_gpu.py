@@ -30,8 +30,8 @@ from avspk.data.sound import write_wav
 from avspk.frontend.audio_augment import AudioAugment, equaliser_basis
 from avspk.frontend.fbank import Fbank
 from avspk.frontend.image_augment import ImageAugment
+from avspk.inference.speaker_model import load_model
 from avspk.losses import dino_loss
-from avspk.model import load_model
 from avspk.models.ecapa import EcapaTdnn
 from avspk.models.norm import CudaCrossRankBatchNorm
 from avspk.models.resnet import AudioResNet34, FaceResNet34

@@ -54,7 +54,10 @@ def rirs(tmp_path: Path) -> Path:
 
 def prepare(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> NoisePack:
     monkeypatch.setattr(sys, "argv", ["prepare_noise.py", *map(str, arguments)])
-    runpy.run_path(str(TOOL), run_name="__main__")
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(TOOL), run_name="__main__")
+    if end.value.code:
+        raise end.value
     return read_noise_pack(Path(str(arguments[1])))
 
 

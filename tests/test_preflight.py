@@ -127,7 +127,7 @@ def test_results_of_other_settings_do_not_stand_beside_the_new_ones(data, tmp_pa
     tree["data"] = tiny.tree(data, tmp_path)["data"]
     Pipeline(parse_config(tree)).run()
     config = tiny.write_config(tmp_path / "config.yaml", tree | changes)
-    run = PlannedRun("method", None, "tools/train_av.py", config, ())
+    run = PlannedRun("method", None, "avspk.commands.train", config, ())
     assert not run.finished
     Pipeline(parse_config(tree | changes))
     assert run.finished == (not stale)

@@ -1,36 +1,8 @@
-"""Make a small audio-visual speaker corpus: procedural talking heads with voices, in VoxCeleb's layout."""
+"""Make the demo corpus: `avspk corpus`, as a script of a checkout."""
 
-from __future__ import annotations
+import sys
 
-import argparse
-import os
-from pathlib import Path
-
-from avspk.data.demo_corpus import CorpusSettings, build_demo_corpus
-
-
-def parse_arguments() -> argparse.Namespace:
-    """Command line; the sizes default to CorpusSettings."""
-    defaults = CorpusSettings()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("data/demo"), help="folder of the corpus")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes")
-    for name in ("seed", "training_identities", "training_sessions", "training_clips", "test_identities"):
-        option = "--" + name.replace("_", "-")
-        parser.add_argument(option, type=int, default=getattr(defaults, name), help=name.replace("_", " "))
-    return parser.parse_args()
-
-
-def main() -> None:
-    """Parse, build, run."""
-    arguments = vars(parse_arguments())
-    root, workers = arguments.pop("out"), arguments.pop("workers")
-    try:
-        build_demo_corpus(root, CorpusSettings(**arguments), workers)
-    except (FileExistsError, ValueError) as error:
-        raise SystemExit(f"make_demo_corpus: {error}") from None
-    print(f"demo corpus in {root}: see contact_sheet.png, listen/ and corpus.json")
-
+from avspk.commands.corpus import main
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from rich.progress import track
 
 from avspk import distributed
+from avspk.data.file_lists import read_wav_scp
 from avspk.data.manifest import ManifestError
 from avspk.data.media import MediaError
 from avspk.data.sound import checked_num_samples
 from avspk.data.suffixes import MEDIA_SUFFIXES
 from avspk.evaluation.trial_list import TrialList
-from avspk.text_files import read_lines
 
 SHOWN_FAULTS = 10
 
@@ -69,23 +69,11 @@ def locate(names: Sequence[str], wav_root: Path, wav_scp: Path | None = None) ->
     """
     if wav_scp is None:
         return [wav_root / (name if Path(name).suffix.lower() in MEDIA_SUFFIXES else f"{name}.wav") for name in names]
-    known = _read_wav_scp(wav_scp)
+    known = read_wav_scp(wav_scp)
     unknown = [name for name in names if name not in known]
     if unknown:
         raise ManifestError(f"{wav_scp}: {len(unknown):,} names of the trials are not in it, the first is {unknown[0]}")
     return [wav_root / known[name] for name in names]
-
-
-def _read_wav_scp(path: Path) -> dict[str, str]:
-    entries = {}
-    for number, line in enumerate(read_lines(path, "wav.scp", ManifestError), 1):
-        fields = line.split(maxsplit=1)
-        if not fields:
-            continue
-        if len(fields) != 2 or fields[1].rstrip().endswith("|"):
-            raise ManifestError(f"{path}, line {number}: {line[:100]!r} is not `name path`; pipes are not run")
-        entries[fields[0]] = fields[1].strip()
-    return entries
 
 
 def measure(paths: Sequence[Path], threads: int = 4) -> tuple[NDArray[np.int64], dict[int, str]]:

@@ -15,7 +15,7 @@ from avspk.evaluation.pseudo_trials import (
     require_speakers,
     require_trials,
 )
-from avspk.model import SpeakerModel
+from avspk.inference.speaker_model import SpeakerModel
 from avspk.scoring.backend import cosine_scores
 from avspk.scoring.calibration import Calibration, fit_calibration, training_trials
 

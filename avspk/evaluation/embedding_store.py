@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from avspk import distributed
 from avspk.data.files import whole_or_absent
+from avspk.data.kaldi import ark_entry
 from avspk.data.sound_store import holder
 
 FILES_PER_SAVE = 20_000  # what a killed run loses at most; large, so that files of equal length meet in a batch
@@ -102,10 +103,7 @@ def _key(path: Path) -> str:
 
 
 def write_embeddings(folder: Path, names: Sequence[str], embeddings: NDArray[np.float32], kaldi: bool = False) -> None:
-    """Write embeddings (N, D) as embeddings.npy and their names as embeddings.tsv, line by row; if told, for Kaldi too.
-
-    embeddings.ark holds Kaldi's binary float vectors: name, blank, NUL B, "FV ", byte 4, D as int32, D float32.
-    """
+    """Write embeddings (N, D) as embeddings.npy, their names as embeddings.tsv, and if told both for Kaldi."""
     with whole_or_absent(folder / "embeddings.npy") as part, part.open("wb") as file:
         np.save(file, embeddings)
     with whole_or_absent(folder / "embeddings.tsv") as part:
@@ -113,11 +111,10 @@ def write_embeddings(folder: Path, names: Sequence[str], embeddings: NDArray[np.
     if not kaldi:
         return
     ark, lines, offset = folder / "embeddings.ark", [], 0
-    header = b"\0BFV \4" + np.array([embeddings.shape[1]], "<i4").tobytes()
     with whole_or_absent(ark) as part, part.open("wb") as file:
         for name, row in zip(names, embeddings, strict=True):
-            key = f"{name} ".encode()
-            lines.append(f"{name} {ark.resolve()}:{offset + len(key)}\n")
-            offset += file.write(key + header + row.astype("<f4").tobytes())
+            entry, vector = ark_entry(name, row)
+            lines.append(f"{name} {ark.resolve()}:{offset + vector}\n")
+            offset += file.write(entry)
     with whole_or_absent(folder / "embeddings.scp") as part:
         part.write_text("".join(lines), encoding="utf-8")

@@ -16,7 +16,7 @@ from avspk.evaluation.embedding_store import EmbeddingStore
 from avspk.evaluation.results import evaluate_list
 from avspk.evaluation.systems import Scorer
 from avspk.evaluation.trial_list import TrialList, check_trials
-from avspk.model import SpeakerModel
+from avspk.inference.speaker_model import SpeakerModel
 
 COLUMNS = ("system", "trials", "num_trials", "eer", "eer_low", "eer_high", "min_dcf_0.01", "min_dcf_0.05")
 

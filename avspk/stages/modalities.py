@@ -23,9 +23,9 @@ from avspk.frontend.audio_augment import AudioAugment
 from avspk.frontend.fbank import Fbank
 from avspk.frontend.front_end import AudioFrontEnd, FaceFrontEnd
 from avspk.frontend.image_augment import ImageAugment
+from avspk.inference.embed import embed_audio, embed_faces
 from avspk.models.encoder import Encoder
 from avspk.models.registry import build_encoder
-from avspk.stages.embed import embed_audio, embed_faces
 
 Module = TypeVar("Module", bound=nn.Module)
 

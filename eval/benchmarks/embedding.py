@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from avspk.frontend.fbank import Fbank
-from avspk.model import SpeakerModel
+from avspk.inference.speaker_model import SpeakerModel
 from avspk.models.ecapa import EcapaTdnn
 from benchmarks.corpus import write_sound
 from benchmarks.figures import Figure, rate

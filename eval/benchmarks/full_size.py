@@ -26,8 +26,8 @@ from avspk.data.files import whole_or_absent
 from avspk.data.manifest import read_utterances, write_utterances
 from avspk.data.media import SAMPLE_RATE
 from avspk.data.sampler import ClusterPositives, ExampleSampler
+from avspk.inference.embed import equal_length_batches
 from avspk.stages.cluster import class_vectors, cluster_embeddings
-from avspk.stages.embed import equal_length_batches
 from avspk.stages.modalities import Materials, build_kits
 from avspk.stages.refine import Refine
 from avspk.stages.truth import Truth

@@ -22,7 +22,7 @@ import torch
 
 from avspk.config import FeatureSettings
 from avspk.frontend.fbank import Fbank
-from avspk.model import SpeakerModel, save_model
+from avspk.inference.speaker_model import SpeakerModel, save_model
 from avspk.models.ecapa import EcapaTdnn
 from benchmarks.corpus import write_sound
 from benchmarks.figures import Figure, cost, rate

@@ -21,11 +21,12 @@ from avspk.data.resampling import resample
 from avspk.data.sound_check import SoundCheck
 from avspk.data.sound_store import SoundStore
 from avspk.frontend.fbank import Fbank
+from avspk.inference.embed import MIN_SAMPLES, embed_audio, inference
+from avspk.inference.hub import find_model
 from avspk.models.encoder import Encoder
 from avspk.models.registry import build_encoder
 from avspk.scoring.backend import cosine_scores
 from avspk.scoring.calibration import Calibration
-from avspk.stages.embed import MIN_SAMPLES, embed_audio, inference
 
 WEIGHTS, CONFIG, CARD, CALIBRATION = "model.safetensors", "config.json", "README.md", "calibration.json"
 MAX_SECONDS = 320.0  # of sound through the encoder at once, which bounds its memory
@@ -73,31 +74,17 @@ class SpeakerModel:
         not finite or far beyond full scale; ValueError on an array without a rate or of another form. Warns
         (AudioWarning) of short and of clipped sound.
         """
-        if isinstance(audio, (str, Path)):
-            name, parts = str(audio), _parts_of_file(audio)
-        else:
-            name, parts = "the waveform", _parts_of_waveform(_at_our_rate(audio, sample_rate))
-        check, rows = SoundCheck(), []
-        try:
-            with inference(self.encoder):
-                for part in parts:
-                    check.see(part)
-                    if part.any():
-                        rows.append(self._embed_part(part))
-            check.finish()
-        except MediaError as error:
-            raise MediaError(f"{name}: {error}") from error
-        _warn_of_little(name, check)
-        embedding = np.mean(rows, axis=0)
-        if not np.isfinite(embedding).all():
-            raise ValueError(f"{name}: the embedding is not finite, although the sound is; the model is damaged")
-        return embedding
+        sound = CheckedSound(audio, sample_rate)
+        rows = [self.embed_parts(part[None])[0] for part in sound]
+        return finite_mean(rows, sound.name)
 
-    def _embed_part(self, waveform: Floats) -> Floats:
-        if len(waveform) < MIN_SAMPLES:
-            waveform = np.resize(waveform, SAMPLE_RATE)
-        features = self.fbank(torch.from_numpy(waveform)[None].to(self.device))  # (1, T, F)
-        return self.encoder(features)[0].float().cpu().numpy()
+    def embed_parts(self, waveforms: Floats) -> Floats:
+        """Embeddings (B, D) of waveforms (B, n) at 16 kHz that are neither checked nor cut."""
+        if waveforms.shape[1] < MIN_SAMPLES:
+            waveforms = np.stack([np.resize(waveform, SAMPLE_RATE) for waveform in waveforms])
+        with inference(self.encoder):
+            features = self.fbank(torch.from_numpy(waveforms).to(self.device))  # (B, T, F)
+            return self.encoder(features).float().cpu().numpy()
 
     def compare(
         self, first: str | Path | np.ndarray, second: str | Path | np.ndarray, sample_rate: int | None = None
@@ -131,6 +118,39 @@ class SpeakerModel:
         for row in np.flatnonzero(~fits).tolist():
             embeddings[row] = self.embed(paths[row])
         return embeddings
+
+
+def finite_mean(rows: Sequence[Floats], name: str) -> Floats:
+    """Mean (D,) of the embeddings (D,) of a sound's parts. ValueError naming the sound if it is not finite."""
+    embedding = np.mean(rows, axis=0)
+    if not np.isfinite(embedding).all():
+        raise ValueError(f"{name}: the embedding is not finite, although the sound is; the model is damaged")
+    return embedding
+
+
+class CheckedSound:
+    """The sound of a file or a waveform in parts of at most 320 s, those of digital silence left out.
+
+    Iterating raises and warns as `SpeakerModel.embed`, of the sound as a whole at its end.
+    """
+
+    def __init__(self, audio: str | Path | np.ndarray, sample_rate: int | None = None) -> None:
+        if isinstance(audio, (str, Path)):
+            self.name, self.parts = str(audio), _parts_of_file(audio)
+        else:
+            self.name, self.parts = "the waveform", _parts_of_waveform(_at_our_rate(audio, sample_rate))
+
+    def __iter__(self) -> Iterator[Floats]:
+        check = SoundCheck()
+        try:
+            for part in self.parts:
+                check.see(part)
+                if part.any():
+                    yield part
+            check.finish()
+        except MediaError as error:
+            raise MediaError(f"{self.name}: {error}") from error
+        _warn_of_little(self.name, check)
 
 
 def _parts_of_file(path: str | Path) -> Iterator[Floats]:
@@ -254,17 +274,31 @@ def load_calibration(folder: Path | str) -> Calibration | None:
     return calibration
 
 
-def load_model(folder: Path | str, device: str | torch.device | None = None) -> SpeakerModel:
-    """The speaker model in a folder, on the GPU if there is one; nothing is unpickled.
+def load_model(name: Path | str, device: str | torch.device | None = None) -> SpeakerModel:
+    """The speaker model in a folder, or of the hub (`owner/name`), on the GPU if there is one; nothing is unpickled.
 
-    Raises CheckpointError as `load_encoder` and `load_calibration`, or if the model is not an audio model.
+    Raises HubError as `find_model`; CheckpointError as `load_encoder` and `load_calibration`, or if the model is not an
+    audio model; ValueError if there is no such device.
     """
+    folder, device = find_model(name), find_device(device)
     encoder, mean, config = load_encoder(folder)
     if not config["features"]:
         raise CheckpointError(f"{folder} holds a face encoder; speaker verification here is audio only")
     try:
         fbank = Fbank(**config["features"])
     except (TypeError, ValueError) as error:
-        raise CheckpointError(f"{Path(folder) / CONFIG}, features: {error}") from error
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        raise CheckpointError(f"{folder / CONFIG}, features: {error}") from error
     return SpeakerModel(encoder, fbank, mean, config, device, load_calibration(folder))
+
+
+def find_device(name: str | torch.device | None) -> torch.device:
+    """The device of this name; without a name the GPU, if there is one, or the CPU. ValueError if it is not there."""
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        here = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
+        raise ValueError(f"there is no device {str(name)!r} here; valid are {', '.join(here)}") from error
+    return device

@@ -1,0 +1,97 @@
+"""Single- against multi-modal training side by side, with paired intervals of the EER difference.
+
+Runs that are finished; the first one is the reference:
+
+    avspk compare --runs exp/audio exp/av
+    avspk compare --runs "audio=exp/audio_s*" "audio + face=exp/av_s*"     # several seeds each
+
+Configs, which it trains, with their references (--variants): stage 1 only, no gate, gate only, a supervised upper
+bound. Stage 1 is trained once a seed, and all start from it. The same command goes on after an interruption:
+
+    avspk compare --configs demo_audio_only demo --seeds 0 1 2 \\
+        --out exp/comparison [key.path=value ...]
+
+Prints Markdown, writes comparison.html and comparison.md. Protocol: eval/README.md
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from avspk.comparison_runs import STAGE_ONE_ONLY, VARIANTS, PlannedRun, RunError, plan_runs, train_all
+from avspk.data.files import whole_or_absent
+from avspk.report.comparison import Method, compare, read_methods
+from avspk.report.comparison_page import comparison_page, markdown
+from avspk.report.run_folder import Run
+from avspk.shipped import find_config
+
+
+def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int:
+    """Run one comparison; 0 when it was printed, 2 with an error of a few lines."""
+    args = parse(arguments, prog)
+    try:
+        methods = read_methods(args.runs) if args.runs else trained(args)
+        comparison = compare(methods, args.bootstrap, args.bootstrap_seed, tell)
+        pages = {"comparison.html": comparison_page(comparison), "comparison.md": markdown(comparison)}
+        for name, text in pages.items():
+            with whole_or_absent(args.out / name) as part:
+                part.write_text(text, encoding="utf-8")
+    except (ValueError, OSError, RunError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(pages["comparison.md"])
+    print(f"written to {args.out}: {', '.join(pages)}")
+    return 0
+
+
+def trained(args: argparse.Namespace) -> tuple[Method, ...]:
+    """Train what is not there yet, unless told not to; the methods, their runs in the order of the seeds."""
+    runs = plan_runs([find_config(path) for path in args.configs], args.seeds, args.variants, args.out, args.overrides)
+    if args.no_training:
+        runs = [run for run in runs if run.finished]
+    train_all(runs, args.launch, tell)
+    grouped: dict[str, list[PlannedRun]] = {}
+    for run in runs:
+        if run.shown:
+            grouped.setdefault(run.method, []).append(run)
+    methods = [
+        Method(name, tuple(Run(run.settings.output) for run in group), group[0].against)
+        for name, group in grouped.items()
+    ]
+    if len(methods) < 2:
+        raise ValueError(f"a comparison takes two methods or more, {len(methods)} are finished under {args.out}")
+    return tuple(sorted(methods, key=lambda method: method.name == STAGE_ONE_ONLY))  # trained first, shown last
+
+
+def tell(text: str) -> None:
+    """A line of progress."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def parse(arguments: Sequence[str] | None, prog: str | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--runs", nargs="+", metavar="[NAME=]FOLDER[,FOLDER...]", help="finished runs, one a method")
+    source.add_argument("--configs", nargs="+", type=Path, metavar="CONFIG", help="configs to train, one a method")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="of the trainings of --configs")
+    parser.add_argument(
+        "--variants", nargs="*", choices=VARIANTS, default=VARIANTS, help="references beside the configs; default: all"
+    )
+    parser.add_argument(
+        "--no-training", action="store_true", help="compare what is finished of --configs, train nothing"
+    )
+    parser.add_argument("--launch", default="", metavar="OPTIONS", help='for accelerate, as "--num_processes 4"')
+    parser.add_argument("--out", type=Path, default=Path("exp/comparison"), help="folder of page, table and trainings")
+    parser.add_argument("--bootstrap", type=int, default=1000, help="replicates of the 95 %% intervals")
+    parser.add_argument("--bootstrap-seed", type=int, default=0)
+    parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="settings of all trainings")
+    args = parser.parse_args(arguments)
+    if args.runs and args.overrides:
+        parser.error(f"finished runs take no settings: {' '.join(args.overrides)}")
+    return args

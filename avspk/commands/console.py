@@ -1,0 +1,58 @@
+"""What the commands share: tables on standard output, errors and warnings of one line on standard error."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from avspk.shipped import shipped_names
+
+
+def guarded(command: Callable[[argparse.Namespace], int], args: argparse.Namespace) -> int:
+    """Run a command that uses a model: its exit status, or 2 with a line of error.
+
+    Of the warnings only those about sound are shown. What is no fault of the user's stays a traceback.
+    """
+    from avspk.checkpoint import CheckpointError
+    from avspk.inference.export import ExportError
+    from avspk.inference.speaker_model import AudioWarning
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("always", AudioWarning)
+        warnings.showwarning = lambda message, *_: complain("warning", message)
+        try:
+            return command(args)
+        except (ValueError, OSError, CheckpointError, ExportError) as error:
+            complain("error", error)
+            return 2
+
+
+def complain(kind: str, message: object) -> None:
+    """Print a line on standard error."""
+    print(f"{kind}: {' '.join(str(message).split())}", file=sys.stderr)
+
+
+def table(rows: Sequence[tuple[str, str]]) -> None:
+    """Print names and values in two columns."""
+    width = max(len(name) for name, _ in rows) + 2
+    for name, value in rows:
+        print(f"{name:{width}}{value}")
+
+
+def add_model(parser: argparse.ArgumentParser, required: bool = True) -> None:
+    """The options of every command that loads a model."""
+    parser.add_argument(
+        "--model", required=required, metavar="DIR", help="model folder, as exp/demo/model, or a name on the hub"
+    )
+    parser.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: the GPU if there is one)")
+
+
+def add_config(parser: argparse.ArgumentParser, default: str | None = None) -> None:
+    """The option of every command that trains with one config."""
+    names = ", ".join(shipped_names())
+    text = f"a YAML file, or one that is shipped: {names}" + (f" (default: {default})" if default else "")
+    parser.add_argument("--config", type=Path, required=default is None, default=default and Path(default), help=text)

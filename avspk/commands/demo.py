@@ -1,0 +1,29 @@
+"""The whole method on a synthetic corpus: makes it, prepares it, trains, evaluates and writes a report.
+
+A quarter of an hour on two cores, 2.5 GiB below the current folder. Interrupted anywhere, the same command goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+DATA = Path("data/demo")  # where configs/demo.yaml expects it
+
+
+def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int:
+    """Corpus, preparation, training, each from where it was; the exit status of what failed, or 0."""
+    parser = argparse.ArgumentParser(
+        prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="settings of the training")
+    args = parser.parse_args(arguments)
+    from avspk.commands import corpus, prepare, train
+
+    steps = (
+        lambda: corpus.main(["--out", str(DATA / "corpus")]),
+        lambda: prepare.main(["--raw", str(DATA / "corpus" / "voxceleb2"), "--out", str(DATA / "vox2")]),
+        lambda: train.main(["--config", "demo", *args.overrides]),
+    )
+    return next((status for step in steps if (status := step())), 0)

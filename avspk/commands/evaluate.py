@@ -1,0 +1,134 @@
+"""VoxCeleb1-O/E/H, or any trial list: EER, minDCF, actDCF, Cllr with speaker-bootstrap intervals, DET, histograms.
+
+From a model:      avspk evaluate --model exp/av/model --trials veri_test2.txt --wav-root vox1 --out results
+From score files:  avspk evaluate --scores system.scores.tsv --out results
+Several GPUs:      accelerate launch -m avspk.cli evaluate --model ...
+Protocol:          eval/README.md
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from accelerate import PartialState
+
+from avspk import distributed
+from avspk.data.manifest import read_trials, read_utterances
+from avspk.data.score_file import read_scores, write_scores
+from avspk.evaluation.audio_files import usable_files
+from avspk.evaluation.embedding_store import EmbeddingStore, model_digest, write_embeddings
+from avspk.evaluation.official_lists import recognised
+from avspk.evaluation.results import evaluate_list, markdown, write_json, write_results
+from avspk.evaluation.systems import Scorer, training_files
+from avspk.evaluation.trial_list import TrialList
+from avspk.report.score_figures import save_score_figures
+
+
+def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int:
+    """Run one evaluation; 0 when its numbers were printed, 2 with a one-screen error."""
+    args = parse(arguments, prog)
+    try:
+        lists, notes = from_scores(args) if args.scores else from_model(args)
+        if distributed.rank() == 0:
+            publish(args, lists, notes)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def parse(arguments: Sequence[str] | None, prog: str | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--model", type=Path, help="model folder: model.safetensors and config.json")
+    source.add_argument("--scores", type=Path, nargs="+", help="lines `enroll test score label` or `score label`")
+    parser.add_argument("--out", type=Path, required=True, help="folder for scores, metrics.json, table and figures")
+    parser.add_argument("--trials", type=Path, nargs="+", default=[], help="trial lists, VoxCeleb's or Kaldi's format")
+    parser.add_argument("--wav-root", type=Path, default=Path(), help="folder that the names in the lists start from")
+    parser.add_argument("--wav-scp", type=Path, help="Kaldi's `name path`, where names are no paths")
+    parser.add_argument("--allow-missing", action="store_true", help="score what is there, marked INCOMPLETE")
+    parser.add_argument("--train", type=Path, help="training manifest: adds AS-norm against its utterances")
+    parser.add_argument(
+        "--pseudo-labels", type=Path, help="labels.parquet of a round: cohort of means, and calibration"
+    )
+    parser.add_argument("--train-utterances", type=int, default=50_000, help="at most so many, drawn at random")
+    parser.add_argument("--top-n", type=int, default=300, help="cohort scores that AS-norm keeps")
+    parser.add_argument("--bootstrap", type=int, default=1000, help="replicates of the 95 %% intervals")
+    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap and of the training sample")
+    parser.add_argument("--cache", type=Path, help="folder of embeddings to reuse; default: `cache` in --out")
+    parser.add_argument("--batch-seconds", type=float, default=320.0, help="of audio in one batch")
+    parser.add_argument("--workers", type=int, default=4, help="processes that read files, for each GPU")
+    parser.add_argument("--kaldi", action="store_true", help="embeddings as Kaldi ark and scp, too")
+    args = parser.parse_args(arguments)
+    if args.model and not args.trials:
+        parser.error("--model needs --trials")
+    if args.pseudo_labels and not args.train:
+        parser.error("--pseudo-labels needs --train, the manifest whose utterances they label")
+    return args
+
+
+def from_scores(args: argparse.Namespace) -> tuple[list[tuple[str, TrialList]], list[str]]:
+    """(system, list with scores) of each score file; `<system>__<list>.scores.tsv` names both."""
+    stems = [path.name.removesuffix(".tsv").removesuffix(".txt").removesuffix(".scores") for path in args.scores]
+    lists = []
+    for path, stem in zip(args.scores, stems, strict=True):
+        system, _, name = stem.rpartition("__")
+        trials = recognised(name, read_scores(path), args.allow_missing)
+        lists.append((system or (stem if stems.count(stem) == 1 else f"{path.parent.name}/{stem}"), trials))
+    return lists, []
+
+
+def from_model(args: argparse.Namespace) -> tuple[list[tuple[str, TrialList]], list[str]]:
+    """Embed the files of the lists, and score them with every system; writes embeddings and score files."""
+    from avspk.inference.speaker_model import load_model
+
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        PartialState()
+    store = EmbeddingStore(args.cache or args.out / "cache", model_digest(args.model))
+    lists = [recognised(path.stem, read_trials(path), args.allow_missing) for path in args.trials]
+    files, lists = usable_files(lists, args.wav_root, args.wav_scp, args.allow_missing)
+    model = load_model(args.model)
+
+    def embed(paths: Sequence[Path]) -> np.ndarray:
+        return store.embed(
+            paths, lambda new: model.embed_files(new, batch_seconds=args.batch_seconds, num_workers=args.workers)
+        )
+
+    embeddings = embed(files.paths)
+    training = None
+    if args.train:
+        training = training_files(
+            read_utterances(args.train), args.pseudo_labels, embed, args.train_utterances, args.seed
+        )
+    if distributed.rank() != 0:
+        return [], []
+    write_embeddings(args.out, files.names, embeddings, args.kaldi)
+    scorer = Scorer(files.names, embeddings, files.num_samples, model.training_mean, training, args.top_n, args.seed)
+    if scorer.calibration is not None:
+        write_json(args.out / "calibration.json", scorer.calibration.to_dict())
+    scored = [(system, trials) for given in lists for system, trials in scorer.score(given).items()]
+    for system, trials in scored:
+        write_scores(trials.table, args.out / f"{system}__{trials.name}.scores.tsv")
+    return scored, [f"Model {args.model}, {store.digest}. {scorer.protocol()}"]
+
+
+def publish(args: argparse.Namespace, scored: Sequence[tuple[str, TrialList]], notes: Sequence[str]) -> None:
+    """Evaluate, write and print; each list's own notes go with it."""
+    records = [evaluate_list(system, trials, args.bootstrap, args.seed) for system, trials in scored]
+    notes = [*notes, *dict.fromkeys(f"{trials.title}: {note}." for _, trials in scored for note in trials.notes)]
+    write_results(args.out, records, notes)
+    tables: dict[str, dict[str, pd.DataFrame]] = {}
+    for system, trials in scored:
+        tables.setdefault(trials.title, {})[system] = trials.table
+    save_score_figures(tables, args.out)
+    print(markdown(records, notes))
+    print(f"written to {args.out}: metrics.json, metrics.md, det.png, histograms.png")

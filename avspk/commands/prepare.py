@@ -1,0 +1,86 @@
+"""Prepare VoxCeleb, or any tree <speaker>/<video>/<clip>, for training: sound, face crops, manifest, rejected files.
+
+Run it again after an interruption, and it goes on where it stopped. Several machines: --shard 1/4 ... 4/4 into one
+--out, or `accelerate launch -m avspk.cli prepare`; whoever ends last joins the slices.
+"""
+
+import argparse
+import json
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import get_args
+
+from avspk.data.face_crops import FaceSettings
+from avspk.data.preparation import PreparationError, PreparationSettings, prepare
+from avspk.data.sound_store import PackFormat
+
+
+def shard(text: str) -> tuple[int, int]:
+    """The slice meant by i/n."""
+    number, of = text.split("/")
+    return int(number), int(of)
+
+
+def parse(arguments: Sequence[str] | None, prog: str | None) -> argparse.Namespace:
+    """Command line; under a launcher each process is a shard."""
+    faces, rank, size = FaceSettings(), int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    parser = argparse.ArgumentParser(
+        prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--raw", type=Path, required=True, help="tree of video and sound files of any format")
+    parser.add_argument("--out", type=Path, required=True, help="folder for everything that is written")
+    parser.add_argument("--workers", type=int, help="processes (all cores)")
+    parser.add_argument("--shard", type=shard, default=(rank + 1, size), help="slice i/n of the work (1/1)")
+    parser.add_argument("--crops", type=int, default=faces.crops_per_clip, help="face crops per clip (%(default)s)")
+    parser.add_argument(
+        "--face-tracked",
+        choices=("auto", "yes", "no"),
+        default=faces.face_tracked,
+        help="clips follow one face, so that detection on few frames suffices (auto: square ones do)",
+    )
+    parser.add_argument("--margin", type=float, default=faces.margin, help="of a crop, share of the face (%(default)s)")
+    parser.add_argument("--require-face", action="store_true", help="leave out clips without a face")
+    parser.add_argument(
+        "--pack",
+        nargs="?",
+        const="int16",
+        choices=get_args(PackFormat),
+        help="all sound into a few hundred large files, not a wav each: for network storage (alone: int16)",
+    )
+    parser.add_argument("--min-seconds", type=float, default=1.0, help="shorter sound is rejected (%(default)s)")
+    return parser.parse_args(arguments)
+
+
+def main(given: Sequence[str] | None = None, prog: str | None = None) -> int:
+    """Parse, prepare, print; 0, or the program ends with a line of error."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    arguments = parse(given, prog)
+    try:
+        faces = replace(
+            FaceSettings(),
+            crops_per_clip=arguments.crops,
+            face_tracked=arguments.face_tracked,
+            margin=arguments.margin,
+        )
+        settings = PreparationSettings(
+            arguments.raw,
+            arguments.out,
+            faces,
+            min_seconds=arguments.min_seconds,
+            require_face=arguments.require_face,
+            pack=arguments.pack,
+            shard=arguments.shard,
+            workers=arguments.workers,
+        )
+        summary = prepare(settings)
+    except (PreparationError, OSError, ValueError) as error:
+        raise SystemExit(f"prepare: {error}") from None
+    if summary:
+        print(json.dumps(asdict(summary), indent=1))
+        print(f"{arguments.out}: manifest.parquet, rejected.tsv, contact_sheet.png")
+    else:
+        print("this slice is done; the last slice to end writes the manifest")
+    return 0

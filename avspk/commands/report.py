@@ -1,0 +1,26 @@
+"""The report of a run, finished or not, as one page: what it reached, how each stage went, what it ran with."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from avspk.commands.console import complain
+
+
+def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int:
+    """Write report.html into run folders; 0, or 2 with a line of error for each that is none."""
+    parser = argparse.ArgumentParser(prog=prog, description=__doc__)
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folder, as exp/demo")
+    args = parser.parse_args(arguments)
+    from avspk.report.build import write_report
+
+    status = 0
+    for run in args.runs:
+        try:
+            print(write_report(run))
+        except (OSError, ValueError) as error:
+            complain("error", error)
+            status = 2
+    return status

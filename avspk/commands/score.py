@@ -1,0 +1,93 @@
+"""Score sounds against enrolled speakers: a matrix of cosines, the training mean subtracted, or of AS-norm scores.
+
+The enrolment is a file of lines `speaker path`; a speaker may have several. Wherever a list of sounds is asked for, a
+table that `avspk embed` wrote (X.npy, X.ark) does as well; of an enrolment, its names are the speakers.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from avspk.commands.console import add_model, guarded
+from avspk.commands.vectors import Vectors, speaker_means
+
+
+def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int:
+    """Score and write; 0, 1 if some of the sounds could not be embedded, 2 with a line of error."""
+    parser = argparse.ArgumentParser(
+        prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("files", help="sounds to score: wav.scp, a list, a manifest, a folder or a table")
+    parser.add_argument("--enrolment", required=True, help="lines `speaker path`, or a table")
+    add_model(parser)
+    text = "lines `speaker sound score`; X.npy: the matrix (sounds, speakers), its names beside it"
+    parser.add_argument("--out", type=_out, required=True, metavar="X.tsv", help=text)
+    parser.add_argument("--at-least", type=float, metavar="T", help="write only scores of T and more, to X.tsv")
+    parser.add_argument("--cohort", help="other speakers' sounds: scores become AS-norm")
+    parser.add_argument("--top-n", type=int, default=300, help="cohort scores that AS-norm keeps (%(default)s)")
+    args = parser.parse_args(arguments)
+    if args.at_least is not None and args.out.suffix == ".npy":
+        parser.error("--at-least chooses lines of X.tsv; a matrix holds all scores")
+    return guarded(run, args)
+
+
+def _out(text: str) -> Path:
+    if Path(text).suffix not in {".npy", ".tsv"}:
+        raise argparse.ArgumentTypeError(f"{text!r} does not end in .tsv or .npy")
+    return Path(text)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Embed all sides, score, write."""
+    from avspk.scoring.matrix import score_matrix
+
+    vectors = Vectors(args)
+    mean = vectors.model.training_mean
+    speakers, enrolled = speaker_means(*_enrolled(args.enrolment, vectors), mean)
+    sounds, rows = vectors.of(args.files)
+    cohort = vectors.of(args.cohort)[1] - mean if args.cohort else None
+    scores = score_matrix(rows - mean, enrolled, cohort, args.top_n)
+    if args.out.suffix == ".npy":
+        _write_matrix(args.out, sounds, speakers, scores)
+    else:
+        _write_lines(args.out, sounds, speakers, scores, args.at_least)
+    kind = "AS-norm" if args.cohort else "cosine"
+    print(f"{args.out}: {kind} of {len(sounds)} sounds and {len(speakers)} speakers")
+    return int(vectors.failed > 0)
+
+
+def _enrolled(source: str, vectors: Vectors) -> tuple[list[str], np.ndarray]:
+    """A speaker's name for each of the embeddings."""
+    from avspk.data.file_lists import read_enrolment
+    from avspk.inference.embedding_table import SUFFIXES
+
+    if Path(source).suffix in SUFFIXES:
+        return vectors.of(source)
+    entries = read_enrolment(Path(source))
+    names, rows = vectors.of_sounds({str(number): path for number, (_, path) in enumerate(entries)}, source)
+    return [entries[int(name)][0] for name in names], rows
+
+
+def _write_matrix(out: Path, sounds: Sequence[str], speakers: Sequence[str], scores: np.ndarray) -> None:
+    from avspk.data.files import whole_or_absent
+
+    with whole_or_absent(out) as part, part.open("wb") as file:
+        np.save(file, scores)
+    for kind, names in (("sounds", sounds), ("speakers", speakers)):
+        with whole_or_absent(out.with_suffix(f".{kind}.tsv")) as part:
+            part.write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
+
+
+def _write_lines(
+    out: Path, sounds: Sequence[str], speakers: Sequence[str], scores: np.ndarray, at_least: float | None
+) -> None:
+    from avspk.data.files import whole_or_absent
+
+    with whole_or_absent(out) as part, part.open("w", encoding="utf-8") as file:
+        for sound, row in zip(sounds, scores, strict=True):
+            chosen = range(len(row)) if at_least is None else np.flatnonzero(row >= at_least).tolist()
+            file.writelines(f"{speakers[column]} {sound} {row[column]:.5f}\n" for column in chosen)

@@ -1,0 +1,98 @@
+"""Thresholds for the false-alarm rates that one can live with, from trials of one's own.
+
+    avspk threshold --trials my_trials.txt --wav-root DIR --model exp/av/model --false-alarm 0.01 0.001
+    avspk threshold --scores results/cosine__my_trials.scores.tsv
+
+Trials are lines `1 a.wav b.wav` (1 one speaker, 0 two) or `a b target|nontarget`. Decide as here: accept scores of the
+threshold and more, of the same kind (cosine less the training mean, as `avspk verify` and `avspk score` give it, or
+AS-norm with the same cohort).
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from avspk.commands.console import add_model, complain, guarded
+from avspk.commands.vectors import Vectors
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+FEW = 30  # errors below which a rate says little: the "rule of 30" (Doddington et al., 2000)
+
+
+def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int:
+    """Print thresholds; 0, or 2 with a line of error."""
+    parser = argparse.ArgumentParser(
+        prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--trials", type=Path, help="a trial list, scored with --model")
+    source.add_argument("--scores", type=Path, help="lines `enroll test score label` or `score label`")
+    add_model(parser, required=False)
+    parser.add_argument("--wav-root", type=Path, default=Path(), help="folder that the names in the list start from")
+    parser.add_argument("--wav-scp", type=Path, help="Kaldi's `name path`, where names are no paths")
+    parser.add_argument("--cohort", help="other speakers' sounds, a list or a table: scores become AS-norm")
+    parser.add_argument("--top-n", type=int, default=300, help="cohort scores that AS-norm keeps (%(default)s)")
+    parser.add_argument("--false-alarm", type=float, nargs="+", default=[0.05, 0.01, 0.001], metavar="RATE",
+                        help="accepted share of different-speaker trials (0.05 0.01 0.001)")  # fmt: skip
+    args = parser.parse_args(arguments)
+    if args.trials and not args.model:
+        parser.error("--trials needs --model")
+    return guarded(run, args)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Score the trials if they are not scored yet, and print a line for each rate."""
+    from avspk.data.score_file import read_scores
+    from avspk.scoring.metrics import eer, eer_threshold
+    from avspk.scoring.threshold import threshold_at
+
+    table = read_scores(args.scores) if args.scores else _scored(args)
+    scores, labels = table["score"].to_numpy(), table["label"].to_numpy()
+    points = [threshold_at(scores, labels, rate) for rate in args.false_alarm]
+    num_others = int((labels == 0).sum())
+    print(f"{len(labels):,} trials, {num_others:,} of different speakers")
+    print(f"EER {100 * eer(scores, labels):.3f} % at {eer_threshold(scores, labels):.4f}")
+    print("false alarms wanted    threshold    false alarms       misses")
+    for rate, point in zip(args.false_alarm, points, strict=True):
+        print(
+            f"{100 * rate:17.4g} % {point.threshold:12.4f} {100 * point.false_alarm:13.4g} % {100 * point.miss:10.4g} %"
+        )
+        if rate * num_others < FEW:
+            complain(
+                "warning",
+                f"{100 * rate:g} % of {num_others:,} trials are {rate * num_others:.3g} false alarms; "
+                f"{FEW} or more make a rate that will be met again: have {round(FEW / rate):,} such trials",
+            )
+    return 0
+
+
+def _scored(args: argparse.Namespace) -> pd.DataFrame:
+    """The trials with a column of scores."""
+    import numpy as np
+
+    from avspk.data.manifest import read_trials
+    from avspk.evaluation.audio_files import usable_files
+    from avspk.evaluation.official_lists import recognised
+    from avspk.scoring.backend import as_norm, cohort_statistics, cosine_scores, normalised
+
+    files, (trials,) = usable_files(
+        [recognised(args.trials.stem, read_trials(args.trials), False)], args.wav_root, args.wav_scp
+    )
+    vectors = Vectors(args)
+    names, rows = vectors.of_sounds(dict(zip(files.names, files.paths, strict=True)), str(args.trials))
+    if vectors.failed:
+        raise ValueError(f"{args.trials}: {vectors.failed} of its files cannot be embedded; take their trials out")
+    row = {name: number for number, name in enumerate(names)}
+    enroll, test = (np.array([row[name] for name in trials.table[side]]) for side in ("enroll", "test"))
+    mean = vectors.model.training_mean
+    scores = cosine_scores(rows, enroll, test, mean)
+    if args.cohort:
+        cohort = vectors.of(args.cohort)[1] - mean
+        statistics = cohort_statistics(normalised(rows, mean), cohort, min(args.top_n, len(cohort)))
+        scores = as_norm(scores, enroll, test, statistics)
+    return trials.table.assign(score=scores)

@@ -1,0 +1,104 @@
+"""Lists of sounds as people have them: files, folders, Kaldi's wav.scp, manifests, one path a line."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from avspk.data.manifest import ManifestError, read_utterances
+from avspk.data.suffixes import MEDIA_SUFFIXES
+from avspk.text_files import read_lines
+
+STDIN = "-"
+
+
+def named_sounds(sources: Sequence[str], lists: Sequence[str]) -> dict[str, Path]:
+    """Name -> path of every sound, in the order given. A name that is given twice for one path counts once.
+
+    Args:
+        sources: files, and folders, whose sounds are taken at any depth; a path is its own name.
+        lists: files of paths, a line each, or "-", those on standard input; wav.scp (any *.scp), whose names are
+            kept; manifests (*.parquet, *.tsv), whose utterances are the names; folders.
+
+    Raises: ManifestError if a list cannot be read, a folder holds no sound, or a name has two paths.
+    """
+    sounds: dict[str, Path] = {}
+    for name, path in _all(sources, lists):
+        if sounds.setdefault(name, path) != path:
+            raise ManifestError(f"the name {name!r} is given to two files: {sounds[name]} and {path}")
+    return sounds
+
+
+def _all(sources: Sequence[str], lists: Sequence[str]) -> Iterator[tuple[str, Path]]:
+    for source in sources:
+        yield from _in_folder(Path(source)) if os.path.isdir(source) else [(source, Path(source))]
+    for source in lists:
+        yield from _listed(source)
+
+
+def _listed(source: str) -> Iterator[tuple[str, Path]]:
+    path = Path(source)
+    if source == STDIN:
+        yield from _lines(sys.stdin.read().splitlines(), "standard input")
+    elif path.is_dir():
+        yield from _in_folder(path)
+    elif path.suffix == ".scp":
+        yield from ((name, Path(file)) for name, file in read_wav_scp(path).items())
+    elif path.suffix in {".parquet", ".tsv"}:
+        utterances = read_utterances(path)
+        yield from ((str(name), utterances.audio_path(row)) for row, name in enumerate(utterances.table["utterance"]))
+    else:
+        yield from _lines(read_lines(path, "list", ManifestError), str(path))
+
+
+def _lines(given: Sequence[str], source: str) -> Iterator[tuple[str, Path]]:
+    lines = [line.strip() for line in given]
+    if not any(lines):
+        raise ManifestError(f"{source}: no path in it; want one a line")
+    yield from ((line, Path(line)) for line in lines if line)
+
+
+def _in_folder(folder: Path) -> Iterator[tuple[str, Path]]:
+    found, seen = [], set()
+    for base, folders, names in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(base)) in seen:  # links may lead in a circle
+            folders.clear()
+            continue
+        seen.add(real)
+        found += [Path(base, name) for name in names if os.path.splitext(name)[1].lower() in MEDIA_SUFFIXES]
+    if not found:
+        raise ManifestError(f"{folder}: no sound in this folder; known are {', '.join(sorted(MEDIA_SUFFIXES))}")
+    yield from ((str(path), path) for path in sorted(found))
+
+
+def read_wav_scp(path: Path) -> dict[str, str]:
+    """Name -> path of Kaldi's wav.scp. Raises: ManifestError naming the line that is none, or a pipe."""
+    entries: dict[str, str] = {}
+    for number, line in enumerate(read_lines(path, "wav.scp", ManifestError), 1):
+        fields = line.split(maxsplit=1)
+        if not fields:
+            continue
+        if len(fields) != 2 or fields[1].rstrip().endswith("|"):
+            raise ManifestError(f"{path}, line {number}: {line[:100]!r} is not `name path`; pipes are not run")
+        if entries.setdefault(fields[0], fields[1].strip()) != fields[1].strip():
+            raise ManifestError(f"{path}, line {number}: the name {fields[0]!r} stands there twice, with two paths")
+    return entries
+
+
+def read_enrolment(path: Path) -> list[tuple[str, Path]]:
+    """(speaker, path) of every line of an enrolment; a speaker may have several.
+
+    Raises: ManifestError naming the line that is none, or if there is none at all.
+    """
+    entries = []
+    for number, line in enumerate(read_lines(path, "enrolment", ManifestError), 1):
+        fields = line.split(maxsplit=1)
+        if len(fields) == 1:
+            raise ManifestError(f"{path}, line {number}: {line[:100]!r} is not `speaker path`")
+        if fields:
+            entries.append((fields[0], Path(fields[1].strip())))
+    if not entries:
+        raise ManifestError(f"{path}: nobody is enrolled in it; want lines `speaker path`")
+    return entries

@@ -1,0 +1,186 @@
+"""Processes that read files ahead of whoever uses them. A file on which one dies or hangs costs that file alone."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import time
+import warnings
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+JOBS_AHEAD = 2  # of each process: it need not wait for the next one
+HANG_SECONDS = 600.0
+ATTEMPTS = 2  # a process may be killed for another's sake (out of memory); the second time the file is at fault
+_LOOK_SECONDS = 5.0  # between two looks for processes that hang
+
+Floats = NDArray[np.float32]
+Read = Callable[[Path], Iterable[Floats]]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some sound (n,) of file number `index`."""
+
+    index: int
+    sound: Floats
+
+
+@dataclass(frozen=True)
+class End:
+    """File number `index` is read, up to the `error`, if any, which makes its parts worthless."""
+
+    index: int
+    error: str | None = None
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Again:
+    """File number `index` is read once more from its beginning: the parts that were given do not count."""
+
+    index: int
+
+
+Event = Part | Again | End
+
+
+@dataclass
+class _Reader:
+    process: BaseProcess
+    connection: Connection
+    jobs: deque[int] = field(default_factory=deque)
+    heard: float = field(default_factory=time.monotonic)
+
+
+class ReaderPool:
+    """Reads files on other processes; a context manager that ends them.
+
+    Args:
+        read: path -> parts; its ValueError and OSError are the file's error, its UserWarnings the file's warnings.
+        paths: the files.
+        num_processes: how many read, at least 1.
+    """
+
+    def __init__(self, read: Read, paths: Sequence[Path], num_processes: int) -> None:
+        self.read, self.paths = read, paths
+        self.waiting = deque(range(len(paths)))
+        self.deaths: Counter[int] = Counter()
+        self.readers = [self._start() for _ in range(min(num_processes, len(paths)))]
+
+    def __enter__(self) -> ReaderPool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for reader in self.readers:
+            reader.process.kill()
+            reader.process.join()
+            reader.connection.close()
+
+    def __iter__(self) -> Iterator[Event]:
+        """Yield the parts of each file in order, then its end. Files come about in their order, mixed."""
+        for reader in self.readers:
+            self._feed(reader)
+        while any(reader.jobs for reader in self.readers):
+            busy = {reader.connection: reader for reader in self.readers if reader.jobs}
+            for connection in wait(list(busy), _LOOK_SECONDS):
+                assert isinstance(connection, Connection)
+                yield from self._receive(busy[connection])
+            for reader in self.readers:
+                if reader.jobs and time.monotonic() - reader.heard > HANG_SECONDS:
+                    reader.process.kill()  # its connection then ends, which the next round sees
+
+    def _receive(self, reader: _Reader) -> Iterator[Event]:
+        try:
+            message: Event = reader.connection.recv()
+        except (EOFError, OSError):
+            yield from self._bury(reader)
+            return
+        reader.heard = time.monotonic()
+        if isinstance(message, End):
+            reader.jobs.popleft()
+            self._feed(reader)
+        yield message
+
+    def _bury(self, reader: _Reader) -> Iterator[Event]:
+        """Begin a new process, and the file that the old one died on once more; the second time, give it up."""
+        reader.process.join()
+        reader.connection.close()
+        self.readers[self.readers.index(reader)] = fresh = self._start()
+        index = reader.jobs[0]
+        self.deaths[index] += 1
+        if self.deaths[index] >= ATTEMPTS:
+            reader.jobs.popleft()
+            yield End(index, f"{self.paths[index]}: {_cause(reader.process.exitcode)}")
+        else:
+            yield Again(index)
+        self.waiting.extendleft(reversed(reader.jobs))
+        self._feed(fresh)
+
+    def _feed(self, reader: _Reader) -> None:
+        while self.waiting and len(reader.jobs) < JOBS_AHEAD:
+            index = self.waiting.popleft()
+            reader.jobs.append(index)
+            try:
+                reader.connection.send((index, self.paths[index]))
+            except OSError:
+                return  # it is dead, which shows when its answer is asked for
+
+    def _start(self) -> _Reader:
+        # Forked, since imports would take longer than many a job; readers use no library that has threads.
+        context = multiprocessing.get_context("fork")
+        ours, theirs = context.Pipe()
+        process = context.Process(target=_serve, args=(self.read, theirs, ours), daemon=True)
+        process.start()
+        theirs.close()
+        return _Reader(process, ours)
+
+
+def _serve(read: Read, connection: Connection, parents_end: Connection) -> None:
+    """Read what is asked for until the parent is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all; the parent ends its readers
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    parents_end.close()
+    try:
+        while True:
+            index, path = connection.recv()
+            _serve_one(read, connection, index, path)
+    except (EOFError, OSError):
+        os._exit(0)
+
+
+def _serve_one(read: Read, connection: Connection, index: int, path: Path) -> None:
+    error = None
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("always", UserWarning)
+        parts = iter(read(path))
+        while True:
+            try:
+                sound = next(parts, None)
+            except (ValueError, OSError) as problem:
+                error = str(problem)
+                break
+            except Exception as problem:  # of a decoder
+                error = f"{path}: {type(problem).__name__}: {problem}"
+                break
+            if sound is None:
+                break
+            connection.send(Part(index, sound))
+    connection.send(End(index, error, tuple(str(warning.message) for warning in caught)))
+
+
+def _cause(exitcode: int | None) -> str:
+    if exitcode is not None and exitcode < 0:
+        number = -exitcode
+        name = signal.Signals(number).name if number in signal.Signals.__members__.values() else f"signal {number}"
+        return f"the process that read it died twice ({name}): the file breaks its decoder, or takes too much memory"
+    return f"the process that read it ended twice (status {exitcode})"

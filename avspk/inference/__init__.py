@@ -1,0 +1,1 @@
+"""All that a deployed model needs: embeddings, scores, export; nothing of the training."""

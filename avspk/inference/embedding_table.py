@@ -1,0 +1,210 @@
+"""Named embeddings in files that grow row by row, and that hold whole rows alone however a run ends.
+
+    X.npy  (rows, D) float32, with X.tsv, a name a line      or      X.ark, Kaldi's binary vectors, with X.scp
+
+X.json beside them names the model. Rows are on the disk before their names are: what is without a name is written
+again by the next run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from avspk.data.files import whole_or_absent
+from avspk.data.kaldi import HEADER_SIZE, ark_entry
+
+NPY_HEADER = 128  # bytes, whatever the number of rows
+SUFFIXES = (".npy", ".ark")
+Floats = NDArray[np.float32]
+
+
+class TableError(ValueError):
+    """Files that are there hold something else; the message says what to do."""
+
+
+class EmbeddingTable:
+    """A context manager; creates the files with the first rows, or goes on with those that are there.
+
+    Args:
+        path: X.npy or X.ark.
+        model: a name of the model's content; rows of different models do not mix.
+
+    Raises TableError if the files belong to another model or were not written by this class.
+    """
+
+    def __init__(self, path: Path, model: str) -> None:
+        self.path, self.model = path, model
+        self.about = path.with_suffix(".json")
+        self.body: _Npy | _Ark = _Npy(path) if path.suffix == ".npy" else _Ark(path)
+        self.names: dict[str, None] = {}  # in their order
+        self.dimension: int | None = None
+        if self.about.exists():
+            self._reopen()
+        elif path.exists() or self.body.index.exists():
+            raise TableError(
+                f"{path} is there, but no {self.about.name} that says by which model; "
+                "choose another --out, or --overwrite"
+            )
+
+    def __enter__(self) -> EmbeddingTable:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.body.close()
+
+    def _reopen(self) -> None:
+        try:
+            about = json.loads(self.about.read_text(encoding="utf-8"))
+            model, dimension = about["model"], int(about["dimension"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise TableError(
+                f"{self.about} was not written by `avspk embed` ({error!r}); choose another --out"
+            ) from error
+        if model != self.model:
+            raise TableError(
+                f"{self.path} holds embeddings of another model ({model}, not {self.model}); "
+                "choose another --out, or --overwrite"
+            )
+        self.dimension = dimension
+        self.names = dict.fromkeys(self.body.open(dimension))
+
+    def append(self, names: Sequence[str], rows: Floats) -> None:
+        """Write rows (n, D) with new names to the disk. Raises OSError if it is full."""
+        if self.dimension is None:
+            self._create(rows.shape[1])
+        self.body.append(names, rows)
+        self.names |= dict.fromkeys(names)
+
+    def _create(self, dimension: int) -> None:
+        with whole_or_absent(self.about) as part:
+            part.write_text(json.dumps({"model": self.model, "dimension": dimension}) + "\n", encoding="utf-8")
+        self.dimension = dimension
+        self.body.open(dimension)
+
+    def read(self) -> Floats:
+        """All rows (n, D), in the order of the names."""
+        return self.body.read()
+
+
+def remove_table(path: Path) -> None:
+    """Remove the files of a table, if they are there."""
+    for suffix in (".json", ".npy", ".tsv", ".ark", ".scp", ".failed.tsv"):
+        if suffix not in SUFFIXES or suffix == path.suffix:
+            path.with_suffix(suffix).unlink(missing_ok=True)
+
+
+class _Npy:
+    """A header of fixed size, rows behind it; the header's count is set last."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.index = path, path.with_suffix(".tsv")
+        self.rows_file: BinaryIO | None = None
+
+    def open(self, dimension: int) -> list[str]:
+        """Names of the rows that are whole; what is behind them is cut off."""
+        self.dimension = dimension
+        self.rows_file, self.names_file = _open(self.path), _open(self.index)
+        lines = _whole_lines(self.names_file)
+        whole = max(0, os.path.getsize(self.path) - NPY_HEADER) // (4 * dimension)
+        lines = lines[:whole]
+        _cut(self.names_file, sum(map(len, lines)))
+        _cut(self.rows_file, NPY_HEADER + len(lines) * 4 * dimension)
+        self._set_count(len(lines))
+        return [line.decode().removesuffix("\n") for line in lines]
+
+    def append(self, names: Sequence[str], rows: Floats) -> None:
+        """Rows, then names, then the count."""
+        assert self.rows_file is not None
+        _write(self.rows_file, rows.astype("<f4").tobytes())
+        _write(self.names_file, "".join(f"{name}\n" for name in names).encode())
+        self._set_count(self.count + len(names))
+
+    def _set_count(self, count: int) -> None:
+        assert self.rows_file is not None
+        self.count = count
+        text = str({"descr": "<f4", "fortran_order": False, "shape": (count, self.dimension)})
+        header = b"\x93NUMPY\x01\x00" + (NPY_HEADER - 10).to_bytes(2, "little") + text.encode().ljust(NPY_HEADER - 11)
+        self.rows_file.seek(0)
+        _write(self.rows_file, header + b"\n")
+        self.rows_file.seek(0, os.SEEK_END)
+
+    def read(self) -> Floats:
+        return np.load(self.path, mmap_mode="r")
+
+    def close(self) -> None:
+        if self.rows_file is not None:
+            self.rows_file.close()
+            self.names_file.close()
+
+
+class _Ark:
+    """Kaldi's binary float vectors, with their offsets in the scp."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.index = path, path.with_suffix(".scp")
+        self.rows_file: BinaryIO | None = None
+
+    def open(self, dimension: int) -> list[str]:
+        """Names of the vectors that are whole; what is behind them is cut off."""
+        self.dimension = dimension
+        self.rows_file, self.names_file = _open(self.path), _open(self.index)
+        size = os.path.getsize(self.path)
+        lines = _whole_lines(self.names_file)
+        while lines and self._end(lines[-1]) > size:
+            lines.pop()
+        _cut(self.names_file, sum(map(len, lines)))
+        _cut(self.rows_file, self._end(lines[-1]) if lines else 0)
+        return [line.split(b" ", 1)[0].decode() for line in lines]
+
+    def _end(self, line: bytes) -> int:
+        return int(line.rsplit(b":", 1)[1]) + HEADER_SIZE + 4 * self.dimension
+
+    def append(self, names: Sequence[str], rows: Floats) -> None:
+        """Vectors, then their offsets."""
+        assert self.rows_file is not None
+        offset, data, lines = self.rows_file.tell(), b"", []
+        for name, row in zip(names, rows, strict=True):
+            entry, vector = ark_entry(name, row)
+            lines.append(f"{name} {self.path.resolve()}:{offset + len(data) + vector}\n")
+            data += entry
+        _write(self.rows_file, data)
+        _write(self.names_file, "".join(lines).encode())
+
+    def read(self) -> Floats:
+        begins = [int(line.rsplit(":", 1)[1]) for line in self.index.read_text(encoding="utf-8").splitlines()]
+        data, size = self.path.read_bytes(), self.dimension
+        return np.stack([np.frombuffer(data, "<f4", size, begin + HEADER_SIZE) for begin in begins])
+
+    def close(self) -> None:
+        if self.rows_file is not None:
+            self.rows_file.close()
+            self.names_file.close()
+
+
+def _open(path: Path) -> BinaryIO:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    return path.open("r+b")
+
+
+def _whole_lines(file: BinaryIO) -> list[bytes]:
+    lines = file.readlines()
+    return lines if not lines or lines[-1].endswith(b"\n") else lines[:-1]
+
+
+def _cut(file: BinaryIO, size: int) -> None:
+    file.truncate(size)
+    file.seek(size)
+
+
+def _write(file: BinaryIO, data: bytes) -> None:
+    file.write(data)
+    file.flush()
+    os.fsync(file.fileno())

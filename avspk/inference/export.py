@@ -1,0 +1,172 @@
+"""A speaker model as ONNX, in the form that wespeaker's runtime and sherpa-onnx load; checked against PyTorch."""
+
+from __future__ import annotations
+
+import json
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from avspk.data.files import whole_or_absent
+from avspk.data.media import SAMPLE_RATE
+from avspk.frontend.fbank import Fbank
+from avspk.inference.embed import inference
+from avspk.inference.speaker_model import SpeakerModel
+from avspk.inference.waveform_graph import DeployedEncoder, FrontEndGraph
+
+PACKAGES = ("onnx", "onnxruntime")
+INPUT, OUTPUT = "feats", "embs"  # the names that wespeaker's runtime and its Python example ask for
+WAVEFORM_INPUT = "waveform"
+OPSET = 14  # wespeaker's runtime has onnxruntime 1.12, which knows 17 at most; quantised graphs need 13
+SHERPA_MELS = 80  # sherpa-onnx and wespeaker's runtime compute so many, whatever a file says
+CHECKED_SHAPES = ((1, 23), (1, 98), (1, 301), (3, 150), (2, 1000))  # batch, frames; 23 frames are a quarter of a second
+TOLERANCE = 1e-3  # of the largest component: float32 in another order of summation, through some dozens of layers
+Floats = NDArray[np.float32]
+
+
+class ExportError(RuntimeError):
+    """The model cannot be exported, or the export does not compute what PyTorch does."""
+
+
+@dataclass(frozen=True)
+class ExportForm:
+    """What goes in and what comes out.
+
+    Attributes:
+        waveform: the front end is in the graph, which takes `waveform` (B, samples) in [-1, 1] at 16 kHz; else it
+            takes `feats` (B, T, mels).
+        subtract_mean: the training mean is subtracted in the graph, for runtimes that take the cosine of its output.
+    """
+
+    waveform: bool = False
+    subtract_mean: bool = False
+
+    @property
+    def input_name(self) -> str:
+        """Name of the graph's one input."""
+        return WAVEFORM_INPUT if self.waveform else INPUT
+
+
+def export_onnx(model: SpeakerModel, path: Path, form: ExportForm = ExportForm()) -> float:  # noqa: B008  frozen
+    """Write the model as one file, any B and any length; the largest difference from PyTorch.
+
+    The metadata hold the keys that sherpa-onnx reads, and under "avspk", as JSON, what else a cosine takes: config
+    (with the arguments of `Fbank`), training_mean (D,), whether it is subtracted already, and calibration or null.
+    Raises ExportError if the onnx packages are missing, or if the embeddings differ; then no file is left.
+    """
+    require_packages()
+    front_end = FrontEndGraph(model.fbank) if form.waveform else None
+    mean = torch.from_numpy(model.training_mean).float() if form.subtract_mean else None
+    module, fbank = DeployedEncoder(model.encoder, front_end, mean).cpu(), model.fbank.cpu()
+    try:
+        with whole_or_absent(path) as part, inference(module):
+            _write(module, model, form, part)
+            return _check(module, part, form, fbank)
+    finally:
+        model.encoder.to(model.device)
+        model.fbank.to(model.device)
+
+
+def require_packages() -> None:
+    """Raise ExportError with the command that installs what is missing."""
+    missing = [name for name in PACKAGES if find_spec(name) is None]
+    if missing:
+        raise ExportError(f"ONNX export needs {', '.join(missing)}: pip install 'avspk[export]'")
+
+
+def _write(module: DeployedEncoder, model: SpeakerModel, form: ExportForm, path: Path) -> None:
+    import onnx
+
+    shape = (2, SAMPLE_RATE) if form.waveform else (2, 200, model.fbank.triangles.shape[1])
+    axes = {form.input_name: {0: "B", 1: "samples" if form.waveform else "T"}, OUTPUT: {0: "B"}}
+    with _quiet():
+        # The exporter of before torch.export: the new one writes operator set 18 at least.
+        torch.onnx.export(
+            module, (torch.zeros(shape),), str(path), input_names=[form.input_name], output_names=[OUTPUT],
+            dynamic_axes=axes, opset_version=OPSET, dynamo=False,
+        )  # fmt: skip
+    graph = onnx.load(path)
+    onnx.helper.set_model_props(graph, metadata(model, form))
+    onnx.checker.check_model(graph)
+    onnx.save(graph, path)
+
+
+def metadata(model: SpeakerModel, form: ExportForm) -> dict[str, str]:
+    """Key -> value. sherpa-onnx feeds features: what it reads is left out of graphs that take waveforms.
+
+    `framework` says which front end it shall compute, and has to be one that it knows.
+    """
+    about = {
+        "config": model.config,
+        "training_mean": model.training_mean.tolist(),
+        "mean_subtracted": form.subtract_mean,
+        "calibration": model.calibration and model.calibration.to_dict(),
+    }
+    common = {
+        "sample_rate": str(SAMPLE_RATE),
+        "output_dim": str(model.encoder.embedding_dim),
+        "avspk": json.dumps(about),
+    }
+    if form.waveform:
+        return common
+    return common | {
+        "framework": "wespeaker",
+        "language": "unknown",
+        "url": "none",
+        "comment": "trained by avspk",
+        "normalize_samples": "0",  # features of samples in 16-bit scale, as `Fbank` computes them
+        "feature_normalize_type": "global-mean" if model.fbank.normalize_mean else "",
+    }
+
+
+def _check(module: DeployedEncoder, path: Path, form: ExportForm, fbank: Fbank) -> float:
+    """Largest difference over several batch sizes and lengths."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
+    rng = np.random.default_rng(0)
+    largest = 0.0
+    for batch, frames in CHECKED_SHAPES:
+        samples = fbank.frame_length + (frames - 1) * fbank.hop_length
+        shape = (batch, samples) if form.waveform else (batch, frames, fbank.triangles.shape[1])
+        inputs = rng.normal(scale=0.1 if form.waveform else 3, size=shape).astype(np.float32)
+        features = fbank(torch.from_numpy(inputs)) if form.waveform else torch.from_numpy(inputs)
+        wanted = _reference(module, features).numpy()
+        (found,) = session.run([OUTPUT], {form.input_name: inputs})
+        difference = float(np.abs(found - wanted).max()) if found.shape == wanted.shape else float("inf")
+        if not difference <= TOLERANCE * np.abs(wanted).max():
+            raise ExportError(
+                f"ONNX and PyTorch differ by {difference:.2g} on inputs {shape}, where the largest component is "
+                f"{np.abs(wanted).max():.2g}: this version of torch does not export this encoder"
+            )
+        largest = max(largest, difference)
+    return largest
+
+
+def _reference(module: DeployedEncoder, features: Tensor) -> Tensor:
+    """What `SpeakerModel.embed` computes: features that `Fbank` itself gave, in place of the graph's front end."""
+    embeddings = module.encoder(features)
+    return embeddings if module.mean is None else embeddings - module.mean
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter tells of its own future."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

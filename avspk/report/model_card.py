@@ -1,0 +1,135 @@
+"""A model card with front matter: license, task, results, training data, and which labels were used."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from avspk.report.run_folder import Run
+
+CARD = "README.md"
+MODEL_FILES = ("config.json", "model.safetensors")
+
+
+def model_card(folder: Path, repo: str, license_id: str, training_data: str | None = None) -> str:
+    """Markdown with YAML front matter for the model in `folder`.
+
+    What was measured, and that no labels were used, is said only where the run that made the model is there: `folder`
+    lies in its run folder.
+
+    Args:
+        repo: `owner/name`, what users load.
+        license_id: one of the hub's identifiers, as cc-by-4.0.
+        training_data: what it was trained on, in the owner's words.
+
+    Raises ValueError if `folder` holds no audio model.
+    """
+    missing = [name for name in MODEL_FILES if not (folder / name).is_file()]
+    if missing:
+        raise ValueError(f"{folder} is not a model folder: there is no {missing[0]} in it")
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if not config.get("features"):
+        raise ValueError(f"{folder} holds a face encoder; speaker models are audio only")
+    run = _run_of(folder)
+    metrics = _metrics_of(run)
+    parts = [
+        f"---\n{yaml.safe_dump(_front_matter(repo, license_id, training_data, run, metrics), sort_keys=False)}---",
+        f"# {repo.rpartition('/')[2]}\n\nSpeaker verification from sound: {config['architecture']['architecture']}, "
+        f"{config['embedding_dim']} numbers an embedding, {config['sample_rate']} Hz.",
+        _training(training_data, run),
+        _results(metrics),
+        _usage(repo),
+        _own_words(folder),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _run_of(folder: Path) -> Run | None:
+    """The run whose published model this is."""
+    parent = folder.resolve().parent
+    return Run(parent) if (parent / "config.yaml").is_file() and (parent / "environment.json").is_file() else None
+
+
+def _metrics_of(run: Run | None) -> pd.DataFrame:
+    """The rows of the last system, which is the published one; none if the run has not been evaluated."""
+    if run is None or run.metrics.empty:
+        return pd.DataFrame()
+    return run.metrics[run.metrics["system"] == run.metrics["system"].iloc[-1]]
+
+
+def _front_matter(
+    repo: str, license_id: str, training_data: str | None, run: Run | None, metrics: pd.DataFrame
+) -> dict[str, Any]:
+    matter: dict[str, Any] = {
+        "license": license_id,
+        "library_name": "avspk",
+        "pipeline_tag": "feature-extraction",
+        "tags": ["speaker-verification", "speaker-recognition", "audio"],
+        "metrics": ["eer"],
+    }
+    if run is not None:
+        matter["labels"] = "true speakers" if run.supervised else "none"
+        if not run.supervised:
+            matter["tags"].append("self-supervised")
+    if training_data is not None:
+        matter["training_data"] = training_data
+    if len(metrics):
+        matter["model-index"] = [{"name": repo.rpartition("/")[2], "results": _index(metrics)}]
+    return matter
+
+
+def _index(metrics: pd.DataFrame) -> list[dict[str, Any]]:
+    return [
+        {
+            "task": {"type": "speaker-verification", "name": "Speaker verification"},
+            "dataset": {"type": str(row["trials"]), "name": str(row["trials"])},
+            "metrics": [{"type": "eer", "name": "EER in percent", "value": round(float(row["eer"]), 3)}],
+        }
+        for row in metrics.to_dict("records")
+    ]
+
+
+def _training(training_data: str | None, run: Run | None) -> str:
+    lines = ["## Training", ""]
+    lines.append(f"Trained on {training_data}." if training_data else "The owner has not said what it was trained on.")
+    if run is not None and run.supervised:
+        lines.append("**Trained with true speaker labels.** An upper bound, not a result of the label-free method.")
+    elif run is not None:
+        lines.append("No speaker label was used: DINO, then pseudo labels from clusters, gated by their losses.")
+    return "\n".join(lines)
+
+
+def _results(metrics: pd.DataFrame) -> str:
+    if metrics.empty:
+        return ""
+    lines = ["## Results", "", "| trials | number | EER % (95 % interval) | minDCF 0.01 | minDCF 0.05 |",
+             "|---|---:|---:|---:|---:|"]  # fmt: skip
+    for row in metrics.to_dict("records"):
+        lines.append(
+            f"| {row['trials']} | {row['num_trials']:,} | {row['eer']:.3f} ({row['eer_low']:.2f}-{row['eer_high']:.2f})"
+            f" | {row['min_dcf_0.01']:.3f} | {row['min_dcf_0.05']:.3f} |"
+        )
+    return "\n".join([*lines, "", "Cosine of whole-utterance embeddings less the training set's mean."])
+
+
+def _usage(repo: str) -> str:
+    return (
+        f'## Use\n\n```python\nimport avspk\n\nmodel = avspk.load_model("{repo}")\nmodel.compare("a.wav", "b.wav")\n```'
+    )
+
+
+def _own_words(folder: Path) -> str:
+    """The card that training wrote, less its front matter if it has any."""
+    path = folder / CARD
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    if text.startswith("---\n"):
+        text = text.partition("\n---\n")[2]
+    return f"## From its training\n\n{_one_level_down(text.strip())}" if text.strip() else ""
+
+
+def _one_level_down(text: str) -> str:
+    return "\n".join(f"##{line}" if line.startswith("#") else line for line in text.splitlines())

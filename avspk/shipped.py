@@ -1,0 +1,21 @@
+"""Configs that come with the package, found by name from anywhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+CONFIGS = Path(__file__).parent / "configs"
+
+
+def find_config(path: Path) -> Path:
+    """`path` if it is a file, else the shipped config of that name: `demo` and `configs/demo.yaml` alike.
+
+    A path that is neither comes back as it is; `load_config` then says what is there.
+    """
+    shipped = CONFIGS / f"{path.name.removesuffix('.yaml')}.yaml"
+    return shipped if not path.is_file() and shipped.is_file() and path.parent.name in {"", "configs"} else path
+
+
+def shipped_names() -> list[str]:
+    """Names of the shipped configs."""
+    return sorted(path.stem for path in CONFIGS.glob("*.yaml"))

@@ -1,0 +1,56 @@
+"""`avspk report` on runs that are finished, interrupted at any point, and on folders that are none."""
+
+import shutil
+
+import pytest
+import synthetic_run
+
+from avspk.cli import main
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    return synthetic_run.write_run(tmp_path_factory.mktemp("runs") / "av")
+
+
+@pytest.fixture
+def run(finished, tmp_path):
+    return shutil.copytree(finished, tmp_path / "av")
+
+
+def test_a_finished_run(run, capsys):
+    assert main(["report", str(run)]) == 0
+    assert capsys.readouterr().out == f"{run / 'report.html'}\n"
+    assert "Reached: Evaluation" in (run / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("left", "reached"),
+    [
+        (["config.yaml"], "nothing yet"),
+        (["config.yaml", "environment.json", "log.jsonl"], None),
+        (["config.yaml", "log.jsonl", "pretrain", "round1"], None),
+        (["log.jsonl"], None),
+        ([], "nothing yet"),
+    ],
+    ids=["just begun", "first epochs", "second round", "no config", "empty"],
+)
+def test_an_interrupted_run(run, left, reached, capsys):
+    for path in run.iterdir():
+        if path.name not in left:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    if "log.jsonl" in left:
+        lines = (run / "log.jsonl").read_text().splitlines(keepends=True)
+        cut = len(lines) // 3
+        (run / "log.jsonl").write_text("".join(lines[:cut]) + lines[cut][:7])  # killed while it wrote
+    assert main(["report", str(run)]) == 0
+    page = (run / "report.html").read_text()
+    assert "</html>" in page
+    assert reached is None or f"Reached: {reached}" in page
+
+
+def test_a_folder_that_is_none_costs_itself_alone(run, tmp_path, capsys):
+    assert main(["report", str(tmp_path / "gone"), str(run)]) == 2
+    output, errors = capsys.readouterr()
+    assert errors.startswith(f"error: {tmp_path / 'gone'} is not a folder")
+    assert output == f"{run / 'report.html'}\n"
