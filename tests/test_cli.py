@@ -138,8 +138,8 @@ def bad_file(path, kind):
         ("text", ""),
         ("folder", "is a directory"),
         ("no samples", "no samples"),
-        ("nan", "some of its samples are NaN or infinite"),
-        ("silent", "digital silence"),
+        ("nan", "not finite: some samples are NaN or infinite"),
+        ("silent", "silent: -200 dB"),
     ],
 )
 def test_sound_that_cannot_be_used(avspk, folder, sounds, tmp_path, kind, reason):

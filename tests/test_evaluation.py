@@ -148,14 +148,16 @@ def test_locate(tmp_path):
 
 
 def test_measure_tells_why_a_file_cannot_be_used(tmp_path):
-    write_wav(tmp_path / "good.wav", np.zeros(1600, np.float32))
+    tone = np.sin(np.arange(1600) * 0.2).astype(np.float32) / 2
+    write_wav(tmp_path / "good.wav", tone)
+    write_wav(tmp_path / "silent.wav", 0 * tone)
     write_wav(tmp_path / "nothing.wav", np.zeros(0, np.float32))
     (tmp_path / "text.wav").write_text("this is no sound")
     (tmp_path / "empty.wav").touch()
-    paths = [tmp_path / name for name in ("good.wav", "nothing.wav", "text.wav", "empty.wav", "none.wav")]
+    paths = [tmp_path / name for name in ("good.wav", "nothing.wav", "text.wav", "empty.wav", "none.wav", "silent.wav")]
     num_samples, faults = measure(paths)
-    assert num_samples.tolist() == [1600, 0, 0, 0, 0]
-    assert sorted(faults) == [1, 2, 3, 4]
+    assert num_samples.tolist() == [1600, 0, 0, 0, 0, 0]
+    assert sorted(faults) == [1, 2, 3, 4, 5]
     assert all(faults.values())
 
 

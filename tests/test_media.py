@@ -5,9 +5,9 @@ import pytest
 import soundfile
 from clips import numbered_frames, tone, write_clip
 
-from avspk.data import sound
+from avspk.data import sound_decoding
 from avspk.data.media import MediaError
-from avspk.data.sound import audio_blocks, audio_num_samples, read_audio
+from avspk.data.sound import audio_blocks, audio_num_samples, is_plain_audio, read_audio, write_wav
 from avspk.data.video import read_frames
 
 
@@ -40,7 +40,7 @@ def test_other_rates_are_resampled(tmp_path, rate):
 @pytest.mark.parametrize("piece", [7, 2_000, 1 << 20])
 def test_blocks_are_the_whole(tmp_path, monkeypatch, rate, piece):
     """However the file is read, also where the resampling filter reaches over a cut."""
-    monkeypatch.setattr(sound, "_PIECE", piece)
+    monkeypatch.setattr(sound_decoding, "_PIECE", piece)
     rng = np.random.default_rng(0)
     soundfile.write(tmp_path / "a.wav", rng.uniform(-0.9, 0.9, (rate // 8 + 3, 2)), rate)
     whole, blocks = read_audio(tmp_path / "a.wav"), list(audio_blocks(tmp_path / "a.wav", 700))
@@ -92,7 +92,7 @@ def test_sound_of_an_mp4_at_another_rate(tmp_path):
 
 
 def test_wav_round_trip_is_exact_and_clips(tmp_path):
-    sound.write_wav(tmp_path / "a.wav", np.array([0.0, 0.5, -1.0, 7.0, -7.0], np.float32))
+    write_wav(tmp_path / "a.wav", np.array([0.0, 0.5, -1.0, 7.0, -7.0], np.float32))
     assert read_audio(tmp_path / "a.wav").tolist() == [0.0, 0.5, -1.0, 32767 / 32768, -1.0]
 
 
@@ -100,7 +100,7 @@ def test_plain_audio_is_mono_wav_or_flac_at_16_khz(tmp_path, clip):
     soundfile.write(tmp_path / "a.flac", tone(), 16_000)
     soundfile.write(tmp_path / "b.wav", tone(), 8_000)
     soundfile.write(tmp_path / "c.wav", np.stack([tone()] * 2, 1), 16_000)
-    plain = [sound.is_plain_audio(path) for path in (tmp_path / "a.flac", tmp_path / "b.wav", tmp_path / "c.wav", clip)]
+    plain = [is_plain_audio(path) for path in (tmp_path / "a.flac", tmp_path / "b.wav", tmp_path / "c.wav", clip)]
     assert plain == [True, False, False, False]
 
 

@@ -215,26 +215,21 @@ def test_files_without_sound(model, tmp_path, content, message):
     ("waveform", "message"),
     [
         (np.zeros(0), "no samples"),
-        (np.zeros(48000), "digital silence"),
-        (np.full(48000, 0.25), "digital silence"),
+        (np.zeros(48000), "silent: -200 dB"),
+        (np.full(48000, 0.25), "constant: the samples stay near 0.25"),
         (np.where(np.arange(48000) == 7, np.nan, voice(3.0)), "NaN or infinite"),
         (np.where(np.arange(48000) == 7, np.inf, voice(3.0)), "NaN or infinite"),
     ],
     ids=["empty", "silence", "constant", "nan", "infinite"],
 )
 def test_sound_that_tells_nothing(model, tmp_path, waveform, message, rate):
-    if rate != 16000 and "silence" in message and waveform.any():
-        waveform = 0 * waveform  # a constant rings at its ends when it is resampled
     for audio in (write_sound(tmp_path / "x.wav", waveform, rate), waveform):
         with pytest.raises(ValueError, match=message):
             model.embed(audio, rate)
 
 
 def test_absurdly_loud_sound_is_refused_not_nan(model):
-    with (
-        pytest.warns(AudioWarning, match="clipped"),
-        pytest.raises(ValueError, match=r"not finite; are its samples far beyond"),
-    ):
+    with pytest.raises(MediaError, match=r"too loud: the peak is .*e\+2"):
         model.embed(1e30 * voice(1.5), 16000)
 
 

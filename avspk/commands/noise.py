@@ -77,7 +77,7 @@ def main(given: Sequence[str] | None = None, prog: str | None = None) -> int:
     except (NoisePackError, OSError) as error:
         raise SystemExit(f"noise: {error}") from None
     with whole_or_absent(arguments.out / "rejected.tsv") as path:
-        path.write_text(rejections.to_tsv())
+        path.write_text(rejections.to_tsv(), encoding="utf-8")
     hours = pack.recordings.groupby("category")["num_samples"].sum() / SAMPLE_RATE / 3600
     print(f"{arguments.out}: {len(pack.recordings)} recordings, {len(pack.rirs)} RIRs, {len(rejections.rows)} rejected")
     print("hours: " + ", ".join(f"{category} {hours[category]:.2f}" for category in hours.index))

@@ -5,15 +5,32 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import soundfile
 
-from avspk.data.media import SAMPLE_RATE, MediaError, require_file
+from avspk.data.media import MediaError
 from avspk.data.noise import CATEGORIES, NoisePackError, Recording, align_rir
-from avspk.data.sound import read_audio, resample
+from avspk.data.sound import read_first_channel, read_sound
 
-AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".mp3", ".m4a"})
-SHORTEST = SAMPLE_RATE // 10  # samples; a shorter recording would only buzz when it repeats
-QUIETEST = 1e-4  # peak of full scale under which a recording is silent
+AUDIO_SUFFIXES = frozenset(
+    {
+        ".wav",
+        ".wave",
+        ".flac",
+        ".ogg",
+        ".oga",
+        ".opus",
+        ".spx",
+        ".mp2",
+        ".mp3",
+        ".m4a",
+        ".aac",
+        ".aif",
+        ".aiff",
+        ".aifc",
+    }
+    | {".au", ".snd", ".caf", ".w64", ".rf64", ".sph", ".wma", ".amr", ".3gp", ".mka", ".mkv", ".mp4", ".mov", ".webm"}
+)
+_SUFFIXES_SHOWN = " ".join(sorted(AUDIO_SUFFIXES))
+SHORTEST_SECONDS = 0.1  # a shorter recording would only buzz when it repeats
 
 
 @dataclass(frozen=True)
@@ -33,7 +50,7 @@ class Rejections:
 
     def add(self, path: Path, reason: object) -> None:
         """Note one file; reasons are kept on one line."""
-        self.rows.append((str(path), " ".join(str(reason).split())))
+        self.rows.append((_printable(str(path)), " ".join(str(reason).split())))
 
     def to_tsv(self) -> str:
         """Lines `path reason`, tab-separated, under a header."""
@@ -44,10 +61,14 @@ def find_sounds(folder: Path, category: str) -> list[SoundFile]:
     """Every sound file under `folder`, sorted, as recordings of one category; NoisePackError if there is none."""
     if category not in CATEGORIES:
         raise NoisePackError(f"category {category!r} for {folder}; valid: {', '.join(CATEGORIES)}")
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES)
+    paths = _sound_files(folder)
     if not paths:
-        raise NoisePackError(f"{folder} has no sound files ({', '.join(sorted(AUDIO_SUFFIXES))})")
+        raise NoisePackError(f"{folder} has no sound files ({_SUFFIXES_SHOWN})")
     return [SoundFile(path.relative_to(folder.parent).as_posix(), category, path) for path in paths]
+
+
+def _sound_files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES)
 
 
 def find_musan(root: Path) -> list[SoundFile]:
@@ -60,49 +81,48 @@ def find_musan(root: Path) -> list[SoundFile]:
 
 
 def find_rirs(root: Path) -> list[Path]:
-    """Impulse responses of RIRS_NOISES, `root` being it or the folder around it, or of a folder of plain wav files.
+    """Impulse responses of RIRS_NOISES, `root` being it or the folder around it, or of a folder of sound files.
 
     From RIRS_NOISES: `simulated_rirs/**`, and from `real_rirs_isotropic_noises` what is not an isotropic noise.
     """
     root = root / "RIRS_NOISES" if (root / "RIRS_NOISES").is_dir() else root
     simulated, real = root / "simulated_rirs", root / "real_rirs_isotropic_noises"
     folders = [folder for folder in (simulated, real) if folder.is_dir()] or [root]
-    paths = sorted(path for folder in folders for path in folder.rglob("*.wav") if "noise" not in path.name.lower())
+    paths = [path for folder in folders for path in _sound_files(folder) if "noise" not in path.name.lower()]
     if not paths:
-        raise NoisePackError(f"{root} has no impulse responses (*.wav)")
-    return paths
+        raise NoisePackError(f"{root} has no impulse responses ({_SUFFIXES_SHOWN})")
+    return sorted(paths)
 
 
 def read_sounds(sounds: Iterable[SoundFile], rejections: Rejections) -> Iterator[Recording]:
     """Decode recordings to 16 kHz mono, one at a time; unreadable, silent and very short ones are rejected."""
     for sound in sounds:
+        if sound.name != _printable(sound.name):
+            rejections.add(sound.path, "the name holds control characters or is not UTF-8")
+            continue
         try:
-            waveform = read_audio(sound.path)
+            yield sound.name, sound.category, read_sound(sound.path, SHORTEST_SECONDS)
         except MediaError as error:
             rejections.add(sound.path, error)
-            continue
-        if len(waveform) < SHORTEST:
-            rejections.add(sound.path, f"{len(waveform)} samples at 16 kHz; at least {SHORTEST} are needed")
-        elif not np.abs(waveform).max() > QUIETEST:
-            rejections.add(sound.path, "silent or not finite")
-        else:
-            yield sound.name, sound.category, waveform
 
 
 def read_rirs(paths: Iterable[Path], num_samples: int, rejections: Rejections) -> Iterator[np.ndarray]:
-    """Impulse responses at 16 kHz as rows of a pack, float32 (num_samples,); unusable ones are rejected."""
+    """Impulse responses at 16 kHz as rows of a pack, float32 (num_samples,); unusable ones are rejected.
+
+    Of an array of microphones the first is taken: averaging them would comb-filter the room.
+    """
     for path in paths:
         try:
-            yield align_rir(_first_channel(path), num_samples)
+            yield align_rir(read_first_channel(path), num_samples)
         except (MediaError, NoisePackError) as error:
             rejections.add(path, error)
 
 
-def _first_channel(path: Path) -> np.ndarray:
-    """The first microphone at 16 kHz: averaging an array's channels would comb-filter the room."""
-    require_file(path)
-    try:
-        samples, rate = soundfile.read(str(path), dtype="float32", always_2d=True)
-    except (soundfile.SoundFileError, OSError) as error:
-        raise MediaError(str(error)) from error
-    return samples[:, 0] if rate == SAMPLE_RATE else resample(samples[:, 0], rate)
+def _printable(text: str) -> str:
+    """The text with what no table can hold escaped: control characters and bytes that are not UTF-8."""
+    return "".join(
+        character.encode("unicode_escape").decode()
+        if ord(character) < 32 or "\ud800" <= character < "\ue000"
+        else character
+        for character in text
+    )

@@ -18,10 +18,10 @@ import torch
 from avspk.data.crop_store import CropWriter
 from avspk.data.face_crops import FaceCrops, FaceDetector, FaceSettings, cut_faces
 from avspk.data.files import sync, try_hold
-from avspk.data.media import SAMPLE_RATE, MediaError
+from avspk.data.media import MediaError
 from avspk.data.prepared_sound import PreparedSound, prepared_sound
 from avspk.data.shards import MAX_SHARDS
-from avspk.data.sound import read_audio
+from avspk.data.sound import read_sound
 from avspk.data.sound_store import PackFormat
 from avspk.data.video import VideoReader
 from avspk.data.voxceleb import Clip, Rejected
@@ -225,23 +225,12 @@ class _Opener:
 def _take_sound(clip: Clip, opener: _Opener) -> tuple[str, np.ndarray] | None:
     """The first usable sound's source and waveform; None if there is none."""
     for source in clip.sounds:
-        waveform = opener("sound", source, lambda path: _checked_sound(path, opener.recipe))
+        waveform = opener(
+            "sound", source, lambda path: read_sound(path, opener.recipe.min_seconds, opener.recipe.silence_db)
+        )
         if waveform is not None:
             return source, waveform
     return None
-
-
-def _checked_sound(path: Path, recipe: Recipe) -> np.ndarray:
-    waveform = read_audio(path)
-    seconds = len(waveform) / SAMPLE_RATE
-    if seconds < recipe.min_seconds:
-        raise MediaError(f"too short: {seconds:.2f} s of sound, at least {recipe.min_seconds:g} s are needed")
-    if not np.isfinite(waveform).all():
-        raise MediaError("the sound holds values that are not finite")
-    level = 10 * np.log10(np.mean(np.square(waveform, dtype=np.float64)) + 1e-20)
-    if level < recipe.silence_db:
-        raise MediaError(f"silent: {level:.0f} dB of full scale")
-    return waveform
 
 
 def _size(file: Path) -> int:

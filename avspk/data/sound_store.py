@@ -12,6 +12,7 @@ pack therefore equals, bit for bit, what is read from the file that was packed.
 import io
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -21,7 +22,8 @@ import soundfile
 from avspk.data.files import missing_files
 from avspk.data.media import SAMPLE_RATE, MediaError
 from avspk.data.shards import OpenShards, Shard, ShardWriter, num_whole
-from avspk.data.sound import audio_blocks, audio_num_samples, read_utterance
+from avspk.data.sound import audio_blocks, audio_num_samples, read_audio, read_utterance
+from avspk.data.sound_check import check_sound, require_finite, require_length
 
 PackFormat = Literal["int16", "flac"]
 SUFFIX = "sounds"
@@ -37,8 +39,14 @@ _FLAC_PIECE = 1 << 18
 class Sound(Protocol):
     """One recording: mono float32 in [-1, 1] at 16 kHz."""
 
-    def read(self, start: int, num_samples: int | None) -> np.ndarray:
-        """Samples from `start` on, all of them or fewer where the sound ends before. Raises: MediaError."""
+    def read(self, start: int, num_samples: int | None, total: int) -> np.ndarray:
+        """Samples from `start` on, all of them or fewer where the sound ends before.
+
+        Raises: MediaError, also if the recording has fewer than `total` samples or they are not finite.
+        """
+
+    def whole(self) -> np.ndarray:
+        """All samples, of which nothing is asked. Raises: MediaError."""
 
     def num_samples(self) -> int:
         """Of the whole recording. Raises: MediaError."""
@@ -53,16 +61,26 @@ class SoundStore:
     def __init__(self) -> None:
         self._shards = OpenShards(SUFFIX, INDEX_RECORD)
 
-    def read(self, place: str | Path, start: int = 0, num_samples: int | None = None) -> np.ndarray:
+    def read(self, place: str | Path, start: int = 0, num_samples: int | None = None, total: int = 0) -> np.ndarray:
         """A segment as mono float32 (num_samples,) in [-1, 1] at 16 kHz, shorter where the sound ends before.
 
-        Raises: MediaError naming the place if it cannot be read or holds no sound there.
+        Raises: MediaError naming the place if it cannot be read, holds no sound there, has fewer than `total` samples
+        in all, or holds values that are not finite.
         """
-        return self.at(place).read(start, num_samples)
+        return self.at(place).read(start, num_samples, total)
+
+    def read_unchecked(self, place: str | Path, start: int, num_samples: int, total: int) -> np.ndarray:
+        """As `read`, of a recording that nobody has checked: it is read whole and must pass `SoundCheck`."""
+        with _naming(place):
+            waveform = self.at(place).whole()
+            check_sound(waveform)
+            require_length(waveform, total)
+        return waveform[start : start + num_samples]
 
     def num_samples(self, place: str | Path) -> int:
-        """Length of a recording in samples at 16 kHz, from its header or index. Raises: MediaError."""
-        return self.at(place).num_samples()
+        """Length of a recording in samples at 16 kHz, from its header or index. Raises: MediaError naming the place."""
+        with _naming(place):
+            return self.at(place).num_samples()
 
     def at(self, place: str | Path) -> Sound:
         """The recording at a place. Raises: MediaError if a pack has no such entry."""
@@ -76,15 +94,30 @@ class SoundStore:
             raise MediaError(f"{path}.{SUFFIX} cannot be opened: {error.strerror}; pack the sound again") from error
 
 
+@contextmanager
+def _naming(place: str | Path) -> Iterator[None]:
+    """Errors begin with the place."""
+    try:
+        yield
+    except MediaError as error:
+        if str(error).startswith(str(place)):
+            raise
+        raise MediaError(f"{place}: {error}") from error
+
+
 class SoundFile:
     """A recording in a file of its own."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    def read(self, start: int, num_samples: int | None) -> np.ndarray:
+    def read(self, start: int, num_samples: int | None, total: int) -> np.ndarray:
         """See `Sound`."""
-        return read_utterance(self._path, start, num_samples)
+        return read_utterance(self._path, start, num_samples, total)
+
+    def whole(self) -> np.ndarray:
+        """See `Sound`."""
+        return read_audio(self._path)
 
     def num_samples(self) -> int:
         """See `Sound`."""
@@ -106,8 +139,21 @@ class PackedSound:
         self._num_bytes = int(record["end"]) - self._first
         self._length, self._encoding = int(record["num_samples"]), int(record["encoding"])
 
-    def read(self, start: int, num_samples: int | None) -> np.ndarray:
+    def read(self, start: int, num_samples: int | None, total: int) -> np.ndarray:
         """See `Sound`."""
+        if self._length < total:
+            raise MediaError(f"{self._place} has {self._length} samples, {total} should be there; pack the sound again")
+        samples = self._read(start, num_samples)
+        if self._encoding == FLOAT32:
+            with _naming(self._place):
+                require_finite(samples)
+        return samples
+
+    def whole(self) -> np.ndarray:
+        """See `Sound`."""
+        return self._read(0, None)
+
+    def _read(self, start: int, num_samples: int | None) -> np.ndarray:
         count = max(0, self._length - start)
         count = count if num_samples is None else min(count, num_samples)
         if not count:
@@ -124,7 +170,7 @@ class PackedSound:
     def blocks(self, num_samples: int) -> Iterator[np.ndarray]:
         """See `Sound`."""
         for start in range(0, self._length, num_samples):
-            yield self.read(start, num_samples)
+            yield self._read(start, num_samples)
 
     def _read_plain(self, start: int, count: int) -> np.ndarray:
         kind = np.dtype("<i2" if self._encoding == INT16 else "<f4")

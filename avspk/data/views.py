@@ -17,7 +17,7 @@ from avspk.config import AudioPolicy, ImagePolicy
 from avspk.data.augmentation import draw_audio, draw_image
 from avspk.data.crop_store import CropStore
 from avspk.data.manifest import Utterances
-from avspk.data.media import SAMPLE_RATE, MediaError
+from avspk.data.media import SAMPLE_RATE
 from avspk.data.noise import NoisePack
 from avspk.data.sound_store import SoundStore
 
@@ -92,9 +92,7 @@ class AudioViews:
             first = min(start for start, _ in mine)
             length = max(start + len(segment) for start, segment in mine) - first
             path = self.utterances.audio_path(row)
-            span = self.sounds.read(path, first, length)
-            if len(span) < min(length, self.num_samples[row] - first):
-                raise MediaError(f"{path} is shorter than the manifest says; prepare the data again")
+            span = self.sounds.read(path, first, length, int(self.num_samples[row]))
             samples = np.round(np.clip(span, -1, 1) * 32767).astype(np.int16)
             for start, segment in mine:
                 # np.resize tiles what is shorter than the segment.

@@ -15,7 +15,7 @@ from avspk import distributed
 from avspk.data.file_lists import read_wav_scp
 from avspk.data.manifest import ManifestError
 from avspk.data.media import MediaError
-from avspk.data.sound import audio_num_samples
+from avspk.data.sound import checked_num_samples
 from avspk.data.suffixes import MEDIA_SUFFIXES
 from avspk.evaluation.trial_list import TrialList
 
@@ -38,7 +38,7 @@ class AudioFiles:
 def usable_files(
     lists: Sequence[TrialList], wav_root: Path, wav_scp: Path | None = None, allow_missing: bool = False
 ) -> tuple[AudioFiles, list[TrialList]]:
-    """All files of the lists, each opened once, and the lists; prints what was found of each list.
+    """All files of the lists, each decoded once, and the lists; prints what was found of each list.
 
     With `allow_missing` the lists come back without the trials of files that cannot be used, marked incomplete.
     Raises: MissingFilesError if there are such files and they are not allowed, or if no file can be used at all.
@@ -77,11 +77,14 @@ def locate(names: Sequence[str], wav_root: Path, wav_scp: Path | None = None) ->
 
 
 def measure(paths: Sequence[Path], threads: int = 4) -> tuple[NDArray[np.int64], dict[int, str]]:
-    """Lengths (F,) in samples at 16 kHz, and the reason for each position that cannot be used (length 0 there)."""
+    """Lengths (F,) in samples at 16 kHz, and the reason for each position that cannot be used (length 0 there).
+
+    Every file is decoded to its end: a header alone tells neither damage nor silence.
+    """
 
     def length(path: Path) -> int | str:
         try:
-            return audio_num_samples(path) or "no samples"
+            return checked_num_samples(path)
         except MediaError as error:
             return str(error)
 

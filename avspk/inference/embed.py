@@ -26,6 +26,8 @@ MAX_CROPS_A_BATCH = 256
 # three quarters of their time one by one, eight of 8 s 1.4 times of it, since the activations leave the cache.
 CPU_SECONDS_A_THREAD = 16.0
 MIN_SAMPLES = SAMPLE_RATE // 4  # the encoders take statistics over time: they need some frames
+Read = Callable[[Path, int, int, int], np.ndarray]
+"""Place, first sample, number of samples, number that the whole recording has -> waveform (n,)."""
 
 
 @contextmanager
@@ -66,9 +68,11 @@ class _Batches(Dataset[dict[str, Any]]):
 
 
 class _Waveforms(_Batches):
-    def __init__(self, paths: Sequence[Path], lengths: np.ndarray, batches: list[np.ndarray]) -> None:
+    def __init__(
+        self, paths: Sequence[Path], totals: np.ndarray, lengths: np.ndarray, batches: list[np.ndarray], read: Read
+    ) -> None:
         super().__init__(batches)
-        self.paths, self.lengths, self.sounds = paths, lengths, SoundStore()
+        self.paths, self.totals, self.lengths, self.read = paths, totals, lengths, read
 
     def __getitem__(self, number: int) -> dict[str, Any]:
         rows = self.batches[number]
@@ -76,7 +80,7 @@ class _Waveforms(_Batches):
 
     def _read(self, row: int) -> np.ndarray:
         length = int(self.lengths[row])
-        return np.resize(self.sounds.read(self.paths[row], 0, length), length)
+        return np.resize(self.read(self.paths[row], 0, length, int(self.totals[row])), length)
 
 
 class _Crops(_Batches):
@@ -120,6 +124,7 @@ def embed_audio(
     device: torch.device,
     max_seconds: float,
     workers: int,
+    read: Read | None = None,
 ) -> np.ndarray:
     """Whole-utterance embeddings of n audio files or packed recordings: (n, D) float32.
 
@@ -127,16 +132,19 @@ def embed_audio(
         fbank: waveforms (B, T) -> features (B, frames, mels).
         num_samples: (n,) length of each at 16 kHz; those under a quarter of a second are tiled to one second.
         max_seconds: of audio in a batch, which bounds the memory; a CPU takes less than that, see above.
+        read: reads a recording; by default as one that preparation has checked.
+
+    Raises: MediaError, which names the file, as `read` does.
     """
-    num_samples = np.where(num_samples < MIN_SAMPLES, SAMPLE_RATE, num_samples)
-    num_frames = 1 + (num_samples - fbank.frame_length) // fbank.hop_length
+    tiled = np.where(num_samples < MIN_SAMPLES, SAMPLE_RATE, num_samples)
+    num_frames = 1 + (tiled - fbank.frame_length) // fbank.hop_length
     # Samples beyond the last whole frame are not heard; without them, equal frames are equal lengths.
     lengths = fbank.frame_length + (num_frames - 1) * fbank.hop_length
     if device.type == "cpu":
         max_seconds = min(max_seconds, CPU_SECONDS_A_THREAD * torch.get_num_threads())
     batches = equal_length_batches(num_frames, int(max_seconds * SAMPLE_RATE / fbank.hop_length))
     with inference(encoder):
-        dataset = _Waveforms(paths, lengths, batches)
+        dataset = _Waveforms(paths, num_samples, lengths, batches, read or SoundStore().read)
         return _run(
             dataset, (len(paths), encoder.embedding_dim), lambda batch: encoder(fbank(batch["inputs"])), device, workers
         )

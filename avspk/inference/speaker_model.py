@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from avspk.checkpoint import CheckpointError, load_tree, load_weights, save_tree
 from avspk.data.files import whole_or_absent
 from avspk.data.media import SAMPLE_RATE, MediaError
-from avspk.data.sound import resample
+from avspk.data.resampling import resample
+from avspk.data.sound_check import SoundCheck
 from avspk.data.sound_store import SoundStore
 from avspk.frontend.fbank import Fbank
 from avspk.inference.embed import MIN_SAMPLES, embed_audio, inference
@@ -31,7 +32,6 @@ WEIGHTS, CONFIG, CARD, CALIBRATION = "model.safetensors", "config.json", "README
 MAX_SECONDS = 320.0  # of sound through the encoder at once, which bounds its memory
 HEADERS_AT_ONCE = 16  # threads that ask for the files' lengths: on network storage each question is a wait
 SHORT_SECONDS = 1.0  # below this a voice is hardly told: a warning
-FULL_SCALE = 0.999  # a sample at or beyond it counts as clipped
 CLIPPED_SHARE = 0.001  # [C] of clipped samples from which on there is a warning
 Floats = NDArray[np.float32]
 
@@ -70,8 +70,9 @@ class SpeakerModel:
         read part by part, so that memory does not grow with its length. Sound under a quarter of a second is repeated
         to a second.
 
-        Raises MediaError on a file that cannot be read; ValueError on an array without a rate or of another form, and
-        on sound that is empty, constant or not finite. Warns (AudioWarning) of short and of clipped sound.
+        Raises MediaError (a ValueError) on a file that cannot be read, and on sound that is empty, silent, constant,
+        not finite or far beyond full scale; ValueError on an array without a rate or of another form. Warns
+        (AudioWarning) of short and of clipped sound.
         """
         sound = CheckedSound(audio, sample_rate)
         rows = [self.embed_parts(part[None])[0] for part in sound]
@@ -93,15 +94,26 @@ class SpeakerModel:
         return float(np.clip(cosine_scores(pair, [0], [1], self.training_mean)[0], -1, 1))
 
     def embed_files(self, paths: Sequence[Path], batch_seconds: float = MAX_SECONDS, num_workers: int = 0) -> Floats:
-        """Embeddings (N, D) of whole files or packed recordings, equal to one by one."""
+        """Embeddings (N, D) of whole files or packed recordings, equal to one by one.
+
+        Raises: MediaError, which names the file, as `embed`.
+        """
+        sounds = SoundStore()
         with ThreadPoolExecutor(HEADERS_AT_ONCE) as pool:
-            num_samples = np.array(list(pool.map(SoundStore().num_samples, paths)))
+            num_samples = np.array(list(pool.map(sounds.num_samples, paths)))
         fits = num_samples <= MAX_SECONDS * SAMPLE_RATE
         embeddings = np.empty((len(paths), self.encoder.embedding_dim), np.float32)
         if fits.any():
             short = [path for path, short_enough in zip(paths, fits, strict=True) if short_enough]
             embeddings[fits] = embed_audio(
-                self.encoder, self.fbank, short, num_samples[fits], self.device, batch_seconds, num_workers
+                self.encoder,
+                self.fbank,
+                short,
+                num_samples[fits],
+                self.device,
+                batch_seconds,
+                num_workers,
+                sounds.read_unchecked,
             )
         for row in np.flatnonzero(~fits).tolist():
             embeddings[row] = self.embed(paths[row])
@@ -112,44 +124,48 @@ def finite_mean(rows: Sequence[Floats], name: str) -> Floats:
     """Mean (D,) of the embeddings (D,) of a sound's parts. ValueError naming the sound if it is not finite."""
     embedding = np.mean(rows, axis=0)
     if not np.isfinite(embedding).all():
-        raise ValueError(f"{name}: the embedding is not finite; are its samples far beyond [-1, 1]?")
+        raise ValueError(f"{name}: the embedding is not finite, although the sound is; the model is damaged")
     return embedding
 
 
 class CheckedSound:
     """The sound of a file or a waveform in parts of at most 320 s, those of digital silence left out.
 
-    Iterating raises and warns as `SpeakerModel.embed`, of the sound as a whole at its end.
+    Iterating raises and warns as `SpeakerModel.embed`, of the sound as a whole at its end. Who reads many packed
+    recordings gives the `sounds` that keep their shards open.
     """
 
-    def __init__(self, audio: str | Path | np.ndarray, sample_rate: int | None = None) -> None:
+    def __init__(
+        self, audio: str | Path | np.ndarray, sample_rate: int | None = None, sounds: SoundStore | None = None
+    ) -> None:
         if isinstance(audio, (str, Path)):
-            self.name, self.parts = str(audio), _parts_of_file(audio)
+            self.name, self.parts = str(audio), _parts_of_file(audio, sounds or SoundStore())
         else:
             self.name, self.parts = "the waveform", _parts_of_waveform(_at_our_rate(audio, sample_rate))
 
     def __iter__(self) -> Iterator[Floats]:
-        check = _SoundCheck(self.name)
-        for part in self.parts:
-            check.see(part)
-            if part.any():
-                yield part
-        check.finish()
+        check = SoundCheck()
+        try:
+            for part in self.parts:
+                check.see(part)
+                if part.any():
+                    yield part
+            check.finish()
+        except MediaError as error:
+            raise MediaError(f"{self.name}: {error}") from error
+        _warn_of_little(self.name, check)
 
 
-def _parts_of_file(path: str | Path) -> Iterator[Floats]:
-    """A file's sound in equal parts of at most MAX_SECONDS, read one after the other."""
-    try:
-        sound = SoundStore().at(path)
-        start = sound.blocks(int(MAX_SECONDS * SAMPLE_RATE))
-        first = next(start, np.zeros(0, np.float32))
-        if next(start, None) is None:
-            yield first
-            return
-        del first
-        yield from sound.blocks(_part_length(sound.num_samples()))
-    except MediaError as error:
-        raise MediaError(f"{path}: {error}") from error
+def _parts_of_file(path: str | Path, sounds: SoundStore) -> Iterator[Floats]:
+    """A recording in equal parts of at most MAX_SECONDS, read one after the other."""
+    sound = sounds.at(path)
+    start = sound.blocks(int(MAX_SECONDS * SAMPLE_RATE))
+    first = next(start, np.zeros(0, np.float32))
+    if next(start, None) is None:
+        yield first
+        return
+    del first
+    yield from sound.blocks(_part_length(sound.num_samples()))
 
 
 def _parts_of_waveform(waveform: Floats) -> Iterator[Floats]:
@@ -177,39 +193,13 @@ def _at_our_rate(waveform: np.ndarray, sample_rate: int | None) -> Floats:
     return resample(waveform.astype(np.float32), int(sample_rate)) if len(waveform) else waveform.astype(np.float32)
 
 
-class _SoundCheck:
-    """Sees sound part by part; raises on what cannot tell a speaker, warns of what hardly can."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.num_samples = self.num_clipped = 0
-        self.low, self.high = math.inf, -math.inf
-
-    def see(self, part: Floats) -> None:
-        if len(part) == 0:
-            return
-        low, high = float(part.min()), float(part.max())
-        if not math.isfinite(low - high):  # NaN is the minimum of what holds one
-            raise ValueError(f"{self.name}: some of its samples are NaN or infinite; decode or record it again")
-        self.low, self.high = min(self.low, low), max(self.high, high)
-        self.num_samples += len(part)
-        if max(-low, high) >= FULL_SCALE:
-            self.num_clipped += int(np.count_nonzero((part >= FULL_SCALE) | (part <= -FULL_SCALE)))
-
-    def finish(self) -> None:
-        if self.num_samples == 0:
-            raise ValueError(f"{self.name}: no samples")
-        if self.low == self.high:
-            raise ValueError(
-                f"{self.name}: digital silence, every sample is {self.low:g}; it says nothing about a speaker"
-            )
-        seconds, clipped = self.num_samples / SAMPLE_RATE, self.num_clipped / self.num_samples
-        if seconds < SHORT_SECONDS:
-            warnings.warn(f"{self.name}: only {seconds:.2f} s of sound", AudioWarning, stacklevel=3)
-        if clipped > CLIPPED_SHARE:
-            warnings.warn(
-                f"{self.name}: clipped, {100 * clipped:.1f} % of it is at full scale", AudioWarning, stacklevel=3
-            )
+def _warn_of_little(name: str, check: SoundCheck) -> None:
+    """Warn of sound that passed the check, but can hardly tell a speaker."""
+    seconds, clipped = check.num_samples / SAMPLE_RATE, check.num_clipped / check.num_samples
+    if seconds < SHORT_SECONDS:
+        warnings.warn(f"{name}: only {seconds:.2f} s of sound", AudioWarning, stacklevel=3)
+    if clipped > CLIPPED_SHARE:
+        warnings.warn(f"{name}: clipped, {100 * clipped:.1f} % of it is at full scale", AudioWarning, stacklevel=3)
 
 
 def save_model(

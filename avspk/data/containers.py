@@ -1,0 +1,270 @@
+"""Whether a media file is whole: where its container says that it ends, read from a few headers, without a decoder."""
+
+import os
+from collections.abc import Callable, Iterator
+from typing import BinaryIO, NamedTuple
+
+_OGG_PAGE = 27 + 255 + 255 * 255  # bytes of the largest page
+_XING_FRAME = 1 << 11  # bytes: a truncation by less than about a frame is not told from a wrong count
+_MP4_STARTS = frozenset({b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"styp", b"pnot"})
+_W64_DATA = b"data\xf3\xac\xd3\x11\x8c\xd1\x00\xc0\x4f\x8e\xdb\x8a"
+_ASF = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
+_MOST_PARTS = 1 << 17  # chunks, boxes or objects looked at before a file counts as one that does not tell
+_SPHERE_CODINGS = frozenset({"pcm", "ulaw", "mu-law", "alaw"})
+
+
+class ContainerError(ValueError):
+    """A container that is not whole or cannot be read; the message is the reason, without the path."""
+
+
+class Extent(NamedTuple):
+    """Where a file ends by its own account: `end` in bytes from its start, by which `kind` of header."""
+
+    kind: str
+    end: int
+
+
+def require_whole(file: BinaryIO) -> None:
+    """Raises: ContainerError if the header of an open file, or what its content shows, says that its end is missing.
+
+    Containers that do not tell pass, and so do the headers of pipes, whose writers do not know a length.
+    """
+    size = os.fstat(file.fileno()).st_size
+    extent = announced(file, size)
+    if extent is not None and extent.end > size:
+        raise ContainerError(f"truncated: the {extent.kind} header announces {extent.end} bytes, the file has {size}")
+
+
+def announced(file: BinaryIO, size: int) -> Extent | None:
+    """Where a file ends by the account of its header; None if that does not tell. Known by content, not by suffix.
+
+    Raises: ContainerError for an MP4 file without an index, and for a compressed NIST SPHERE file.
+    """
+    file.seek(0)
+    start = file.read(16)
+    for magic, read in _READERS.items():
+        if start.startswith(magic):
+            return read(file, size)
+    if start[4:8] in _MP4_STARTS:
+        return _mp4(file, size)
+    return _mp3(file) if is_mpeg_audio(start) else None
+
+
+def is_mpeg_audio(start: bytes) -> bool:
+    """Whether a file that begins so is a bare stream of MPEG audio (mp1, mp2, mp3), with or without an ID3 tag."""
+    if start[:3] == b"ID3":
+        return True
+    # Sync word, a layer other than the reserved one (which is AAC's), a bit rate and a sample rate that exist.
+    return len(start) > 2 and start[0] == 0xFF and start[1] >= 0xE0 and bool(start[1] & 6) and start[2] >> 4 != 15
+
+
+def _unknown(length: int) -> bool:
+    """What writers into pipes put for a length: zero, or the largest number they know."""
+    near = 1 << 16
+    return (
+        length == 0 or any(limit - near <= length < limit + near for limit in (1 << 31, 1 << 32)) or length >= 1 << 62
+    )
+
+
+def _extent(kind: str, start: int, length: int) -> Extent | None:
+    return None if _unknown(length) else Extent(kind, start + length)
+
+
+def _chunks(file: BinaryIO, size: int, first: int, order: str, wide: bool = False) -> Iterator[tuple[bytes, int, int]]:
+    """Name, start and length of the content of each chunk from `first` on; lengths of 4 bytes, or of 8 if `wide`."""
+    position, header = first, 12 if wide else 8
+    for _ in range(_MOST_PARTS):
+        file.seek(position)
+        if position + header > size:
+            return
+        head = file.read(header)
+        length = int.from_bytes(head[4:], order)  # type: ignore[arg-type]
+        yield head[:4], position + header, length
+        position += header + length + (0 if wide else length % 2)
+
+
+def _riff(file: BinaryIO, size: int) -> Extent | None:
+    """WAV, its big-endian and 64-bit kinds, and AVI."""
+    file.seek(0)
+    head = file.read(12)
+    order = "big" if head[:4] == b"RIFX" else "little"
+    if head[8:12] == b"AVI ":
+        return _extent("AVI", 8, int.from_bytes(head[4:8], "little"))
+    if head[8:12] != b"WAVE":
+        return None
+    large = 0
+    for name, start, length in _chunks(file, size, 12, order):
+        if name == b"ds64":
+            file.seek(start + 8)
+            large = int.from_bytes(file.read(8), "little")
+        if name == b"data":
+            length = large if large and length == 0xFFFFFFFF else length
+            _require_no_rest(file, size, start, length)
+            # Some writers count the headers as data, too.
+            return None if length in (size, size - 8) else _extent("WAV", start, length)
+    return None
+
+
+def _require_no_rest(file: BinaryIO, size: int, start: int, length: int) -> None:
+    """A header that a crashed recorder did not bring up to date: most of the file would be left out."""
+    rest = size - start - length
+    file.seek(start + length + length % 2)
+    if not _unknown(length) and rest > length and not file.read(4).isalnum():
+        raise ContainerError(f"the WAV header announces {length} bytes of sound, {rest} more follow; repair the header")
+
+
+def _w64(file: BinaryIO, size: int) -> Extent | None:
+    """Sony Wave64: names of 16 bytes, lengths of 8 that include this header of 24, chunks at multiples of 8."""
+    position = 40
+    for _ in range(_MOST_PARTS):
+        file.seek(position)
+        head = file.read(24)
+        if len(head) < 24:
+            return None
+        length = int.from_bytes(head[16:], "little")
+        if head[:16] == _W64_DATA:
+            return None if length <= 24 else _extent("W64", position, length)
+        position += max(24, -(-length // 8) * 8)
+    return None
+
+
+def _aiff(file: BinaryIO, size: int) -> Extent | None:
+    for name, start, length in _chunks(file, size, 12, "big"):
+        if name == b"SSND":
+            return _extent("AIFF", start, length)
+    return None
+
+
+def _caf(file: BinaryIO, size: int) -> Extent | None:
+    for name, start, length in _chunks(file, size, 8, "big", wide=True):
+        if name == b"data":
+            return _extent("CAF", start, length)
+    return None
+
+
+def _au(file: BinaryIO, size: int) -> Extent | None:
+    del size
+    file.seek(0)
+    head = file.read(12)
+    order = "big" if head[:4] == b".snd" else "little"
+    start, length = (int.from_bytes(head[at : at + 4], order) for at in (4, 8))  # type: ignore[arg-type]
+    return _extent("AU", start, length)
+
+
+def _sphere(file: BinaryIO, size: int) -> Extent | None:
+    """NIST SPHERE: lines of text, `name -type value`, the second line of all being the header's length."""
+    del size
+    file.seek(0)
+    lines = file.read(1 << 12).decode("latin-1").splitlines()
+    fields = {words[0]: words[2].strip() for line in lines if len(words := line.split(maxsplit=2)) == 3}
+    coding = fields.get("sample_coding", "pcm")
+    if coding not in _SPHERE_CODINGS:
+        raise ContainerError(f"NIST SPHERE sound compressed as {coding!r}; uncompress it with sph2pipe -p first")
+    default = {"channel_count": "1", "sample_n_bytes": "1"}
+    names = ("sample_count", "channel_count", "sample_n_bytes")
+    numbers = [*(part.strip() for part in lines[1:2]), *((default | fields).get(name, "") for name in names)]
+    if len(numbers) < 4 or not all(number.isdecimal() for number in numbers):
+        return None
+    start, num_samples, channels, width = map(int, numbers)
+    return _extent("NIST SPHERE", start, num_samples * channels * width)
+
+
+def _mp4(file: BinaryIO, size: int) -> Extent | None:
+    """Walk the top-level boxes (ISO/IEC 14496-12, 4.2): each must end inside the file, and one must be `moov`."""
+    kinds: set[bytes] = set()
+    position = 0
+    for _ in range(_MOST_PARTS):
+        if position + 8 > size:
+            break
+        file.seek(position)
+        header = file.read(16)
+        length, kind = int.from_bytes(header[:4], "big"), header[4:8]
+        if length == 1:
+            length = int.from_bytes(header[8:16], "big")
+        elif length == 0:
+            length = size - position
+        if length < 8 or position + length > size:
+            return Extent("MP4", position + max(length, size + 1 - position))
+        kinds.add(kind)
+        position += length
+    if b"moov" not in kinds:
+        raise ContainerError("no moov atom: the recording was never finished or its end is missing")
+    return Extent("MP4", position)
+
+
+def _matroska(file: BinaryIO, size: int) -> Extent | None:
+    """EBML (RFC 8794): a header, then one segment; a length of ones alone means that it is not known."""
+    position = 0
+    for name in (b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"):
+        file.seek(position)
+        head = file.read(12)
+        width = 9 - head[4].bit_length() if len(head) == 12 and head[:4] == name else 9
+        if width > 8:
+            return None
+        value = int.from_bytes(head[4 : 4 + width], "big") - (1 << 7 * width)
+        if value == (1 << 7 * width) - 1:
+            return None
+        position += 4 + width + value
+    return Extent("Matroska", position)
+
+
+def _asf(file: BinaryIO, size: int) -> Extent | None:
+    """Windows Media: objects of a name of 16 bytes and a length of 8 that includes these 24."""
+    position = 0
+    for _ in range(_MOST_PARTS):
+        if position + 24 > size:
+            break
+        file.seek(position + 16)
+        length = int.from_bytes(file.read(8), "little")
+        if length < 24:
+            return None  # a live stream's data have no length
+        position += length
+    return Extent("ASF", position)
+
+
+def _ogg(file: BinaryIO, size: int) -> Extent | None:
+    """The last page (RFC 3533, section 6), which is the only one that can be cut."""
+    begin = max(0, size - _OGG_PAGE)
+    file.seek(begin)
+    tail = file.read()
+    at = tail.rfind(b"OggS\0")
+    if at < 0:
+        return None
+    table = tail[at + 27 : at + 27 + tail[at + 26]] if at + 26 < len(tail) else b""
+    whole_table = at + 26 < len(tail) and len(table) == tail[at + 26]
+    return Extent("Ogg", begin + at + 27 + len(table) + sum(table) + (not whole_table) * _OGG_PAGE)
+
+
+def _mp3(file: BinaryIO) -> Extent | None:
+    """What encoders leave in the first frame, whose own length in bytes is not needed: "Xing" or "Info"."""
+    file.seek(0)
+    head = file.read(10)
+    begin = 0
+    if head[:3] == b"ID3":
+        begin = 10 + sum((byte & 127) << 7 * place for place, byte in enumerate(reversed(head[6:10])))
+    file.seek(begin)
+    frame = file.read(64)
+    at = max(frame.find(b"Xing"), frame.find(b"Info"))
+    if at < 0 or len(frame) < at + 16:
+        return None
+    flags = frame[at + 7]
+    place = at + 8 + 4 * (flags & 1)
+    length = int.from_bytes(frame[place : place + 4], "big")
+    return _extent("MP3", begin, length - _XING_FRAME) if flags & 2 and length > _XING_FRAME else None
+
+
+_READERS: dict[bytes, Callable[[BinaryIO, int], Extent | None]] = {
+    b"RIFF": _riff,
+    b"RIFX": _riff,
+    b"RF64": _riff,
+    b"BW64": _riff,
+    b"riff\x2e\x91\xcf\x11": _w64,
+    b"FORM": _aiff,
+    b"caff": _caf,
+    b".snd": _au,
+    b"dns.": _au,
+    b"NIST_1A": _sphere,
+    b"\x1a\x45\xdf\xa3": _matroska,
+    _ASF: _asf,
+    b"OggS": _ogg,
+}

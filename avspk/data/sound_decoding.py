@@ -1,0 +1,177 @@
+"""Sound files decoded piece by piece to mono 16 kHz: the decoder is chosen by content, its errors become MediaError.
+
+libsndfile reads what it knows. PyAV reads the rest: what libsndfile does not know, MPEG audio, whose length libsndfile
+gets wrong, and files whose header does not tell how long they are.
+"""
+
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+
+from avspk.data.containers import is_mpeg_audio
+from avspk.data.media import SAMPLE_RATE, MediaError, decoder_errors, first, reason, require_file
+from avspk.data.resampling import require_rate, resampled
+from avspk.data.sound_check import ChannelSum
+
+# Codings without memory, or (FLAC) with an index: any sample can be read by itself, and the header's count is exact.
+_EXACT_CODINGS = frozenset(
+    {"PCM_S8", "PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ULAW", "ALAW"}
+)  # fmt: skip
+# libsndfile takes headers between the blocks of a VOC file for sound; raw samples do not tell their rate.
+_NOT_FOR_LIBSNDFILE = frozenset({"VOC", "RAW", "MP3"})
+_PIECE = 1 << 20  # samples of all channels read at once
+_SMALL_PIECE = 1 << 12
+_UNKNOWN = 1 << 31  # frames; headers of streams hold such counts, or larger ones
+
+
+def sound_pieces(path: Path, first_channel: bool = False) -> Iterator[np.ndarray]:
+    """The sound of a file as mono float32 pieces (n,) at 16 kHz, decoded from the top; no more is held in memory.
+
+    Mono is the mean of the channels, or the first one alone.
+
+    Raises: MediaError if the file cannot be decoded to its end, is truncated, or its averaged channels cancel.
+    """
+    require_file(path)
+    with decoder_errors():
+        file = _open_with_libsndfile(path)
+        if file is None:
+            yield from _av_pieces(path, first_channel)
+            return
+        with file:
+            channels = ChannelSum()
+            mix = _first_channel if first_channel else channels.mix
+            yield from resampled(map(mix, _libsndfile_pieces(file, path)), file.samplerate)
+            channels.finish()
+
+
+def _first_channel(samples: np.ndarray) -> np.ndarray:
+    return samples[:, 0]
+
+
+def read_segment(path: Path, start: int, num_samples: int, total: int = 0) -> np.ndarray | None:
+    """A segment of a file of exact coding at 16 kHz, (n,), and nothing before it; None for any other file.
+
+    The fast way of training. It asks nothing of the file but to be read; why it cannot be, the slow way tells.
+
+    Raises: MediaError if the file holds fewer than `total` samples.
+    """
+    try:
+        with soundfile.SoundFile(str(path)) as file:
+            if file.samplerate != SAMPLE_RATE or not is_exact(file):
+                return None
+            if start:
+                file.seek(min(start, file.frames))
+            samples = file.read(num_samples, dtype="float32", always_2d=True)
+    except Exception:
+        return None
+    if file.frames < total:
+        raise MediaError(f"truncated: {total} samples should be there, {file.frames} are")
+    return ChannelSum().mix(samples)
+
+
+def sound_header(path: Path) -> soundfile.SoundFile | None:
+    """The closed file, with its rate, channels and number of frames, if its coding is exact; None for any other.
+
+    Raises: MediaError for a file that is not there or not whole.
+    """
+    require_file(path)
+    file = _open_with_libsndfile(path)
+    if file is None:
+        return None
+    file.close()
+    return file if is_exact(file) else None
+
+
+def is_exact(file: soundfile.SoundFile) -> bool:
+    """Whether the samples of an open file can be read in any order, and its number of frames is right."""
+    return file.subtype in _EXACT_CODINGS and 0 < file.frames < _UNKNOWN and file.format not in _NOT_FOR_LIBSNDFILE
+
+
+def _open_with_libsndfile(path: Path) -> soundfile.SoundFile | None:
+    """The open file, or None where PyAV is the one to read it."""
+    with open(path, "rb") as start:
+        if is_mpeg_audio(start.read(4)):
+            return None  # libsndfile would write warnings of its own decoder to the terminal
+    try:
+        file = soundfile.SoundFile(str(path))
+    except Exception:
+        return None
+    known = file.format not in _NOT_FOR_LIBSNDFILE and not file.subtype.startswith("MPEG")
+    if known and 0 < file.frames < _UNKNOWN:
+        return file
+    file.close()
+    return None
+
+
+def _libsndfile_pieces(file: soundfile.SoundFile, path: Path) -> Iterator[np.ndarray]:
+    """Samples (n, channels) to the end; the header's count is no size of anything in memory."""
+    size = max(1, _PIECE // file.channels)
+    count = 0
+    try:
+        while len(samples := file.read(size, dtype="float32", always_2d=True)):
+            count += len(samples)
+            yield samples
+    except soundfile.SoundFileError as error:
+        if not is_exact(file):
+            raise
+        raise MediaError(_cut_off(file.frames, _count_decodable(path), reason(error))) from error
+    if is_exact(file) and count < file.frames:
+        raise MediaError(_cut_off(file.frames, count, "the file ends"))
+
+
+def _cut_off(announced: int, count: int, why: str) -> str:
+    return f"truncated or damaged: the header announces {announced} samples, {count} can be decoded ({why})"
+
+
+def _count_decodable(path: Path) -> int:
+    count = 0
+    with soundfile.SoundFile(str(path)) as file:
+        try:
+            while number := len(file.read(_SMALL_PIECE, dtype="float32", always_2d=True)):
+                count += number
+        except soundfile.SoundFileError:
+            return count
+    return count
+
+
+def _av_pieces(path: Path, first_channel: bool) -> Iterator[np.ndarray]:
+    """Mono 16 kHz, as FFmpeg's decoders, mixer and resampler give it."""
+    import av
+
+    channels = ChannelSum()
+    with closing(_av_open(path)) as container:
+        stream = first(container.streams.audio, "audio")
+        resampler = av.AudioResampler(format="fltp", layout=None if first_channel else "mono", rate=SAMPLE_RATE)
+        for frame in _with_flush(container.decode(stream)):
+            if frame is not None:
+                require_rate(frame.sample_rate)
+                if frame.layout.nb_channels > 1 and not first_channel:
+                    channels.mix(_samples(frame))
+            yield from (part.to_ndarray()[0] for part in resampler.resample(frame))
+    channels.finish()
+
+
+def _av_open(path: Path) -> Any:
+    import av
+
+    try:
+        return av.open(str(path), metadata_errors="replace")
+    except av.InvalidDataError as error:
+        raise MediaError(f"not recognised as sound: {reason(error)}") from error
+
+
+def _samples(frame: Any) -> np.ndarray:
+    """Samples (n, channels) of a decoded frame, whose scale and offset are of no account here."""
+    samples = frame.to_ndarray()
+    samples = samples.T if frame.format.is_planar else samples.reshape(-1, frame.layout.nb_channels)
+    offset = 128 if samples.dtype == np.uint8 else 0
+    return np.asarray(samples, np.float32) - offset
+
+
+def _with_flush(frames: Iterator[Any]) -> Iterator[Any]:
+    yield from frames
+    yield None
