@@ -199,7 +199,7 @@ def test_a_decoder_that_dies_costs_its_file(embed, sounds, tmp_path, monkeypatch
     marker = tmp_path / "marker"
     read = many_files.CheckedSound
 
-    def fatal(path):
+    def fatal(path, **given):
         if path == sounds[3]:
             first = not marker.exists()
             marker.touch()
@@ -208,7 +208,7 @@ def test_a_decoder_that_dies_costs_its_file(embed, sounds, tmp_path, monkeypatch
             faulthandler.disable()
             if end == "signal" or first:
                 os.kill(os.getpid(), signal.SIGSEGV)
-        return read(path)
+        return read(path, **given)
 
     monkeypatch.setattr(many_files, "CheckedSound", fatal)
     monkeypatch.setattr(reader_pool, "HANG_SECONDS", 0.5)

@@ -6,6 +6,7 @@ from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 from avspk.data.media import SAMPLE_RATE
 from avspk.data.reader_pool import Again, End, Event, Part, ReaderPool
+from avspk.data.sound_store import SoundStore
 from avspk.inference.embed import MIN_SAMPLES, equal_length_batches
 from avspk.inference.speaker_model import MAX_SECONDS, CheckedSound, SpeakerModel, finite_mean
 
@@ -47,7 +49,8 @@ def embed_many(
     """
     results = _InOrder()
     in_work: deque[tuple[_Window, _Rows]] = deque()
-    with ReaderPool(CheckedSound, paths, num_readers) as pool, _Engine(model, num_threads, bfloat16) as engine:
+    read = partial(CheckedSound, sounds=SoundStore())  # each process keeps the shards open that it has read from
+    with ReaderPool(read, paths, num_readers) as pool, _Engine(model, num_threads, bfloat16) as engine:
         files = _Files(paths)
         for window in _windows(pool):
             in_work.append((window, engine.start(window.parts)))

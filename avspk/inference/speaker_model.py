@@ -131,12 +131,15 @@ def finite_mean(rows: Sequence[Floats], name: str) -> Floats:
 class CheckedSound:
     """The sound of a file or a waveform in parts of at most 320 s, those of digital silence left out.
 
-    Iterating raises and warns as `SpeakerModel.embed`, of the sound as a whole at its end.
+    Iterating raises and warns as `SpeakerModel.embed`, of the sound as a whole at its end. Who reads many packed
+    recordings gives the `sounds` that keep their shards open.
     """
 
-    def __init__(self, audio: str | Path | np.ndarray, sample_rate: int | None = None) -> None:
+    def __init__(
+        self, audio: str | Path | np.ndarray, sample_rate: int | None = None, sounds: SoundStore | None = None
+    ) -> None:
         if isinstance(audio, (str, Path)):
-            self.name, self.parts = str(audio), _parts_of_file(audio)
+            self.name, self.parts = str(audio), _parts_of_file(audio, sounds or SoundStore())
         else:
             self.name, self.parts = "the waveform", _parts_of_waveform(_at_our_rate(audio, sample_rate))
 
@@ -153,9 +156,9 @@ class CheckedSound:
         _warn_of_little(self.name, check)
 
 
-def _parts_of_file(path: str | Path) -> Iterator[Floats]:
+def _parts_of_file(path: str | Path, sounds: SoundStore) -> Iterator[Floats]:
     """A recording in equal parts of at most MAX_SECONDS, read one after the other."""
-    sound = SoundStore().at(path)
+    sound = sounds.at(path)
     start = sound.blocks(int(MAX_SECONDS * SAMPLE_RATE))
     first = next(start, np.zeros(0, np.float32))
     if next(start, None) is None:
