@@ -13,9 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 
 from avspk import distributed
 from avspk.checkpoint import CheckpointFolder, load_tree, save_tree
@@ -28,6 +26,7 @@ from avspk.evaluation.calibrate import calibrate
 from avspk.evaluation.embedding_store import model_digest
 from avspk.evaluation.results import write_json
 from avspk.evaluation.trial_set import TrialSet, format_table
+from avspk.extras import explained
 from avspk.frontend.fbank import Fbank
 from avspk.memory import keep_freed_memory
 from avspk.model import WEIGHTS, SpeakerModel, load_encoder, load_model, save_calibration, save_model
@@ -43,7 +42,13 @@ from avspk.stages.modalities import Materials, ModalityKit, build_kits
 from avspk.stages.pretrain import Pretrain
 from avspk.stages.refine import Refine
 from avspk.stages.truth import Truth
+from avspk.trackers import check_trackers, finish_trackers, start_trackers
 from avspk.training import Trainer
+
+with explained():
+    import pandas as pd
+    from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+    from accelerate.utils import ProjectConfiguration
 
 logger = logging.getLogger(__name__)
 MEAN_FBANK_UTTERANCES = 2000
@@ -65,13 +70,14 @@ class Pipeline:
         """Check everything that can be checked before hours are spent; see the errors of the parts."""
         self.config = config
         self.folder = config.output
-        self.accelerator = _accelerator(config.training)
+        check_trackers(config.training.trackers)
+        self.accelerator = _accelerator(config.training, config.output)
         self.main = self.accelerator.is_main_process
         torch.set_num_threads(config.training.threads or default_threads())
         torch.backends.cudnn.allow_tf32 = config.training.tf32  # of convolutions, which torch would allow it unasked
         if self.accelerator.device.type == "cpu":
             keep_freed_memory()
-        check_launch(config)
+        check_launch(config, self.accelerator.device)
         utterances = read_utterances(config.data.train)
         check_sizes(utterances, config)
         check_media(utterances, config)
@@ -82,7 +88,7 @@ class Pipeline:
             self.trials = TrialSet(config.data.trials, config.data.wav_root)
         manifest = manifest_digest(utterances)
         require_stage_one(config, manifest)
-        claim = claim_folder(config, self.labels, manifest, self.accelerator.device)
+        claim = claim_folder(config, self.labels, utterances, self.accelerator.device)
         self.lock = claim.lock
         if self.main:
             copy_stage_one(config)
@@ -97,7 +103,9 @@ class Pipeline:
         self.materials = Materials(config, utterances, crops, noise, self.accelerator.device)
         self.kits = build_kits(self.materials)
         self.truth = Truth(utterances)
-        self.trainer = Trainer(self.accelerator, config.training, RunLog(self.folder, self.main))
+        start_trackers(self.accelerator, config, resumed=(self.folder / "log.jsonl").is_file())
+        track = self.accelerator.log if config.training.trackers else None
+        self.trainer = Trainer(self.accelerator, config.training, RunLog(self.folder, self.main, track))
 
     def run(self) -> list[dict[str, Any]]:
         """All stages; rows of metrics.json (none without trial lists)."""
@@ -108,6 +116,7 @@ class Pipeline:
             self._large_margin(encoders)
         self._publish()
         rows = self._evaluate(self.trials) if self.trials is not None else []
+        finish_trackers(self.accelerator)
         if self.main:
             logger.info("report: %s", write_report(self.folder))
         return rows
@@ -344,11 +353,16 @@ class Pipeline:
         return distributed.wait_for_file(folder)
 
 
-def _accelerator(settings: TrainingSettings) -> Accelerator:
+def _accelerator(settings: TrainingSettings, folder: Path) -> Accelerator:
     patience = InitProcessGroupKwargs(timeout=timedelta(minutes=settings.timeout_minutes))
     # Joint batch norm has the same averages on all ranks already.
     data_parallel = DistributedDataParallelKwargs(broadcast_buffers=not settings.sync_batchnorm)
-    return Accelerator(mixed_precision=settings.precision, kwargs_handlers=[patience, data_parallel])
+    return Accelerator(
+        mixed_precision=settings.precision,
+        kwargs_handlers=[patience, data_parallel],
+        log_with=settings.trackers or None,
+        project_config=ProjectConfiguration(project_dir=str(folder), logging_dir=str(folder / "tensorboard")),
+    )
 
 
 def default_threads() -> int:

@@ -5,9 +5,12 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-import pandas as pd
 
 from avspk.data.files import missing_files, whole_or_absent
+from avspk.extras import explained
+
+with explained():
+    import pandas as pd
 
 UTTERANCE_COLUMNS = ("utterance", "audio", "num_samples", "first_crop", "num_crops")
 TRIAL_COLUMNS = ("label", "enroll", "test")

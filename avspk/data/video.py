@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from avspk.data.media import MediaError, first, reason, require_file
+from avspk.extras import explained
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,8 @@ def open_video(path: str | Path, max_side: int | None = None) -> Video:
 
     Raises: MediaError if neither can.
     """
-    import decord
+    with explained():
+        import decord
 
     path = Path(path)
     require_file(path)

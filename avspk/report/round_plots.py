@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from avspk.evaluation.run_folder import stage_name
 from avspk.judges.loss_gate import LOSS_FLOOR
-from avspk.report.run_folder import stage_name
 from avspk.report.style import CYCLE, LIGHT, modality_colour, panels, svg_figure, whole_numbers
 
 if TYPE_CHECKING:
@@ -52,6 +52,19 @@ def gate_histograms(losses: Mapping[int, np.ndarray], epochs: pd.DataFrame, moda
         panel.set_axis_off()
     for panel in axes[-1]:
         panel.set_xlabel("log loss")
+    return figure
+
+
+@svg_figure
+def loss_histograms(losses: Mapping[int, np.ndarray], modality: str) -> "Figure":
+    """Histograms of log losses, a panel an epoch; losses: epoch -> (N,), NaN = not seen."""
+    shown = spread_over(sorted(losses), HISTOGRAM_EPOCHS)
+    values = [log_losses(losses[epoch]) for epoch in shown]
+    figure, axes = panels(1, len(shown), 10.8 / max(len(shown), 4), 1.6, sharex=True, sharey=True)
+    bins = np.linspace(*_histogram_range(values), HISTOGRAM_BINS + 1)
+    for panel, epoch, epoch_values in zip(axes[0], shown, values, strict=True):
+        _gate_panel(panel, epoch_values, bins, {}, modality_colour(modality))
+        panel.set(title=f"{modality}, epoch {epoch}", xlabel="log loss")
     return figure
 
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor, nn
 
@@ -22,6 +21,7 @@ from avspk.config import RefineSettings
 from avspk.data.dataset import ViewDataset
 from avspk.data.files import whole_or_absent
 from avspk.data.sampler import ExampleSampler
+from avspk.extras import explained
 from avspk.judges.label_correction import Correction, correct_labels
 from avspk.judges.loss_gate import Gate, fit_gate, reliable
 from avspk.models.audio_visual import ClassifierBranch
@@ -31,6 +31,9 @@ from avspk.schedules import ramp
 from avspk.stages.base import Metrics, Stage
 from avspk.stages.modalities import Materials, ModalityKit, seeded
 from avspk.stages.truth import Truth
+
+with explained():
+    import pandas as pd
 
 
 class Refine(Stage):

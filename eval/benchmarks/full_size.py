@@ -18,7 +18,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from avspk.config import ClusterSettings, Config
+from avspk.clusterers.joint_kmeans import JointKmeansSettings
+from avspk.config import Config
 from avspk.data.crop_store import CROP_SIZE, CropWriter
 from avspk.data.files import whole_or_absent
 from avspk.data.manifest import read_utterances, write_utterances
@@ -159,10 +160,10 @@ def usable(folder: Path) -> dict[str, np.ndarray]:
 
 def clustering(folder: Path, sizes: Sizes) -> Seconds:
     """Joint clustering, its k-means cut short."""
-    watch, settings = Watch(), ClusterSettings(iterations=sizes.iterations)
+    watch, clusterer = Watch(), JointKmeansSettings(iterations=sizes.iterations).build()
     rows, present = read_embeddings(folder), usable(folder)
     name = f"joint clustering, K {sizes.clusters:,}, {sizes.iterations} iterations"
-    watch(name, lambda: cluster_embeddings(rows, present, settings, sizes.clusters, 0, HOST))
+    watch(name, lambda: cluster_embeddings(rows, present, clusterer, sizes.clusters, 0, HOST))
     return watch.seconds
 
 
