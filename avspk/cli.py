@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from avspk.data.files import whole_or_absent
+from avspk.extras import MissingExtraError, explained
 from avspk.scoring.calibration import Calibration
 from avspk.scoring.metrics import bayes_threshold
 
@@ -29,8 +30,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         warnings.simplefilter("always", AudioWarning)
         warnings.showwarning = lambda message, *_: _complain("warning", message)
         try:
-            return args.command(args)
-        except (ValueError, OSError, CheckpointError, ExportError) as error:
+            with explained():
+                return args.command(args)
+        except (ValueError, OSError, CheckpointError, ExportError, MissingExtraError) as error:
             _complain("error", error)
             return 2
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 from pathlib import Path
 
@@ -23,6 +24,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     """Parse, build, run."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     arguments = vars(parse_arguments())
     root, workers = arguments.pop("out"), arguments.pop("workers")
     try:

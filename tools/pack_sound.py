@@ -9,12 +9,11 @@ import os
 from pathlib import Path
 from typing import get_args
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
-
 from avspk.data.manifest import ManifestError, read_utterances
 from avspk.data.sound_packing import PackSettings, pack_sound
 from avspk.data.sound_store import PackFormat
 from avspk.data.worker_pool import WorkerError
+from avspk.progress import Progress
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -35,9 +34,8 @@ def main() -> None:
     out = arguments.out or arguments.manifest.parent
     settings = PackSettings(arguments.manifest, out, arguments.format, arguments.workers)
     try:
-        with Progress(BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()) as progress:
-            task = progress.add_task("", total=len(read_utterances(arguments.manifest)))
-            packed = pack_sound(settings, lambda rows: progress.update(task, advance=rows))
+        with Progress("packing", len(read_utterances(arguments.manifest)), unit="utterances") as progress:
+            packed = pack_sound(settings, progress.advance)
     except (ManifestError, WorkerError, OSError) as error:
         raise SystemExit(f"pack_sound: {error}\nOnce the cause is gone, the same command goes on.") from None
     crops = "" if out.samefile(arguments.manifest.parent) else f" data.crops={arguments.manifest.parent / 'crops'}"
