@@ -308,10 +308,11 @@ class LargeMarginSettings(ClassifySettings):
 class TrainingSettings(Settings):
     """How the loop runs; none of these changes what is learned beyond rounding, except by what batch norm sees."""
 
-    precision: Literal["auto", "no", "bf16"] = Field(
+    precision: Literal["auto", "no", "bf16", "fp16"] = Field(
         "auto",
-        description="no: float32; auto: bf16 on GPUs that have it and on CPUs where a timing at the start favours it, "
-        "else float32; a continued run keeps what it was begun with",
+        description="no: float32; fp16: with a loss scale, for GPUs without bf16 (T4, V100); auto: bf16 on GPUs that "
+        "have it, fp16 on others; on CPUs bf16 where a timing at the start favours it, else float32; a continued run "
+        "keeps what it was begun with",
     )
     processes: Count | None = Field(None, description="stop unless exactly this many processes were launched")
     threads: Count | None = Field(None, description="CPU threads of each process; default: cores / processes")
@@ -330,6 +331,9 @@ class TrainingSettings(Settings):
     checkpoint_steps: int = Field(0, ge=0, description="also every so many steps; 0: by the clock alone")
     keep_checkpoints: Count = 2
     log_steps: Count = 50
+    trackers: list[str] = Field(
+        [], description="beside log.jsonl, by accelerate's names: tensorboard, wandb, mlflow, trackio, ..."
+    )
     embed_seconds: Positive = Field(320.0, description="seconds of audio in one embedding batch")
 
 
@@ -427,6 +431,12 @@ def differing_keys(old: Config, new: Config) -> Differences:
 def describe(differences: Differences) -> list[str]:
     """`key: old -> new`, a line each."""
     return [f"{key}: {first!r} -> {second!r}" for key, (first, second) in differences.items()]
+
+
+def flat_settings(config: Config) -> dict[str, str | int | float | bool]:
+    """Dotted key -> value of every setting; what is neither a number nor a text becomes a text."""
+    leaves = _leaves(config.model_dump(mode="json"))
+    return {key: value if isinstance(value, (str, int, float)) else str(value) for key, value in leaves}
 
 
 def _read_yaml(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:

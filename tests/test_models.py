@@ -351,7 +351,7 @@ def run_rank(rank: int, folder: str) -> None:
     keys = list(model.state_dict())
     model = synchronise_batchnorm(model, "cpu")
     assert list(model.state_dict()) == keys
-    assert sum(isinstance(layer, CrossRankBatchNorm) for layer in model) == 2
+    assert sum(isinstance(layer, CrossRankBatchNorm) for layer in model.children()) == 2
     inputs, readout = (tensor[:3] if rank == 0 else tensor[3:] for tensor in norm_data())
     result = forward_backward(model, inputs, readout)
     for name, parameter in model.named_parameters():

@@ -178,7 +178,9 @@ def train(
     accumulation: int = 1,
 ) -> list:
     """These updates, as the training loop makes them, with the epoch's batches from `first_step` on; their metrics."""
-    one_process = SimpleNamespace(autocast=nullcontext, no_sync=nullcontext, backward=torch.Tensor.backward)
+    one_process = SimpleNamespace(
+        autocast=nullcontext, no_sync=nullcontext, backward=torch.Tensor.backward, scaler=None
+    )
     trainer = Trainer(one_process, TrainingSettings(accumulation=accumulation), None)
     optimiser = optimiser or build_optimiser(stage.parameter_groups(), stage.optimiser, stage.device)
     trainer.guard = FiniteGuard(stage.name, optimiser)

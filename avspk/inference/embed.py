@@ -108,7 +108,7 @@ def _run(
     """
     table = np.full(shape, np.nan, np.float32)
     batches = load(dataset, batch_size=None, num_workers=workers, pin_memory=device.type == "cuda")
-    with Progress("embed", len(table), distributed.rank() == 0) as progress:
+    with Progress("embed", len(table), distributed.rank() == 0, "rows") as progress:
         for batch in batches:
             values = compute({key: value.to(device, non_blocking=True) for key, value in batch.items()})
             table[batch["rows"].numpy()] = values.float().cpu().numpy()

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from avspk.report.run_folder import stage_name
+from avspk.evaluation.run_folder import stage_name
 from avspk.report.style import LIGHT, modality_colour, panels, svg_figure, whole_numbers
 
 if TYPE_CHECKING:

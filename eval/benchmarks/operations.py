@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode  # shapes and devices without content
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -21,6 +21,7 @@ from avspk.config import Config, load_config
 from avspk.data.media import SAMPLE_RATE
 from avspk.frontend.fbank import Fbank
 from avspk.models.audio_visual import ClassifierBranch, DinoBranch
+from avspk.models.encoder import Encoder
 from avspk.models.heads import CosineClassifier, DinoHead
 from avspk.models.registry import build_encoder
 from benchmarks.corpus import PAPER, VOXCELEB2_UTTERANCES
@@ -54,12 +55,12 @@ def run(device: torch.device, sizes: Sizes) -> Iterator[Figure]:
         kept = kept_for_backward(config, name) * config.pretrain.batch_size
         title = f"memory: stage 1, {name}, kept for the backward pass, batch of {config.pretrain.batch_size}"
         yield Figure(title, kept / GIB, "GiB", None, NO_BASELINE)
-    for name, settings, step, rounds in (
+    for stage, settings, step, rounds in (
         ("stage 1", config.pretrain, pretrain, 1),
         (f"{config.rounds} rounds", config.refine, refine, config.rounds),
     ):
         total = sum(step.values()) * rounds * settings.epochs * VOXCELEB2_UTTERANCES
-        yield Figure(f"operations: {name}, all of VoxCeleb2", total / EXA, "EFLOP", None, NO_BASELINE)
+        yield Figure(f"operations: {stage}, all of VoxCeleb2", total / EXA, "EFLOP", None, NO_BASELINE)
 
 
 def dino_step(config: Config, modality: str) -> float:
@@ -118,7 +119,7 @@ def _dino_branch(config: Config, modality: str) -> DinoBranch:
     return DinoBranch(encoder, DinoHead(encoder.embedding_dim, head.hidden_dim, head.bottleneck_dim, head.out_dim))
 
 
-def _encoder(config: Config, modality: str) -> nn.Module:
+def _encoder(config: Config, modality: str) -> Encoder:
     settings = getattr(config, modality)
     audio = {"num_mels": settings.features.num_mels} if modality == "audio" else {}
     return build_encoder(**settings.encoder.model_dump(), **audio)

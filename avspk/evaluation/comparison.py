@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from avspk.evaluation.run_folder import Run
 from avspk.evaluation.trial_list import TrialList
-from avspk.report.run_folder import Run
 from avspk.scoring.bootstrap import Difference, SpeakerBootstrap
 from avspk.scoring.metrics import summarise
 from avspk.scoring.seeds import difference_of_seeds, mean_of_seeds
