@@ -115,7 +115,7 @@ def check_media(utterances: Utterances, config: Config) -> None:
         )
     crops = config.data.crops or config.data.train.parent / "crops"
     if "face" in config.modalities and not crops.is_dir():
-        raise FileNotFoundError(f"no face crop store at {crops}; run tools/prepare_voxceleb.py or set data.crops")
+        raise FileNotFoundError(f"no face crop store at {crops}; run `avspk prepare` or set data.crops")
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,7 @@ def read_utterances(path: str | Path) -> Utterances:
     """
     path = Path(path)
     if not path.is_file():
-        raise ManifestError(f"{path}: no such manifest; tools/prepare_voxceleb.py writes one")
+        raise ManifestError(f"{path}: no such manifest; `avspk prepare` writes one")
     table = _read_parquet(path) if _format_of(path) == ".parquet" else _read_tsv(path)
     return Utterances(_validated(table, str(path)), path.parent)
 
