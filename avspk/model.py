@@ -25,7 +25,7 @@ from avspk.models.encoder import Encoder
 from avspk.models.registry import build_encoder
 from avspk.scoring.backend import cosine_scores
 from avspk.scoring.calibration import Calibration
-from avspk.stages.embed import MIN_SAMPLES, embed_audio, inference
+from avspk.stages.embed import embed_audio, heard_samples, inference
 
 WEIGHTS, CONFIG, CARD, CALIBRATION = "model.safetensors", "config.json", "README.md", "calibration.json"
 MAX_SECONDS = 320.0  # of sound through the encoder at once, which bounds its memory
@@ -94,8 +94,7 @@ class SpeakerModel:
         return embedding
 
     def _embed_part(self, waveform: Floats) -> Floats:
-        if len(waveform) < MIN_SAMPLES:
-            waveform = np.resize(waveform, SAMPLE_RATE)
+        waveform = np.resize(waveform, int(heard_samples(self.fbank, len(waveform))))
         features = self.fbank(torch.from_numpy(waveform)[None].to(self.device))  # (1, T, F)
         return self.encoder(features)[0].float().cpu().numpy()
 
