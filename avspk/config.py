@@ -21,6 +21,7 @@ from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_va
 from avspk.clusterers.joint_kmeans import JointKmeansSettings
 from avspk.clusterers.metric import MetricSettings
 from avspk.judges.gated_correction import GatedCorrectionSettings
+from avspk.objectives.dino import DinoSettings
 from avspk.settings import (
     ConfigError,
     Count,
@@ -49,6 +50,7 @@ FIRST_READ_BY = {
 
 
 JudgeSettings = Annotated[GatedCorrectionSettings, DefaultKind("gate_and_correction")]
+ObjectiveSettings = Annotated[DinoSettings, DefaultKind("dino")]
 
 
 class DataSettings(Settings):
@@ -207,14 +209,6 @@ class FaceSettings(Settings):
     refine_policy: ImagePolicy = ImagePolicy(scale=(0.6, 1.0), grey=0.1, blur=0.2)
 
 
-class HeadSettings(Settings):
-    """DINO projection head [S]."""
-
-    hidden_dim: Count = 2048
-    bottleneck_dim: Count = 256
-    out_dim: int = Field(65536, ge=2)
-
-
 class OptimiserSettings(Settings):
     """Learning rates are per 256 examples of the global batch when `scale_with_batch` [S]."""
 
@@ -239,22 +233,15 @@ class ClusterAwareSettings(Settings):
 
 
 class PretrainSettings(Settings):
-    """Stage 1, DINO [S wespeaker v3/dino]."""
+    """Stage 1 [S wespeaker v3/dino]."""
 
+    objective: ObjectiveSettings = DinoSettings()
     epochs: Count = 150
     batch_size: Count = Field(512, description="over all processes")
     optimiser: OptimiserSettings = OptimiserSettings()
-    student_temperature: Positive = 0.1
-    teacher_temperature: Positive = 0.04
-    final_teacher_temperature: Positive = 0.07
-    teacher_temperature_warmup: Probability = Field(0.2, description="fraction of the epochs")
-    center_momentum: Probability = 0.9
     teacher_momentum: Probability = Field(0.996, description="rises to 1 by a cosine")
-    freeze_last_layer_epochs: int = Field(1, ge=0)
-    consistency: float = Field(0.0, ge=0, description="weight of the cosine consistency of embeddings [C]")
     average_last: Count = Field(10, description="the model is the mean of this many last teachers")
     cluster_aware: ClusterAwareSettings = ClusterAwareSettings()
-    collapse_patience: Count = Field(500, description="steps of collapsed targets after which the run stops [C]")
 
 
 class ClassifySettings(Settings):
@@ -352,7 +339,6 @@ class Config(Settings):
     data: DataSettings
     audio: AudioSettings = AudioSettings()
     face: FaceSettings = FaceSettings()
-    head: HeadSettings = HeadSettings()
     pretrain: PretrainSettings = PretrainSettings()
     cluster: ClusterSettings = MetricSettings()
     refine: RefineSettings = RefineSettings()
@@ -519,8 +505,12 @@ def _explain(item: Any) -> str:
         shown = "" if item["type"] == "missing" else f" (got {str(item['input'])[:80]!r})"
         return f"{key or 'config'}: {item['msg']}{shown}"
     known = sorted(set(_known_keys(Config)))
-    nearest = difflib.get_close_matches(key, known, n=1) or difflib.get_close_matches(
-        key.split(".")[-1], known, n=1, cutoff=0.4
+    last = key.split(".")[-1]
+    moved = [name for name in known if name.split(".")[-1] == last]  # a key in another group, where it may now be
+    nearest = (
+        difflib.get_close_matches(key, moved, n=1, cutoff=0.0)
+        or difflib.get_close_matches(key, known, n=1)
+        or difflib.get_close_matches(last, known, n=1, cutoff=0.4)
     )
     return f"{key}: unknown key" + (f"; did you mean {nearest[0]}?" if nearest else "")
 

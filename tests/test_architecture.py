@@ -13,20 +13,23 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 # Part of the package -> parts that it may import, from the bottom up. Siblings on one level do not know each other.
-ALGORITHMS = {"losses", "clusterers", "judges", "scoring", "models", "frontend", "data"}
+ALGORITHMS = {"losses", "objectives", "clusterers", "judges", "scoring", "models", "frontend", "data"}
 BOTTOM = {"config", "settings", "schedules", "distributed", "progress"}
 STORAGE = {"checkpoint", "runlog"}
 ALLOWED = {
     "schedules": set(),
     "settings": set(),
     "text_files": set(),
-    "config": {"clusterers", "judges", "settings", "text_files"},
+    "config": {"clusterers", "judges", "objectives", "settings", "text_files"},
     "distributed": set(),
     "progress": set(),
     "runlog": set(),
     "finiteness": set(),
     "memory": set(),
     **{part: {"config", "schedules", "settings", "text_files"} for part in ALGORITHMS},
+    "losses": set(),
+    "models": set(),
+    "objectives": {"distributed", "losses", "models", "schedules", "settings"},
     "clusterers": {"settings"},
     "judges": {"settings"},
     "poll": {"distributed"},

@@ -237,7 +237,7 @@ def test_embeddings_are_a_cpus_in_batches_and_one_by_one(gpu, tmp_path):
 
 def materials(data, folder, device):
     tree = tiny.tree(data, folder)
-    tree["pretrain"]["consistency"] = 0.5
+    tree["pretrain"]["objective"]["consistency"] = 0.5
     for stage in ("pretrain", "refine"):  # AdamW would make steps out of rounding errors
         tree[stage]["optimiser"] |= {"name": "sgd", "learning_rate": 0.05}
     return dataclasses.replace(tiny.materials(tree), device=torch.device(device))
@@ -297,7 +297,8 @@ def test_prototypes_that_were_frozen_join_the_others(data, tmp_path, gpu):
     losses = {}
     for device in ("cpu", "cuda"):
         stage = pretrain(data, tmp_path / device, device)
-        stage.settings = stage.settings.model_copy(update={"freeze_last_layer_epochs": 0.5})
+        for objective in stage.objectives.values():
+            objective.settings = objective.settings.model_copy(update={"freeze_last_layer_epochs": 0.5})
         prototypes = stage.model["audio"].head.prototype_weight
         states = [prototypes.detach().clone()]
         stage.after_update = lambda _, now=prototypes, seen=states: seen.append(now.detach().clone())

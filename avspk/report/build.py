@@ -131,7 +131,7 @@ def _stage_one(run: Run) -> Section:
         return Section("stage1", title, absent(f"Copied from {run.stage_one_source}, whose report shows its course."))
     if steps.empty:
         return Section("stage1", title, absent("The log holds no steps of stage 1."))
-    prototypes = run.config.get("head", {}).get("out_dim")
+    prototypes = _setting(run.config, "pretrain.objective.head.out_dim")
     body = figure_block(
         "Losses, entropies, schedules",
         "Healthy: the teacher's entropy falls well below ln K while the entropy of the mean target stays high; a "
@@ -268,8 +268,9 @@ def _environment_rows(environment: Mapping[str, Any]) -> list[list[str]]:
 def _setting_rows(config: Mapping[str, Any]) -> list[list[str]]:
     """The few settings that a reader asks for first."""
     asked = ["modalities", "rounds", "pretrain.epochs", "pretrain.batch_size", "pretrain.optimiser.learning_rate",
-             "head.out_dim", "cluster.num_clusters", "refine.epochs", "refine.scale", "refine.margin",
-             "refine.judge.gate.rule", "refine.judge.correction.rule", "large_margin.epochs"]  # fmt: skip
+             "pretrain.objective.head.out_dim", "cluster.num_clusters", "refine.epochs", "refine.scale",
+             "refine.margin", "refine.judge.gate.rule", "refine.judge.correction.rule",
+             "large_margin.epochs"]  # fmt: skip
     found = {key: _setting(config, key) for key in asked}
     return [[f"<code>{key}</code>", escape(str(value))] for key, value in found.items() if value is not None]
 

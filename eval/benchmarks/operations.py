@@ -20,8 +20,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from avspk.config import Config, load_config
 from avspk.data.media import SAMPLE_RATE
 from avspk.frontend.fbank import Fbank
-from avspk.models.audio_visual import ClassifierBranch, DinoBranch
-from avspk.models.heads import CosineClassifier, DinoHead
+from avspk.models.audio_visual import ClassifierBranch, PrototypeBranch
+from avspk.models.heads import CosineClassifier
 from avspk.models.registry import build_encoder
 from benchmarks.corpus import PAPER, VOXCELEB2_UTTERANCES
 from benchmarks.figures import Figure
@@ -113,9 +113,9 @@ def refine_step(config: Config, modality: str, num_classes: int) -> float:
     return _count(step) / BATCH
 
 
-def _dino_branch(config: Config, modality: str) -> DinoBranch:
-    encoder, head = _encoder(config, modality), config.head
-    return DinoBranch(encoder, DinoHead(encoder.embedding_dim, head.hidden_dim, head.bottleneck_dim, head.out_dim))
+def _dino_branch(config: Config, modality: str) -> PrototypeBranch:
+    encoder = _encoder(config, modality)
+    return PrototypeBranch(encoder, config.pretrain.objective.head.build(encoder.embedding_dim))
 
 
 def _encoder(config: Config, modality: str) -> nn.Module:
