@@ -21,7 +21,9 @@ from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_va
 from avspk.clusterers.joint_kmeans import JointKmeansSettings
 from avspk.clusterers.metric import MetricSettings
 from avspk.judges.gated_correction import GatedCorrectionSettings
+from avspk.objectives.base import ViewPlan
 from avspk.objectives.dino import DinoSettings
+from avspk.objectives.sdpn import SdpnSettings
 from avspk.settings import (
     ConfigError,
     Count,
@@ -50,7 +52,7 @@ FIRST_READ_BY = {
 
 
 JudgeSettings = Annotated[GatedCorrectionSettings, DefaultKind("gate_and_correction")]
-ObjectiveSettings = Annotated[DinoSettings, DefaultKind("dino")]
+ObjectiveSettings = Annotated[DinoSettings | SdpnSettings, Field(discriminator="kind"), DefaultKind("dino")]
 
 
 class DataSettings(Settings):
@@ -170,22 +172,30 @@ class FeatureSettings(Settings):
     window: Literal["hamming", "povey"] = "hamming"
 
 
-class AudioViewSettings(Settings):
-    """Crops of one utterance for DINO [S wespeaker v3/dino]."""
+class CropCounts(Settings):
+    """How many long (global) and short (local) crops of one utterance stage 1 takes."""
 
-    global_crops: int = Field(2, ge=2)
+    global_crops: Count | None = Field(None, description="default: what the objective asks for; DINO 2 [S], SDPN 1 [S]")
+    local_crops: int | None = Field(None, ge=0, description="default: what the objective asks for; 4 [S]")
+
+    def counts(self, plan: ViewPlan) -> tuple[int, int]:
+        """Long and short crops."""
+        long, short = self.global_crops, self.local_crops
+        return plan.long_crops if long is None else long, plan.short_crops if short is None else short
+
+
+class AudioViewSettings(CropCounts):
+    """Crops of one utterance for stage 1 [S wespeaker v3/dino]."""
+
     global_seconds: Positive = 3.0
-    local_crops: int = Field(4, ge=0)
     local_seconds: Positive = 2.0
 
 
-class FaceViewSettings(Settings):
-    """Crops of one utterance's faces for DINO [C]; sizes in pixels after augmentation."""
+class FaceViewSettings(CropCounts):
+    """Crops of one utterance's faces for stage 1 [C]; sizes in pixels after augmentation."""
 
-    global_crops: int = Field(2, ge=2)
     global_size: Count = 112
     global_policy: ImagePolicy = ImagePolicy()
-    local_crops: int = Field(4, ge=0)
     local_size: Count = 112
     local_policy: ImagePolicy = ImagePolicy(scale=(0.15, 0.4))
 
@@ -355,6 +365,10 @@ class Config(Settings):
         unknown = set(self.cluster.weights) - set(get_args(Modality)) if self.cluster.weights != "auto" else set()
         if unknown:
             raise ValueError(f"cluster.weights: {sorted(unknown)} are no modalities; valid: {list(get_args(Modality))}")
+        plan = self.pretrain.objective.views
+        for name in self.modalities:
+            if problem := plan.problem(*getattr(self, name).views.counts(plan)):
+                raise ValueError(f"{name}.views.{problem}")
         if problem := self.refine.judge.problem(self.modalities):
             raise ValueError(f"refine.judge.{problem}")
         if self.refine.judge.first_epoch < self.refine.margin_full_epoch:

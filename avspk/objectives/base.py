@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from avspk.models.audio_visual import EncoderBranch
 from avspk.models.encoder import Encoder
@@ -32,11 +32,42 @@ class Course:
         return self.num_epochs * self.steps_per_epoch
 
 
+@dataclass(frozen=True)
+class ViewPlan:
+    """Which views of an example an objective wants; its settings say so in their property `views`.
+
+    long_crops, short_crops: how many, where the modality's settings do not say.
+    least_long, least_short: fewer cannot be used.
+    student_long: whether the student sees the long crops besides the short ones, or the teacher alone does.
+    clean_teacher: the teacher sees its long crops without augmentation; the student's are always augmented.
+    """
+
+    long_crops: int
+    short_crops: int
+    least_long: int = 1
+    least_short: int = 0
+    student_long: bool = True
+    clean_teacher: bool = False
+
+    @property
+    def clean_long(self) -> bool:
+        """Whether nobody sees the long crops augmented."""
+        return self.clean_teacher and not self.student_long
+
+    def problem(self, long_crops: int, short_crops: int) -> str:
+        """Why the objective cannot use so many crops; empty if it can."""
+        if long_crops < self.least_long:
+            return f"global_crops is {long_crops}; this objective needs {self.least_long} or more"
+        if short_crops < self.least_short:
+            return f"local_crops is {short_crops}; this objective needs {self.least_short} or more"
+        return ""
+
+
 class Objective(ABC):
     """The loss of one modality and all that only this loss needs: head, targets, schedules, state.
 
     B: this process's examples of a batch, or of a part of it where gradients are accumulated. Views are in groups of
-    equal shape, the long ones first.
+    equal shape, the long ones first. The teacher's views are the long ones.
     """
 
     @abstractmethod
@@ -66,6 +97,10 @@ class Objective(ABC):
             network: the student's network, as `network` made it.
         """
         return {}
+
+    def without_decay(self, network: Any) -> list[nn.Parameter]:
+        """Parameters of the student's network that get no weight decay, besides biases and norms."""
+        return []
 
     def schedules(self, step: int) -> dict[str, float]:
         """Values for the log that depend on the step alone, the same for every modality."""

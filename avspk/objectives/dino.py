@@ -11,27 +11,16 @@ from torch import Tensor
 from avspk import distributed, losses
 from avspk.models.audio_visual import PrototypeBranch, PrototypeOutput
 from avspk.models.encoder import Encoder
-from avspk.models.heads import DinoHead
-from avspk.objectives.base import Course, Figures, Objective
+from avspk.objectives.base import Course, Figures, Objective, ViewPlan
 from avspk.objectives.collapse import CollapseWatch
+from avspk.objectives.head import HeadSettings
+from avspk.objectives.regularisers import RegularisedSettings, regularise
 from avspk.schedules import linear
-from avspk.settings import Count, NotNegative, Positive, Probability, Settings
+from avspk.settings import Count, NotNegative, Positive, Probability
 
 
-class HeadSettings(Settings):
-    """DINO projection head [S]; `out_dim` is the number of prototypes."""
-
-    hidden_dim: Count = 2048
-    bottleneck_dim: Count = 256
-    out_dim: int = Field(65536, ge=2)
-
-    def build(self, embedding_dim: int) -> DinoHead:
-        """The head on embeddings of this size."""
-        return DinoHead(embedding_dim, self.hidden_dim, self.bottleneck_dim, self.out_dim)
-
-
-class DinoSettings(Settings):
-    """DINO [S wespeaker v3/dino]."""
+class DinoSettings(RegularisedSettings):
+    """DINO [S wespeaker v3/dino]; its regularisers and a clean teacher are off [C]."""
 
     kind: Literal["dino"] = "dino"
     head: HeadSettings = HeadSettings()
@@ -42,7 +31,13 @@ class DinoSettings(Settings):
     center_momentum: Probability = 0.9
     freeze_last_layer_epochs: NotNegative = 1
     consistency: NotNegative = Field(0.0, description="weight of the cosine consistency of embeddings [C]")
+    clean_teacher: bool = Field(False, description="the teacher's crops are not augmented [C]")
     collapse_patience: Count = Field(500, description="steps of collapsed targets after which the run stops [C]")
+
+    @property
+    def views(self) -> ViewPlan:
+        """Two long crops for both sides, short ones for the student."""
+        return ViewPlan(2, 4, least_long=2, clean_teacher=self.clean_teacher)
 
     def build(self, course: Course, device: torch.device) -> Dino:
         """The objective of one modality."""
@@ -56,8 +51,7 @@ class Dino(Objective):
         self.settings, self.course = settings, course
         self.center = torch.zeros(settings.head.out_dim, device=device)
         self.watch = CollapseWatch(settings.head.out_dim, settings.collapse_patience, device)
-        # Of this batch's parts: mean logits and targets (2, K), mean entropy of the targets.
-        self.taught: list[tuple[Tensor, Tensor]] = []
+        self.mean_logits: list[Tensor] = []  # (K,) of this batch's parts
 
     def network(self, encoder: Encoder) -> PrototypeBranch:
         """The encoder with a projection head and prototypes."""
@@ -70,15 +64,16 @@ class Dino(Objective):
         loss = losses.dino_loss(student.bottleneck, student.prototypes, targets, settings.student_temperature)
         if settings.consistency > 0:
             loss = loss + settings.consistency * losses.cosine_consistency(student.embeddings, teacher.embeddings)
-        return loss, {"student_entropy": self._student_entropy(student)}
+        penalty, figures = regularise(settings, student, settings.student_temperature)
+        return loss + penalty, {"student_entropy": self._student_entropy(student), **figures}
 
     @torch.no_grad()
     def _targets(self, teacher: PrototypeOutput, temperature: float) -> Tensor:
         """Teacher probabilities (G, B, K)."""
         logits = (teacher.bottleneck @ teacher.prototypes.T).float()  # (G, B, K)
         targets = losses.teacher_targets(logits, self.center, temperature)
-        means = torch.stack([logits.mean((0, 1)), targets.mean((0, 1))])  # (2, K)
-        self.taught.append((means, losses.entropy(targets).mean()))
+        self.mean_logits.append(logits.mean((0, 1)))
+        self.watch.note(targets)
         return targets
 
     @torch.no_grad()
@@ -90,18 +85,15 @@ class Dino(Objective):
         """The centre moves; the prototypes stay frozen at first (DINO's frozen last layer): targets settle before."""
         if step < self.settings.freeze_last_layer_epochs * self.course.steps_per_epoch:
             network.head.prototype_weight.grad = None
-        return self._move_center()
+        self._move_center()
+        return {**self.watch.look(), "center_norm": self.center.norm()}
 
     @torch.no_grad()
-    def _move_center(self) -> Figures:
-        """The centre moves towards the global batch's mean logits, once, however many parts the batch came in."""
-        means, sharpness = (torch.stack(values).mean(0) for values in zip(*self.taught, strict=True))
-        self.taught.clear()
-        logits, targets = distributed.mean_over_ranks(means)  # (K,), (K,)
-        self.center = losses.update_center(self.center, logits, self.settings.center_momentum)
-        diversity = losses.entropy(targets)
-        self.watch.look(sharpness, diversity)
-        return {"teacher_entropy": sharpness, "mean_entropy": diversity, "center_norm": self.center.norm()}
+    def _move_center(self) -> None:
+        """Towards the global batch's mean logits, once, however many parts the batch came in."""
+        mean = distributed.mean_over_ranks(torch.stack(self.mean_logits).mean(0))  # (K,)
+        self.mean_logits.clear()
+        self.center = losses.update_center(self.center, mean, self.settings.center_momentum)
 
     def teacher_temperature(self, step: int) -> float:
         """Linear over the first epochs, then constant."""

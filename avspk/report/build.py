@@ -125,7 +125,8 @@ def _det_curves(run: Run) -> dict[str, dict[str, evaluation_plots.DetCurve]]:
 
 
 def _stage_one(run: Run) -> Section:
-    title = "Stage 1: DINO"
+    objective = _setting(run.config, "pretrain.objective.kind") or "dino"
+    title = f"Stage 1: {objective.upper()}"
     steps, epochs = run.records("step", "pretrain"), run.records("epoch", "pretrain")
     if run.stage_one_source is not None:
         return Section("stage1", title, absent(f"Copied from {run.stage_one_source}, whose report shows its course."))
@@ -136,7 +137,7 @@ def _stage_one(run: Run) -> Section:
         "Losses, entropies, schedules",
         "Healthy: the teacher's entropy falls well below ln K while the entropy of the mean target stays high; a "
         "teacher at ln K has collapsed to uniform targets, a mean target near 0 to a single prototype.",
-        training_plots.dino_course(steps, run.modalities, prototypes),
+        training_plots.stage_one_course(steps, run.modalities, prototypes),
     )
     if any(f"{modality}/label/nmi" in epochs for modality in run.modalities):
         caption = "The clusters that positives are drawn from should agree with the speakers better each time."

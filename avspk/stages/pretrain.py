@@ -46,7 +46,9 @@ class Pretrain(Stage):
         self.batch_size = self.settings.batch_size
         self.kits = build_kits(materials)
         self.front_ends = {name: kit.front_end().to(self.device) for name, kit in self.kits.items()}
-        self.dataset = ViewDataset({name: kit.pretrain_views() for name, kit in self.kits.items()}, config.seed, STAGE)
+        plan = self.settings.objective.views
+        views = {name: kit.pretrain_views(plan) for name, kit in self.kits.items()}
+        self.dataset = ViewDataset(views, config.seed, STAGE)
         self.sampler = ExampleSampler(
             np.arange(len(materials.utterances)),
             self.batch_size,
@@ -74,10 +76,10 @@ class Pretrain(Stage):
     def loss(self, model: nn.Module, batch: dict[str, Any], step: int) -> tuple[Tensor, Metrics]:
         """Sum over modalities of the objective's loss."""
         batch_size = len(batch["index"])
-        inputs = {name: self._views(name, batch[name]) for name in self.kits}
-        student = model({name: (groups, batch_size) for name, groups in inputs.items()})
+        views = {name: self._views(name, batch[name]) for name in self.kits}
+        student = model({name: (groups, batch_size) for name, (groups, _) in views.items()})
         with torch.no_grad():
-            teacher = self.teacher({name: (groups[:1], batch_size) for name, groups in inputs.items()})
+            teacher = self.teacher({name: (groups, batch_size) for name, (_, groups) in views.items()})
         metrics: Metrics = {"momentum": self.teacher_momentum(step)}
         total = torch.zeros((), device=self.device)
         for name, objective in self.objectives.items():
@@ -87,9 +89,19 @@ class Pretrain(Stage):
             total = total + loss
         return total, metrics
 
-    def _views(self, name: str, groups: dict[str, Any]) -> list[Tensor]:
-        # The order of the sampler's groups: the global crops come first.
-        return [self.front_ends[name](group, groups[group]) for group in ("global", "local") if group in groups]
+    def _views(self, name: str, groups: dict[str, Any]) -> tuple[list[Tensor], list[Tensor]]:
+        """The student's groups of views and the teacher's, the long ones first."""
+        plan, front_end = self.settings.objective.views, self.front_ends[name]
+        short = [front_end("local", groups["local"])] if "local" in groups else []
+        taught = front_end("global", groups["global"], augmented=not plan.clean_teacher)
+        if not plan.student_long:
+            return short, [taught]
+        long = front_end("global", groups["global"]) if plan.clean_teacher else taught
+        return [long, *short], [taught]
+
+    def without_decay(self) -> list[nn.Parameter]:
+        """What the objectives name."""
+        return [p for name, one in self.objectives.items() for p in one.without_decay(self.model[name])]
 
     def before_update(self, step: int) -> Metrics:
         """The objectives move what they keep."""

@@ -125,12 +125,13 @@ def _encoder(config: Config, modality: str) -> nn.Module:
 
 
 def _views(config: Config, modality: str, batch: int = BATCH) -> list[Tensor]:
+    plan = config.pretrain.objective.views
     if modality == "audio":
         audio = config.audio.views
-        crops = ((audio.global_crops, audio.global_seconds), (audio.local_crops, audio.local_seconds))
+        crops = zip(audio.counts(plan), (audio.global_seconds, audio.local_seconds), strict=True)
         return [_audio(config, batch * count, seconds) for count, seconds in crops]
     face = config.face.views
-    sizes = ((face.global_crops, face.global_size), (face.local_crops, face.local_size))
+    sizes = zip(face.counts(plan), (face.global_size, face.local_size), strict=True)
     return [_face(batch * count, size) for count, size in sizes]
 
 
