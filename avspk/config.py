@@ -135,7 +135,15 @@ class ImagePolicy(Settings):
         return self
 
 
-class EcapaSettings(Settings):
+class EncoderSettings(Settings):
+    """What all encoders have."""
+
+    embedding_norm: bool = Field(
+        False, description="batch norm on the embedding; recipes differ [C]"
+    )
+
+
+class EcapaSettings(EncoderSettings):
     """ECAPA-TDNN; the defaults are the c512 model of 6.19 M parameters [S]."""
 
     architecture: Literal["ecapa"] = "ecapa"
@@ -147,7 +155,7 @@ class EcapaSettings(Settings):
     embedding_dim: Count = 192
 
 
-class AudioResNetSettings(Settings):
+class AudioResNetSettings(EncoderSettings):
     """ResNet-34 on fbanks with statistics pooling, 6.63 M parameters [S]."""
 
     architecture: Literal["audio_resnet34"] = "audio_resnet34"
@@ -156,7 +164,7 @@ class AudioResNetSettings(Settings):
     embedding_dim: Count = 256
 
 
-class FaceResNetSettings(Settings):
+class FaceResNetSettings(EncoderSettings):
     """ResNet-34 on face crops, trained from scratch [C]."""
 
     architecture: Literal["face_resnet34"] = "face_resnet34"

@@ -1,5 +1,8 @@
 """What an objective of stage 1 does: it compares a student's views of an example with a teacher's.
 
+Its file also holds its settings: `kind`, the property `views` (a `ViewPlan`), and `build(course, device)`. The union of
+all of them, `ObjectiveSettings` in `avspk/config.py`, is the only other line that a new objective needs.
+
 The stage keeps the data, the optimiser, and the teacher, which is an exponential mean of the student. An objective is
 built for one modality; modalities share nothing.
 """
