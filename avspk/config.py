@@ -138,9 +138,7 @@ class ImagePolicy(Settings):
 class EncoderSettings(Settings):
     """What all encoders have."""
 
-    embedding_norm: bool = Field(
-        False, description="batch norm on the embedding; recipes differ [C]"
-    )
+    embedding_norm: bool = Field(False, description="batch norm on the embedding; recipes differ [C]")
 
 
 class EcapaSettings(EncoderSettings):

@@ -248,6 +248,14 @@ def pretrain(data, folder, device):
     return Pretrain(made, Truth(made.utterances))
 
 
+def sdpn(data, folder, device):
+    tree = tiny.tree(data, folder)
+    tree["pretrain"]["objective"] |= {"kind": "sdpn"}
+    tree["pretrain"]["optimiser"] |= {"name": "sgd", "learning_rate": 0.05}
+    made = dataclasses.replace(tiny.materials(tree), device=torch.device(device))
+    return Pretrain(made, Truth(made.utterances))
+
+
 def refine(data, folder, device):
     """Half of the labels are doubtful and get corrected."""
     made = materials(data, folder, device)
@@ -273,7 +281,7 @@ def watched(stage, epoch, waits=None):
     return metrics + tiny.train(stage, [first + 1, first + 2], epoch)
 
 
-@pytest.mark.parametrize(("build", "epoch"), [(pretrain, 2), (refine, 0)])
+@pytest.mark.parametrize(("build", "epoch"), [(pretrain, 2), (sdpn, 0), (refine, 0)])
 def test_updates_are_those_of_a_cpu_and_wait_for_nothing(data, tmp_path, gpu, build, epoch):
     """Stage 1 with cluster-aware views; a round whose doubtful labels are corrected."""
     runs = {}
