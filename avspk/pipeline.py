@@ -73,6 +73,7 @@ class Pipeline:
         self.config = config
         self.folder = config.output
         check_trackers(config.training.trackers)
+        self.objective = config.pretrain.objective.kind.upper()  # as cards and tables name it
         device = _join_processes(config.training)
         torch.set_num_threads(config.training.threads or default_threads())
         if device.type == "cpu":
@@ -134,7 +135,7 @@ class Pipeline:
             started = time.monotonic()
             stage = Pretrain(self.materials, self.truth)
             started = self._train(stage, folder, started)
-            self._export(folder, stage.teachers(), "DINO pretraining, mean of the last teachers")
+            self._export(folder, stage.teachers(), f"{self.objective} pretraining, mean of the last teachers")
             self._finish(folder, started)
         return self._load_encoders(folder, self.kits)
 
@@ -305,7 +306,7 @@ class Pipeline:
 
     def _systems(self) -> list[tuple[str, Path]]:
         """Display name and model folder of every trained system, in order."""
-        systems = [("stage 1 (DINO)", self._stage_folder(0))]
+        systems = [(f"stage 1 ({self.objective})", self._stage_folder(0))]
         systems += [(f"round {n}", self._stage_folder(n)) for n in range(1, self.config.rounds + 1)]
         if self.config.rounds and self.config.large_margin.enabled:
             systems.append(("final", self.folder / "large_margin"))

@@ -27,7 +27,8 @@ def write_run(
     """
     rng = np.random.default_rng(seed)
     folder.mkdir(parents=True, exist_ok=True)
-    config = f"modalities: [{', '.join(modalities)}]\nrounds: {rounds}\nseed: {seed}\nhead:\n  out_dim: 2048\n"
+    config = f"modalities: [{', '.join(modalities)}]\nrounds: {rounds}\nseed: {seed}\n"
+    config += "pretrain: {objective: {head: {out_dim: 2048}}}\n"
     (folder / "config.yaml").write_text(config)
     versions = {"python": "3.11.2", "torch": "2.12.1", "numpy": "2.4.6"}
     environment = {"versions": versions, "seed": seed, "num_processes": 1, "commit": "0123abc+", "device": "cpu"}

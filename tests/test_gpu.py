@@ -241,7 +241,7 @@ def test_embeddings_are_a_cpus_in_batches_and_one_by_one(gpu, tmp_path):
 
 def materials(data, folder, device):
     tree = tiny.tree(data, folder)
-    tree["pretrain"]["consistency"] = 0.5
+    tree["pretrain"]["objective"]["consistency"] = 0.5
     for stage in ("pretrain", "refine"):  # AdamW would make steps out of rounding errors
         tree[stage]["optimiser"] |= {"name": "sgd", "learning_rate": 0.05}
     return dataclasses.replace(tiny.materials(tree), device=torch.device(device))
@@ -249,6 +249,14 @@ def materials(data, folder, device):
 
 def pretrain(data, folder, device):
     made = materials(data, folder, device)
+    return Pretrain(made, Truth(made.utterances))
+
+
+def sdpn(data, folder, device):
+    tree = tiny.tree(data, folder)
+    tree["pretrain"]["objective"] |= {"kind": "sdpn"}
+    tree["pretrain"]["optimiser"] |= {"name": "sgd", "learning_rate": 0.05}
+    made = dataclasses.replace(tiny.materials(tree), device=torch.device(device))
     return Pretrain(made, Truth(made.utterances))
 
 
@@ -277,7 +285,7 @@ def watched(stage, epoch, waits=None):
     return metrics + tiny.train(stage, [first + 1, first + 2], epoch)
 
 
-@pytest.mark.parametrize(("build", "epoch"), [(pretrain, 2), (refine, 0)])
+@pytest.mark.parametrize(("build", "epoch"), [(pretrain, 2), (sdpn, 0), (refine, 0)])
 def test_updates_are_those_of_a_cpu_and_wait_for_nothing(data, tmp_path, gpu, build, epoch):
     """Stage 1 with cluster-aware views; a round whose doubtful labels are corrected."""
     runs = {}
@@ -301,7 +309,8 @@ def test_prototypes_that_were_frozen_join_the_others(data, tmp_path, gpu):
     losses = {}
     for device in ("cpu", "cuda"):
         stage = pretrain(data, tmp_path / device, device)
-        stage.settings = stage.settings.model_copy(update={"freeze_last_layer_epochs": 0.5})
+        for objective in stage.objectives.values():
+            objective.settings = objective.settings.model_copy(update={"freeze_last_layer_epochs": 0.5})
         prototypes = stage.model["audio"].head.prototype_weight
         states = [prototypes.detach().clone()]
         stage.after_update = lambda _, now=prototypes, seen=states: seen.append(now.detach().clone())

@@ -112,8 +112,8 @@ def tree(root: Path, output: Path) -> dict:
             "views": face_views,
             "refine_size": 32,
         },
-        "head": {"hidden_dim": 32, "bottleneck_dim": 16, "out_dim": 64},
         "pretrain": {
+            "objective": {"head": {"hidden_dim": 32, "bottleneck_dim": 16, "out_dim": 64}},
             "epochs": 3,
             "batch_size": 12,
             "optimiser": optimiser,

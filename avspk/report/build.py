@@ -151,18 +151,19 @@ def _det_curves(run: Run) -> dict[str, dict[str, evaluation_plots.DetCurve]]:
 
 
 def _stage_one(run: Run) -> Section:
-    title = "Stage 1: DINO"
+    objective = _setting(run.config, "pretrain.objective.kind") or "dino"
+    title = f"Stage 1: {objective.upper()}"
     steps, epochs = run.records("step", "pretrain"), run.records("epoch", "pretrain")
     if run.stage_one_source is not None:
         return Section("stage1", title, absent(f"Copied from {run.stage_one_source}, whose report shows its course."))
     if steps.empty:
         return Section("stage1", title, absent("The log holds no steps of stage 1."))
-    prototypes = run.config.get("head", {}).get("out_dim")
+    prototypes = _setting(run.config, "pretrain.objective.head.out_dim")
     body = figure_block(
         "Losses, entropies, schedules",
         "Healthy: the teacher's entropy falls well below ln K while the entropy of the mean target stays high; a "
         "teacher at ln K has collapsed to uniform targets, a mean target near 0 to a single prototype.",
-        training_plots.dino_course(steps, run.modalities, prototypes),
+        training_plots.stage_one_course(steps, run.modalities, prototypes),
     )
     if any(f"{modality}/label/nmi" in epochs for modality in run.modalities):
         caption = "The clusters that positives are drawn from should agree with the speakers better each time."
@@ -265,8 +266,9 @@ def _provenance(run: Run) -> Section:
 def _setting_rows(config: Mapping[str, Any]) -> list[list[str]]:
     """The few settings that a reader asks for first."""
     asked = ["modalities", "rounds", "pretrain.epochs", "pretrain.batch_size", "pretrain.optimiser.learning_rate",
-             "head.out_dim", "cluster.num_clusters", "refine.epochs", "refine.scale", "refine.margin",
-             "refine.judge.gate.rule", "refine.judge.correction.rule", "large_margin.epochs"]  # fmt: skip
+             "pretrain.objective.head.out_dim", "cluster.num_clusters", "refine.epochs", "refine.scale",
+             "refine.margin", "refine.judge.gate.rule", "refine.judge.correction.rule",
+             "large_margin.epochs"]  # fmt: skip
     found = {key: _setting(config, key) for key in asked}
     return [[f"<code>{key}</code>", escape(str(value))] for key, value in found.items() if value is not None]
 

@@ -20,9 +20,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from avspk.config import Config, load_config
 from avspk.data.media import SAMPLE_RATE
 from avspk.frontend.fbank import Fbank
-from avspk.models.audio_visual import ClassifierBranch, DinoBranch
+from avspk.models.audio_visual import ClassifierBranch, PrototypeBranch
 from avspk.models.encoder import Encoder
-from avspk.models.heads import CosineClassifier, DinoHead
+from avspk.models.heads import CosineClassifier
 from avspk.models.registry import build_encoder
 from benchmarks.corpus import PAPER, VOXCELEB2_UTTERANCES
 from benchmarks.figures import Figure
@@ -114,9 +114,9 @@ def refine_step(config: Config, modality: str, num_classes: int) -> float:
     return _count(step) / BATCH
 
 
-def _dino_branch(config: Config, modality: str) -> DinoBranch:
-    encoder, head = _encoder(config, modality), config.head
-    return DinoBranch(encoder, DinoHead(encoder.embedding_dim, head.hidden_dim, head.bottleneck_dim, head.out_dim))
+def _dino_branch(config: Config, modality: str) -> PrototypeBranch:
+    encoder = _encoder(config, modality)
+    return PrototypeBranch(encoder, config.pretrain.objective.head.build(encoder.embedding_dim))
 
 
 def _encoder(config: Config, modality: str) -> Encoder:
@@ -126,12 +126,13 @@ def _encoder(config: Config, modality: str) -> Encoder:
 
 
 def _views(config: Config, modality: str, batch: int = BATCH) -> list[Tensor]:
+    plan = config.pretrain.objective.views
     if modality == "audio":
         audio = config.audio.views
-        crops = ((audio.global_crops, audio.global_seconds), (audio.local_crops, audio.local_seconds))
+        crops = zip(audio.counts(plan), (audio.global_seconds, audio.local_seconds), strict=True)
         return [_audio(config, batch * count, seconds) for count, seconds in crops]
     face = config.face.views
-    sizes = ((face.global_crops, face.global_size), (face.local_crops, face.local_size))
+    sizes = zip(face.counts(plan), (face.global_size, face.local_size), strict=True)
     return [_face(batch * count, size) for count, size in sizes]
 
 

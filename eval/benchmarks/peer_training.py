@@ -282,7 +282,8 @@ def whole_step(device: torch.device, sizes: Sizes, folder: Path) -> Figure:
     """Examples a second from wav files to updated weights."""
     peers = ("speechbrain", "lightly")
     step_sizes = StepSizes(batch=sizes.batch, files=sizes.files, turns=sizes.turns, pseudo_speakers=1)
-    overrides = (*sizes.overrides, f"head.out_dim={sizes.outputs}", f"head.hidden_dim={sizes.hidden}",
+    head = "pretrain.objective.head"
+    overrides = (*sizes.overrides, f"{head}.out_dim={sizes.outputs}", f"{head}.hidden_dim={sizes.hidden}",
                  "audio.encoder.architecture=ecapa", f"audio.encoder.channels={sizes.channels}",
                  f"audio.encoder.aggregate_channels={3 * sizes.channels}")  # fmt: skip
     paper = paper_materials(folder, device, StepSizes(**{**step_sizes.__dict__, "overrides": overrides}))
