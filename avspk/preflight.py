@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import torch
 
@@ -25,14 +24,12 @@ from avspk.config import (
     dump_config,
     load_config,
 )
-from avspk.data.files import hold_for_life, whole_or_absent
+from avspk.data.files import hold_for_life, whole_or_absent, write_json
 from avspk.data.manifest import Utterances
 from avspk.data.media import SAMPLE_RATE
 from avspk.machine import commit, hardware, versions
-from avspk.stage_one import DONE, environment
+from avspk.run import PSEUDO, RunFolder
 
-PSEUDO = "pseudo"
-"""What a folder that names no labels was trained on."""
 RESULTS = ("metrics.json", "report.html")
 PACKAGES = ("avspk", "torch", "torchvision", "torchaudio", "accelerate", "numpy", "scikit-learn", "pandas")
 
@@ -144,21 +141,18 @@ def claim_folder(config: Config, labels: str, utterances: Utterances, device: to
         ConfigError: if the folder holds a run with other labels or utterances, or with other settings that a stage
             has read, or is in use.
     """
-    folder = config.output
+    folder, files = config.output, RunFolder(config.output)
     digest = manifest_digest(utterances)
-    changed = _require_same_run(folder, config, labels, digest)
+    changed = _require_same_run(files, config, labels, digest)
     lock = _hold(folder) if distributed.rank() == 0 else None
     distributed.barrier()
     if distributed.rank() == 0:
         if any(not key.startswith("training.") for key in changed):
             for name in RESULTS:  # before the new config, beside which they would pass for its results
                 (folder / name).unlink(missing_ok=True)
-        for name, text in (
-            ("config.yaml", dump_config(config)),
-            ("environment.json", _environment(config, labels, digest, utterances, device, precision)),
-        ):
-            with whole_or_absent(folder / name) as part:
-                part.write_text(text, encoding="utf-8")
+        with whole_or_absent(files.config) as part:
+            part.write_text(dump_config(config), encoding="utf-8")
+        write_json(files.environment, _environment(config, labels, digest, utterances, device, precision))
     return Claim(lock, changed)
 
 
@@ -170,11 +164,11 @@ def manifest_digest(utterances: Utterances) -> str:
     return digest.hexdigest()[:16]
 
 
-def _require_same_run(folder: Path, config: Config, labels: str, utterances: str) -> Differences:
+def _require_same_run(files: RunFolder, config: Config, labels: str, utterances: str) -> Differences:
     """Settings that differ and may."""
-    path = folder / "config.yaml"
-    differing = differing_keys(load_config(path), config) if path.is_file() else {}
-    waiting = [keys for stage, keys in FIRST_READ_BY.items() if not (folder / stage).exists()]
+    folder = files.path
+    differing = differing_keys(load_config(files.config), config) if files.config.is_file() else {}
+    waiting = [keys for stage, keys in FIRST_READ_BY.items() if not files.stage(stage).path.exists()]
     free = (*ALWAYS_FREE, *chain(*waiting))
     fixed = {key: values for key, values in differing.items() if not key.startswith(free)}
     if fixed:
@@ -182,7 +176,7 @@ def _require_same_run(folder: Path, config: Config, labels: str, utterances: str
             f"{folder} holds a run with other settings (was -> now):\n  " + "\n  ".join(describe(fixed))
             + "\nContinue it with its own config, or choose another folder with output=..."
         )  # fmt: skip
-    facts = environment(folder)
+    facts = files.facts()
     if facts and (before := facts.get("labels", PSEUDO)) != labels:
         raise ConfigError(
             f"{folder} holds a run on {before} labels, not on {labels} ones; choose another folder with output=..."
@@ -192,9 +186,9 @@ def _require_same_run(folder: Path, config: Config, labels: str, utterances: str
             f"{folder} holds a run on other utterances, or another order of them, than {config.data.train} has now: "
             "its labels and checkpoints count rows. Put that manifest back, or choose another folder with output=..."
         )
-    done, last = folder / "large_margin" / DONE, f"round{config.rounds}"
-    if done.is_file() and (after := json.loads(done.read_text(encoding="utf-8"))["after"]) != last:
-        raise ConfigError(f"{done.parent} was trained after {after}, not {last}; remove it to repeat it")
+    last, after = files.round(config.rounds).name, files.large_margin.facts().get("after")
+    if after is not None and after != last:
+        raise ConfigError(f"{files.large_margin.path} was trained after {after}, not {last}; remove it to repeat it")
     return differing
 
 
@@ -209,13 +203,13 @@ def _hold(folder: Path) -> IO[str]:
 
 def _environment(
     config: Config, labels: str, digest: str, utterances: Utterances, device: torch.device, precision: str
-) -> str:
+) -> dict[str, Any]:
     now = datetime.now(UTC).isoformat(timespec="seconds")
     num_crops = utterances.table["num_crops"].to_numpy()
-    facts = {
+    return {
         "versions": versions(PACKAGES),
         "commit": commit(),
-        "started": environment(config.output).get("started", now),
+        "started": RunFolder(config.output).facts().get("started", now),
         "last_start": now,
         "seed": config.seed,
         "num_processes": distributed.world_size(),
@@ -231,4 +225,3 @@ def _environment(
         "labels": labels,
         "utterances": digest,
     }
-    return json.dumps(facts, indent=2)

@@ -40,27 +40,43 @@ ALLOWED = {
     "checkpoint": {"data", "distributed"},  # whole_or_absent, of avspk.data.files
     "inference": {"checkpoint", "data", "distributed", "extras", "frontend", "models", "progress", "scoring"},
     "stages": ALGORITHMS | BOTTOM | {"inference"},
-    "evaluation": {"data", "distributed", "inference", "progress", "runlog", "scoring", "text_files"},
+    "evaluation": {"data", "distributed", "inference", "progress", "run", "runlog", "scoring", "text_files"},
     "trackers": {"config"},
     "training": BOTTOM | STORAGE | {"finiteness", "loss_scale", "poll", "stages"},
     "report": {"data", "evaluation", "judges", "scoring"},
-    "stage_one": {"config", "data"},
+    "run": {"data"},
+    "stage_one": {"config", "data", "run"},
     "precision": {"config", "distributed", "models"},
-    "preflight": {"config", "data", "distributed", "machine", "stage_one"},
-    "pipeline": BOTTOM
+    "preflight": {"config", "data", "distributed", "machine", "run"},
+    "labellers": {"config", "run", "stages"},
+    "session": BOTTOM
     | STORAGE
     | ALGORITHMS
     | {
         "evaluation",
-        "inference",
+        "labellers",
         "memory",
         "precision",
         "preflight",
-        "report",
+        "run",
         "stage_one",
         "stages",
         "trackers",
         "training",
+    },
+    "stage_work": {"checkpoint", "distributed", "inference", "models", "run", "session", "stages"},
+    "round_labels": {"data", "distributed", "extras", "run", "session"},
+    "systems": {"data", "evaluation", "frontend", "inference", "models", "session"},
+    "recipe": {
+        "checkpoint",
+        "distributed",
+        "report",
+        "round_labels",
+        "session",
+        "stage_work",
+        "stages",
+        "systems",
+        "trackers",
     },
     "comparison_runs": {"config", "data", "stage_one"},
 }
@@ -149,8 +165,12 @@ def test_scripts_of_a_checkout_are_a_few_lines():
         assert len(scripts[name].read_text(encoding="utf-8").splitlines()) <= 10, name
 
 
-def test_accelerate_stays_in_the_loop_and_the_pipeline():
-    assert files_importing("accelerate") == {"training.py", "pipeline.py", "trackers.py", "commands/evaluate.py"}
+def test_the_recipe_is_read_on_one_screen():
+    assert len((ROOT / "avspk/recipe.py").read_text(encoding="utf-8").splitlines()) < 100
+
+
+def test_accelerate_stays_in_the_loop_and_the_session():
+    assert files_importing("accelerate") == {"training.py", "session.py", "trackers.py", "commands/evaluate.py"}
 
 
 def test_media_libraries_stay_in_the_files_that_wrap_them():

@@ -2,16 +2,19 @@
 
 import re
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 from small_model import CALIBRATION, write_model
 
-from avspk import load_model, pipeline
+from avspk import load_model, systems
 from avspk.data.manifest import Utterances
 from avspk.evaluation import calibrate as module
 from avspk.evaluation.calibrate import calibrate
+from avspk.round_labels import trusted_labels
+from avspk.run import RunFolder
 from avspk.scoring.metrics import cllr, min_cllr
 
 DIM, SPEAKERS, RECORDINGS, CUTS = 16, 30, 6, 2
@@ -121,23 +124,24 @@ def test_no_calibration_is_better_than_a_wrong_one(tmp_path, monkeypatch, data, 
 
 
 def published(folder, rounds, monkeypatch):
-    """What `_publish` gave to calibrate: one entry a call."""
+    """What `publish` gave to calibrate: one entry a call."""
     calls = []
 
     def remember(model, utterances, labels, seed, workers):
         calls.append((utterances, labels.tolist(), seed, workers))
         return CALIBRATION
 
-    monkeypatch.setattr(pipeline, "calibrate", remember)
-    run = SimpleNamespace(
+    monkeypatch.setattr(systems, "calibrate", remember)
+    monkeypatch.setattr(
+        systems, "trained_systems", lambda _: [("stage 1", folder / "other"), ("final", folder / "last")]
+    )
+    session: Any = SimpleNamespace(
         main=True,
-        folder=folder,
+        files=RunFolder(folder),
         config=SimpleNamespace(rounds=rounds, seed=3, training=SimpleNamespace(workers=2)),
         materials=SimpleNamespace(device="cpu", utterances="utterances"),
-        _systems=lambda: [("stage 1", folder / "other"), ("final", folder / "last")],
     )
-    run._trusted_labels = lambda: pipeline.Pipeline._trusted_labels(run)
-    pipeline.Pipeline._publish(run)
+    systems.publish(session, trusted_labels(session) if rounds else None)
     return calls
 
 

@@ -23,6 +23,7 @@ from test_norm_on_gpus import CASES, joint_batch, measured, naive_kernels, plain
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
+from avspk import recipe
 from avspk.clusterers.kmeans import kmeans
 from avspk.config import AudioPolicy, ImagePolicy, parse_config
 from avspk.data.augmentation import draw_audio, draw_image
@@ -37,7 +38,7 @@ from avspk.losses import dino_loss
 from avspk.models.ecapa import EcapaTdnn
 from avspk.models.norm import CudaCrossRankBatchNorm
 from avspk.models.resnet import AudioResNet34, FaceResNet34
-from avspk.pipeline import Pipeline
+from avspk.session import Session
 from avspk.stages.base import to_device
 from avspk.stages.modalities import build_kits
 from avspk.stages.pretrain import Pretrain
@@ -359,15 +360,15 @@ def test_a_whole_run(data, tmp_path):
     settings["pretrain"]["optimiser"]["name"] = "sgd"
     settings["refine"]["epochs"] = 2
     settings["large_margin"]["batch_size"] = 12
-    pipeline = Pipeline(parse_config(settings))
+    pipeline = Session(parse_config(settings))
     assert pipeline.materials.device == DEVICE
     stopped = iter([False] * 5 + [True])
     pipeline.trainer._checkpoint_is_due = lambda *_: setattr(pipeline.trainer, "terminated", next(stopped)) or True
     with pytest.raises(SystemExit):
-        pipeline.run()
+        recipe.run(pipeline)
     before = losses_of(tmp_path / "exp")
     pipeline.lock.close()
-    rows = Pipeline(parse_config(settings)).run()
+    rows = recipe.run(Session(parse_config(settings)))
     assert {row["system"] for row in rows} == {"mean fbank", "stage 1 (DINO)", "round 1", "final"}
     assert (tmp_path / "exp" / "report.html").is_file()
     after = losses_of(tmp_path / "exp")
@@ -404,15 +405,15 @@ def train_until(data, folder, device, stop_after=None):
     settings["data"] = {name: settings["data"][name] for name in ("train", "noise")}
     settings["pretrain"]["optimiser"] |= {"name": "sgd", "learning_rate": 0.05}
     settings |= {"modalities": ["audio"], "rounds": 0}
-    pipeline = Pipeline(parse_config(settings))
+    pipeline = Session(parse_config(settings))
     assert pipeline.materials.device.type == device
     if stop_after:
         stopped = iter([False] * stop_after + [True])
         pipeline.trainer._checkpoint_is_due = lambda *_: setattr(pipeline.trainer, "terminated", next(stopped)) or True
         with pytest.raises(SystemExit):
-            pipeline.run()
+            recipe.run(pipeline)
     else:
-        pipeline.run()
+        recipe.run(pipeline)
     pipeline.lock.close()
     return losses_of(folder)
 
@@ -440,7 +441,7 @@ def fp16(data, tmp_path, accelerate_on_it):
     settings["modalities"] = ["audio"]
     settings["pretrain"]["optimiser"]["name"] = "sgd"
     settings["training"] |= {"precision": "fp16", "checkpoint_steps": 0, "log_steps": 1000}
-    pipeline = Pipeline(parse_config(settings))
+    pipeline = Session(parse_config(settings))
     stage = Pretrain(pipeline.materials, pipeline.truth)
     return pipeline.trainer, stage
 
@@ -544,7 +545,7 @@ def test_a_float16_run_resumes_with_its_scale(data, tmp_path):
         settings["modalities"], settings["rounds"], settings["pretrain"]["epochs"] = ["audio"], 0, 2
         settings["training"] |= {"precision": "fp16"}
         del settings["data"]["trials"]
-        pipeline = Pipeline(parse_config(settings))
+        pipeline = Session(parse_config(settings))
         pipeline.trainer.loss_scale.initial |= {"scale": 2.0**40}  # too large at first
         if name == "interrupted":
             stopped = iter([False] * 5 + [True])
@@ -552,11 +553,11 @@ def test_a_float16_run_resumes_with_its_scale(data, tmp_path):
                 setattr(trainer, "terminated", next(stopped)) or True
             )
             with pytest.raises(SystemExit):
-                pipeline.run()
+                recipe.run(pipeline)
             pipeline.lock.close()
-            pipeline = Pipeline(parse_config(settings))
+            pipeline = Session(parse_config(settings))
             pipeline.trainer.loss_scale.initial |= {"scale": 2.0**40}
-        pipeline.run()
+        recipe.run(pipeline)
         pipeline.lock.close()
         records = tiny.records(tmp_path / name)
         logs[name] = [(r["step"], r["audio/loss"], r["loss_scale"]) for r in records if "loss_scale" in r]

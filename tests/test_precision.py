@@ -11,7 +11,6 @@ from test_pipeline import short
 from avspk import distributed, precision
 from avspk.checkpoint import CheckpointFolder
 from avspk.config import ConfigError, parse_config
-from avspk.pipeline import Pipeline
 from avspk.precision import (
     BUDGET,
     LONG_STEP,
@@ -22,6 +21,7 @@ from avspk.precision import (
     judge,
     time_in_turns,
 )
+from avspk.session import Session
 from avspk.stages.pretrain import Pretrain
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
@@ -229,7 +229,7 @@ def test_a_run_records_its_precision_and_says_why(config, timed, fresh_accelerat
     """Begun by a timing, gone on with although a timing now says otherwise, changed at last by hand."""
     seconds = {"no": (1.0, 4.0), "bf16": (1.0, 0.5)}
     timed(seconds[first])
-    pipeline = Pipeline(config())
+    pipeline = Session(config())
     assert pipeline.accelerator.mixed_precision == first
     word = {"no": "float32", "bf16": "bf16"}[first]
     assert f"precision: {word}, on this CPU a step of the encoders takes" in log_of(pipeline)
@@ -239,7 +239,7 @@ def test_a_run_records_its_precision_and_says_why(config, timed, fresh_accelerat
 
     timed(seconds[other])
     fresh_accelerate()
-    pipeline = Pipeline(config())
+    pipeline = Session(config())
     assert pipeline.accelerator.mixed_precision == first
     assert json.loads((pipeline.folder / "environment.json").read_text())["precision"] == first
     assert f"precision: {word}, as this run was begun" in log_of(pipeline)
@@ -247,7 +247,7 @@ def test_a_run_records_its_precision_and_says_why(config, timed, fresh_accelerat
     pipeline.lock.close()
 
     fresh_accelerate()
-    pipeline = Pipeline(config(other))
+    pipeline = Session(config(other))
     stage = Pretrain(pipeline.materials, pipeline.truth)
     stage.num_epochs += 1
     pipeline.trainer.run(stage, folder)

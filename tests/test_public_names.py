@@ -83,7 +83,7 @@ for name in {modules}:
     assert {kind for _, kind, _ in failures} == {"MissingExtraError"}
     assert all(re.search(r"is not installed\. Install it: pip install 'avspk\[\w+\]'", text) for *_, text in failures)
     failed = {name for name, *_ in failures}
-    assert {"avspk.pipeline", "avspk.data.preparation", "avspk.report.build", "avspk.training"} <= failed
+    assert {"avspk.recipe", "avspk.data.preparation", "avspk.report.build", "avspk.training"} <= failed
     assert not failed & {
         "avspk.inference.speaker_model",
         "avspk.inference.export",

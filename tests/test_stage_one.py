@@ -7,10 +7,10 @@ import pytest
 import tiny
 import torch
 
-from avspk import pipeline
+from avspk import recipe
 from avspk.checkpoint import load_tree
 from avspk.config import ConfigError, parse_config
-from avspk.pipeline import Pipeline
+from avspk.session import Session
 from avspk.stage_one import copy_stage_one, stage_one_differences
 
 PRETRAIN = tiny.tree(Path(), Path())["pretrain"]
@@ -21,7 +21,7 @@ HEAD = PRETRAIN["objective"]["head"]
 def data(tmp_path_factory):
     threads = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline, "write_report", lambda folder: None)  # drawing takes longer than these runs
+        patch.setattr(recipe, "write_report", lambda folder: None)  # drawing takes longer than these runs
         yield tiny.make_data(tmp_path_factory.mktemp("data"))
     torch.set_num_threads(threads)
 
@@ -35,7 +35,7 @@ def settings(data, output, **changes):
 
 
 def run(data, output, **changes):
-    Pipeline(parse_config(settings(data, output, **changes))).run()
+    recipe.run(Session(parse_config(settings(data, output, **changes))))
     return output
 
 
@@ -68,7 +68,7 @@ def test_the_source_is_not_needed_afterwards(data, stage_one, tmp_path):
     source.unlink()
     run(data, output, rounds=0, stage_one=str(source))
     with pytest.raises(ConfigError, match=r"stage_one: '.*' -> None"):
-        Pipeline(parse_config(settings(data, output, rounds=0)))
+        Session(parse_config(settings(data, output, rounds=0)))
 
 
 def test_noise_that_was_generated_goes_along(data, tmp_path):
@@ -95,14 +95,14 @@ def test_noise_that_was_generated_goes_along(data, tmp_path):
 )
 def test_another_stage_one_is_refused(data, stage_one, tmp_path, change, message):
     with pytest.raises(ConfigError, match=message):
-        Pipeline(parse_config(settings(data, tmp_path / "run", **{"stage_one": str(stage_one)} | change)))
+        Session(parse_config(settings(data, tmp_path / "run", **{"stage_one": str(stage_one)} | change)))
     assert not (tmp_path / "run").exists()
 
 
 def test_an_unfinished_stage_one_is_refused(data, tmp_path):
-    Pipeline(parse_config(settings(data, tmp_path / "begun")))
+    Session(parse_config(settings(data, tmp_path / "begun")))
     with pytest.raises(ConfigError, match=r"no pretrain/done\.json there"):
-        Pipeline(parse_config(settings(data, tmp_path / "run", stage_one=str(tmp_path / "begun"))))
+        Session(parse_config(settings(data, tmp_path / "run", stage_one=str(tmp_path / "begun"))))
 
 
 def test_what_comes_later_may_differ_and_a_missing_modality_may_not(data):

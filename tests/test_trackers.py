@@ -7,9 +7,10 @@ import pytest
 import tiny
 from accelerate.tracking import GeneralTracker
 
+from avspk import recipe
 from avspk.config import ConfigError, parse_config
-from avspk.pipeline import Pipeline
 from avspk.runlog import RunLog
+from avspk.session import Session
 from avspk.trackers import check_trackers
 
 
@@ -75,14 +76,14 @@ def interrupt(pipeline, checkpoints):
 
     pipeline.trainer._save = saving
     with pytest.raises(KeyboardInterrupt):
-        pipeline.run()
+        recipe.run(pipeline)
     pipeline.lock.close()
 
 
 def test_an_interrupted_run_sends_every_step_once(data, tmp_path, recording):
     tree = settings(data, tmp_path / "exp", "recording")
-    interrupt(Pipeline(parse_config(tree)), 2)
-    Pipeline(parse_config(tree)).run()
+    interrupt(Session(parse_config(tree)), 2)
+    recipe.run(Session(parse_config(tree)))
     first, second = recording
     assert first.run_name == "avspk"
     assert first.settings["pretrain.epochs"] == 2
@@ -107,8 +108,8 @@ def test_an_interrupted_run_sends_every_step_once(data, tmp_path, recording):
 def test_tensorboard_holds_the_curves_of_the_json_log(data, tmp_path):
     event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     tree = settings(data, tmp_path / "exp", "tensorboard")
-    interrupt(Pipeline(parse_config(tree)), 1)
-    Pipeline(parse_config(tree)).run()
+    interrupt(Session(parse_config(tree)), 1)
+    recipe.run(Session(parse_config(tree)))
     curves = event_accumulator.EventAccumulator(str(tmp_path / "exp" / "tensorboard" / "avspk"), {"scalars": 0})
     curves.Reload()
     records = {(r["kind"], r["stage"], r["step"]): r for r in tiny.records(tmp_path / "exp")}
@@ -121,7 +122,7 @@ def test_tensorboard_holds_the_curves_of_the_json_log(data, tmp_path):
 
 
 def test_without_trackers_there_is_the_json_log_alone(data, tmp_path):
-    Pipeline(parse_config(settings(data, tmp_path / "exp")))
+    Session(parse_config(settings(data, tmp_path / "exp")))
     assert not (tmp_path / "exp" / "tensorboard").exists()
 
 

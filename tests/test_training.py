@@ -15,11 +15,11 @@ from safetensors import SafetensorError
 from test_pipeline import TRAIN, assert_same_weights, launch, resumed_at, short, weights
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-from avspk import training
+from avspk import recipe, training
 from avspk.checkpoint import CheckpointFolder, load_tree
 from avspk.config import ConfigError, OptimiserSettings, parse_config
 from avspk.finiteness import NonFiniteLossError
-from avspk.pipeline import Pipeline
+from avspk.session import Session
 from avspk.stages.modalities import build_kits
 from avspk.stages.pretrain import Pretrain
 from avspk.stages.refine import Refine
@@ -34,7 +34,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture
 def pipeline(data, tmp_path):
-    return Pipeline(parse_config(short(data, tmp_path / "exp", modalities=["audio"])))
+    return Session(parse_config(short(data, tmp_path / "exp", modalities=["audio"])))
 
 
 def snapshot(module):
@@ -127,7 +127,7 @@ def test_a_checkpoint_of_another_model_is_refused_in_one_screen(data, pipeline, 
     pipeline.trainer.run(stage, folder)
     settings = short(data, tmp_path / "other", modalities=["audio"])
     settings["pretrain"]["objective"]["head"]["bottleneck_dim"] = 8
-    other = Pipeline(parse_config(settings))
+    other = Session(parse_config(settings))
     with pytest.raises(RuntimeError, match="do not fit the configured model") as error:
         other.trainer.run(Pretrain(other.materials, other.truth), folder)
     assert len(str(error.value).splitlines()) < 12
@@ -218,7 +218,7 @@ def test_loader_workers_do_not_change_the_weights(data, tmp_path):
     for workers in (0, 2):
         settings = short(data, tmp_path / str(workers), rounds=0)
         settings["training"]["workers"] = workers
-        Pipeline(parse_config(settings)).run()
+        recipe.run(Session(parse_config(settings)))
     for modality in ("audio", "face"):
         name = f"pretrain/model_{modality}"
         assert_same_weights(weights(tmp_path / "0" / name), weights(tmp_path / "2" / name))
@@ -254,7 +254,7 @@ def test_a_device_skips_a_bad_update_and_the_host_hears_of_it_in_time(data, tmp_
     settings = short(data, tmp_path / "exp", modalities=["audio"])
     settings["pretrain"]["optimiser"] |= {"name": name}
     settings["training"] |= {"log_steps": 1000, "checkpoint_steps": 0}
-    pipeline = Pipeline(parse_config(settings))
+    pipeline = Session(parse_config(settings))
     defer(monkeypatch)
     stage = Pretrain(pipeline.materials, pipeline.truth)
     seen, steps = poison(stage, monkeypatch, poisoned), []
@@ -273,7 +273,7 @@ def test_a_device_skips_a_bad_update_and_the_host_hears_of_it_in_time(data, tmp_
 def test_fused_and_watched_updates_are_the_plain_ones(data, tmp_path, monkeypatch):
     weights = []
     for deferred in (False, True):
-        pipeline = Pipeline(parse_config(short(data, tmp_path / str(deferred), modalities=["audio"])))
+        pipeline = Session(parse_config(short(data, tmp_path / str(deferred), modalities=["audio"])))
         if deferred:
             defer(monkeypatch)
         stage = Pretrain(pipeline.materials, pipeline.truth)
@@ -334,7 +334,7 @@ def test_a_run_on_other_conditions_says_what_that_changes(data, tmp_path):
     outputs = []
     for changes in ({}, {}, {"accumulation": 2, "sync_batchnorm": False}):
         settings["training"] |= changes
-        pipeline = Pipeline(parse_config(settings))
+        pipeline = Session(parse_config(settings))
         log = pipeline.folder / "train.log"
         said = len(log.read_text())
         stage = Pretrain(pipeline.materials, pipeline.truth)
@@ -467,10 +467,10 @@ def test_a_run_in_parts(data, tmp_path):
     """All stages of it; batches that do not divide are named before anything is trained."""
     settings = short(data, tmp_path / "exp", modalities=["audio"])
     settings["training"]["accumulation"] = 3
-    Pipeline(parse_config(settings)).run()
+    recipe.run(Session(parse_config(settings)))
     settings["training"]["accumulation"] = 5
     with pytest.raises(ConfigError, match=r"pretrain\.batch_size is 12; it must be a multiple of 5: 1 processes times"):
-        Pipeline(parse_config(settings))
+        Session(parse_config(settings))
 
 
 # Layout, seconds.
@@ -484,7 +484,7 @@ def test_channels_last_changes_the_layout_alone(data, tmp_path, monkeypatch):
         settings = short(data, tmp_path / str(channels_last), rounds=0)
         settings["training"] |= {"channels_last": channels_last}
         settings["pretrain"] |= {"epochs": 1}
-        pipeline = Pipeline(parse_config(settings))
+        pipeline = Session(parse_config(settings))
         stage = Pretrain(pipeline.materials, pipeline.truth)
         folder = CheckpointFolder(tmp_path / f"checkpoints {channels_last}", 2)
         pipeline.trainer.run(stage, folder)

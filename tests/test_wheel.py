@@ -102,7 +102,7 @@ def test_verify_embed_and_info_run(environment, tmp_path):
 @pytest.mark.parametrize(
     ("code", "extra"),
     [
-        ("import avspk.pipeline", "train"),
+        ("import avspk.recipe", "train"),
         ("import avspk.report", "report"),
         ("import avspk.data.preparation", "prepare"),
         ("from avspk.data.face_crops import FACE", "prepare"),

@@ -11,10 +11,10 @@ from pathlib import Path
 
 from torch.distributed.elastic.multiprocessing.errors import record
 
-from avspk import distributed
+from avspk import distributed, recipe
 from avspk.commands.console import add_config
 from avspk.config import ConfigError, load_config
-from avspk.pipeline import Pipeline
+from avspk.session import Session
 from avspk.shipped import find_config
 
 
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
 @record  # the launcher then shows the error of the process that failed first
 def _train(config: Path, overrides: list[str]) -> None:
     try:
-        build(config, overrides).run()
+        recipe.run(build(config, overrides))
     except Exception as error:
         if not distributed.is_lost_connection(error):
             raise
@@ -44,10 +44,10 @@ def _train(config: Path, overrides: list[str]) -> None:
         )
 
 
-def build(config: Path, overrides: list[str]) -> Pipeline:
+def build(config: Path, overrides: list[str]) -> Session:
     """The run; what is wrong with its settings or files ends the program with one line, not with a traceback."""
     try:
-        return Pipeline(load_config(find_config(config), overrides))
+        return Session(load_config(find_config(config), overrides))
     except (ConfigError, ValueError, OSError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
 

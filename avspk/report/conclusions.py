@@ -34,7 +34,7 @@ def reached(run: Run) -> str:
     if not run.stages:
         return "nothing yet"
     stage = run.stages[-1]
-    if (run.folder / stage / "done.json").is_file():
+    if run.files.stage(stage).done.is_file():
         return f"{stage_name(stage)}, complete"
     epochs = run.records("step", stage)["epoch"]
     settings = run.config.get("refine" if stage.startswith("round") else stage) or {}

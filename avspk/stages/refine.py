@@ -178,6 +178,10 @@ class Refine(Classify):
         kept = self.mean if self.settings.keep == "ema" and self.mean is not None else self.model
         return kept.encoders()
 
+    def classifiers(self) -> dict[str, dict[str, Tensor]]:
+        """Modality -> weights of its classifier."""
+        return {name: dict(branch.classifier.state_dict()) for name, branch in self.model.items()}
+
     def state_dict(self) -> dict[str, Any]:
         """Collective: the ranks' pages are joined."""
         mean = {} if self.mean is None else {"mean": self.mean.state_dict()}
