@@ -93,8 +93,8 @@ def is_exact(file: soundfile.SoundFile) -> bool:
 
 def _open_with_libsndfile(path: Path) -> soundfile.SoundFile | None:
     """The open file, or None where PyAV is the one to read it."""
-    with open(path, "rb") as start:
-        if is_mpeg_audio(start.read(4)):
+    with open(path, "rb") as content:
+        if is_mpeg_audio(content):
             return None  # libsndfile would write warnings of its own decoder to the terminal
     try:
         file = soundfile.SoundFile(str(path))
