@@ -39,19 +39,10 @@ def with_ffmpeg(codec: str, rate: int = RATE, form: str | None = None) -> Write:
         with av.open(str(path), "w", format=form) as container:
             stream = container.add_stream(codec, rate=rate)
             stream.layout, stream.bit_rate = "mono", 64_000  # some have no rate by default
-            context = stream.codec_context
-            container.start_encoding()
             frame = av.AudioFrame.from_ndarray(speech(rate)[None], format="fltp", layout="mono")
             frame.sample_rate, frame.pts, frame.time_base = rate, 0, Fraction(1, rate)
-            pieces = av.AudioFifo()
-            for part in av.AudioResampler(context.format.name, "mono", rate).resample(frame):
-                pieces.write(part)
-            written = 0
-            while (part := pieces.read(context.frame_size or 1024, partial=True)) is not None:
-                part.pts, part.time_base = written, Fraction(1, rate)
-                written += part.samples
+            for part in (frame, None):
                 container.mux(stream.encode(part))
-            container.mux(stream.encode(None))
 
     return write
 
