@@ -56,6 +56,7 @@ def write_clip(
     pixel_aspect: Fraction | None = None,
     container_options: dict[str, str] | None = None,
     ticks: int = 25,
+    sound_codec: str = "aac",
 ) -> Path:
     """Write frames uint8 (n, H, W, 3) at 25 fps (or at `times`, in 1/`ticks` s) and a mono waveform.
 
@@ -74,7 +75,7 @@ def write_clip(
             preset = {"crf": "10", "preset": "ultrafast"} if codec == "libx264" else {}
             video.options = preset | (options or {})
         if sound is not None:
-            audio = container.add_stream("aac", rate=rate)
+            audio = container.add_stream(sound_codec, rate=rate)
             audio.layout = "mono"
         if video is not None and frames is not None:
             for number, image in enumerate(frames):

@@ -93,8 +93,8 @@ def is_exact(file: soundfile.SoundFile) -> bool:
 
 def _open_with_libsndfile(path: Path) -> soundfile.SoundFile | None:
     """The open file, or None where PyAV is the one to read it."""
-    with open(path, "rb") as start:
-        if is_mpeg_audio(start.read(4)):
+    with open(path, "rb") as content:
+        if is_mpeg_audio(content):
             return None  # libsndfile would write warnings of its own decoder to the terminal
     try:
         file = soundfile.SoundFile(str(path))
@@ -146,7 +146,7 @@ def _av_pieces(path: Path, first_channel: bool) -> Iterator[np.ndarray]:
     with closing(_av_open(path)) as container:
         stream = first(container.streams.audio, "audio")
         resampler = av.AudioResampler(format="fltp", layout=None if first_channel else "mono", rate=SAMPLE_RATE)
-        for frame in _with_flush(container.decode(stream)):
+        for frame in _with_flush(_av_frames(container, stream)):
             if frame is not None:
                 require_rate(frame.sample_rate)
                 if frame.layout.nb_channels > 1 and not first_channel:
@@ -170,6 +170,18 @@ def _samples(frame: Any) -> np.ndarray:
     samples = samples.T if frame.format.is_planar else samples.reshape(-1, frame.layout.nb_channels)
     offset = 128 if samples.dtype == np.uint8 else 0
     return np.asarray(samples, np.float32) - offset
+
+
+def _av_frames(container: Any, stream: Any) -> Iterator[Any]:
+    import av
+
+    seconds = 0.0
+    try:
+        for frame in container.decode(stream):
+            seconds += frame.samples / max(1, frame.sample_rate)
+            yield frame
+    except av.InvalidDataError as error:
+        raise MediaError(f"truncated or damaged: {seconds:.2f} s can be decoded ({reason(error)})") from error
 
 
 def _with_flush(frames: Iterator[Any]) -> Iterator[Any]:
