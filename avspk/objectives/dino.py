@@ -29,7 +29,7 @@ class DinoSettings(RegularisedSettings):
     final_teacher_temperature: Positive = 0.07
     teacher_temperature_warmup: Probability = Field(0.2, description="fraction of the epochs")
     center_momentum: Probability = 0.9
-    freeze_last_layer_epochs: NotNegative = 1
+    freeze_last_layer_epochs: int = Field(1, ge=0)
     consistency: NotNegative = Field(0.0, description="weight of the cosine consistency of embeddings [C]")
     clean_teacher: bool = Field(False, description="the teacher's crops are not augmented [C]")
     collapse_patience: Count = Field(500, description="steps of collapsed targets after which the run stops [C]")
