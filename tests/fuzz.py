@@ -14,6 +14,7 @@ import traceback
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -31,7 +32,7 @@ from avspk.data.sound import write_wav
 from avspk.data.sound_store import SoundStore
 from avspk.data.worker_pool import Task
 from avspk.evaluation.audio_files import measure
-from avspk.model import SpeakerModel, load_model
+from avspk.inference.speaker_model import SpeakerModel, load_model
 
 CPU_SECONDS, WALL_SECONDS, MEGABYTES = 10, 300, 1500
 SHORTEST = 0.1  # seconds, as prepare_noise has it
@@ -240,7 +241,8 @@ class Child:
     """A judge in a process of its own: that it dies, hangs or takes too much memory is a finding like any other."""
 
     def __init__(self) -> None:
-        self._process = self._pipe = None
+        self._process: Any = None
+        self._pipe: Any = None
 
     def __call__(self, name: str, content: bytes) -> str:
         """What is wrong with how the file is taken; "" if nothing."""

@@ -25,7 +25,7 @@ from avspk.data.sound import audio_num_samples, read_audio, read_sound, write_wa
 from avspk.data.views import AudioGroup, AudioViews, generator
 from avspk.data.worker_pool import Task
 from avspk.evaluation.audio_files import measure
-from avspk.model import load_model
+from avspk.inference.speaker_model import load_model
 
 TOOL = Path(__file__).parents[1] / "tools" / "prepare_noise.py"
 SPEECH = speech()
