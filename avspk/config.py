@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
-from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
 from avspk.clusterers.joint_kmeans import JointKmeansSettings
 from avspk.clusterers.metric import MetricSettings
@@ -306,10 +306,15 @@ class LargeMarginSettings(ClassifySettings):
     optimiser: OptimiserSettings = OptimiserSettings(learning_rate=1e-3, final_learning_rate=1e-5, warmup_epochs=0)
 
 
+def _yaml_no(value: Any) -> Any:
+    """YAML reads an unquoted no as false."""
+    return "no" if value is False else value
+
+
 class TrainingSettings(Settings):
     """How the loop runs; none of these changes what is learned beyond rounding, except by what batch norm sees."""
 
-    precision: Literal["auto", "no", "bf16", "fp16"] = Field(
+    precision: Annotated[Literal["auto", "no", "bf16", "fp16"], BeforeValidator(_yaml_no)] = Field(
         "auto",
         description="no: float32; fp16: with a loss scale, for GPUs without bf16 (T4, V100); auto: bf16 on GPUs that "
         "have it, fp16 on others; on CPUs bf16 where a timing at the start favours it, else float32; a continued run "

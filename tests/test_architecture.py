@@ -79,6 +79,7 @@ ALLOWED = {
         "trackers",
     },
     "comparison_runs": {"config", "data", "stage_one"},
+    "study": {"comparison_runs", "config", "data", "settings", "stage_one"},
 }
 TOP = {"__init__", "cli", "commands", "publish", "shipped"}  # these may import anything
 
