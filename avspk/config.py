@@ -56,9 +56,7 @@ class DataSettings(Settings):
 
     train: Path = Field(description="manifest of the training utterances")
     crops: Path | None = Field(None, description="face crop store; default: `crops` beside the manifest")
-    noise: Path | None = Field(
-        None, description="noise pack (`avspk noise`); none: one is generated in the run folder"
-    )
+    noise: Path | None = Field(None, description="noise pack (`avspk noise`); none: one is generated in the run folder")
     noise_gigabytes: Positive = Field(
         18.0, description="at most this much noise is kept on the device; MUSAN and RIRS_NOISES take 16.4"
     )
