@@ -21,6 +21,9 @@ from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_va
 from avspk.clusterers.joint_kmeans import JointKmeansSettings
 from avspk.clusterers.metric import MetricSettings
 from avspk.judges.gated_correction import GatedCorrectionSettings
+from avspk.objectives.base import ViewPlan
+from avspk.objectives.dino import DinoSettings
+from avspk.objectives.sdpn import SdpnSettings
 from avspk.settings import (
     ConfigError,
     Count,
@@ -49,6 +52,7 @@ FIRST_READ_BY = {
 
 
 JudgeSettings = Annotated[GatedCorrectionSettings, DefaultKind("gate_and_correction")]
+ObjectiveSettings = Annotated[DinoSettings | SdpnSettings, Field(discriminator="kind"), DefaultKind("dino")]
 
 
 class DataSettings(Settings):
@@ -129,7 +133,13 @@ class ImagePolicy(Settings):
         return self
 
 
-class EcapaSettings(Settings):
+class EncoderSettings(Settings):
+    """What all encoders have."""
+
+    embedding_norm: bool = Field(False, description="batch norm on the embedding; recipes differ [C]")
+
+
+class EcapaSettings(EncoderSettings):
     """ECAPA-TDNN; the defaults are the c512 model of 6.19 M parameters [S]."""
 
     architecture: Literal["ecapa"] = "ecapa"
@@ -141,7 +151,7 @@ class EcapaSettings(Settings):
     embedding_dim: Count = 192
 
 
-class AudioResNetSettings(Settings):
+class AudioResNetSettings(EncoderSettings):
     """ResNet-34 on fbanks with statistics pooling, 6.63 M parameters [S]."""
 
     architecture: Literal["audio_resnet34"] = "audio_resnet34"
@@ -150,7 +160,7 @@ class AudioResNetSettings(Settings):
     embedding_dim: Count = 256
 
 
-class FaceResNetSettings(Settings):
+class FaceResNetSettings(EncoderSettings):
     """ResNet-34 on face crops, trained from scratch [C]."""
 
     architecture: Literal["face_resnet34"] = "face_resnet34"
@@ -166,22 +176,30 @@ class FeatureSettings(Settings):
     window: Literal["hamming", "povey"] = "hamming"
 
 
-class AudioViewSettings(Settings):
-    """Crops of one utterance for DINO [S wespeaker v3/dino]."""
+class CropCounts(Settings):
+    """How many long (global) and short (local) crops of one utterance stage 1 takes."""
 
-    global_crops: int = Field(2, ge=2)
+    global_crops: Count | None = Field(None, description="default: what the objective asks for; DINO 2 [S], SDPN 1 [S]")
+    local_crops: int | None = Field(None, ge=0, description="default: what the objective asks for; 4 [S]")
+
+    def counts(self, plan: ViewPlan) -> tuple[int, int]:
+        """Long and short crops."""
+        long, short = self.global_crops, self.local_crops
+        return plan.long_crops if long is None else long, plan.short_crops if short is None else short
+
+
+class AudioViewSettings(CropCounts):
+    """Crops of one utterance for stage 1 [S wespeaker v3/dino]."""
+
     global_seconds: Positive = 3.0
-    local_crops: int = Field(4, ge=0)
     local_seconds: Positive = 2.0
 
 
-class FaceViewSettings(Settings):
-    """Crops of one utterance's faces for DINO [C]; sizes in pixels after augmentation."""
+class FaceViewSettings(CropCounts):
+    """Crops of one utterance's faces for stage 1 [C]; sizes in pixels after augmentation."""
 
-    global_crops: int = Field(2, ge=2)
     global_size: Count = 112
     global_policy: ImagePolicy = ImagePolicy()
-    local_crops: int = Field(4, ge=0)
     local_size: Count = 112
     local_policy: ImagePolicy = ImagePolicy(scale=(0.15, 0.4))
 
@@ -203,14 +221,6 @@ class FaceSettings(Settings):
     views: FaceViewSettings = FaceViewSettings()
     refine_size: Count = 112
     refine_policy: ImagePolicy = ImagePolicy(scale=(0.6, 1.0), grey=0.1, blur=0.2)
-
-
-class HeadSettings(Settings):
-    """DINO projection head [S]."""
-
-    hidden_dim: Count = 2048
-    bottleneck_dim: Count = 256
-    out_dim: int = Field(65536, ge=2)
 
 
 class OptimiserSettings(Settings):
@@ -237,22 +247,15 @@ class ClusterAwareSettings(Settings):
 
 
 class PretrainSettings(Settings):
-    """Stage 1, DINO [S wespeaker v3/dino]."""
+    """Stage 1 [S wespeaker v3/dino]."""
 
+    objective: ObjectiveSettings = DinoSettings()
     epochs: Count = 150
     batch_size: Count = Field(512, description="over all processes")
     optimiser: OptimiserSettings = OptimiserSettings()
-    student_temperature: Positive = 0.1
-    teacher_temperature: Positive = 0.04
-    final_teacher_temperature: Positive = 0.07
-    teacher_temperature_warmup: Probability = Field(0.2, description="fraction of the epochs")
-    center_momentum: Probability = 0.9
     teacher_momentum: Probability = Field(0.996, description="rises to 1 by a cosine")
-    freeze_last_layer_epochs: int = Field(1, ge=0)
-    consistency: float = Field(0.0, ge=0, description="weight of the cosine consistency of embeddings [C]")
     average_last: Count = Field(10, description="the model is the mean of this many last teachers")
     cluster_aware: ClusterAwareSettings = ClusterAwareSettings()
-    collapse_patience: Count = Field(500, description="steps of collapsed targets after which the run stops [C]")
 
 
 class ClassifySettings(Settings):
@@ -306,10 +309,11 @@ class LargeMarginSettings(ClassifySettings):
 class TrainingSettings(Settings):
     """How the loop runs; none of these changes what is learned beyond rounding, except by what batch norm sees."""
 
-    precision: Literal["auto", "no", "bf16"] = Field(
+    precision: Literal["auto", "no", "bf16", "fp16"] = Field(
         "auto",
-        description="no: float32; auto: bf16 on GPUs that have it and on CPUs where a timing at the start favours it, "
-        "else float32; a continued run keeps what it was begun with",
+        description="no: float32; fp16: with a loss scale, for GPUs without bf16 (T4, V100); auto: bf16 on GPUs that "
+        "have it, fp16 on others; on CPUs bf16 where a timing at the start favours it, else float32; a continued run "
+        "keeps what it was begun with",
     )
     processes: Count | None = Field(None, description="stop unless exactly this many processes were launched")
     threads: Count | None = Field(None, description="CPU threads of each process; default: cores / processes")
@@ -328,6 +332,9 @@ class TrainingSettings(Settings):
     checkpoint_steps: int = Field(0, ge=0, description="also every so many steps; 0: by the clock alone")
     keep_checkpoints: Count = 2
     log_steps: Count = 50
+    trackers: list[str] = Field(
+        [], description="beside log.jsonl, by accelerate's names: tensorboard, wandb, mlflow, trackio, ..."
+    )
     embed_seconds: Positive = Field(320.0, description="seconds of audio in one embedding batch")
 
 
@@ -350,7 +357,6 @@ class Config(Settings):
     data: DataSettings
     audio: AudioSettings = AudioSettings()
     face: FaceSettings = FaceSettings()
-    head: HeadSettings = HeadSettings()
     pretrain: PretrainSettings = PretrainSettings()
     cluster: ClusterSettings = MetricSettings()
     refine: RefineSettings = RefineSettings()
@@ -367,6 +373,10 @@ class Config(Settings):
         unknown = set(self.cluster.weights) - set(get_args(Modality)) if self.cluster.weights != "auto" else set()
         if unknown:
             raise ValueError(f"cluster.weights: {sorted(unknown)} are no modalities; valid: {list(get_args(Modality))}")
+        plan = self.pretrain.objective.views
+        for name in self.modalities:
+            if problem := plan.problem(*getattr(self, name).views.counts(plan)):
+                raise ValueError(f"{name}.views.{problem}")
         if problem := self.refine.judge.problem(self.modalities):
             raise ValueError(f"refine.judge.{problem}")
         if self.refine.judge.first_epoch < self.refine.margin_full_epoch:
@@ -425,6 +435,12 @@ def differing_keys(old: Config, new: Config) -> Differences:
 def describe(differences: Differences) -> list[str]:
     """`key: old -> new`, a line each."""
     return [f"{key}: {first!r} -> {second!r}" for key, (first, second) in differences.items()]
+
+
+def flat_settings(config: Config) -> dict[str, str | int | float | bool]:
+    """Dotted key -> value of every setting; what is neither a number nor a text becomes a text."""
+    leaves = _leaves(config.model_dump(mode="json"))
+    return {key: value if isinstance(value, (str, int, float)) else str(value) for key, value in leaves}
 
 
 def _read_yaml(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
@@ -517,8 +533,12 @@ def _explain(item: Any) -> str:
         shown = "" if item["type"] == "missing" else f" (got {str(item['input'])[:80]!r})"
         return f"{key or 'config'}: {item['msg']}{shown}"
     known = sorted(set(_known_keys(Config)))
-    nearest = difflib.get_close_matches(key, known, n=1) or difflib.get_close_matches(
-        key.split(".")[-1], known, n=1, cutoff=0.4
+    last = key.split(".")[-1]
+    moved = [name for name in known if name.split(".")[-1] == last]  # a key in another group, where it may now be
+    nearest = (
+        difflib.get_close_matches(key, moved, n=1, cutoff=0.0)
+        or difflib.get_close_matches(key, known, n=1)
+        or difflib.get_close_matches(last, known, n=1, cutoff=0.4)
     )
     return f"{key}: unknown key" + (f"; did you mean {nearest[0]}?" if nearest else "")
 

@@ -13,10 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs, PartialState
-from accelerate.utils import parse_flag_from_env
 
 from avspk import distributed
 from avspk.checkpoint import CheckpointFolder, load_tree, save_tree
@@ -29,6 +26,7 @@ from avspk.evaluation.calibrate import calibrate
 from avspk.evaluation.embedding_store import model_digest
 from avspk.evaluation.results import write_json
 from avspk.evaluation.trial_set import TrialSet, format_table
+from avspk.extras import explained
 from avspk.frontend.fbank import Fbank
 from avspk.inference.speaker_model import WEIGHTS, SpeakerModel, load_encoder, load_model, save_calibration, save_model
 from avspk.memory import keep_freed_memory
@@ -46,7 +44,13 @@ from avspk.stages.modalities import Materials, ModalityKit, build_kits
 from avspk.stages.pretrain import Pretrain
 from avspk.stages.refine import Refine
 from avspk.stages.truth import Truth
+from avspk.trackers import check_trackers, finish_trackers, start_trackers
 from avspk.training import Trainer
+
+with explained():
+    import pandas as pd
+    from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs, PartialState
+    from accelerate.utils import ProjectConfiguration, parse_flag_from_env
 
 logger = logging.getLogger(__name__)
 MEAN_FBANK_UTTERANCES = 2000
@@ -68,15 +72,17 @@ class Pipeline:
         """Check everything that can be checked before hours are spent; see the errors of the parts."""
         self.config = config
         self.folder = config.output
+        check_trackers(config.training.trackers)
+        self.objective = config.pretrain.objective.kind.upper()  # as cards and tables name it
         device = _join_processes(config.training)
         torch.set_num_threads(config.training.threads or default_threads())
         if device.type == "cpu":
             keep_freed_memory()
         precision = choose_precision(config, device, environment(self.folder).get("precision"))
-        self.accelerator = _accelerator(config.training, precision.name)
+        self.accelerator = _accelerator(config.training, config.output, precision.name)
         self.main = self.accelerator.is_main_process
         torch.backends.cudnn.allow_tf32 = config.training.tf32  # of convolutions, which torch would allow it unasked
-        check_launch(config)
+        check_launch(config, device)
         utterances = read_utterances(config.data.train)
         check_sizes(utterances, config)
         check_media(utterances, config)
@@ -87,7 +93,7 @@ class Pipeline:
             self.trials = TrialSet(config.data.trials, config.data.wav_root)
         manifest = manifest_digest(utterances)
         require_stage_one(config, manifest)
-        claim = claim_folder(config, self.labels, manifest, self.accelerator.device, precision.name)
+        claim = claim_folder(config, self.labels, utterances, device, precision.name)
         self.lock = claim.lock
         if self.main:
             copy_stage_one(config)
@@ -103,7 +109,9 @@ class Pipeline:
         self.materials = Materials(config, utterances, crops, noise, self.accelerator.device)
         self.kits = build_kits(self.materials)
         self.truth = Truth(utterances)
-        self.trainer = Trainer(self.accelerator, config.training, RunLog(self.folder, self.main))
+        start_trackers(self.accelerator, config, resumed=(self.folder / "log.jsonl").is_file())
+        track = self.accelerator.log if config.training.trackers else None
+        self.trainer = Trainer(self.accelerator, config.training, RunLog(self.folder, self.main, track))
 
     def run(self) -> list[dict[str, Any]]:
         """All stages; rows of metrics.json (none without trial lists)."""
@@ -114,6 +122,7 @@ class Pipeline:
             self._large_margin(encoders)
         self._publish()
         rows = self._evaluate(self.trials) if self.trials is not None else []
+        finish_trackers(self.accelerator)
         if self.main:
             logger.info("report: %s", write_report(self.folder))
         return rows
@@ -126,7 +135,7 @@ class Pipeline:
             started = time.monotonic()
             stage = Pretrain(self.materials, self.truth)
             started = self._train(stage, folder, started)
-            self._export(folder, stage.teachers(), "DINO pretraining, mean of the last teachers")
+            self._export(folder, stage.teachers(), f"{self.objective} pretraining, mean of the last teachers")
             self._finish(folder, started)
         return self._load_encoders(folder, self.kits)
 
@@ -297,7 +306,7 @@ class Pipeline:
 
     def _systems(self) -> list[tuple[str, Path]]:
         """Display name and model folder of every trained system, in order."""
-        systems = [("stage 1 (DINO)", self._stage_folder(0))]
+        systems = [(f"stage 1 ({self.objective})", self._stage_folder(0))]
         systems += [(f"round {n}", self._stage_folder(n)) for n in range(1, self.config.rounds + 1)]
         if self.config.rounds and self.config.large_margin.enabled:
             systems.append(("final", self.folder / "large_margin"))
@@ -350,10 +359,15 @@ def _join_processes(settings: TrainingSettings) -> torch.device:
     return PartialState(parse_flag_from_env("ACCELERATE_USE_CPU"), **patience.to_kwargs()).device
 
 
-def _accelerator(settings: TrainingSettings, precision: str) -> Accelerator:
+def _accelerator(settings: TrainingSettings, folder: Path, precision: str) -> Accelerator:
     # Joint batch norm has the same averages on all ranks already.
     data_parallel = DistributedDataParallelKwargs(broadcast_buffers=not settings.sync_batchnorm)
-    return Accelerator(mixed_precision=precision, kwargs_handlers=[data_parallel])
+    return Accelerator(
+        mixed_precision=precision,
+        kwargs_handlers=[data_parallel],
+        log_with=settings.trackers or None,
+        project_config=ProjectConfiguration(project_dir=str(folder), logging_dir=str(folder / "tensorboard")),
+    )
 
 
 def default_threads() -> int:

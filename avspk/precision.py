@@ -16,7 +16,7 @@ from avspk import distributed
 from avspk.config import Config
 from avspk.models.registry import build_encoder
 
-FLOAT32, BF16 = "no", "bf16"
+FLOAT32, BF16, FP16 = "no", "bf16", "fp16"
 """As accelerate calls mixed precisions."""
 WORTHWHILE = 0.85
 """On a CPU bf16 must take at most this share of float32's time: a gain beyond what such a short timing may err by."""
@@ -54,10 +54,10 @@ def choose_precision(config: Config, device: torch.device, begun: str | None) ->
 def _decide(config: Config, device: torch.device, begun: str | None) -> Precision:
     on_gpu = device.type == "cuda"
     has_bf16 = not on_gpu or torch.cuda.is_bf16_supported(including_emulation=False)
-    if begun == FLOAT32 or (begun == BF16 and has_bf16):
+    if begun == FLOAT32 or (begun == BF16 and has_bf16) or (begun == FP16 and on_gpu):
         return Precision(begun, "as this run was begun; training.precision changes it")
     if on_gpu:
-        return Precision(BF16, "this GPU has it") if has_bf16 else Precision(FLOAT32, "this GPU has no bf16")
+        return Precision(BF16, "this GPU has it") if has_bf16 else Precision(FP16, "this GPU has no bf16")
     if device.type != "cpu":
         return Precision(FLOAT32, f"bf16 was never tried on {device.type}")
     step = encoder_step(config, MOST)

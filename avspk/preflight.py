@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import platform
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.metadata import version
+from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path
 from typing import IO
@@ -28,6 +27,8 @@ from avspk.config import (
 )
 from avspk.data.files import hold_for_life, whole_or_absent
 from avspk.data.manifest import Utterances
+from avspk.data.media import SAMPLE_RATE
+from avspk.machine import commit, hardware, versions
 from avspk.stage_one import DONE, environment
 
 PSEUDO = "pseudo"
@@ -36,8 +37,13 @@ RESULTS = ("metrics.json", "report.html")
 PACKAGES = ("avspk", "torch", "torchvision", "torchaudio", "accelerate", "numpy", "scikit-learn", "pandas")
 
 
-def check_launch(config: Config) -> None:
-    """Processes and batch sizes now, not when a stage begins days later. Raises ConfigError."""
+def check_launch(config: Config, device: torch.device) -> None:
+    """Precision, processes and batch sizes now, not when a stage begins days later. Raises ConfigError."""
+    if config.training.precision == "fp16" and device.type != "cuda":
+        raise ConfigError(
+            f"training.precision is fp16, which needs a CUDA GPU, and this run is on {device.type}. Use "
+            "training.precision=no, or bf16, which has float32's range"
+        )
     wanted, processes = config.training.processes, distributed.world_size()
     if wanted is not None and wanted != processes:
         raise ConfigError(
@@ -125,12 +131,12 @@ class Claim:
     changed: Differences
 
 
-def claim_folder(config: Config, labels: str, utterances: str, device: torch.device, precision: str) -> Claim:
+def claim_folder(config: Config, labels: str, utterances: Utterances, device: torch.device, precision: str) -> Claim:
     """Keep config and versions in the run's folder; results of other settings are removed. Called by every process.
 
     Args:
         labels: what the run is trained on.
-        utterances: digest of its manifest.
+        utterances: of its manifest.
         device: what it runs on.
         precision: in which it computes; a continued run keeps it where the config leaves it to the machine.
 
@@ -139,7 +145,8 @@ def claim_folder(config: Config, labels: str, utterances: str, device: torch.dev
             has read, or is in use.
     """
     folder = config.output
-    changed = _require_same_run(folder, config, labels, utterances)
+    digest = manifest_digest(utterances)
+    changed = _require_same_run(folder, config, labels, digest)
     lock = _hold(folder) if distributed.rank() == 0 else None
     distributed.barrier()
     if distributed.rank() == 0:
@@ -148,7 +155,7 @@ def claim_folder(config: Config, labels: str, utterances: str, device: torch.dev
                 (folder / name).unlink(missing_ok=True)
         for name, text in (
             ("config.yaml", dump_config(config)),
-            ("environment.json", _environment(config, labels, utterances, device, precision)),
+            ("environment.json", _environment(config, labels, digest, utterances, device, precision)),
         ):
             with whole_or_absent(folder / name) as part:
                 part.write_text(text, encoding="utf-8")
@@ -200,14 +207,28 @@ def _hold(folder: Path) -> IO[str]:
     return lock
 
 
-def _environment(config: Config, labels: str, utterances: str, device: torch.device, precision: str) -> str:
+def _environment(
+    config: Config, labels: str, digest: str, utterances: Utterances, device: torch.device, precision: str
+) -> str:
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    num_crops = utterances.table["num_crops"].to_numpy()
     facts = {
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
+        "versions": versions(PACKAGES),
+        "commit": commit(),
+        "started": environment(config.output).get("started", now),
+        "last_start": now,
         "seed": config.seed,
         "num_processes": distributed.world_size(),
         "device": str(device),
         "precision": precision,
+        "hardware": hardware(device),
+        "data": {
+            "utterances": len(utterances),
+            "hours": round(float(utterances.table["num_samples"].sum()) / SAMPLE_RATE / 3600, 3),
+            "with_face": int((num_crops > 0).sum()),
+            "face_crops": int(num_crops.sum()),
+        },
         "labels": labels,
-        "utterances": utterances,
+        "utterances": digest,
     }
     return json.dumps(facts, indent=2)

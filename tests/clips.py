@@ -84,9 +84,9 @@ def write_clip(
             container.mux(video.encode(None))
         if audio is not None and sound is not None:
             for start in range(0, len(sound), 1024):
-                frame = av.AudioFrame.from_ndarray(sound[None, start : start + 1024], format="fltp", layout="mono")
-                frame.sample_rate, frame.pts, frame.time_base = rate, start, Fraction(1, rate)
-                container.mux(audio.encode(frame))
+                block = av.AudioFrame.from_ndarray(sound[None, start : start + 1024], format="fltp", layout="mono")
+                block.sample_rate, block.pts, block.time_base = rate, start, Fraction(1, rate)
+                container.mux(audio.encode(block))
             container.mux(audio.encode(None))
     return path
 

@@ -59,7 +59,7 @@ ON_A_GPU = {  # what is measured there only
 SLOW = {"preparation"}  # a corpus is made, processes are started: a minute
 SMALL_MODEL = (
     ".overrides=[audio.encoder.architecture=ecapa,audio.encoder.channels=8,audio.encoder.aggregate_channels=8,audio.encoder.scale=2,"
-    "head.hidden_dim=16,head.out_dim=64]"
+    "pretrain.objective.head.hidden_dim=16,pretrain.objective.head.out_dim=64]"
 )
 
 

@@ -57,7 +57,7 @@ def all_trials(table, labels, videos):
 
 
 def test_new_trials_of_the_same_kind_come_out_calibrated(tmp_path):
-    calibration = fit(*corpus(np.random.default_rng(0)), tmp_path)
+    calibration = fit(*corpus(np.random.default_rng(0)), tmp_path=tmp_path)
     scores, target = all_trials(*corpus(np.random.default_rng(1)))
     llr = calibration.llr(scores)
     assert cllr(llr, target) < min_cllr(llr, target) + 0.05
@@ -115,7 +115,7 @@ def test_no_calibration_is_better_than_a_wrong_one(tmp_path, monkeypatch, data, 
     said = []
     log = SimpleNamespace(warning=lambda text, *values: said.append(text % values), info=lambda *_: None)
     monkeypatch.setattr(module, "logger", log)
-    assert fit(*data(np.random.default_rng(0)), tmp_path) is None
+    assert fit(*data(np.random.default_rng(0)), tmp_path=tmp_path) is None
     assert len(said) == 1
     assert re.search(reason, said[0])
 

@@ -155,8 +155,9 @@ def test_plans_that_cannot_be_made(configs, tmp_path, overrides, message):
 
 def test_configs_that_start_differently_are_refused(configs, tmp_path):
     other = tmp_path / "other.yaml"
-    other.write_text(f"inherit: {configs[0]}\nhead: {{out_dim: 32}}\n")
-    with pytest.raises(ConfigError, match=r"other\.yaml trains another stage 1 than .*av\.yaml:\n  head\.out_dim"):
+    other.write_text(f"inherit: {configs[0]}\npretrain: {{objective: {{head: {{out_dim: 32}}}}}}\n")
+    message = r"other\.yaml trains another stage 1 than .*av\.yaml:\n  pretrain\.objective\.head\.out_dim"
+    with pytest.raises(ConfigError, match=message):
         plan_runs([other, configs[1]], [0], [], tmp_path)
 
 

@@ -76,7 +76,7 @@ def test_auto_is_the_default(data, tmp_path):
     assert parse_config(settings).training.precision == "auto"
 
 
-@pytest.mark.parametrize("wanted", ["fp16", "float32", None, True])
+@pytest.mark.parametrize("wanted", ["fp8", "float32", None, True])
 def test_other_precisions_are_refused(config, wanted):
     with pytest.raises(ConfigError, match=r"training\.precision"):
         config(wanted)
@@ -100,7 +100,7 @@ def test_a_cpu_takes_what_is_clearly_faster(config, timed, seconds, name, told):
     assert f"{told} times as long in bf16 as in float32" in chosen.reason
 
 
-@pytest.mark.parametrize(("has_bf16", "name"), [(True, "bf16"), (False, "no")])
+@pytest.mark.parametrize(("has_bf16", "name"), [(True, "bf16"), (False, "fp16")])
 def test_a_gpu_takes_bf16_if_it_has_it(config, timed, monkeypatch, has_bf16, name):
     monkeypatch.setattr(
         torch.cuda, "is_bf16_supported", lambda including_emulation=True: has_bf16 or including_emulation
@@ -108,14 +108,15 @@ def test_a_gpu_takes_bf16_if_it_has_it(config, timed, monkeypatch, has_bf16, nam
     assert choose_precision(config(), GPU, begun=None).name == name
 
 
-@pytest.mark.parametrize("wanted", ["no", "bf16"])
+@pytest.mark.parametrize("wanted", ["no", "bf16", "fp16"])
 def test_what_is_configured_is_not_timed(config, timed, wanted):
-    other = {"no": "bf16", "bf16": "no"}[wanted]
+    other = "no" if wanted == "bf16" else "bf16"
     assert choose_precision(config(wanted), CPU, begun=other) == Precision(wanted, "as configured")
 
 
-@pytest.mark.parametrize("begun", ["no", "bf16"])
-@pytest.mark.parametrize("device", [CPU, GPU])
+@pytest.mark.parametrize(
+    ("begun", "device"), [("no", CPU), ("bf16", CPU), ("no", GPU), ("bf16", GPU), ("fp16", GPU)], ids=str
+)
 def test_a_run_keeps_what_it_was_begun_with(config, timed, monkeypatch, begun, device):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
     chosen = choose_precision(config(), device, begun)
@@ -125,7 +126,12 @@ def test_a_run_keeps_what_it_was_begun_with(config, timed, monkeypatch, begun, d
 
 def test_a_gpu_without_bf16_does_not_keep_it(config, timed, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
-    assert choose_precision(config(), GPU, begun="bf16").name == "no"
+    assert choose_precision(config(), GPU, begun="bf16").name == "fp16"
+
+
+def test_a_cpu_does_not_keep_fp16(config, timed):
+    timed((1.0, 1.0))
+    assert choose_precision(config(), CPU, begun="fp16").name == "no"
 
 
 def test_rank_0_decides_for_all(config, timed, monkeypatch):

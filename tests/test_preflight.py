@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 import tiny
+import torch
 from test_pipeline import assert_same_weights, short, weights
 
 from avspk import pipeline
@@ -12,7 +13,7 @@ from avspk.comparison_runs import PlannedRun
 from avspk.config import ConfigError, load_config, parse_config
 from avspk.data.manifest import Utterances, read_utterances, write_utterances
 from avspk.pipeline import Pipeline
-from avspk.preflight import manifest_digest
+from avspk.preflight import check_launch, manifest_digest
 
 
 @pytest.fixture(scope="module")
@@ -179,3 +180,10 @@ def test_a_modality_that_nobody_has(data, tmp_path):
     tree["data"]["train"] = str(tmp_path / "manifest.parquet")
     with pytest.raises(ConfigError, match="none of 48 utterances has the modality face; see the preparation's summary"):
         Pipeline(parse_config(tree))
+
+
+def test_float16_on_a_cpu_is_refused(data, tmp_path):
+    settings = tiny.tree(data, tmp_path / "exp")
+    settings["training"] |= {"precision": "fp16"}
+    with pytest.raises(ConfigError, match=r"needs a CUDA GPU, and this run is on cpu. Use training.precision=no"):
+        check_launch(parse_config(settings), torch.device("cpu"))

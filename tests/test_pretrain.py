@@ -10,6 +10,7 @@ import torch
 from reference import ClippedSgd, assert_same_course
 
 from avspk.checkpoint import load_tree, load_weights, save_tree
+from avspk.objectives.dino import DinoSettings
 from avspk.stages import pretrain
 from avspk.stages.pretrain import CollapseError, Pretrain
 from avspk.stages.truth import Truth
@@ -39,7 +40,9 @@ def build(data, modalities=("audio", "face"), **changes):
     """A stage of 3 epochs of 4 steps."""
     tree = tiny.tree(data, data / "unused")
     tree["modalities"] = list(modalities)
-    tree["pretrain"] |= {"optimiser": SGD, "teacher_momentum": 0.9, "teacher_temperature_warmup": 0.5} | changes
+    objective = tree["pretrain"]["objective"] | {"teacher_temperature_warmup": 0.5}
+    objective |= {key: changes.pop(key) for key in changes.keys() & DinoSettings.model_fields}
+    tree["pretrain"] |= {"optimiser": SGD, "teacher_momentum": 0.9, "objective": objective} | changes
     materials = tiny.materials(tree)
     return Pretrain(materials, Truth(materials.utterances))
 
@@ -126,7 +129,7 @@ def test_two_steps_equal_the_textbook(data, freeze, consistency):
         before = initial[name].state_dict()
         assert_same_course(stage.model[name].state_dict(), textbook.student.state_dict(), before)
         assert_same_course(stage.teacher[name].state_dict(), textbook.teacher.state_dict(), before)
-        torch.testing.assert_close(stage.centers[name], textbook.center, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(stage.objectives[name].center, textbook.center, rtol=1e-4, atol=1e-6)
         kept = torch.equal(stage.model[name].state_dict()[PROTOTYPES], before[PROTOTYPES])
         assert kept == bool(freeze)
     assert metrics[1]["total"] == metrics[1]["audio/loss"] + metrics[1]["face/loss"]
@@ -149,23 +152,22 @@ def test_audio_is_bit_identical_with_and_without_the_face(data):
         stage.begin_epoch(2)
         assert stage.sampler.positives
         tiny.train(stage, [8, 9], epoch=2)
-    alone, beside = stages
     for network in ("model", "teacher"):
         first, second = (getattr(stage, network)["audio"].state_dict() for stage in stages)
         for name in first:
             assert torch.equal(first[name], second[name]), (network, name)
-    assert torch.equal(alone.centers["audio"], beside.centers["audio"])
+    assert torch.equal(*(stage.objectives["audio"].center for stage in stages))
 
 
 def test_schedules_at_their_corners(data):
     """12 steps: the temperature rises over the first half, the momentum over all of them."""
     stage = build(data, ["audio"], teacher_momentum=0.99)
     for step, temperature in ((0, 0.04), (3, 0.055), (6, 0.07), (11, 0.07)):
-        assert stage.teacher_temperature(step) == pytest.approx(temperature)
+        assert stage.objectives["audio"].teacher_temperature(step) == pytest.approx(temperature)
     for step, momentum in ((0, 0.99), (3, 1 - 0.01 * (1 + math.sqrt(0.5)) / 2), (6, 0.995), (12, 1.0)):
         assert stage.teacher_momentum(step) == pytest.approx(momentum, abs=1e-12)
     constant = build(data, ["audio"], teacher_temperature_warmup=0.0, final_teacher_temperature=0.04)
-    assert {constant.teacher_temperature(step) for step in range(12)} == {0.04}
+    assert {constant.objectives["audio"].teacher_temperature(step) for step in range(12)} == {0.04}
 
 
 # Collapse.
@@ -181,7 +183,8 @@ def watch(stage, steps):
 
 def heat(stage, temperature):
     changes = {"teacher_temperature": temperature, "final_teacher_temperature": temperature}
-    stage.settings = stage.settings.model_copy(update=changes)
+    for objective in stage.objectives.values():
+        objective.settings = objective.settings.model_copy(update=changes)
 
 
 def collapse_to_a_point(stage):

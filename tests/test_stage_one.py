@@ -13,6 +13,9 @@ from avspk.config import ConfigError, parse_config
 from avspk.pipeline import Pipeline
 from avspk.stage_one import copy_stage_one, stage_one_differences
 
+PRETRAIN = tiny.tree(Path(), Path())["pretrain"]
+HEAD = PRETRAIN["objective"]["head"]
+
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
@@ -86,7 +89,7 @@ def test_noise_that_was_generated_goes_along(data, tmp_path):
     ("change", "message"),
     [
         ({"seed": 2}, "seed: 1 -> 2"),
-        ({"head": {"hidden_dim": 32, "bottleneck_dim": 16, "out_dim": 32}}, "head.out_dim: 64 -> 32"),
+        ({"pretrain": PRETRAIN | {"objective": {"head": HEAD | {"out_dim": 32}}}}, "head.out_dim: 64 -> 32"),
         ({"stage_one": "nowhere"}, r"stage_one=nowhere: no config\.yaml there"),
     ],
 )

@@ -126,7 +126,7 @@ def test_a_checkpoint_of_another_model_is_refused_in_one_screen(data, pipeline, 
     folder = CheckpointFolder(pipeline.folder / "a", 2)
     pipeline.trainer.run(stage, folder)
     settings = short(data, tmp_path / "other", modalities=["audio"])
-    settings["head"]["bottleneck_dim"] = 8
+    settings["pretrain"]["objective"]["head"]["bottleneck_dim"] = 8
     other = Pipeline(parse_config(settings))
     with pytest.raises(RuntimeError, match="do not fit the configured model") as error:
         other.trainer.run(Pretrain(other.materials, other.truth), folder)
@@ -403,7 +403,7 @@ def refine_stage(data, folder, doubtful):
 def test_the_device_is_not_waited_for_between_log_steps(data, tmp_path):
     """With cluster-aware views; with labels that are corrected, which are found in a table on the host."""
     tree = tiny.tree(data, tmp_path)
-    tree["pretrain"]["consistency"] = 0.5
+    tree["pretrain"]["objective"]["consistency"] = 0.5
     materials = tiny.materials(tree)
     assert reads_of(Pretrain(materials, Truth(materials.utterances)), [8, 9], 2) == {}
     assert reads_of(refine_stage(data, tmp_path, doubtful=True), [0, 1], 0) == {"nonzero": 2}
@@ -431,7 +431,7 @@ def without_batchnorm(module):
 
 def pretrain_stage(data, folder):
     tree = tiny.tree(data, folder)
-    tree["pretrain"]["freeze_last_layer_epochs"] = 0
+    tree["pretrain"]["objective"]["freeze_last_layer_epochs"] = 0
     materials = tiny.materials(tree)
     return Pretrain(materials, Truth(materials.utterances))
 
@@ -455,8 +455,8 @@ def test_parts_of_a_batch_make_the_step_of_the_whole(data, tmp_path, kind, parts
         for key, value in one.items():
             assert float(other[key]) == pytest.approx(float(value), rel=1e-4), key
     if kind == "pretrain":
-        for name, center in whole.centers.items():
-            torch.testing.assert_close(split.centers[name], center, rtol=1e-4, atol=1e-6)
+        for name, objective in whole.objectives.items():
+            torch.testing.assert_close(split.objectives[name].center, objective.center, rtol=1e-4, atol=1e-6)
         for name, value in whole.teacher.state_dict().items():
             torch.testing.assert_close(split.teacher.state_dict()[name], value, rtol=1e-4, atol=1e-6, msg=name)
     else:

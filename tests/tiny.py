@@ -112,8 +112,8 @@ def tree(root: Path, output: Path) -> dict:
             "views": face_views,
             "refine_size": 32,
         },
-        "head": {"hidden_dim": 32, "bottleneck_dim": 16, "out_dim": 64},
         "pretrain": {
+            "objective": {"head": {"hidden_dim": 32, "bottleneck_dim": 16, "out_dim": 64}},
             "epochs": 3,
             "batch_size": 12,
             "optimiser": optimiser,
@@ -178,7 +178,9 @@ def train(
     accumulation: int = 1,
 ) -> list:
     """These updates, as the training loop makes them, with the epoch's batches from `first_step` on; their metrics."""
-    one_process = SimpleNamespace(autocast=nullcontext, no_sync=nullcontext, backward=torch.Tensor.backward)
+    one_process = SimpleNamespace(
+        autocast=nullcontext, no_sync=nullcontext, backward=torch.Tensor.backward, scaler=None
+    )
     trainer = Trainer(one_process, TrainingSettings(accumulation=accumulation), None)
     optimiser = optimiser or build_optimiser(stage.parameter_groups(), stage.optimiser, stage.device)
     trainer.guard = FiniteGuard(stage.name, optimiser)

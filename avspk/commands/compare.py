@@ -23,9 +23,9 @@ from pathlib import Path
 
 from avspk.comparison_runs import STAGE_ONE_ONLY, VARIANTS, PlannedRun, RunError, plan_runs, train_all
 from avspk.data.files import whole_or_absent
-from avspk.report.comparison import Method, compare, read_methods
+from avspk.evaluation.comparison import Method, compare, read_methods
+from avspk.evaluation.run_folder import Run
 from avspk.report.comparison_page import comparison_page, markdown
-from avspk.report.run_folder import Run
 from avspk.shipped import find_config
 
 

@@ -15,8 +15,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
-from accelerate import PartialState
 
 from avspk import distributed
 from avspk.data.manifest import read_trials, read_utterances
@@ -27,7 +25,12 @@ from avspk.evaluation.official_lists import recognised
 from avspk.evaluation.results import evaluate_list, markdown, write_json, write_results
 from avspk.evaluation.systems import Scorer, training_files
 from avspk.evaluation.trial_list import TrialList
+from avspk.extras import explained
 from avspk.report.score_figures import save_score_figures
+
+with explained():
+    import pandas as pd
+    from accelerate import PartialState
 
 
 def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int:

@@ -5,12 +5,15 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-import pandas as pd
 
 from avspk.data.files import whole_or_absent
 from avspk.data.sound_store import missing_sounds
 from avspk.data.suffixes import MEDIA_SUFFIXES
+from avspk.extras import explained
 from avspk.text_files import UNPRINTABLE, read_fields, read_lines
+
+with explained():
+    import pandas as pd
 
 UTTERANCE_COLUMNS = ("utterance", "audio", "num_samples", "first_crop", "num_crops")
 TRIAL_COLUMNS = ("label", "enroll", "test")

@@ -8,11 +8,14 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
 from avspk.data.files import sync
 from avspk.data.media import SAMPLE_RATE
 from avspk.data.synthetic_sounds import coloured_noise, exponential_rir, tonal_music
+from avspk.extras import explained
+
+with explained():
+    import pandas as pd
 
 CATEGORIES = ("noise", "music", "speech")
 COLUMNS = ("name", "category", "start", "num_samples")

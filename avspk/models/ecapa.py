@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from avspk.models.encoder import Encoder
+from avspk.models.encoder import Encoder, last_norm
 from avspk.models.pooling import AttentiveStatisticsPooling
 
 
@@ -115,7 +115,7 @@ class EcapaTdnn(Encoder):
         self.pool = AttentiveStatisticsPooling(aggregate_channels, attention_dim)
         self.pool_norm = nn.BatchNorm1d(2 * aggregate_channels)
         self.embed = nn.Linear(2 * aggregate_channels, embedding_dim)
-        self.embedding_norm = nn.BatchNorm1d(embedding_dim) if embedding_norm else nn.Identity()
+        self.embedding_norm = last_norm(embedding_dim, embedding_norm)
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, T, F) -> (B, D)."""

@@ -26,6 +26,7 @@ from avspk.frontend.image_augment import ImageAugment
 from avspk.inference.embed import embed_audio, embed_faces
 from avspk.models.encoder import Encoder
 from avspk.models.registry import build_encoder
+from avspk.objectives.base import ViewPlan
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -61,8 +62,8 @@ class ModalityKit(ABC):
         """A new encoder whose initial weights depend on (seed, modality) alone."""
 
     @abstractmethod
-    def pretrain_views(self) -> ViewSampler:
-        """Groups "global" and "local" for DINO."""
+    def pretrain_views(self, plan: ViewPlan) -> ViewSampler:
+        """Groups "global" (long crops) and "local" (short ones), as the objective of stage 1 wants them."""
 
     @abstractmethod
     def refine_views(
@@ -95,12 +96,13 @@ class AudioKit(ModalityKit):
         settings = self.config.audio
         return self._seeded(**settings.encoder.model_dump(), num_mels=settings.features.num_mels)
 
-    def pretrain_views(self) -> ViewSampler:
+    def pretrain_views(self, plan: ViewPlan) -> ViewSampler:
         views, policy = self.config.audio.views, self.config.audio.policy
+        long, short = views.counts(plan)
         return self._views(
             {
-                "global": AudioGroup(views.global_crops, views.global_seconds, policy),
-                "local": AudioGroup(views.local_crops, views.local_seconds, policy),
+                "global": AudioGroup(long, views.global_seconds, None if plan.clean_long else policy),
+                "local": AudioGroup(short, views.local_seconds, policy),
             }
         )
 
@@ -150,12 +152,13 @@ class FaceKit(ModalityKit):
     def encoder(self) -> Encoder:
         return self._seeded(**self.config.face.encoder.model_dump())
 
-    def pretrain_views(self) -> ViewSampler:
+    def pretrain_views(self, plan: ViewPlan) -> ViewSampler:
         views = self.config.face.views
+        long, short = views.counts(plan)
         return self._views(
             {
-                "global": FaceGroup(views.global_crops, views.global_policy),
-                "local": FaceGroup(views.local_crops, views.local_policy),
+                "global": FaceGroup(long, None if plan.clean_long else views.global_policy),
+                "local": FaceGroup(short, views.local_policy),
             }
         )
 

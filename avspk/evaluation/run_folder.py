@@ -1,8 +1,8 @@
 """What a run folder holds, read back as tables and arrays; whatever a run did not write comes back as None or empty."""
 
 import json
+import math
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,11 +11,26 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import yaml
+from safetensors import safe_open
 
 from avspk.data.score_file import read_scores, score_file_name
+from avspk.runlog import read_records
+from avspk.scoring.calibration import Calibration
+from avspk.scoring.metrics import summarise
 
 METRIC_COLUMNS = ["system", "trials", "num_trials", "eer", "eer_low", "eer_high", "min_dcf_0.01", "min_dcf_0.05"]
+NOT_LEARNED = {"running_mean", "running_var", "num_batches_tracked", "training_mean"}
 STAGE_NAMES = {"pretrain": "Stage 1 (DINO)", "large_margin": "Large margin", "evaluation": "Evaluation"}
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """An encoder as its folder describes it; `stage` is the folder of the run that holds it."""
+
+    stage: str
+    architecture: str
+    parameters: int
+    embedding_dim: int
 
 
 @dataclass(frozen=True)
@@ -63,7 +78,7 @@ class Run:
     @cached_property
     def log(self) -> pd.DataFrame:
         """log.jsonl, one row a record; of records logged twice (a run that was interrupted and resumed) the last."""
-        records = list(_read_json_lines(self.folder / "log.jsonl"))
+        records = list(read_records(self.folder / "log.jsonl"))
         table = pd.DataFrame(records, columns=_columns_of(records))
         return table.drop_duplicates(["kind", "stage", "epoch", "step"], keep="last", ignore_index=True)
 
@@ -97,6 +112,49 @@ class Run:
         done = {stage: _read_json(self.folder / stage / "done.json", {}) for stage in self.stages}
         return {stage: float(record["seconds"]) for stage, record in done.items() if "seconds" in record}
 
+    @cached_property
+    def finished(self) -> bool:
+        """Whether every stage of the config has ended, and the trial lists, if there are any, were scored."""
+        rounds = int(self.config.get("rounds", 0))
+        stages = ["pretrain", *(f"round{number}" for number in range(1, rounds + 1))]
+        if rounds and (self.config.get("large_margin") or {}).get("enabled", True):
+            stages.append("large_margin")
+        if not all((self.folder / stage / "done.json").is_file() for stage in stages):
+            return False
+        return not (self.config.get("data") or {}).get("trials") or not self.metrics.empty
+
+    @cached_property
+    def models(self) -> dict[str, ModelFacts]:
+        """Modality -> the encoder of the newest stage that has one."""
+        found = {}
+        for stage in self.stages:
+            for folder in sorted((self.folder / stage).glob("model_*")):
+                if (folder / "config.json").is_file() and (folder / "model.safetensors").is_file():
+                    found[folder.name.removeprefix("model_")] = _model_facts(stage, folder)
+        return found
+
+    @cached_property
+    def calibration(self) -> Calibration | None:
+        """Of the published model; None if it has none."""
+        found = _read_json(self.folder / "model" / "calibration.json", None)
+        return None if found is None else Calibration.from_dict(found)
+
+    @cached_property
+    def last_scores(self) -> dict[tuple[str, str], pd.DataFrame]:
+        """(system, list) -> scores of the last system on each list, as `scores` gives them."""
+        last = self.metrics.groupby("trials", sort=False).tail(1)
+        pairs = list(zip(last["system"], last["trials"], strict=True))
+        tables = {pair: self.scores(*pair) for pair in pairs}
+        return {pair: table for pair, table in tables.items() if table is not None}
+
+    @cached_property
+    def calibration_costs(self) -> dict[str, dict[str, float]]:
+        """List -> Cllr and detection costs of the last system's calibrated scores; {} without calibration."""
+        if self.calibration is None:
+            return {}
+        scored = {trials: table for (_, trials), table in self.last_scores.items()}
+        return {name: summarise(self.calibration.llr(t["score"]), t["label"]) for name, t in scored.items()}
+
     def epoch_losses(self, stage: str) -> dict[int, np.ndarray]:
         """Epoch -> losses (N, M) float32 at its end, memory-mapped, a column a modality, NaN where never seen."""
         paths = sorted((self.folder / stage / "losses").glob("epoch_*.npy"))
@@ -123,6 +181,16 @@ class Run:
         return read_scores(path) if path.exists() else None
 
 
+def _model_facts(stage: str, folder: Path) -> ModelFacts:
+    config = _read_json(folder / "config.json", {})
+    with safe_open(folder / "model.safetensors", "np") as file:
+        shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 - no mapping
+    learned = [shape for name, shape in shapes.items() if name.rsplit(".", 1)[-1].rsplit("/", 1)[-1] not in NOT_LEARNED]
+    return ModelFacts(
+        stage, config["architecture"]["architecture"], sum(map(math.prod, learned)), config["embedding_dim"]
+    )
+
+
 def stage_name(stage: str) -> str:
     """A stage as a reader calls it: 'round2' -> 'Round 2'."""
     return STAGE_NAMES.get(stage) or re.sub(r"(\d+)$", r" \1", stage).replace("_", " ").capitalize()
@@ -136,20 +204,6 @@ def _stage_order(stage: str) -> tuple[int, int, str]:
 
 def _read_json(path: Path, default: Any) -> Any:
     return json.loads(path.read_text()) if path.exists() else default
-
-
-def _read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
-    if not path.exists():
-        return
-    with path.open() as lines:
-        for line in lines:
-            # A killed process leaves a torn line, on which the resumed one continues.
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError:
-                continue
-            if isinstance(record, dict):
-                yield record
 
 
 def _columns_of(records: list[dict[str, Any]]) -> list[str]:
