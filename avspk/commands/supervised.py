@@ -19,7 +19,6 @@ import numpy as np
 
 from avspk.commands.console import add_config
 from avspk.config import Config, ConfigError, load_config
-from avspk.data.manifest import speaker_of
 from avspk.models.encoder import Encoder
 from avspk.pipeline import Pipeline
 from avspk.shipped import find_config
@@ -38,11 +37,15 @@ class SupervisedPipeline(Pipeline):
 
     def __init__(self, config: Config) -> None:
         super().__init__(_without_pseudo_labels(config))
+        if unknown := int((self.materials.utterances.speakers == "").sum()):
+            raise ConfigError(
+                f"{config.data.train}: the speakers of {unknown} utterances are not known and cannot be trained on; "
+                "prepare with --speakers-from, or fill in the column speaker"
+            )
         logger.warning("SUPERVISED: this run trains on true speaker labels; it is no result of the method")
 
     def _cluster(self, rows: Mapping[str, np.ndarray]) -> tuple[np.ndarray, dict[str, float]]:
-        speakers = [speaker_of(utterance) for utterance in self.materials.utterances.table["utterance"]]
-        return np.unique(speakers, return_inverse=True)[1], {}
+        return np.unique(self.materials.utterances.speakers, return_inverse=True)[1], {}
 
     def _export(
         self, folder: Path, encoders: Mapping[str, Encoder], description: str, keep_embeddings: bool = True

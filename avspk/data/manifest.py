@@ -1,5 +1,6 @@
 """The tables that connect preparation, training and evaluation: utterances and trials, validated when read."""
 
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -13,10 +14,13 @@ from avspk.data.suffixes import MEDIA_SUFFIXES
 from avspk.text_files import UNPRINTABLE, read_fields, read_lines
 
 UTTERANCE_COLUMNS = ("utterance", "audio", "num_samples", "first_crop", "num_crops")
+ORIGIN_COLUMNS = ("speaker", "recording")
+"""Columns that a manifest may have: who speaks, empty where that is not known, and of which recording it is a part."""
 TRIAL_COLUMNS = ("label", "enroll", "test")
 
 _TEXT_COLUMNS = ("utterance", "audio")
 _COUNT_COLUMNS = ("num_samples", "first_crop", "num_crops")
+_VOXCELEB = re.compile(r"id\d+/[^/]+/[^/]+")
 _TRIAL_LABELS = {"1": 1, "0": 0, "target": 1, "nontarget": 0}
 
 
@@ -26,7 +30,8 @@ class ManifestError(ValueError):
 
 @dataclass(frozen=True)
 class Utterances:
-    """Utterances of one corpus: `table` has UTTERANCE_COLUMNS, `root` is the folder its audio paths start from.
+    """Utterances of one corpus: `table` has UTTERANCE_COLUMNS, and may have ORIGIN_COLUMNS; its audio paths start from
+    `root`.
 
     A row number is an utterance's identity for training. `first_crop` and `num_crops` say which crops of the crop
     store show its face: numbers first_crop .. first_crop + num_crops - 1, or -1 and 0 where there is no usable face.
@@ -46,6 +51,26 @@ class Utterances:
     def _audio(self) -> pd.api.extensions.ExtensionArray:
         """The column by itself: looking it up for every file would cost more than opening the file."""
         return self.table["audio"].array
+
+    @property
+    def speakers(self) -> np.ndarray:
+        """Names of the speakers (N,), "" where nobody told them: for evaluation and diagnostics only.
+
+        A manifest without the column tells them if all its utterances have VoxCeleb's names.
+        """
+        names = self.table["utterance"]
+        if "speaker" in self.table:
+            return self.table["speaker"].to_numpy(str)
+        if not names.map(_is_voxceleb).all():
+            return np.full(len(names), "")
+        return names.map(speaker_of).to_numpy(str)
+
+    @property
+    def recordings(self) -> np.ndarray:
+        """Names of the recordings (N,) that the utterances are parts of; without the column, the folders of them."""
+        if "recording" in self.table:
+            return self.table["recording"].to_numpy(str)
+        return self.table["utterance"].str.rsplit("/", n=1).str[0].to_numpy(str)
 
     def missing_audio(self, rows: slice | None = None) -> list[Path]:
         """Places of these utterances' sound where there is none, of all by default: for before a long job."""
@@ -128,8 +153,9 @@ def _read_parquet(path: Path) -> pd.DataFrame:
 
 def _tsv(table: pd.DataFrame) -> str:
     """Lines of tab-separated fields under a header. Nothing is quoted: no name holds a tab or a line end."""
-    columns = [table[column].astype(str) for column in UTTERANCE_COLUMNS]
-    return "".join("\t".join(fields) + "\n" for fields in [UTTERANCE_COLUMNS, *zip(*columns, strict=True)])
+    names = list(map(str, table.columns))
+    columns = [table[name].astype(str) for name in names]
+    return "".join("\t".join(fields) + "\n" for fields in [names, *zip(*columns, strict=True)])
 
 
 def _read_tsv(path: Path) -> pd.DataFrame:
@@ -147,14 +173,19 @@ def _read_tsv(path: Path) -> pd.DataFrame:
 
 
 def _validated(table: pd.DataFrame, source: str) -> pd.DataFrame:
-    if list(table.columns) != list(UTTERANCE_COLUMNS):
-        raise ManifestError(f"{source}: columns are {list(table.columns)}, must be {list(UTTERANCE_COLUMNS)}")
+    present = [column for column in ORIGIN_COLUMNS if column in table]
+    if list(table.columns) != [*UTTERANCE_COLUMNS, *present]:
+        raise ManifestError(
+            f"{source}: columns are {list(table.columns)}, must be {list(UTTERANCE_COLUMNS)}, behind them, if it is "
+            f"known, {' and '.join(ORIGIN_COLUMNS)}"
+        )
     if table.empty:
         raise ManifestError(f"{source}: the manifest holds no utterances")
     table = table.reset_index(drop=True).copy()
-    for column in _TEXT_COLUMNS:
-        is_text = table[column].map(lambda value: isinstance(value, str) and value != "")
-        _require(is_text, table, column, source, "must be text that is not empty")
+    for column in (*_TEXT_COLUMNS, *present):
+        may_be_empty = column == "speaker"
+        is_text = table[column].map(lambda value, empty=may_be_empty: isinstance(value, str) and (empty or value != ""))
+        _require(is_text, table, column, source, "must be text" + ("" if may_be_empty else " that is not empty"))
         plain = table[column].map(lambda text: UNPRINTABLE.search(text) is None)
         _require(plain, table, column, source, "must hold no control characters, line ends or bytes that are not UTF-8")
     for column in _COUNT_COLUMNS:
@@ -174,6 +205,10 @@ def _integers(table: pd.DataFrame, column: str, source: str) -> pd.Series:
     numbers = pd.to_numeric(table[column], errors="coerce")
     _require(numbers.notna() & (numbers % 1 == 0), table, column, source, "must be a whole number")
     return numbers.astype(np.int64)
+
+
+def _is_voxceleb(name: str) -> bool:
+    return _VOXCELEB.fullmatch(name) is not None
 
 
 def _is_utterance_id(text: str) -> bool:
