@@ -191,7 +191,7 @@ def _validated(table: pd.DataFrame, source: str) -> pd.DataFrame:
     for column in _COUNT_COLUMNS:
         table[column] = _integers(table, column, source)
     ids = table["utterance"]
-    _require(ids.map(_is_utterance_id), table, "utterance", source, "must be a relative path a/b/c without suffix")
+    _require(ids.map(is_utterance_id), table, "utterance", source, "must be a relative path a/b/c without suffix")
     _require(~ids.duplicated(), table, "utterance", source, "must be unique, this one came before")
     _require(table["num_samples"] > 0, table, "num_samples", source, "must be positive")
     _require(table["num_crops"] >= 0, table, "num_crops", source, "must not be negative")
@@ -211,7 +211,8 @@ def _is_voxceleb(name: str) -> bool:
     return _VOXCELEB.fullmatch(name) is not None
 
 
-def _is_utterance_id(text: str) -> bool:
+def is_utterance_id(text: str) -> bool:
+    """Whether a name can be an utterance's: a relative path without a suffix of media, upward steps or backslashes."""
     parts = text.split("/")
     return "\\" not in text and not {"", ".", ".."} & set(parts) and utterance_of(text) == text
 
