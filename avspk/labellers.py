@@ -8,6 +8,7 @@ from typing import Protocol
 import numpy as np
 
 from avspk.config import Config
+from avspk.data.manifest import Utterances
 from avspk.run import PSEUDO
 from avspk.stages.cluster import cluster_embeddings
 from avspk.stages.modalities import Materials, ModalityKit
@@ -26,6 +27,9 @@ class Labeller(Protocol):
 
     def settle(self, config: Config) -> Config:
         """The config that these labels ask for."""
+
+    def check(self, utterances: Utterances, config: Config) -> None:
+        """Raises: ConfigError if there can be no such labels for these utterances."""
 
     def describe(self, stage: str, description: str) -> str:
         """How the card of a stage's model calls it."""
@@ -49,6 +53,9 @@ class ClusterLabeller:
     def settle(self, config: Config) -> Config:
         """See `Labeller`: as it is."""
         return config
+
+    def check(self, utterances: Utterances, config: Config) -> None:
+        """See `Labeller`: sizes are checked with those of the other stages."""
 
     def describe(self, stage: str, description: str) -> str:
         """See `Labeller`."""

@@ -94,6 +94,7 @@ class Session:
         utterances = read_utterances(config.data.train)
         check_sizes(utterances, config)
         check_media(utterances, config)
+        self.labeller.check(utterances, config)
         self.trials = None
         if config.data.trials:
             if config.data.wav_root is None:

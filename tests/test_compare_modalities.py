@@ -233,3 +233,11 @@ def test_an_upper_bound_is_called_one(exp: Path, tmp_path: Path) -> None:
     assert caveat.startswith("supervised: ")
     assert caveat in markdown(comparison)
     assert caveat in comparison_page(comparison)
+
+
+def test_without_known_speakers_nothing_speaks_of_the_truth(single: Comparison) -> None:
+    truth = ["label/nmi", "label/purity", "gate/precision", "gate/recall", "correction/precision"]
+    unknown = replace(single, labels=single.labels.assign(**dict.fromkeys(truth, np.nan)))
+    for text in (markdown(unknown), comparison_page(unknown)):
+        assert "dropped %" in text
+        assert not re.search("purity|NMI|precision|truth", text)

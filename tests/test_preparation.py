@@ -18,6 +18,7 @@ from clips import draw_faces, numbered_frames, talking_head, tone, with_rotation
 from PIL import Image
 
 from avspk.data import preparation, preparation_unit
+from avspk.data.clips import Clip
 from avspk.data.crop_store import CropStore
 from avspk.data.face_crops import FaceSettings
 from avspk.data.manifest import read_utterances
@@ -25,7 +26,6 @@ from avspk.data.preparation import PreparationError, PreparationSettings, prepar
 from avspk.data.preparation_unit import units_of
 from avspk.data.sound import read_audio
 from avspk.data.sound_store import SoundStore
-from avspk.data.voxceleb import Clip
 from avspk.data.worker_pool import Task
 
 TOOL = Path(__file__).parents[1] / "tools" / "prepare_voxceleb.py"
@@ -248,7 +248,7 @@ def bad_corpus(raw: Path) -> Path:
     speech, head = tone(), talking_head(10)
 
     def path(name: str, folder: str = "mp4", suffix: str = ".mp4") -> Path:
-        place = raw / folder / "id" / "v" / (name + suffix)
+        place = raw / folder / "id1" / "v" / (name + suffix)
         place.parent.mkdir(parents=True, exist_ok=True)
         return place
 
@@ -366,7 +366,7 @@ def test_clips_without_a_face_can_be_left_out(raw_with_bad_files, tmp_path):
     prepare(settings(raw_with_bad_files, tmp_path / "out", require_face=True))
     table = read_utterances(tmp_path / "out/manifest.parquet").table
     assert (table["num_crops"] > 0).all()
-    assert rejected(tmp_path / "out")["mp4/id/v/no_face.mp4"] == "no face found"
+    assert rejected(tmp_path / "out")["mp4/id1/v/no_face.mp4"] == "no face found"
 
 
 def test_nothing_usable_is_an_error_that_points_to_the_reasons(tmp_path):

@@ -44,7 +44,8 @@ def _line_of(calibration: Calibration | None) -> str:
     if calibration is None:
         return "none"
     weight, bias = calibration.weights[0], calibration.bias
-    return f"log-likelihood ratio = {weight:.3f} x cosine {bias:+.3f}; even at cosine {-bias / weight:.4f}"
+    line = f"log-likelihood ratio = {weight:.3f} x cosine {bias:+.3f}; even at cosine {-bias / weight:.4f}"
+    return f"{line}; fitted on {calibration.fitted_on}" if calibration.fitted_on else line
 
 
 def _settings(values: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Prepare VoxCeleb, or any tree <speaker>/<video>/<clip>, for training: sound, face crops, manifest, rejected files.
+"""Prepare videos or sounds, any folder or list of them, for training: sound, face crops, manifest, rejected files.
 
 Run it again after an interruption, and it goes on where it stopped. Several machines: --shard 1/4 ... 4/4 into one
 --out, or `accelerate launch -m avspk.cli prepare`; whoever ends last joins the slices.
@@ -30,7 +30,19 @@ def parse(arguments: Sequence[str] | None, prog: str | None) -> argparse.Namespa
     parser = argparse.ArgumentParser(
         prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--raw", type=Path, required=True, help="tree of video and sound files of any format")
+    parser.add_argument("--raw", type=Path, help="folder of video and sound files of any format, at any depth")
+    parser.add_argument(
+        "--list",
+        type=Path,
+        help="instead: wav.scp (name path), .tsv or .csv with a column path (and name, speaker), or a path a line; "
+        "relative paths start from --raw, or from here",
+    )
+    parser.add_argument(
+        "--speakers-from",
+        metavar="PATTERN",
+        help="what paths below --raw tell, such as {speaker}/{video}/{clip}: for diagnostics alone; without it only "
+        "VoxCeleb's names (id.../<video>/<clip>) tell speakers",
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder for everything that is written")
     parser.add_argument("--workers", type=int, help="processes (all cores)")
     parser.add_argument("--shard", type=shard, default=(rank + 1, size), help="slice i/n of the work (1/1)")
@@ -51,7 +63,10 @@ def parse(arguments: Sequence[str] | None, prog: str | None) -> argparse.Namespa
         help="all sound into a few hundred large files, not a wav each: for network storage (alone: int16)",
     )
     parser.add_argument("--min-seconds", type=float, default=1.0, help="shorter sound is rejected (%(default)s)")
-    return parser.parse_args(arguments)
+    parsed = parser.parse_args(arguments)
+    if parsed.raw is None and parsed.list is None:
+        parser.error("give --raw, a folder, or --list, a file")
+    return parsed
 
 
 def main(given: Sequence[str] | None = None, prog: str | None = None) -> int:
@@ -66,9 +81,11 @@ def main(given: Sequence[str] | None = None, prog: str | None = None) -> int:
             margin=arguments.margin,
         )
         settings = PreparationSettings(
-            arguments.raw,
+            arguments.raw or Path(),
             arguments.out,
             faces,
+            listed=arguments.list,
+            speakers_from=arguments.speakers_from,
             min_seconds=arguments.min_seconds,
             require_face=arguments.require_face,
             pack=arguments.pack,

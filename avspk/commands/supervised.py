@@ -19,7 +19,7 @@ import numpy as np
 from avspk import recipe
 from avspk.commands.console import add_config
 from avspk.config import Config, ConfigError, load_config
-from avspk.data.manifest import speaker_of
+from avspk.data.manifest import Utterances
 from avspk.session import Session
 from avspk.shipped import find_config
 from avspk.stages.modalities import Materials, ModalityKit
@@ -45,6 +45,14 @@ class SpeakerLabeller:
         refine = config.refine.model_copy(update={"judge": judge})
         return config.model_copy(update={"modalities": ["audio"], "refine": refine})
 
+    def check(self, utterances: Utterances, config: Config) -> None:
+        """See `avspk.labellers.Labeller`."""
+        if unknown := int((utterances.speakers == "").sum()):
+            raise ConfigError(
+                f"{config.data.train}: the speakers of {unknown} utterances are not known and cannot be trained on; "
+                "prepare with --speakers-from, or fill in the column speaker"
+            )
+
     def describe(self, stage: str, description: str) -> str:
         """See `avspk.labellers.Labeller`."""
         return f"Supervised upper bound, {stage}"
@@ -53,8 +61,7 @@ class SpeakerLabeller:
         self, rows: Mapping[str, np.ndarray], materials: Materials, kits: Mapping[str, ModalityKit]
     ) -> tuple[np.ndarray, dict[str, float]]:
         """See `avspk.labellers.Labeller`."""
-        speakers = [speaker_of(utterance) for utterance in materials.utterances.table["utterance"]]
-        return np.unique(speakers, return_inverse=True)[1], {}
+        return np.unique(materials.utterances.speakers, return_inverse=True)[1], {}
 
 
 def main(given: Sequence[str] | None = None) -> int:

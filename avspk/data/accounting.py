@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable, Iterator
 
+from avspk.data.clips import Clip
 from avspk.data.tree import Rejected
-from avspk.data.voxceleb import Clip
 
 
 def unused_files(clips: Iterable[Clip], utterances: set[str], rejected: Iterable[Rejected]) -> Iterator[Rejected]:

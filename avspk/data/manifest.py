@@ -1,5 +1,6 @@
 """The tables that connect preparation, training and evaluation: utterances and trials, validated when read."""
 
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -16,10 +17,13 @@ with explained():
     import pandas as pd
 
 UTTERANCE_COLUMNS = ("utterance", "audio", "num_samples", "first_crop", "num_crops")
+ORIGIN_COLUMNS = ("speaker", "recording")
+"""Columns that a manifest may have: who speaks, empty where that is not known, and of which recording it is a part."""
 TRIAL_COLUMNS = ("label", "enroll", "test")
 
 _TEXT_COLUMNS = ("utterance", "audio")
 _COUNT_COLUMNS = ("num_samples", "first_crop", "num_crops")
+_VOXCELEB = re.compile(r"id\d+/[^/]+/[^/]+")
 _TRIAL_LABELS = {"1": 1, "0": 0, "target": 1, "nontarget": 0}
 
 
@@ -29,7 +33,8 @@ class ManifestError(ValueError):
 
 @dataclass(frozen=True)
 class Utterances:
-    """Utterances of one corpus: `table` has UTTERANCE_COLUMNS, `root` is the folder its audio paths start from.
+    """Utterances of one corpus: `table` has UTTERANCE_COLUMNS, and may have ORIGIN_COLUMNS; its audio paths start from
+    `root`.
 
     A row number is an utterance's identity for training. `first_crop` and `num_crops` say which crops of the crop
     store show its face: numbers first_crop .. first_crop + num_crops - 1, or -1 and 0 where there is no usable face.
@@ -49,6 +54,26 @@ class Utterances:
     def _audio(self) -> pd.api.extensions.ExtensionArray:
         """The column by itself: looking it up for every file would cost more than opening the file."""
         return self.table["audio"].array
+
+    @property
+    def speakers(self) -> np.ndarray:
+        """Names of the speakers (N,), "" where nobody told them: for evaluation and diagnostics only.
+
+        A manifest without the column tells them if all its utterances have VoxCeleb's names.
+        """
+        names = self.table["utterance"]
+        if "speaker" in self.table:
+            return self.table["speaker"].to_numpy(str)
+        if not names.map(_is_voxceleb).all():
+            return np.full(len(names), "")
+        return names.map(speaker_of).to_numpy(str)
+
+    @property
+    def recordings(self) -> np.ndarray:
+        """Names of the recordings (N,) that the utterances are parts of; without the column, the folders of them."""
+        if "recording" in self.table:
+            return self.table["recording"].to_numpy(str)
+        return self.table["utterance"].str.rsplit("/", n=1).str[0].to_numpy(str)
 
     def missing_audio(self, rows: slice | None = None) -> list[Path]:
         """Places of these utterances' sound where there is none, of all by default: for before a long job."""
@@ -131,8 +156,9 @@ def _read_parquet(path: Path) -> pd.DataFrame:
 
 def _tsv(table: pd.DataFrame) -> str:
     """Lines of tab-separated fields under a header. Nothing is quoted: no name holds a tab or a line end."""
-    columns = [table[column].astype(str) for column in UTTERANCE_COLUMNS]
-    return "".join("\t".join(fields) + "\n" for fields in [UTTERANCE_COLUMNS, *zip(*columns, strict=True)])
+    names = list(map(str, table.columns))
+    columns = [table[name].astype(str) for name in names]
+    return "".join("\t".join(fields) + "\n" for fields in [names, *zip(*columns, strict=True)])
 
 
 def _read_tsv(path: Path) -> pd.DataFrame:
@@ -150,20 +176,25 @@ def _read_tsv(path: Path) -> pd.DataFrame:
 
 
 def _validated(table: pd.DataFrame, source: str) -> pd.DataFrame:
-    if list(table.columns) != list(UTTERANCE_COLUMNS):
-        raise ManifestError(f"{source}: columns are {list(table.columns)}, must be {list(UTTERANCE_COLUMNS)}")
+    present = [column for column in ORIGIN_COLUMNS if column in table]
+    if list(table.columns) != [*UTTERANCE_COLUMNS, *present]:
+        raise ManifestError(
+            f"{source}: columns are {list(table.columns)}, must be {list(UTTERANCE_COLUMNS)}, behind them, if it is "
+            f"known, {' and '.join(ORIGIN_COLUMNS)}"
+        )
     if table.empty:
         raise ManifestError(f"{source}: the manifest holds no utterances")
     table = table.reset_index(drop=True).copy()
-    for column in _TEXT_COLUMNS:
-        is_text = table[column].map(lambda value: isinstance(value, str) and value != "")
-        _require(is_text, table, column, source, "must be text that is not empty")
+    for column in (*_TEXT_COLUMNS, *present):
+        may_be_empty = column == "speaker"
+        is_text = table[column].map(lambda value, empty=may_be_empty: isinstance(value, str) and (empty or value != ""))
+        _require(is_text, table, column, source, "must be text" + ("" if may_be_empty else " that is not empty"))
         plain = table[column].map(lambda text: UNPRINTABLE.search(text) is None)
         _require(plain, table, column, source, "must hold no control characters, line ends or bytes that are not UTF-8")
     for column in _COUNT_COLUMNS:
         table[column] = _integers(table, column, source)
     ids = table["utterance"]
-    _require(ids.map(_is_utterance_id), table, "utterance", source, "must be a relative path a/b/c without suffix")
+    _require(ids.map(is_utterance_id), table, "utterance", source, "must be a relative path a/b/c without suffix")
     _require(~ids.duplicated(), table, "utterance", source, "must be unique, this one came before")
     _require(table["num_samples"] > 0, table, "num_samples", source, "must be positive")
     _require(table["num_crops"] >= 0, table, "num_crops", source, "must not be negative")
@@ -179,7 +210,12 @@ def _integers(table: pd.DataFrame, column: str, source: str) -> pd.Series:
     return numbers.astype(np.int64)
 
 
-def _is_utterance_id(text: str) -> bool:
+def _is_voxceleb(name: str) -> bool:
+    return _VOXCELEB.fullmatch(name) is not None
+
+
+def is_utterance_id(text: str) -> bool:
+    """Whether a name can be an utterance's: a relative path without a suffix of media, upward steps or backslashes."""
     parts = text.split("/")
     return "\\" not in text and not {"", ".", ".."} & set(parts) and utterance_of(text) == text
 

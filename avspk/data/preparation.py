@@ -23,15 +23,15 @@ import torch
 from PIL import Image
 
 from avspk.data.accounting import unused_files
+from avspk.data.clips import Clip, FoundClips, find_clips, listed_clips
 from avspk.data.crop_store import CROP_SIZE, CropStore
 from avspk.data.face_crops import FaceSettings
 from avspk.data.files import try_hold, whole_or_absent
-from avspk.data.manifest import UTTERANCE_COLUMNS, write_utterances
+from avspk.data.manifest import ORIGIN_COLUMNS, UTTERANCE_COLUMNS, write_utterances
 from avspk.data.media import SAMPLE_RATE
-from avspk.data.preparation_unit import BatchResult, Recipe, Unit, prepare_unit, read_journal, units_of
+from avspk.data.preparation_unit import BatchResult, Recipe, Row, Unit, prepare_unit, read_journal, units_of
 from avspk.data.sound_store import PackFormat
 from avspk.data.tree import PLAN, Rejected
-from avspk.data.voxceleb import Clip, find_clips
 from avspk.data.worker_pool import WorkerError, run_tasks
 from avspk.extras import explained
 from avspk.progress import Progress
@@ -56,6 +56,8 @@ class PreparationError(RuntimeError):
 class PreparationSettings:
     """What to prepare, and by whom.
 
+    `listed`: a list of the files (`read_clip_list`), whose relative paths start from `raw`; None: the tree `raw`.
+    `speakers_from`: a pattern that tells speakers (`PatternNames`).
     `min_seconds`, `silence_db` (dB of full scale): sound below either is rejected. `require_face`: leave out clips
     without a usable face, which are otherwise kept for their sound. `pack`: put all sound into a few large files, in
     this format. `shard` (i, n): work on the i-th of n slices,
@@ -66,6 +68,8 @@ class PreparationSettings:
     raw: Path
     out: Path
     faces: FaceSettings = field(default_factory=FaceSettings)
+    listed: Path | None = None
+    speakers_from: str | None = None
     min_seconds: float = 1.0
     silence_db: float = -70.0
     require_face: bool = False
@@ -110,10 +114,11 @@ def prepare(settings: PreparationSettings) -> Summary | None:
 
     Raises: PreparationError for an `out` that cannot be written or was begun differently, a full disk, or when nothing
     in the tree is usable, or for a folder whose path the manifest cannot hold or whose results would be its inputs;
-    FileNotFoundError if there is no media in `raw`; OSError if it cannot be read.
+    FileNotFoundError if there is no media in `raw`; NamingError and ManifestError as `find_clips` and `listed_clips`;
+    OSError if `raw` cannot be read.
     """
-    _check_folders(settings.recipe)
-    clips, unusable, ignored = find_clips(settings.raw, settings.out)
+    _check_folders(settings)
+    clips, unusable, ignored, _ = _find(settings)
     with _explained(settings.out):
         _agree_on_plan(settings, clips)
         units = list(units_of(clips))
@@ -125,8 +130,15 @@ def prepare(settings: PreparationSettings) -> Summary | None:
         return _join(settings.out, units, unusable, ignored)
 
 
-def _check_folders(recipe: Recipe) -> None:
+def _find(settings: PreparationSettings) -> FoundClips:
+    if settings.listed is not None:
+        return listed_clips(settings.listed, settings.raw, settings.speakers_from)
+    return find_clips(settings.raw, settings.out, settings.speakers_from)
+
+
+def _check_folders(settings: PreparationSettings) -> None:
     """Now, not when hours of work are to be written down."""
+    recipe = settings.recipe
     for name, path in (("raw", recipe.raw), ("out", recipe.out)):
         if UNPRINTABLE.search(str(path)):
             raise PreparationError(
@@ -134,7 +146,7 @@ def _check_folders(recipe: Recipe) -> None:
                 f"{printable(str(path))}\nRename it, or give a link to it that has a plain name (ln -s)."
             )
     raw, out = recipe.raw.resolve(), recipe.out.resolve()
-    if raw == out or any(raw.is_relative_to(out / name) for name in _WRITTEN):
+    if settings.listed is None and (raw == out or any(raw.is_relative_to(out / name) for name in _WRITTEN)):
         raise PreparationError(f"--out {out} would write among the files of --raw {raw}; give --out another folder")
 
 
@@ -272,10 +284,10 @@ def _write_tables(out: Path, results: list[BatchResult], unusable: list[Rejected
 
 def _manifest_table(results: list[BatchResult]) -> pd.DataFrame:
     rows = [row for result in results for row in result.rows]
-    table = pd.DataFrame(rows, columns=["utterance", "audio", "num_samples", "num_crops"])
+    table = pd.DataFrame(rows, columns=list(Row._fields))
     ends = table["num_crops"].cumsum()
     table["first_crop"] = (ends - table["num_crops"]).where(table["num_crops"] > 0, -1)
-    return table[list(UTTERANCE_COLUMNS)]
+    return table[[*UTTERANCE_COLUMNS, *ORIGIN_COLUMNS]]
 
 
 def _write_contact_sheet(out: Path) -> None:

@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 
+from avspk.data.clips import Clip
 from avspk.data.crop_store import CropWriter
 from avspk.data.face_crops import FaceCrops, FaceDetector, FaceSettings, cut_faces
 from avspk.data.files import sync, try_hold
@@ -23,8 +24,8 @@ from avspk.data.prepared_sound import PreparedSound, prepared_sound
 from avspk.data.shards import MAX_SHARDS
 from avspk.data.sound import read_sound
 from avspk.data.sound_store import PackFormat
+from avspk.data.tree import Rejected
 from avspk.data.video import VideoReader
-from avspk.data.voxceleb import Clip, Rejected
 from avspk.data.worker_pool import PATIENCE, Reporter, Task
 
 # Clips whose frames meet in the detector, and what an interruption costs at most.
@@ -76,6 +77,8 @@ class Row(NamedTuple):
     audio: str
     num_samples: int
     num_crops: int
+    speaker: str
+    recording: str
 
 
 @dataclass
@@ -183,7 +186,8 @@ def _prepare_batch(
             opener.reject(clip.video, "no face found", recipe.sound_kept)
         if num_crops or not recipe.require_face:
             audio = sounds.put(clip.utterance, recipe.raw / source, waveform)
-            result.rows.append(Row(clip.utterance, audio, len(waveform), num_crops))
+            origin = clip.speaker, clip.recording
+            result.rows.append(Row(clip.utterance, audio, len(waveform), num_crops, *origin))
             crops += [found] if found and num_crops else []
     return result, crops
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,7 +52,7 @@ def _calibrated(
     rng = np.random.default_rng(seed)
     rows = np.sort(rng.permutation(np.flatnonzero(labels >= 0))[:MAX_UTTERANCES])
     speakers = require_speakers(labels[rows])
-    recordings = utterances.table["utterance"].iloc[rows].str.rsplit("/", n=1).str[0].to_numpy(str)
+    recordings = utterances.recordings[rows]
     enroll, test, target = training_trials(labels[rows], recordings, MAX_TRIALS, rng)
     require_trials(target)
     paths = [utterances.audio_path(int(row)) for row in rows]
@@ -60,5 +61,5 @@ def _calibrated(
     trials = require_errors(scores, target, speakers)
     calibration = fit_calibration(scores, target)
     require_slope(calibration.weights[0], trials)
-    logger.info("calibration: %s", trials)
-    return calibration
+    logger.info("calibration: fitted on %s", trials)
+    return replace(calibration, fitted_on=f"{trials}: pseudo labels of the training set, no true speakers")

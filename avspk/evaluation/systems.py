@@ -55,11 +55,12 @@ def training_files(
     `labels` is a round's labels.parquet (utterance, label); utterances without a label are not drawn then.
     Raises: ManifestError if that file is missing, is another table or knows none of the utterances.
     """
-    table = utterances.table if labels is None else _with_labels(utterances.table, labels)
+    table = utterances.table.assign(recording=utterances.recordings)
+    table = table if labels is None else _with_labels(table, labels)
     if len(table) > limit:
         drawn = np.random.default_rng(seed).choice(len(table), limit, replace=False)
         table = table.iloc[np.sort(drawn)]
-    recordings = table["utterance"].str.rsplit("/", n=1).str[0].to_numpy(str)
+    recordings = table["recording"].to_numpy(str)
     pseudo = None if labels is None else table["label"].to_numpy(np.int64)
     embeddings = embed([utterances.root / audio for audio in table["audio"]])
     return TrainingFiles(embeddings, table["num_samples"].to_numpy(np.int64), recordings, pseudo)

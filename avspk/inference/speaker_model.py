@@ -255,9 +255,14 @@ def load_encoder(folder: Path | str) -> tuple[Encoder, np.ndarray, dict[str, Any
 
 
 def save_calibration(folder: Path, calibration: Calibration) -> None:
-    """Write calibration.json beside the weights: log-likelihood ratio = weight x cosine + bias."""
+    """Write calibration.json beside the weights: log-likelihood ratio = weight x cosine + bias; the card names it."""
     with whole_or_absent(folder / CALIBRATION) as part:
         part.write_text(json.dumps(calibration.to_dict(), indent=2) + "\n", encoding="utf-8")
+    card = folder / CARD
+    if calibration.fitted_on and card.is_file():
+        text = card.read_text(encoding="utf-8")
+        with whole_or_absent(card) as part:
+            part.write_text(f"{text}\nCalibration fitted on {calibration.fitted_on}.\n", encoding="utf-8")
 
 
 def load_calibration(folder: Path | str) -> Calibration | None:

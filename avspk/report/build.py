@@ -49,13 +49,25 @@ def write_report(run: Path) -> Path:
             _provenance(record),
         ],
         top=_headline(record),
-        footer="EER and minDCF are of audio alone. NMI, purity and precision compare with the true speakers; they are "
-        "diagnostics, written after the fact" + ("." if record.supervised else ", and nothing in training reads them."),
+        footer=_footer(record),
     )
     path = record.folder / "report.html"
     with whole_or_absent(path) as part:
         part.write_text(page, encoding="utf-8")
     return path
+
+
+def _footer(run: Run) -> str:
+    text = "EER and minDCF are of audio alone."
+    if not any(_tells_truth(run.records("epoch", stage)) for stage in run.stages):
+        return text
+    text += " NMI, purity and precision compare with the true speakers; they are diagnostics, written after the fact"
+    return text + ("." if run.supervised else ", and nothing in training reads them.")
+
+
+def _tells_truth(epochs: pd.DataFrame) -> bool:
+    """Whether the speakers were known, so that epochs say how labels compare with them."""
+    return any(str(column).endswith("label/purity") for column in epochs)
 
 
 def _subtitle(run: Run) -> str:
@@ -186,13 +198,19 @@ def _rounds(run: Run) -> list[Section]:
             "Confirmed ones were doubted, but the prediction is the label itself. Dropped ones do not train. "
             "The gate begins to judge where green first falls below 100 %.",
             round_plots.fates(epochs),
-        ) + figure_block(
-            "Labels, gate and correction against the truth",
-            "Gate precision above label purity: the gate keeps the better labels. Correction pays where its precision "
-            "is high. Labels should improve from round to round.",
-            round_plots.qualities(epochs),
-        )
+        ) + _against_the_truth(epochs)
     return [Section("rounds", "Stage 2: rounds", overview), *(_round(run, stage) for stage in run.refinements)]
+
+
+def _against_the_truth(epochs: Mapping[str, pd.DataFrame]) -> str:
+    if not any(_tells_truth(records) for records in epochs.values()):
+        return absent("The speakers of this data are not known, so that labels cannot be compared with them.")
+    return figure_block(
+        "Labels, gate and correction against the truth",
+        "Gate precision above label purity: the gate keeps the better labels. Correction pays where its precision "
+        "is high. Labels should improve from round to round.",
+        round_plots.qualities(epochs),
+    )
 
 
 def _round(run: Run, stage: str) -> Section:

@@ -72,7 +72,7 @@ def markdown(comparison: Comparison) -> str:
     parts.append(_markdown_table(ERROR_HEADER, error_rows(comparison.errors)))
     parts.append(_markdown_table(DIFFERENCE_HEADER, difference_rows(comparison.stage_differences)))
     if not comparison.labels.empty:
-        parts.append(_markdown_table(LABEL_HEADER, label_rows(comparison.labels)))
+        parts.append(_markdown_table(*label_table(comparison.labels)))
     parts.append("\n".join(f"- {text}" for text in caveats(comparison)))
     return "\n\n".join(parts) + "\n"
 
@@ -132,12 +132,19 @@ def _difference_cells(row: Mapping[str, Any]) -> list[str]:
     return [row["reference"], points, f"{row['p_value']:.3f}", row["reading"]]
 
 
-def label_rows(labels: pd.DataFrame) -> list[list[str]]:
-    """Cells of the table of labels."""
+def knows_truth(labels: pd.DataFrame) -> bool:
+    """Whether some run knew the speakers."""
+    return bool(labels["label/purity"].notna().any())
+
+
+def label_table(labels: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
+    """Header and cells of the table of labels; without known speakers no column speaks of the truth."""
+    keys = [key for key in LABEL_KEYS if key.startswith("fraction/") or knows_truth(labels)]
+    header = [*LABEL_HEADER[:2], *(LABEL_HEADER[2 + LABEL_KEYS.index(key)] for key in keys)]
     scale = {key: 100 if key.startswith("fraction/") else 1 for key in LABEL_KEYS}
     formats = {key: "{:.1f}" if key.startswith("fraction/") else "{:.3f}" for key in LABEL_KEYS}
-    return [
-        [row["method"], stage_name(row["stage"]), *(_number(scale[k] * row[k], formats[k]) for k in LABEL_KEYS)]
+    return header, [
+        [row["method"], stage_name(row["stage"]), *(_number(scale[k] * row[k], formats[k]) for k in keys)]
         for row in _records(labels)
     ]
 
@@ -188,17 +195,20 @@ def _labels(comparison: Comparison) -> Section:
     labels, title = comparison.labels, "Labels per round"
     if labels.empty:
         return Section("labels", title, absent("No run has a round of clustering and gating."))
-    lead = "At the end of each round, means over runs; compared with the true speakers, which training never reads."
-    body = figure_block(
-        "Against the truth",
-        "Better labels (left two) and a more precise gate and correction (right two) are how a modality can help.",
-        comparison_plots.label_quality(labels),
-    ) + figure_block(
+    lead, body = "At the end of each round, means over runs.", ""
+    if knows_truth(labels):
+        lead = "At the end of each round, means over runs; compared with the true speakers, which training never reads."
+        body = figure_block(
+            "Against the truth",
+            "Better labels (left two) and a more precise gate and correction (right two) are how a modality can help.",
+            comparison_plots.label_quality(labels),
+        )
+    body += figure_block(
         "What became of the labels",
-        "The more green at equal gate precision, the more speech a method can learn from.",
+        "The more green, if it is as often right, the more speech a method can learn from.",
         comparison_plots.fates(labels),
     )
-    return Section("labels", title, body + _html_table(LABEL_HEADER, label_rows(labels), 2), lead)
+    return Section("labels", title, body + _html_table(*label_table(labels), 2), lead)
 
 
 def _runs(comparison: Comparison) -> Section:

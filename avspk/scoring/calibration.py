@@ -19,11 +19,15 @@ RIDGE = 1e-6  # [C] keeps weights finite when training trials are perfectly sepa
 
 @dataclass(frozen=True)
 class Calibration:
-    """An affine map from features, the raw score first, to natural-log likelihood ratios."""
+    """An affine map from features, the raw score first, to natural-log likelihood ratios.
+
+    `fitted_on`: the trials that it was fitted on, in words.
+    """
 
     names: tuple[str, ...]
     weights: tuple[float, ...]
     bias: float
+    fitted_on: str = ""
 
     def llr(self, features: ArrayLike) -> FloatArray:
         """Return log-likelihood ratios (T,) of features (T, F), or of plain scores (T,) when there is one feature."""
@@ -43,7 +47,8 @@ class Calibration:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Calibration:
         """Rebuild what `to_dict` gave."""
-        return cls(tuple(values["names"]), tuple(map(float, values["weights"])), float(values["bias"]))
+        weights, fitted_on = tuple(map(float, values["weights"])), str(values.get("fitted_on", ""))
+        return cls(tuple(values["names"]), weights, float(values["bias"]), fitted_on)
 
 
 def fit_calibration(

@@ -4,34 +4,49 @@ from __future__ import annotations
 
 import numpy as np
 
-from avspk.data.manifest import Utterances, speaker_of
+from avspk.data.manifest import Utterances
 from avspk.scoring import label_quality
+
+Figures = dict[str, float]
 
 
 class Truth:
-    """How labels, gate and correction compare with the speakers that the directory names tell."""
+    """How labels, gate and correction compare with the speakers that the manifest tells: no figure where it does not.
+
+    Utterances whose speaker is unknown are left out. One known speaker is no truth: all labels would agree with it.
+    """
 
     def __init__(self, utterances: Utterances) -> None:
-        names = [speaker_of(utterance) for utterance in utterances.table["utterance"]]
-        self._speakers = np.unique(names, return_inverse=True)[1]
+        names, self._speakers = np.unique(utterances.speakers, return_inverse=True)
+        self._known = names[self._speakers] != ""
+        if len(names[names != ""]) < 2:
+            self._known[:] = False
 
-    def of_labels(self, labels: np.ndarray) -> dict[str, float]:
+    def of_labels(self, labels: np.ndarray) -> Figures:
         """Labels (N,), -1 where there is none -> NMI and purity of the others."""
-        labelled = labels >= 0
-        truth, labels = self._speakers[labelled], labels[labelled]
+        rows = self._rows(labels)
+        if not rows.size:
+            return {}
+        truth, labels = self._speakers[rows], labels[rows]
         return {"label/nmi": label_quality.nmi(truth, labels), "label/purity": label_quality.purity(truth, labels)}
 
-    def of_gate(self, labels: np.ndarray, trusted: np.ndarray) -> dict[str, float]:
+    def of_gate(self, labels: np.ndarray, trusted: np.ndarray) -> Figures:
         """Labels (N,) and which of them the gate trusts (N,) bool -> precision and recall of that."""
-        labelled = labels >= 0
-        precision, recall = label_quality.gate_quality(self._speakers[labelled], labels[labelled], trusted[labelled])
+        rows = self._rows(labels)
+        if not rows.size:
+            return {}
+        precision, recall = label_quality.gate_quality(self._speakers[rows], labels[rows], trusted[rows])
         return {"gate/precision": precision, "gate/recall": recall}
 
-    def of_correction(self, labels: np.ndarray, corrected: np.ndarray) -> dict[str, float]:
+    def of_correction(self, labels: np.ndarray, corrected: np.ndarray) -> Figures:
         """Labels (N,) and corrected ones (N,), -1 where not corrected -> share of corrections that are right."""
-        labelled = labels >= 0
-        mask = corrected[labelled] >= 0
-        precision = label_quality.correction_precision(
-            self._speakers[labelled], labels[labelled], corrected[labelled], mask
-        )
+        rows = self._rows(labels)
+        if not rows.size:
+            return {}
+        new = corrected[rows]
+        precision = label_quality.correction_precision(self._speakers[rows], labels[rows], new, new >= 0)
         return {"correction/precision": precision}
+
+    def _rows(self, labels: np.ndarray) -> np.ndarray:
+        """Utterances with a label and a known speaker."""
+        return np.flatnonzero((labels >= 0) & self._known)

@@ -31,6 +31,7 @@ import torch
 from facenet_pytorch import MTCNN
 from PIL import Image
 
+from avspk.data.clips import Clip, find_clips
 from avspk.data.crop_store import CropStore, CropWriter, encode_jpeg
 from avspk.data.demo_corpus import CorpusSettings, build_demo_corpus
 from avspk.data.face_crops import FaceSettings, FaceTracked
@@ -38,7 +39,6 @@ from avspk.data.preparation import PreparationSettings, prepare
 from avspk.data.preparation_unit import Unit, prepare_unit
 from avspk.data.sound import read_audio, write_wav
 from avspk.data.video import VideoReader
-from avspk.data.voxceleb import Clip, find_clips
 from avspk.data.worker_pool import Task
 from benchmarks.corpus import VOXCELEB2_SECONDS, VOXCELEB2_UTTERANCES
 from benchmarks.figures import Figure, rate

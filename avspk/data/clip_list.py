@@ -1,0 +1,49 @@
+"""Lists of recordings as people have them: wav.scp, a table with a column `path`, one path a line."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from avspk.data.file_lists import read_wav_scp
+from avspk.data.manifest import ManifestError
+from avspk.text_files import read_lines
+
+
+class Listed(NamedTuple):
+    """A file, and its name and speaker where the list tells them, else ""."""
+
+    path: str
+    name: str = ""
+    speaker: str = ""
+
+
+def read_clip_list(path: Path) -> list[Listed]:
+    """Files in the order of the list: `*.scp` has lines `name path`, `*.tsv` and `*.csv` a header with `path`, and
+    `name` and `speaker` if they like, any other file a path a line.
+
+    Raises: ManifestError naming the file, and the line or the column that is wrong.
+    """
+    if path.suffix == ".scp":
+        listed = [Listed(file, name) for name, file in read_wav_scp(path).items()]
+    elif path.suffix in (".tsv", ".csv"):
+        listed = list(_table(path))
+    else:
+        listed = [Listed(line.strip()) for line in read_lines(path, "list", ManifestError) if line.strip()]
+    if not listed:
+        raise ManifestError(f"{path}: no path in it")
+    return listed
+
+
+def _table(path: Path) -> Iterator[Listed]:
+    lines = read_lines(path, "table", ManifestError)
+    rows = csv.DictReader(lines) if path.suffix == ".csv" else csv.DictReader(lines, dialect="excel-tab", quoting=3)
+    columns = rows.fieldnames or []
+    if "path" not in columns or not set(columns) <= set(Listed._fields):
+        raise ManifestError(f"{path}: columns are {list(columns)}, must be path and, if known, name and speaker")
+    for row in rows:
+        if None in row or None in row.values() or not row["path"]:
+            raise ManifestError(f"{path}, line {rows.line_num}: want {len(columns)} fields, among them a path")
+        yield Listed(**row)

@@ -1,0 +1,252 @@
+"""Recordings as people have them, a tree or a list, to clips: which files belong to one, and what it is called.
+
+VoxCeleb2: `mp4/<speaker>/<video>/<clip>.mp4`, sound in `aac/.../<clip>.m4a` or in the mp4. VoxCeleb1: `wav/...`, no
+video. Whatever lies above the last three levels (`dev/`, `test/`, `wav/`) is free. GRID: `<speaker>/video/<clip>.mpg`,
+sound beside it, in it or in `<speaker>/audio/<clip>.wav`. Own data: any folders, or none.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+from avspk.data.clip_list import Listed, read_clip_list
+from avspk.data.manifest import is_utterance_id, utterance_of
+from avspk.data.naming import (
+    Name,
+    Naming,
+    NamingError,
+    PathNames,
+    PatternNames,
+    VoxCelebNames,
+    folded,
+    is_voxceleb,
+    same_for_one_clip,
+)
+from avspk.data.suffixes import AUDIO_SUFFIXES, MEDIA_SUFFIXES
+from avspk.data.tree import Rejected, files_below
+from avspk.data.video import VIDEO_SUFFIXES
+from avspk.text_files import UNPRINTABLE, printable
+
+logger = logging.getLogger(__name__)
+_LONGEST_NAME = 255 - len("_0001.wav.part")  # bytes; what is made of a clip bears its name
+_LAST_NUMBER = re.compile(r"\d+$")
+
+
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """A recording of one utterance or, if it is long, several, and the files it can be made of, relative to the root.
+
+    `sounds`: all its files in order of preference, the video last, for its own sound; `video` is None where there is no
+    picture. `speaker` is "" where that is not known. `stem`: what names of parts begin with.
+    """
+
+    utterance: str
+    sounds: tuple[str, ...]
+    video: str | None
+    speaker: str = ""
+    recording: str = ""
+    stem: str = ""
+
+    def part(self, number: int) -> str:
+        """Name of an utterance that is part of this recording, numbered from 1."""
+        return f"{self.stem}{number:04d}"
+
+
+class FoundClips(NamedTuple):
+    """Clips ordered by utterance; files that are in none of them, sorted; kind of clutter -> number of files.
+
+    `voxceleb`: the tree was recognised as VoxCeleb, whose clips are known to be short and of one person.
+    """
+
+    clips: list[Clip]
+    rejected: list[Rejected]
+    ignored: Counter[str]
+    voxceleb: bool = False
+
+
+def find_clips(raw: Path, out: Path | None = None, speakers_from: str | None = None) -> FoundClips:
+    """Clips of a tree, every other file of it with the reason why it is in none, and a count of known clutter.
+
+    Files of one utterance are those whose names agree but for the suffix, folders that are named for a kind of media
+    (`audio`, `video`, `mp4`), upper and lower case, and the Unicode form of accents. A separate sound file and a video
+    go together; of two files of the same kind the first path is used. `out` is not searched. `speakers_from`: see
+    `PatternNames`; without it, a tree of VoxCeleb's shape is recognised, and in any other no speaker is known.
+
+    Raises: FileNotFoundError if `raw` is no folder or holds no media files that can be named; NamingError for a
+    pattern that is none; OSError if it cannot be read.
+    """
+    if not raw.is_dir():
+        raise FileNotFoundError(f"{raw}: no such folder")
+    naming: Naming | None = PatternNames(speakers_from) if speakers_from else None
+    tree = files_below(raw, out)
+    if tree.output is not None:
+        logger.info("%s is where results go: not searched", raw / tree.output)
+    naming = naming or (VoxCelebNames() if is_voxceleb(tree.media) else PathNames())
+    rejected = tree.rejected
+    grouped = _Groups(rejected)
+    for path in tree.media:
+        grouped.add(path, naming)
+    clips = grouped.clips()
+    if not clips:
+        raise FileNotFoundError(_nothing_found(raw, rejected))
+    _say_what_is_known(raw, naming, clips)
+    return FoundClips(clips, sorted(rejected), tree.ignored, isinstance(naming, VoxCelebNames))
+
+
+def listed_clips(file: Path, raw: Path, speakers_from: str | None = None) -> FoundClips:
+    """Clips of a list (`read_clip_list`), whose relative paths start from `raw`.
+
+    Names that the list does not tell are the paths below the folder that all files have in common.
+
+    Raises: ManifestError for a list that is none; FileNotFoundError if no file of it can be named; NamingError.
+    """
+    naming = PatternNames(speakers_from) if speakers_from else PathNames()
+    listed = read_clip_list(file)
+    places = [os.path.abspath(raw / one.path) for one in listed]
+    common = os.path.commonpath([os.path.dirname(place) for place in places])
+    rejected: list[Rejected] = []
+    grouped = _Groups(rejected)
+    for one, place in sorted(zip(listed, places, strict=True), key=lambda pair: pair[1]):
+        grouped.add(os.path.relpath(place, common), _ToldNames(one, naming), os.path.relpath(place, raw))
+    clips = grouped.clips()
+    if not clips:
+        raise FileNotFoundError(_nothing_found(file, rejected))
+    _say_what_is_known(file, naming, clips)
+    return FoundClips(clips, sorted(rejected), Counter())
+
+
+class _ToldNames(Naming):
+    """What a list tells of one file, and another naming for the rest."""
+
+    def __init__(self, told: Listed, naming: Naming) -> None:
+        self._told, self._naming = told, naming
+
+    def names(self, path: str) -> Iterator[Name]:
+        if not self._told.name:
+            yield from (one._replace(speaker=self._told.speaker or one.speaker) for one in self._naming.names(path))
+            return
+        name = utterance_of(self._told.name)
+        if not is_utterance_id(name):
+            raise NamingError(f"{name!r} cannot be the name of an utterance: a relative path a/b/c without suffix can")
+        # The suffix keeps the pattern from taking a dot of the name for one.
+        speaker = self._told.speaker or next(self._naming.names(f"{name}.wav")).speaker
+        yield Name(name, speaker, name)
+
+
+class _File(NamedTuple):
+    """Where a file lies, its suffix, and what it may be called, the best name first."""
+
+    place: str
+    suffix: str
+    names: list[Name]
+
+
+class _Groups:
+    """Files by the clip that they belong to; those that belong to none are rejected."""
+
+    def __init__(self, rejected: list[Rejected]) -> None:
+        self._files: list[_File] = []
+        self._rejected = rejected
+
+    def add(self, path: str, naming: Naming, place: str | None = None) -> None:
+        """A file by the path that names it; `place` is where it lies, if that is another."""
+        place = place or path
+        try:
+            require_nameable(path)
+            self._files.append(_File(place, os.path.splitext(path)[1].lower(), list(naming.names(path))))
+        except NamingError as error:
+            self._rejected.append(Rejected(printable(place), str(error)))
+
+    def clips(self) -> list[Clip]:
+        """The clips, ordered by utterance."""
+        clips = [clip for group in _grouped(self._files, 0) for clip in self._clips(group)]
+        return list(_with_stems(sorted(clips, key=lambda clip: clip.utterance)))
+
+    def _clips(self, files: list[_File], level: int = 0) -> Iterator[Clip]:
+        """Of files that have one name: where two are of one kind, their next names tell them apart, if they have any.
+
+        Which of two people's sounds belongs to a picture is not guessed.
+        """
+        of_suffix: dict[str, _File] = {}
+        for file in files:
+            first = of_suffix.setdefault(file.suffix, file)
+            if first is file:
+                continue
+            if all(len(one.names) > level + 1 for one in files):
+                for group in _grouped(files, level + 1):
+                    yield from self._clips(group, level + 1)
+                return
+            reason = f"duplicate id {file.names[0].utterance}: {first.place} is used"
+            self._rejected.append(Rejected(file.place, reason))
+        yield self._clip(of_suffix, level)
+
+    def _clip(self, files: dict[str, _File], level: int) -> Clip:
+        """Videos beyond the first are rejected."""
+        sounds = [files[suffix] for suffix in AUDIO_SUFFIXES if suffix in files]
+        videos = [files[suffix] for suffix in VIDEO_SUFFIXES if suffix in files]
+        for file in videos[1:]:
+            reason = f"another video of this clip, {videos[0].place}, is used"
+            self._rejected.append(Rejected(file.place, reason))
+        name = (videos + sounds)[0].names[level]
+        paths = tuple(file.place for file in sounds + videos[:1])
+        return Clip(name.utterance, paths, videos[0].place if videos else None, name.speaker, name.recording)
+
+
+def _grouped(files: list[_File], level: int) -> Iterator[list[_File]]:
+    """Files with one name at this level. Only best names leave out folders that say the kind of media."""
+    groups: dict[tuple[str, ...], list[_File]] = defaultdict(list)
+    for file in files:
+        name = file.names[level].utterance
+        groups[tuple(folded(name).split("/")) if level else same_for_one_clip(name)].append(file)
+    yield from groups.values()
+
+
+def require_nameable(path: str) -> None:
+    """Raises: NamingError if no utterance can be made of a file with this path, wherever it lies."""
+    stem, suffix = os.path.splitext(path.rsplit("/", 1)[-1])
+    if UNPRINTABLE.search(path):
+        raise NamingError("the name holds control characters or is not UTF-8")
+    if "\\" in path:
+        raise NamingError("the name holds a backslash")
+    if suffix.lower() not in MEDIA_SUFFIXES:
+        raise NamingError(f"{suffix} is no known suffix of sound or video" if suffix else "the name has no suffix")
+    if os.path.splitext(stem)[1].lower() in MEDIA_SUFFIXES:
+        raise NamingError("the name has two media suffixes")
+    if len(stem.encode()) > _LONGEST_NAME:
+        raise NamingError(f"the name is too long: {len(stem.encode())} bytes without suffix, at most {_LONGEST_NAME}")
+
+
+def _with_stems(clips: list[Clip]) -> Iterator[Clip]:
+    """Names of parts are stem and number: no stem is another's, nor makes the name of a whole clip."""
+    taken = {_LAST_NUMBER.sub("", folded(clip.utterance)) for clip in clips}
+    for clip in clips:
+        stem = f"{clip.utterance}_"
+        while folded(stem) in taken:
+            stem += "_"
+        taken.add(folded(stem))
+        yield replace(clip, stem=stem)
+
+
+def _say_what_is_known(source: Path, naming: Naming, clips: Iterable[Clip]) -> None:
+    speakers = {clip.speaker for clip in clips} - {""}
+    if isinstance(naming, VoxCelebNames):
+        logger.info("%s: recognised as VoxCeleb, id.../<video>/<clip>; its names tell speakers", source)
+    elif speakers:
+        logger.info("%s: %d speakers are told, for diagnostics alone", source, len(speakers))
+    else:
+        logger.info("%s: speakers are not known; --speakers-from tells them, if you want diagnostics", source)
+
+
+def _nothing_found(raw: Path, rejected: list[Rejected]) -> str:
+    suffixes = " ".join((*AUDIO_SUFFIXES[:2], ".m4a", *VIDEO_SUFFIXES[:2]))
+    text = f"{raw}: no sound or video that can be used; known are names with a suffix like {suffixes} ..."
+    if rejected:
+        text += f"; {len(rejected)} files were left out, the first is {rejected[0].path}: {rejected[0].reason}"
+    return text
