@@ -248,6 +248,14 @@ class ClusterAwareSettings(Settings):
     utterances: int = Field(6, ge=2, description="at most this many utterances an example")
 
 
+class RecalibrateSettings(Settings):
+    """Batch-norm statistics measured over clean crops before a stage's model is used; see stages/recalibrate.py [C]."""
+
+    batches: int = Field(0, ge=0, description="0: the running averages of training stay")
+    batch_size: int = Field(64, ge=2)
+    seconds: Positive = Field(4.0, description="length of an audio crop; a face crop is taken whole")
+
+
 class PretrainSettings(Settings):
     """Stage 1 [S wespeaker v3/dino]."""
 
@@ -258,6 +266,7 @@ class PretrainSettings(Settings):
     teacher_momentum: Probability = Field(0.996, description="rises to 1 by a cosine")
     average_last: Count = Field(10, description="the model is the mean of this many last teachers")
     cluster_aware: ClusterAwareSettings = ClusterAwareSettings()
+    recalibrate: RecalibrateSettings = RecalibrateSettings()
 
 
 class ClassifySettings(Settings):
@@ -273,6 +282,7 @@ class ClassifySettings(Settings):
     margin: float = Field(0.2, ge=0)
     margin_start_epoch: float = Field(1.0, ge=0, description="the margin rises from 0 between these two epochs")
     margin_full_epoch: float = Field(4.0, ge=0)
+    recalibrate: RecalibrateSettings = RecalibrateSettings()
 
 
 class RefineSettings(ClassifySettings):

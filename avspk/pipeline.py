@@ -20,7 +20,7 @@ from accelerate.utils import parse_flag_from_env
 
 from avspk import distributed
 from avspk.checkpoint import CheckpointFolder, load_tree, save_tree
-from avspk.config import Config, ConfigError, TrainingSettings, describe
+from avspk.config import Config, ConfigError, RecalibrateSettings, TrainingSettings, describe
 from avspk.data.files import whole_or_absent
 from avspk.data.manifest import Utterances, read_utterances
 from avspk.data.noise import generate_noise_pack, read_noise_pack, replace_folder
@@ -44,6 +44,7 @@ from avspk.stages.cluster import class_vectors, cluster_embeddings
 from avspk.stages.embedding_files import mean_row, read_rows, write_rows
 from avspk.stages.modalities import Materials, ModalityKit, build_kits
 from avspk.stages.pretrain import Pretrain
+from avspk.stages.recalibrate import recalibrate
 from avspk.stages.refine import Refine
 from avspk.stages.truth import Truth
 from avspk.training import Trainer
@@ -127,7 +128,8 @@ class Pipeline:
             started = time.monotonic()
             stage = Pretrain(self.materials, self.truth)
             started = self._train(stage, folder, started)
-            self._export(folder, stage.teachers(), f"{self.objective} pretraining, mean of the last teachers")
+            description = f"{self.objective} pretraining, mean of the last teachers"
+            self._export(folder, stage.teachers(), description, self.config.pretrain.recalibrate)
             self._finish(folder, started)
         return self._load_encoders(folder, self.kits)
 
@@ -146,7 +148,8 @@ class Pipeline:
             stage = Refine(self.materials, folder.name, settings, self.kits, encoders, labels, truth, folder, classes)
             started = self._train(stage, folder, started)
             self._save_classifiers(folder, stage)
-            self._export(folder, stage.encoders(), f"round {number} of judged pseudo labels")
+            description = f"round {number} of judged pseudo labels"
+            self._export(folder, stage.encoders(), description, self.config.refine.recalibrate)
             self._finish(folder, started)
         return self._load_encoders(folder, self.kits)
 
@@ -209,7 +212,7 @@ class Pipeline:
         )
         started = self._train(stage, folder, started, f"checkpoints_after_{last.name}")
         description = "large-margin fine-tuning on trusted pseudo labels"
-        self._export(folder, stage.model.encoders(), description, keep_embeddings=False)
+        self._export(folder, stage.model.encoders(), description, settings.recalibrate, keep_embeddings=False)
         self._finish(folder, started, after=last.name)
 
     def _trusted_labels(self) -> np.ndarray:
@@ -237,12 +240,18 @@ class Pipeline:
         return self.trainer.run(stage, checkpoints, started)
 
     def _export(
-        self, folder: Path, encoders: Mapping[str, Encoder], description: str, keep_embeddings: bool = True
+        self,
+        folder: Path,
+        encoders: Mapping[str, Encoder],
+        description: str,
+        recalibration: RecalibrateSettings,
+        keep_embeddings: bool = True,
     ) -> None:
         """`model_<modality>/` of every encoder, with its mean training embedding; all of these beside it."""
         for name, trained in encoders.items():
             encoder = self.kits[name].encoder()  # as it will be loaded, without what training wraps layers in
             encoder.load_state_dict(trained.state_dict())
+            recalibrate(encoder, self.kits[name], recalibration, folder.name)
             rows = self._embed(name, encoder)
             if keep_embeddings:
                 path = embeddings_path(folder, name)

@@ -14,6 +14,7 @@ import logging
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -42,10 +43,8 @@ class SupervisedPipeline(Pipeline):
         speakers = [speaker_of(utterance) for utterance in self.materials.utterances.table["utterance"]]
         return np.unique(speakers, return_inverse=True)[1], {}
 
-    def _export(
-        self, folder: Path, encoders: Mapping[str, Encoder], description: str, keep_embeddings: bool = True
-    ) -> None:
-        super()._export(folder, encoders, f"Supervised upper bound, {folder.name}", keep_embeddings)
+    def _export(self, folder: Path, encoders: Mapping[str, Encoder], description: str, *rest: Any, **more: Any) -> None:
+        super()._export(folder, encoders, f"Supervised upper bound, {folder.name}", *rest, **more)
 
 
 def _without_pseudo_labels(config: Config) -> Config:
