@@ -45,7 +45,14 @@ ClusterSettings = Annotated[MetricSettings | JointKmeansSettings, Field(discrimi
 ALWAYS_FREE = ("training.", "evaluation.", "data.trials", "data.wav_root", "rounds")
 """Without a say in what a stage learns: free to change at any time."""
 FIRST_READ_BY = {
-    "round1": ("audio.refine_seconds", "face.refine_policy", "cluster.num_clusters", "cluster.weights", "refine."),
+    "round1": (
+        "audio.refine_seconds",
+        "face.refine_policy",
+        "cluster.num_clusters",
+        "cluster.weights",
+        "refine.",
+        "calibration.",
+    ),
     "large_margin": ("large_margin.",),
 }
 """Stage folder -> settings that no stage before reads: free to change until it is there."""
@@ -318,6 +325,17 @@ class LargeMarginSettings(ClassifySettings):
     optimiser: OptimiserSettings = OptimiserSettings(learning_rate=1e-3, final_learning_rate=1e-5, warmup_epochs=0)
 
 
+class CalibrationSettings(Settings):
+    """Clusters held out of the last round and the large margin: the pseudo speakers of the calibration [C].
+
+    Without any, the calibration reads labels that the model was trained on, and errs on the confident side.
+    """
+
+    held_out: Probability = Field(0.05, description="share of the clusters; 0: none")
+    least: Count = Field(10, description="clusters at least; a calibration takes 10")
+    most: Probability = Field(0.2, description="share of the clusters; where `least` are more, none is held out")
+
+
 class TrainingSettings(Settings):
     """How the loop runs; none of these changes what is learned beyond rounding, except by what batch norm sees."""
 
@@ -369,6 +387,7 @@ class Config(Settings):
     cluster: ClusterSettings = MetricSettings()
     refine: RefineSettings = RefineSettings()
     large_margin: LargeMarginSettings = LargeMarginSettings()
+    calibration: CalibrationSettings = CalibrationSettings()
     training: TrainingSettings = TrainingSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
 
@@ -387,6 +406,11 @@ class Config(Settings):
                 raise ValueError(f"{name}.views.{problem}")
         if problem := self.refine.judge.problem(self.modalities):
             raise ValueError(f"refine.judge.{problem}")
+        if self.calibration.held_out > self.calibration.most:
+            raise ValueError(
+                f"calibration.held_out is {self.calibration.held_out}; valid: 0 to calibration.most, "
+                f"{self.calibration.most}"
+            )
         if self.refine.judge.first_epoch < self.refine.margin_full_epoch:
             raise ValueError(
                 "refine.judge.gate.start_epoch must not come before refine.margin_full_epoch: "

@@ -20,7 +20,7 @@ from accelerate.utils import parse_flag_from_env
 
 from avspk import distributed
 from avspk.checkpoint import CheckpointFolder, load_tree, save_tree
-from avspk.config import Config, ConfigError, RecalibrateSettings, TrainingSettings, describe
+from avspk.config import CalibrationSettings, Config, ConfigError, RecalibrateSettings, TrainingSettings, describe
 from avspk.data.files import whole_or_absent
 from avspk.data.manifest import Utterances, read_utterances
 from avspk.data.noise import generate_noise_pack, read_noise_pack, replace_folder
@@ -42,6 +42,7 @@ from avspk.stage_one import DONE, copy_stage_one, embeddings_path, environment, 
 from avspk.stages.classify import Classify
 from avspk.stages.cluster import class_vectors, cluster_embeddings
 from avspk.stages.embedding_files import mean_row, read_rows, write_rows
+from avspk.stages.hold_out import CALIBRATE, TRAIN, hold_out
 from avspk.stages.modalities import Materials, ModalityKit, build_kits
 from avspk.stages.pretrain import Pretrain
 from avspk.stages.recalibrate import recalibrate
@@ -51,6 +52,7 @@ from avspk.training import Trainer
 
 logger = logging.getLogger(__name__)
 MEAN_FBANK_UTTERANCES = 2000
+NOTHING_HELD_OUT = CalibrationSettings(held_out=0)
 GENERATED_BABBLE = 200  # utterances that the generated noise pack takes as babble
 
 
@@ -139,7 +141,7 @@ class Pipeline:
         if not self._is_there(folder / DONE):
             started = time.monotonic()
             rows = self._rows(number - 1, encoders)
-            labels = self._pseudo_labels(folder, rows)
+            labels = self._pseudo_labels(number, rows)
             if self.config.refine.start_from == "stage_one" and number > 1:
                 encoders = self._load_encoders(self._stage_folder(0), self.kits)
                 rows = self._rows(0, encoders)
@@ -153,19 +155,33 @@ class Pipeline:
             self._finish(folder, started)
         return self._load_encoders(folder, self.kits)
 
-    def _pseudo_labels(self, folder: Path, rows: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Labels (N,) of all utterances by joint clustering of `_embeddings`, in a file that a restart reads."""
+    def _pseudo_labels(self, number: int, rows: Mapping[str, np.ndarray]) -> np.ndarray:
+        """(N,) by joint clustering of `rows`, in a file that a restart reads; -1 where they are not to be trained on.
+
+        The last round leaves some clusters to the calibration.
+        """
+        folder = self._stage_folder(number)
         path = folder / "labels.parquet"
         if not self._is_there(path):
             labels, notes = self._cluster(rows)
+            settings = self.config.calibration if number == self.config.rounds else NOTHING_HELD_OUT
+            labels, use = hold_out(rows, labels, settings, self.config.seed, self.materials.device)
             if self.main:
-                frame = pd.DataFrame({"utterance": self.materials.utterances.table["utterance"], "label": labels})
+                names = self.materials.utterances.table["utterance"]
+                frame = pd.DataFrame({"utterance": names, "label": labels, "use": use})
                 with whole_or_absent(path) as part:
                     frame.to_parquet(part, index=False)
+                notes = notes | {"held_out": len(np.unique(labels[use == CALIBRATE]))}
                 found = {key: round(value, 4) for key, value in (self.truth.of_labels(labels) | notes).items()}
                 logger.info("%s: %d clusters  %s", folder.name, labels.max() + 1, found)
             distributed.barrier()
-        return pd.read_parquet(distributed.wait_for_file(path))["label"].to_numpy()
+        return self._labels_for(TRAIN, number)
+
+    def _labels_for(self, use: str, number: int) -> np.ndarray:
+        """(N,) a round's pseudo labels of the utterances that serve for this, -1 elsewhere."""
+        path = self._stage_folder(number) / "labels.parquet"
+        table = pd.read_parquet(distributed.wait_for_file(path))
+        return table["label"].where(table["use"] == use, -1).to_numpy()
 
     def _cluster(self, rows: Mapping[str, np.ndarray]) -> tuple[np.ndarray, dict[str, float]]:
         """Labels (N,) of all utterances, and figures for the log."""
@@ -220,6 +236,11 @@ class Pipeline:
         path = self.folder / f"round{self.config.rounds}" / "gate.parquet"
         gate = pd.read_parquet(distributed.wait_for_file(path))
         return gate["label"].where(gate["trusted"], -1).to_numpy()
+
+    def _calibration_labels(self) -> np.ndarray:
+        """(N,) clusters that the last round held out, -1 elsewhere; if it held out none, the labels that it trusts."""
+        labels = self._labels_for(CALIBRATE, self.config.rounds)
+        return labels if (labels >= 0).any() else self._trusted_labels()
 
     # What the stages share.
 
@@ -289,7 +310,7 @@ class Pipeline:
         return {name: load_encoder(path)[0] for name, path in folders.items()}
 
     def _publish(self) -> None:
-        """`model/`: the audio model of the last stage, calibrated on the last round's trusted labels."""
+        """`model/`: the audio model of the last stage, calibrated on clusters that it was not trained on."""
         if not self.main:
             return
         source, target, part = self._systems()[-1][1], self.folder / "model", self.folder / "model.part"
@@ -300,7 +321,7 @@ class Pipeline:
         if self.config.rounds:
             model, utterances = load_model(part, self.materials.device), self.materials.utterances
             workers = self.config.training.workers
-            calibration = calibrate(model, utterances, self._trusted_labels(), self.config.seed, workers)
+            calibration = calibrate(model, utterances, self._calibration_labels(), self.config.seed, workers)
             if calibration is not None:
                 save_calibration(part, calibration)
         replace_folder(part, target)

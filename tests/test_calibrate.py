@@ -136,18 +136,26 @@ def published(folder, rounds, monkeypatch):
         materials=SimpleNamespace(device="cpu", utterances="utterances"),
         _systems=lambda: [("stage 1", folder / "other"), ("final", folder / "last")],
     )
+    run._calibration_labels = lambda: pipeline.Pipeline._calibration_labels(run)
+    run._labels_for = lambda use, number: pipeline.Pipeline._labels_for(run, use, number)
+    run._stage_folder = lambda number: folder / f"round{number}"
     run._trusted_labels = lambda: pipeline.Pipeline._trusted_labels(run)
     pipeline.Pipeline._publish(run)
     return calls
 
 
-def test_a_run_publishes_its_last_model_with_calibration(tmp_path, monkeypatch):
-    """On the labels that the judge trusts; once, since it embeds thousands of files."""
+@pytest.mark.parametrize(
+    ("use", "expected"),
+    [(["train"] * 4, [0, 1, -1, -1]), (["train", "train", "calibrate", "none"], [-1, -1, 2, -1])],
+)
+def test_a_run_publishes_its_last_model_with_calibration(tmp_path, monkeypatch, use, expected):
+    """On what was held out, else on the labels that the judge trusts; once, since it embeds thousands of files."""
     write_model(tmp_path / "last")
     (tmp_path / "round2").mkdir()
     gate = {"label": [0, 1, 2, 3], "trusted": [True, True, False, False], "replacement": [-1, -1, 1, -1]}
     pd.DataFrame(gate).to_parquet(tmp_path / "round2" / "gate.parquet")
-    assert published(tmp_path, 2, monkeypatch) == [("utterances", [0, 1, -1, -1], 3, 2)]
+    pd.DataFrame({"label": [0, 1, 2, 3], "use": use}).to_parquet(tmp_path / "round2" / "labels.parquet")
+    assert published(tmp_path, 2, monkeypatch) == [("utterances", expected, 3, 2)]
     assert load_model(tmp_path / "model", "cpu").calibration == CALIBRATION
     assert published(tmp_path, 2, monkeypatch) == []
     assert not (tmp_path / "model.part").exists()

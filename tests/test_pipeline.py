@@ -94,7 +94,7 @@ def test_stage_one_leaves_recalibrated_encoders_and_their_embeddings(finished, d
     output, _ = finished
     materials = tiny.materials(settings_of(data, output))
     for name, kit in build_kits(materials).items():
-        encoder, _ = load_encoder(output / "pretrain" / f"model_{name}")
+        encoder, *_ = load_encoder(output / "pretrain" / f"model_{name}")
         exported = {key: value.clone() for key, value in encoder.state_dict().items()}
         recalibrate(encoder, kit, materials.config.pretrain.recalibrate, "pretrain")
         assert_same_weights(encoder.state_dict(), exported)
