@@ -45,7 +45,14 @@ ClusterSettings = Annotated[MetricSettings | JointKmeansSettings, Field(discrimi
 ALWAYS_FREE = ("training.", "evaluation.", "data.trials", "data.wav_root", "rounds")
 """Without a say in what a stage learns: free to change at any time."""
 FIRST_READ_BY = {
-    "round1": ("audio.refine_seconds", "face.refine_policy", "cluster.num_clusters", "cluster.weights", "refine."),
+    "round1": (
+        "audio.refine_seconds",
+        "face.refine_policy",
+        "cluster.num_clusters",
+        "cluster.weights",
+        "refine.",
+        "calibration.",
+    ),
     "large_margin": ("large_margin.",),
 }
 """Stage folder -> settings that no stage before reads: free to change until it is there."""
@@ -246,6 +253,14 @@ class ClusterAwareSettings(Settings):
     utterances: int = Field(6, ge=2, description="at most this many utterances an example")
 
 
+class RecalibrateSettings(Settings):
+    """Batch-norm statistics measured over clean crops before a stage's model is used; see stages/recalibrate.py [C]."""
+
+    batches: int = Field(0, ge=0, description="0: the running averages of training stay")
+    batch_size: int = Field(64, ge=2)
+    seconds: Positive = Field(4.0, description="length of an audio crop; a face crop is taken whole")
+
+
 class PretrainSettings(Settings):
     """Stage 1 [S wespeaker v3/dino]."""
 
@@ -256,6 +271,7 @@ class PretrainSettings(Settings):
     teacher_momentum: Probability = Field(0.996, description="rises to 1 by a cosine")
     average_last: Count = Field(10, description="the model is the mean of this many last teachers")
     cluster_aware: ClusterAwareSettings = ClusterAwareSettings()
+    recalibrate: RecalibrateSettings = RecalibrateSettings()
 
 
 class ClassifySettings(Settings):
@@ -271,6 +287,7 @@ class ClassifySettings(Settings):
     margin: float = Field(0.2, ge=0)
     margin_start_epoch: float = Field(1.0, ge=0, description="the margin rises from 0 between these two epochs")
     margin_full_epoch: float = Field(4.0, ge=0)
+    recalibrate: RecalibrateSettings = RecalibrateSettings()
 
 
 class RefineSettings(ClassifySettings):
@@ -309,6 +326,17 @@ class LargeMarginSettings(ClassifySettings):
 def _yaml_no(value: Any) -> Any:
     """YAML reads an unquoted no as false."""
     return "no" if value is False else value
+
+
+class CalibrationSettings(Settings):
+    """Clusters held out of the last round and the large margin: the pseudo speakers of the calibration [C].
+
+    Without any, the calibration reads labels that the model was trained on, and errs on the confident side.
+    """
+
+    held_out: Probability = Field(0.05, description="share of the clusters; 0: none")
+    least: Count = Field(10, description="clusters at least; a calibration takes 10")
+    most: Probability = Field(0.2, description="share of the clusters; where `least` are more, none is held out")
 
 
 class TrainingSettings(Settings):
@@ -366,6 +394,7 @@ class Config(Settings):
     cluster: ClusterSettings = MetricSettings()
     refine: RefineSettings = RefineSettings()
     large_margin: LargeMarginSettings = LargeMarginSettings()
+    calibration: CalibrationSettings = CalibrationSettings()
     training: TrainingSettings = TrainingSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
 
@@ -384,6 +413,11 @@ class Config(Settings):
                 raise ValueError(f"{name}.views.{problem}")
         if problem := self.refine.judge.problem(self.modalities):
             raise ValueError(f"refine.judge.{problem}")
+        if self.calibration.held_out > self.calibration.most:
+            raise ValueError(
+                f"calibration.held_out is {self.calibration.held_out}; valid: 0 to calibration.most, "
+                f"{self.calibration.most}"
+            )
         if self.refine.judge.first_epoch < self.refine.margin_full_epoch:
             raise ValueError(
                 "refine.judge.gate.start_epoch must not come before refine.margin_full_epoch: "

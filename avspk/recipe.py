@@ -11,7 +11,7 @@ from typing import Any
 from avspk import distributed
 from avspk.checkpoint import load_tree, save_tree
 from avspk.report import write_report
-from avspk.round_labels import round_labels, trusted_labels
+from avspk.round_labels import calibration_labels, round_labels, trusted_labels
 from avspk.session import Session
 from avspk.stage_work import Encoders, StageWork, is_finished, load_encoders, training_embeddings
 from avspk.stages.classify import Classify
@@ -32,7 +32,7 @@ def run(session: Session) -> list[dict[str, Any]]:
         encoders = refine(session, number, encoders)
     if rounds and session.config.large_margin.enabled:
         fine_tune(session, encoders)
-    publish(session, trusted_labels(session) if rounds else None)
+    publish(session, calibration_labels(session) if rounds else None)
     rows = evaluate(session)
     finish_trackers(session.accelerator)
     if session.main:
@@ -47,7 +47,8 @@ def pretrain(session: Session) -> Encoders:
         work = StageWork(session, folder)
         stage = work.train(Pretrain(session.materials, session.truth))
         objective = session.config.pretrain.objective.kind.upper()
-        work.export(stage.teachers(), f"{objective} pretraining, mean of the last teachers")
+        description = f"{objective} pretraining, mean of the last teachers"
+        work.export(stage.teachers(), description, session.config.pretrain.recalibrate)
         work.finish()
     return load_encoders(session, folder)
 
@@ -58,7 +59,7 @@ def refine(session: Session, number: int, encoders: Encoders) -> Encoders:
     if not is_finished(session, folder):
         work = StageWork(session, folder)
         rows = training_embeddings(session, session.files.round(number - 1), encoders)
-        labels = round_labels(session, folder, rows)
+        labels = round_labels(session, number, rows)
         if settings.start_from == "stage_one" and number > 1:
             encoders = load_encoders(session, session.files.pretrain)
             rows = training_embeddings(session, session.files.pretrain, encoders)
@@ -68,7 +69,7 @@ def refine(session: Session, number: int, encoders: Encoders) -> Encoders:
         work.train(stage)
         if session.main:
             save_tree(folder.classifiers, stage.classifiers())
-        work.export(stage.encoders(), f"round {number} of judged {session.labeller.name} labels")
+        work.export(stage.encoders(), f"round {number} of judged {session.labeller.name} labels", settings.recalibrate)
         work.finish()
     return load_encoders(session, folder)
 
@@ -86,5 +87,5 @@ def fine_tune(session: Session, encoders: Encoders) -> None:
     stage = Classify(session.materials, folder.name, settings, kits, views, encoder, labels, {"audio": classifier})
     work.train(stage, f"checkpoints_after_{last.name}")
     description = "large-margin fine-tuning on trusted pseudo labels"
-    work.export(stage.model.encoders(), description, keep_embeddings=False)
+    work.export(stage.model.encoders(), description, settings.recalibrate, keep_embeddings=False)
     work.finish(after=last.name)

@@ -10,12 +10,14 @@ import numpy as np
 
 from avspk import distributed
 from avspk.checkpoint import CheckpointFolder
+from avspk.config import RecalibrateSettings
 from avspk.inference.speaker_model import WEIGHTS, load_encoder, save_model
 from avspk.models.encoder import Encoder
 from avspk.run import StageFolder
 from avspk.session import Session
 from avspk.stages.base import Stage
 from avspk.stages.embedding_files import mean_row, read_rows, write_rows
+from avspk.stages.recalibrate import recalibrate
 
 Trained = TypeVar("Trained", bound=Stage)
 Encoders = dict[str, Encoder]
@@ -37,12 +39,19 @@ class StageWork:
         self._started = self.session.trainer.run(stage, folder, self._started)
         return stage
 
-    def export(self, encoders: Mapping[str, Encoder], description: str, keep_embeddings: bool = True) -> None:
+    def export(
+        self,
+        encoders: Mapping[str, Encoder],
+        description: str,
+        recalibration: RecalibrateSettings,
+        keep_embeddings: bool = True,
+    ) -> None:
         """The stage's model of each modality, with its mean training embedding, and all of these embeddings."""
         session = self.session
         for name, trained in encoders.items():
             encoder = session.kits[name].encoder()  # as it will be loaded, without what training wraps layers in
             encoder.load_state_dict(trained.state_dict())
+            recalibrate(encoder, session.kits[name], recalibration, self.folder.name)
             rows = embed(session, name, encoder)
             if keep_embeddings:
                 path, num_rows = self.folder.embeddings(name), len(session.materials.utterances)

@@ -64,8 +64,8 @@ ALLOWED = {
         "trackers",
         "training",
     },
-    "stage_work": {"checkpoint", "distributed", "inference", "models", "run", "session", "stages"},
-    "round_labels": {"data", "distributed", "extras", "run", "session"},
+    "stage_work": {"checkpoint", "config", "distributed", "inference", "models", "run", "session", "stages"},
+    "round_labels": {"config", "data", "distributed", "extras", "run", "session", "stages"},
     "systems": {"data", "evaluation", "frontend", "inference", "models", "session"},
     "recipe": {
         "checkpoint",

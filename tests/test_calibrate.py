@@ -13,7 +13,7 @@ from avspk import load_model, systems
 from avspk.data.manifest import Utterances
 from avspk.evaluation import calibrate as module
 from avspk.evaluation.calibrate import calibrate
-from avspk.round_labels import trusted_labels
+from avspk.round_labels import calibration_labels
 from avspk.run import RunFolder
 from avspk.scoring.metrics import cllr, min_cllr
 
@@ -141,17 +141,22 @@ def published(folder, rounds, monkeypatch):
         config=SimpleNamespace(rounds=rounds, seed=3, training=SimpleNamespace(workers=2)),
         materials=SimpleNamespace(device="cpu", utterances="utterances"),
     )
-    systems.publish(session, trusted_labels(session) if rounds else None)
+    systems.publish(session, calibration_labels(session) if rounds else None)
     return calls
 
 
-def test_a_run_publishes_its_last_model_with_calibration(tmp_path, monkeypatch):
-    """On the labels that the judge trusts; once, since it embeds thousands of files."""
+@pytest.mark.parametrize(
+    ("use", "expected"),
+    [(["train"] * 4, [0, 1, -1, -1]), (["train", "train", "calibrate", "none"], [-1, -1, 2, -1])],
+)
+def test_a_run_publishes_its_last_model_with_calibration(tmp_path, monkeypatch, use, expected):
+    """On what was held out, else on the labels that the judge trusts; once, since it embeds thousands of files."""
     write_model(tmp_path / "last")
     (tmp_path / "round2").mkdir()
     gate = {"label": [0, 1, 2, 3], "trusted": [True, True, False, False], "replacement": [-1, -1, 1, -1]}
     pd.DataFrame(gate).to_parquet(tmp_path / "round2" / "gate.parquet")
-    assert published(tmp_path, 2, monkeypatch) == [("utterances", [0, 1, -1, -1], 3, 2)]
+    pd.DataFrame({"label": [0, 1, 2, 3], "use": use}).to_parquet(tmp_path / "round2" / "labels.parquet")
+    assert published(tmp_path, 2, monkeypatch) == [("utterances", expected, 3, 2)]
     assert load_model(tmp_path / "model", "cpu").calibration == CALIBRATION
     assert published(tmp_path, 2, monkeypatch) == []
     assert not (tmp_path / "model.part").exists()

@@ -20,7 +20,10 @@ from avspk import recipe
 from avspk.checkpoint import load_tree
 from avspk.config import ConfigError, parse_config
 from avspk.data.manifest import ManifestError, read_utterances, write_utterances
+from avspk.inference.speaker_model import load_encoder
 from avspk.session import Session
+from avspk.stages.modalities import build_kits
+from avspk.stages.recalibrate import recalibrate
 
 ROOT = Path(__file__).parent.parent
 TRAIN = ROOT / "tools" / "train_av.py"
@@ -85,6 +88,19 @@ def test_every_stage_leaves_its_files(finished):
     faces = np.load(output / "pretrain" / "training_embeddings_face.npy")
     assert np.isnan(faces[3]).all()
     assert np.isfinite(np.delete(faces, 3, 0)).all()
+
+
+def test_stage_one_leaves_recalibrated_encoders_and_their_embeddings(finished, data):
+    """Statistics over batches that are normalised by themselves depend on weights alone: once more changes nothing."""
+    output, _ = finished
+    materials = tiny.materials(settings_of(data, output))
+    for name, kit in build_kits(materials).items():
+        encoder, *_ = load_encoder(output / "pretrain" / f"model_{name}")
+        exported = {key: value.clone() for key, value in encoder.state_dict().items()}
+        recalibrate(encoder, kit, materials.config.pretrain.recalibrate, "pretrain")
+        assert_same_weights(encoder.state_dict(), exported)
+        rows = np.load(output / "pretrain" / f"training_embeddings_{name}.npy")
+        np.testing.assert_allclose(kit.embed(encoder, slice(0, 3)), rows[:3], rtol=1e-4, atol=1e-5)
 
 
 def test_metrics_have_the_promised_form(finished):

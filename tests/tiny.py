@@ -119,6 +119,7 @@ def tree(root: Path, output: Path) -> dict:
             "optimiser": optimiser,
             "average_last": 2,
             "cluster_aware": {"start": 0.5, "every": 1, "num_clusters": 8, "utterances": 3},
+            "recalibrate": {"batches": 2, "batch_size": 24, "seconds": 0.5},
         },
         "cluster": {"kind": "kmeans", "num_clusters": 8},
         "refine": {
