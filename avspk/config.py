@@ -265,7 +265,10 @@ class PretrainSettings(Settings):
     """Stage 1 [S wespeaker v3/dino]."""
 
     objective: ObjectiveSettings = DinoSettings()
-    epochs: Count = 150
+    init_from: dict[Modality, Path] = Field(
+        default_factory=dict, description="modality -> model folder whose encoder stage 1 begins with; default: random"
+    )
+    epochs: int = Field(150, ge=0, description="0: stage 1 is what init_from names, and the rounds begin from it")
     batch_size: Count = Field(512, description="over all processes")
     optimiser: OptimiserSettings = OptimiserSettings()
     teacher_momentum: Probability = Field(0.996, description="rises to 1 by a cosine")
@@ -411,6 +414,9 @@ class Config(Settings):
         for name in self.modalities:
             if problem := plan.problem(*getattr(self, name).views.counts(plan)):
                 raise ValueError(f"{name}.views.{problem}")
+        missing = [name for name in self.modalities if name not in self.pretrain.init_from]
+        if missing and self.pretrain.epochs == 0:
+            raise ValueError(f"pretrain.epochs is 0, and pretrain.init_from names no model for {missing[0]}")
         if problem := self.refine.judge.problem(self.modalities):
             raise ValueError(f"refine.judge.{problem}")
         if self.calibration.held_out > self.calibration.most:

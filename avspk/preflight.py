@@ -24,7 +24,7 @@ from avspk.config import (
     dump_config,
     load_config,
 )
-from avspk.data.files import hold_for_life, whole_or_absent, write_json
+from avspk.data.files import hold_for_life, read_json, whole_or_absent, write_json
 from avspk.data.manifest import Utterances
 from avspk.data.media import SAMPLE_RATE
 from avspk.machine import commit, hardware, versions
@@ -95,6 +95,22 @@ def _clusterings(config: Config) -> Iterator[tuple[str, int, str]]:
             yield "pretrain.cluster_aware.num_clusters", max(counts) if isinstance(counts, list) else counts, modality
     if config.rounds:
         yield "cluster.num_clusters", config.cluster.num_clusters, "audio"  # which all have
+
+
+def check_initial_models(config: Config) -> None:
+    """The models that stage 1 begins with are there and of the config's architecture. Raises: ConfigError."""
+    for modality, folder in config.pretrain.init_from.items():
+        key = f"pretrain.init_from.{modality}={folder}"
+        path = folder / "config.json"
+        if not path.is_file():
+            raise ConfigError(f"{key}: no config.json there; it must be a model folder, as exp/demo/model")
+        settings = getattr(config, modality)
+        wanted = settings.encoder.model_dump()
+        found = {name: value for name, value in read_json(path, {})["architecture"].items() if name != "num_mels"}
+        if found != wanted:
+            differing = sorted(name for name in {*wanted, *found} if wanted.get(name) != found.get(name))
+            shown = ", ".join(f"{name} {found.get(name)} -> {wanted.get(name)}" for name in differing)
+            raise ConfigError(f"{key} has another encoder than {modality}.encoder (there -> here): {shown}")
 
 
 def check_media(utterances: Utterances, config: Config) -> None:

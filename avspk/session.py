@@ -20,7 +20,7 @@ from avspk.extras import explained
 from avspk.labellers import ClusterLabeller, Labeller
 from avspk.memory import keep_freed_memory
 from avspk.precision import FLOAT32, choose_precision
-from avspk.preflight import check_launch, check_media, check_sizes, claim_folder, manifest_digest
+from avspk.preflight import check_initial_models, check_launch, check_media, check_sizes, claim_folder, manifest_digest
 from avspk.run import RunFolder
 from avspk.runlog import RunLog, setup_logging
 from avspk.stage_one import copy_stage_one, require_stage_one
@@ -91,6 +91,7 @@ class Session:
         """The utterances, after all checks that need no folder of our own."""
         config = self.config
         check_launch(config, device)
+        check_initial_models(config)
         utterances = read_utterances(config.data.train)
         check_sizes(utterances, config)
         check_media(utterances, config)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from avspk import distributed
 from avspk.data.dataset import ViewDataset
 from avspk.data.sampler import ClusterPositives, ExampleSampler
+from avspk.inference.speaker_model import load_encoder
 from avspk.models.audio_visual import EncoderBranch
 from avspk.models.ema import ema_update, make_teacher, running_mean
 from avspk.models.encoder import Encoder
@@ -69,6 +70,8 @@ class Pretrain(Stage):
 
     def _network(self, name: str) -> EncoderBranch:
         encoder, objective = self.kits[name].encoder(), self.objectives[name]
+        if name in self.settings.init_from:
+            encoder.load_state_dict(load_encoder(self.settings.init_from[name])[0].state_dict())
         return seeded(lambda: objective.network(encoder), self.config.seed, name, "head")
 
     # What one step is.
