@@ -47,6 +47,15 @@ class Utterances:
         """The column by itself: looking it up for every file would cost more than opening the file."""
         return self.table["audio"].array
 
+    @cached_property
+    def recordings(self) -> np.ndarray:
+        """(N,) int64 number of each utterance's recording: the video of id00012/21Uxsk56VDQ/00001, not its speaker.
+
+        Videos of one name are one recording, whoever is in them.
+        """
+        videos = self.table["utterance"].str.split("/", n=1).str[-1].str.rpartition("/")[0]
+        return pd.factorize(videos)[0].astype(np.int64)
+
     def missing_audio(self, rows: slice | None = None) -> list[Path]:
         """Places of these utterances' sound where there is none, of all by default: for before a long job."""
         chosen = range(len(self)) if rows is None else range(*rows.indices(len(self)))
