@@ -55,7 +55,7 @@ FIRST_READ_BY = {
     ),
     "large_margin": ("large_margin.",),
 }
-"""Stage folder -> settings that no stage before reads: free to change until it is there."""
+"""Stage folder -> settings that no stage before reads: free to change until it is there; see `first_read_by`."""
 
 
 JudgeSettings = Annotated[GatedCorrectionSettings, DefaultKind("gate_and_correction")]
@@ -251,6 +251,14 @@ class ClusterAwareSettings(Settings):
     every: Count = Field(5, description="epochs between clusterings")
     num_clusters: Count | list[Count] = Field(7500, description="fixed, or one per clustering (the last one repeats)")
     utterances: int = Field(6, ge=2, description="at most this many utterances an example")
+    joint: bool = Field(False, description="clusters of all modalities together instead of one's own for each [C]")
+    other_recordings: bool = Field(False, description="utterances of other recordings (videos) come first [C]")
+    teacher_alone: bool = Field(False, description="the long crops come from the example's first utterance alone [C]")
+
+    @property
+    def is_joint(self) -> bool:
+        """Whether modalities depend on each other in stage 1."""
+        return self.enabled and self.joint
 
 
 class RecalibrateSettings(Settings):
@@ -430,6 +438,13 @@ class Config(Settings):
                 "the gate reads losses after the ramp"
             )
         return self
+
+
+def first_read_by(config: Config) -> dict[str, tuple[str, ...]]:
+    """`FIRST_READ_BY`, less what stage 1 reads with joint clusters: the weights of the modalities."""
+    if not config.pretrain.cluster_aware.is_joint:
+        return FIRST_READ_BY
+    return {stage: tuple(key for key in keys if key != "cluster.weights") for stage, keys in FIRST_READ_BY.items()}
 
 
 def load_config(path: Path | str, overrides: Iterable[str] = ()) -> Config:

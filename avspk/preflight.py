@@ -15,13 +15,13 @@ import torch
 from avspk import distributed
 from avspk.config import (
     ALWAYS_FREE,
-    FIRST_READ_BY,
     Config,
     ConfigError,
     Differences,
     describe,
     differing_keys,
     dump_config,
+    first_read_by,
     load_config,
 )
 from avspk.data.files import hold_for_life, read_json, whole_or_absent, write_json
@@ -91,7 +91,8 @@ def _clusterings(config: Config) -> Iterator[tuple[str, int, str]]:
     """Key, clusters that it asks for, modality that an utterance must have to be in one."""
     if config.pretrain.cluster_aware.enabled:
         counts = config.pretrain.cluster_aware.num_clusters
-        for modality in config.modalities:  # each on its own
+        # Each on its own, or all together: audio is there for all.
+        for modality in ["audio"] if config.pretrain.cluster_aware.joint else config.modalities:
             yield "pretrain.cluster_aware.num_clusters", max(counts) if isinstance(counts, list) else counts, modality
     if config.rounds:
         yield "cluster.num_clusters", config.cluster.num_clusters, "audio"  # which all have
@@ -184,7 +185,7 @@ def _require_same_run(files: RunFolder, config: Config, labels: str, utterances:
     """Settings that differ and may."""
     folder = files.path
     differing = differing_keys(load_config(files.config), config) if files.config.is_file() else {}
-    waiting = [keys for stage, keys in FIRST_READ_BY.items() if not files.stage(stage).path.exists()]
+    waiting = [keys for stage, keys in first_read_by(config).items() if not files.stage(stage).path.exists()]
     free = (*ALWAYS_FREE, *chain(*waiting))
     fixed = {key: values for key, values in differing.items() if not key.startswith(free)}
     if fixed:

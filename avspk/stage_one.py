@@ -6,24 +6,24 @@ import shutil
 from itertools import chain
 from pathlib import Path
 
-from avspk.config import ALWAYS_FREE, FIRST_READ_BY, Config, ConfigError, describe, differing_keys, load_config
+from avspk.config import ALWAYS_FREE, Config, ConfigError, describe, differing_keys, first_read_by, load_config
 from avspk.data.files import whole_or_absent
 from avspk.data.noise import replace_folder
 from avspk.run import RunFolder
-
-LATER = ("output", "stage_one", "modalities", *ALWAYS_FREE, *chain(*FIRST_READ_BY.values()))
-"""Beginnings of the keys that stage 1 does not depend on."""
 
 
 def stage_one_differences(first: Config, second: Config) -> list[str]:
     """Settings that make the second's stage 1 another one than the first's, as `key: first -> second`.
 
-    Modalities are independent in stage 1: the second may have fewer of them.
+    Modalities are independent in stage 1, and the second may have fewer of them, unless they were clustered together.
     """
-    ignored = LATER if "face" in second.modalities else (*LATER, "face.")
+    later = ("output", "stage_one", "modalities", *ALWAYS_FREE, *chain(*first_read_by(second).values()))
+    ignored = later if "face" in second.modalities else (*later, "face.")
     differing = differing_keys(first, second)
     matter = {key: values for key, values in differing.items() if not key.startswith(ignored)}
     missing = [name for name in second.modalities if name not in first.modalities]
+    if first.pretrain.cluster_aware.is_joint and set(first.modalities) != set(second.modalities):
+        return [*describe(matter), f"modalities: {first.modalities}, clustered together, -> {second.modalities}"]
     return describe(matter) + [f"modalities: {first.modalities} lacks {name}" for name in missing]
 
 

@@ -121,3 +121,16 @@ def test_what_comes_later_may_differ_and_a_missing_modality_may_not(data):
     (line,) = stage_one_differences(first, parse_config(small))
     assert line == "face.views.local_size: 16 -> 24"
     assert stage_one_differences(first, parse_config(small | {"modalities": ["audio"]})) == []
+
+
+def test_joint_clusters_tie_the_modalities_and_their_weights_to_stage_one(data):
+    """Audio of an audio-visual run is another one then, and the weights say how."""
+    tree = settings(data, Path("a"))
+    tree["pretrain"] |= {"cluster_aware": PRETRAIN["cluster_aware"] | {"joint": True}}
+    tree["cluster"]["weights"] = {"audio": 1.0, "face": 1.0}
+    first, alone = parse_config(tree), parse_config(tree | {"modalities": ["audio"]})
+    (line,) = stage_one_differences(first, alone)
+    assert line == "modalities: ['audio', 'face'], clustered together, -> ['audio']"
+    other = parse_config(tree | {"cluster": tree["cluster"] | {"weights": {"audio": 1.0, "face": 0.5}}})
+    (line,) = stage_one_differences(first, other)
+    assert "cluster.weights" in line

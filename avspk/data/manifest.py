@@ -75,6 +75,14 @@ class Utterances:
             return self.table["recording"].to_numpy(str)
         return self.table["utterance"].str.rsplit("/", n=1).str[0].to_numpy(str)
 
+    @cached_property
+    def videos(self) -> np.ndarray:
+        """(N,) int64 number of each utterance's recording, as training may know it: without the speaker's folder.
+
+        Recordings of one name are one, whoever is in them.
+        """
+        return pd.factorize(pd.Series(self.recordings).str.partition("/")[2])[0].astype(np.int64)
+
     def missing_audio(self, rows: slice | None = None) -> list[Path]:
         """Places of these utterances' sound where there is none, of all by default: for before a long job."""
         chosen = range(len(self)) if rows is None else range(*rows.indices(len(self)))

@@ -62,7 +62,7 @@ class ModalityKit(ABC):
         """A new encoder whose initial weights depend on (seed, modality) alone."""
 
     @abstractmethod
-    def pretrain_views(self, plan: ViewPlan) -> ViewSampler:
+    def pretrain_views(self, plan: ViewPlan) -> AudioViews | FaceViews:
         """Groups "global" (long crops) and "local" (short ones), as the objective of stage 1 wants them."""
 
     @abstractmethod
@@ -78,6 +78,11 @@ class ModalityKit(ABC):
     @abstractmethod
     def embed(self, encoder: Encoder, rows: slice) -> np.ndarray:
         """Embeddings of these utterances, (n, D) float32; NaN where the modality is missing."""
+
+    @property
+    def _long_alone(self) -> bool:
+        """Whether stage 1's long crops, which the teacher sees, come from the example's first utterance alone."""
+        return self.config.pretrain.cluster_aware.teacher_alone
 
     def _seeded(self, architecture: str, **arguments: object) -> Encoder:
         return seeded(lambda: build_encoder(architecture, **arguments), self.config.seed, self.name, "encoder")
@@ -96,12 +101,12 @@ class AudioKit(ModalityKit):
         settings = self.config.audio
         return self._seeded(**settings.encoder.model_dump(), num_mels=settings.features.num_mels)
 
-    def pretrain_views(self, plan: ViewPlan) -> ViewSampler:
+    def pretrain_views(self, plan: ViewPlan) -> AudioViews | FaceViews:
         views, policy = self.config.audio.views, self.config.audio.policy
         long, short = views.counts(plan)
         return self._views(
             {
-                "global": AudioGroup(long, views.global_seconds, None if plan.clean_long else policy),
+                "global": AudioGroup(long, views.global_seconds, None if plan.clean_long else policy, self._long_alone),
                 "local": AudioGroup(short, views.local_seconds, policy),
             }
         )
@@ -135,7 +140,7 @@ class AudioKit(ModalityKit):
             training.workers,
         )
 
-    def _views(self, groups: dict[str, AudioGroup]) -> ViewSampler:
+    def _views(self, groups: dict[str, AudioGroup]) -> AudioViews:
         wanted = {name: group for name, group in groups.items() if group.count}
         return AudioViews(self.materials.utterances, wanted, self.materials.noise)
 
@@ -152,12 +157,12 @@ class FaceKit(ModalityKit):
     def encoder(self) -> Encoder:
         return self._seeded(**self.config.face.encoder.model_dump())
 
-    def pretrain_views(self, plan: ViewPlan) -> ViewSampler:
+    def pretrain_views(self, plan: ViewPlan) -> AudioViews | FaceViews:
         views = self.config.face.views
         long, short = views.counts(plan)
         return self._views(
             {
-                "global": FaceGroup(long, None if plan.clean_long else views.global_policy),
+                "global": FaceGroup(long, None if plan.clean_long else views.global_policy, self._long_alone),
                 "local": FaceGroup(short, views.local_policy),
             }
         )
@@ -188,7 +193,7 @@ class FaceKit(ModalityKit):
             self.config.training.workers,
         )
 
-    def _views(self, groups: dict[str, FaceGroup]) -> ViewSampler:
+    def _views(self, groups: dict[str, FaceGroup]) -> FaceViews:
         wanted = {name: group for name, group in groups.items() if group.count}
         return FaceViews(self.materials.utterances, self.materials.crops, wanted)
 

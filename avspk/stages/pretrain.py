@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from avspk import distributed
 from avspk.data.dataset import ViewDataset
 from avspk.data.sampler import ClusterPositives, ExampleSampler
+from avspk.data.views import rows_of_views
 from avspk.inference.speaker_model import load_encoder
 from avspk.models.audio_visual import EncoderBranch
 from avspk.models.ema import ema_update, make_teacher, running_mean
@@ -24,6 +25,7 @@ from avspk.stages.modalities import Materials, build_kits, seeded
 from avspk.stages.truth import Truth
 
 STAGE = "pretrain"
+PAIRS_FROM = 2000  # examples whose pairs of views the log describes
 
 
 class CollapseError(RuntimeError):
@@ -49,6 +51,7 @@ class Pretrain(Stage):
         self.front_ends = {name: kit.front_end().to(self.device) for name, kit in self.kits.items()}
         plan = self.settings.objective.views
         views = {name: kit.pretrain_views(plan) for name, kit in self.kits.items()}
+        self.groups = {name: sampler.groups for name, sampler in views.items()}
         self.dataset = ViewDataset(views, config.seed, STAGE)
         self.sampler = ExampleSampler(
             np.arange(len(materials.utterances)),
@@ -124,10 +127,7 @@ class Pretrain(Stage):
     # What one epoch is.
 
     def begin_epoch(self, epoch: int) -> Metrics:
-        """Cluster each modality on its own teacher's embeddings, on the epochs when that is due.
-
-        Each on its own, so that the audio encoder of an audio-visual run equals that of an audio-only run.
-        """
+        """Cluster the teachers' embeddings, on the epochs when that is due; examples are cut from clusters then."""
         settings = self.settings.cluster_aware
         elapsed = epoch - math.ceil(round(settings.start * self.num_epochs, 6))
         if not settings.enabled or elapsed < 0 or elapsed % settings.every:
@@ -135,17 +135,42 @@ class Pretrain(Stage):
         counts = settings.num_clusters if isinstance(settings.num_clusters, list) else [settings.num_clusters]
         num_clusters = counts[min(elapsed // settings.every, len(counts) - 1)]
         metrics: Metrics = {}
-        for name, kit in self.kits.items():
-            rows = kit.embed(self.teacher[name].encoder, distributed.local_share(len(self.utterances)))
-            clusterer, seed = self.config.cluster.build(), self.config.seed
-            labels, _ = cluster_embeddings({name: rows}, {name: kit.usable}, clusterer, num_clusters, seed, self.device)
-            self._use_positives(name, torch.from_numpy(labels))
-            metrics |= _named(name, self.truth.of_labels(labels))
+        # Each on its own, the audio encoder of an audio-visual run equals that of an audio-only run.
+        for names in [list(self.kits)] if settings.joint else [[name] for name in self.kits]:
+            labels = self._cluster(names, num_clusters)
+            for name in names:
+                # Who lacks a modality must not lend it, whatever cluster the others put it in.
+                own = np.where(self.kits[name].usable, labels, -1)
+                self._use_positives(name, torch.from_numpy(own))
+                metrics |= _named(name, self.truth.of_labels(own) | self._pairs(name, epoch))
         return metrics
+
+    def _cluster(self, names: list[str], num_clusters: int) -> np.ndarray:
+        """Labels (N,) by the teachers' embeddings of these modalities together, -1 where an utterance has none."""
+        share, seed = distributed.local_share(len(self.utterances)), self.config.seed
+        rows = {name: self.kits[name].embed(self.teacher[name].encoder, share) for name in names}
+        usable = {name: self.kits[name].usable for name in names}
+        labels, _ = cluster_embeddings(rows, usable, self.config.cluster.build(), num_clusters, seed, self.device)
+        return labels
 
     def _use_positives(self, name: str, labels: Tensor) -> None:
         self.labels[name] = labels
-        self.sampler.positives[name] = ClusterPositives(labels.numpy())
+        recordings = self.utterances.videos if self.settings.cluster_aware.other_recordings else None
+        self.sampler.positives[name] = ClusterPositives(labels.numpy(), recordings)
+
+    def _pairs(self, name: str, epoch: int) -> dict[str, float]:
+        """How right the pairs of teacher's and student's views of some examples are, for the log."""
+        rows = np.flatnonzero(self.kits[name].usable)
+        rows = rows[np.linspace(0, len(rows) - 1, min(PAIRS_FROM, len(rows))).astype(np.int64)]
+        pairs: list[tuple[int, int]] = []
+        for row in rows.tolist():
+            views = rows_of_views(self.groups[name], self.sampler.sources(epoch, row, name))
+            long, short = list(enumerate(views["global"])), views.get("local", [])
+            if self.settings.objective.views.student_long:
+                pairs += [(one, other) for k, one in long for j, other in long if j != k]
+            pairs += [(one, other) for _, one in long for other in short]
+        first, second = np.array(pairs).T
+        return self.truth.of_pairs(first, second)
 
     def end_epoch(self, epoch: int) -> Metrics:
         """Average the last teachers."""
