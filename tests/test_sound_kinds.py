@@ -101,6 +101,14 @@ REFUSED = {
     "torn.m4a": (edited(LOSSY["aac.m4a"], half), "truncated: the MP4 header announces"),
     "torn.aac": (edited(LOSSY["adts.aac"], half), r"truncated or damaged: [0-9.]+ s can be decoded"),
     "torn.ogg": (edited(LOSSY["opus.ogg"], half), "truncated: the Ogg header announces"),
+    "huge.caf": (
+        edited(with_libsndfile("CAF"), lambda caf: caf[:12] + b"\x7f" * 8 + caf[20:]),
+        "not recognised as sound",
+    ),
+    "unknown_codec.mka": (
+        edited(LOSSY["aac.mka"], lambda mka: mka.replace(b"A_AAC", b"A_XYZ")),
+        "cannot be decoded: Dec",
+    ),
     "noise.wav": (lambda path: path.write_bytes(np.random.default_rng(0).bytes(5_000)), "not recognised as sound"),
     "text.wav": (lambda path: path.write_text("Not Found\n" * 99), "not recognised as sound"),
     "empty.mp3": (Path.touch, "empty file"),

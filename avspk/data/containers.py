@@ -108,9 +108,9 @@ def _chunks(file: _Rest, size: int, first: int, order: str, wide: bool = False) 
     """Name, start and length of the content of each chunk from `first` on; lengths of 4 bytes, or of 8 if `wide`."""
     position, header = first, 12 if wide else 8
     for _ in range(_MOST_PARTS):
-        file.seek(position)
         if position + header > size:
             return
+        file.seek(position)
         head = file.read(header)
         length = int.from_bytes(head[4:], order)  # type: ignore[arg-type]
         yield head[:4], position + header, length
@@ -142,8 +142,10 @@ def _riff(file: _Rest, size: int) -> Extent | None:
 def _require_no_rest(file: _Rest, size: int, start: int, length: int) -> None:
     """A header that a crashed recorder did not bring up to date: most of the file would be left out."""
     rest = size - start - length
+    if _unknown(length) or rest <= length:
+        return
     file.seek(start + length + length % 2)
-    if not _unknown(length) and rest > length and not file.read(4).isalnum():
+    if not file.read(4).isalnum():
         raise ContainerError(f"the WAV header announces {length} bytes of sound, {rest} more follow; repair the header")
 
 
@@ -151,10 +153,10 @@ def _w64(file: _Rest, size: int) -> Extent | None:
     """Sony Wave64: names of 16 bytes, lengths of 8 that include this header of 24, chunks at multiples of 8."""
     position = 40
     for _ in range(_MOST_PARTS):
+        if position + 24 > size:
+            return None
         file.seek(position)
         head = file.read(24)
-        if len(head) < 24:
-            return None
         length = int.from_bytes(head[16:], "little")
         if head[:16] == _W64_DATA:
             return None if length <= 24 else _extent("W64", position, length)

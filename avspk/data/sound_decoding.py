@@ -183,7 +183,7 @@ def _av_open(path: Path) -> Any:
 
     try:
         return av.open(str(path), metadata_errors="replace")
-    except av.InvalidDataError as error:
+    except av.FFmpegError as error:
         raise MediaError(f"not recognised as sound: {reason(error)}") from error
 
 
@@ -203,8 +203,9 @@ def _av_frames(container: Any, stream: Any) -> Iterator[Any]:
         for frame in container.decode(stream):
             seconds += frame.samples / max(1, frame.sample_rate)
             yield frame
-    except av.InvalidDataError as error:
-        raise MediaError(f"truncated or damaged: {seconds:.2f} s can be decoded ({reason(error)})") from error
+    except av.FFmpegError as error:
+        told = f"truncated or damaged: {seconds:.2f} s can be decoded ({reason(error)})"
+        raise MediaError(told if seconds else f"cannot be decoded: {reason(error)}") from error
 
 
 def _with_flush(frames: Iterator[Any]) -> Iterator[Any]:
