@@ -8,9 +8,10 @@ from typing import Protocol
 import numpy as np
 
 from avspk.config import Config
+from avspk.modalities.base import ModalityKit
 from avspk.run import PSEUDO
 from avspk.stages.cluster import cluster_embeddings
-from avspk.stages.modalities import Materials, ModalityKit
+from avspk.stages.materials import Materials
 
 
 class Labeller(Protocol):

@@ -20,7 +20,8 @@ def stage_one_differences(first: Config, second: Config) -> list[str]:
 
     Modalities are independent in stage 1: the second may have fewer of them.
     """
-    ignored = LATER if "face" in second.modalities else (*LATER, "face.")
+    unused = [f"{name}." for name in second.modality_names() if name not in second.modalities]
+    ignored = (*LATER, *unused)
     differing = differing_keys(first, second)
     matter = {key: values for key, values in differing.items() if not key.startswith(ignored)}
     missing = [name for name in second.modalities if name not in first.modalities]

@@ -13,8 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from avspk.config import AudioPolicy, ImagePolicy
-from avspk.data.augmentation import draw_audio, draw_image
+from avspk.data.augmentation import AudioPolicy, ImagePolicy, draw_audio, draw_image
 from avspk.data.crop_store import CropStore
 from avspk.data.manifest import Utterances
 from avspk.data.media import SAMPLE_RATE

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from avspk import distributed
 from avspk.data.dataset import ViewDataset
 from avspk.data.sampler import ClusterPositives, ExampleSampler
+from avspk.modalities.base import seeded
 from avspk.models.audio_visual import EncoderBranch
 from avspk.models.ema import ema_update, make_teacher, running_mean
 from avspk.models.encoder import Encoder
@@ -19,7 +20,7 @@ from avspk.objectives.base import Course
 from avspk.schedules import cosine
 from avspk.stages.base import Metrics, Stage
 from avspk.stages.cluster import cluster_embeddings
-from avspk.stages.modalities import Materials, build_kits, seeded
+from avspk.stages.materials import Materials, build_kits
 from avspk.stages.truth import Truth
 
 STAGE = "pretrain"
