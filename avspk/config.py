@@ -16,46 +16,31 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
 from avspk.clusterers.joint_kmeans import JointKmeansSettings
 from avspk.clusterers.metric import MetricSettings
 from avspk.judges.gated_correction import GatedCorrectionSettings
-from avspk.objectives.base import ViewPlan
+from avspk.modalities.audio import AudioSettings
+from avspk.modalities.base import VERIFIED, ModalitySettings
+from avspk.modalities.face import FaceSettings
 from avspk.objectives.dino import DinoSettings
 from avspk.objectives.sdpn import SdpnSettings
 from avspk.settings import (
     ConfigError,
     Count,
     DefaultKind,
-    NotNegative,
     Positive,
-    PositiveRange,
     Probability,
-    Range,
     Settings,
-    ordered,
 )
 from avspk.text_files import read_text
 
-Modality = Literal["audio", "face"]
 ClusterSettings = Annotated[MetricSettings | JointKmeansSettings, Field(discriminator="kind"), DefaultKind("metric")]
 
 # Beginnings of dotted keys, by what depends on them.
 ALWAYS_FREE = ("training.", "evaluation.", "data.trials", "data.wav_root", "rounds")
 """Without a say in what a stage learns: free to change at any time."""
-FIRST_READ_BY = {
-    "round1": (
-        "audio.refine_seconds",
-        "face.refine_policy",
-        "cluster.num_clusters",
-        "cluster.weights",
-        "refine.",
-        "calibration.",
-    ),
-    "large_margin": ("large_margin.",),
-}
-"""Stage folder -> settings that no stage before reads: free to change until it is there; see `first_read_by`."""
 
 
 JudgeSettings = Annotated[GatedCorrectionSettings, DefaultKind("gate_and_correction")]
@@ -75,159 +60,6 @@ class DataSettings(Settings):
         default_factory=dict, description="name -> trial list; null takes an inherited one out"
     )
     wav_root: Path | None = Field(None, description="folder that the names in the trial lists are relative to")
-
-
-class AudioPolicy(Settings):
-    """What is done to one audio crop.
-
-    With `one_of` a view gets reverberation or noise or neither, never both; the two probabilities then sum to at most
-    1. Each crop, with probability 1, gets reverberation or one of the additive noises [S]; without `one_of` they are
-    independent [C]. SNR ranges in dB [S]. `voices` recordings of speech are summed to babble (range, inclusive).
-    `category_weights` are relative chances of (noise, music, speech) [C]; those a pack lacks get none.
-    `equaliser_db`: standard deviation of a smooth random gain curve over `equaliser_points` frequencies, 0 = off [C].
-    """
-
-    reverberation: Probability = 0.5
-    noise: Probability = 0.5
-    one_of: bool = True
-    noise_snr: Range = (0.0, 15.0)
-    music_snr: Range = (5.0, 15.0)
-    speech_snr: Range = (10.0, 30.0)
-    voices: Annotated[tuple[Count, Count], AfterValidator(ordered)] = (3, 6)
-    category_weights: tuple[NotNegative, NotNegative, NotNegative] = (1.0, 1.0, 1.0)
-    equaliser_db: NotNegative = 0.0
-    equaliser_points: int = Field(8, ge=2)
-
-    @property
-    def num_parts(self) -> int:
-        """Most recordings one view's noise is summed from: the constant P of the drawn arrays."""
-        return self.voices[1]
-
-    @model_validator(mode="after")
-    def _consistent(self) -> AudioPolicy:
-        if self.one_of and self.reverberation + self.noise > 1 + 1e-9:
-            raise ValueError(f"one_of needs reverberation + noise <= 1, got {self.reverberation} + {self.noise}")
-        if max(self.category_weights) == 0:
-            raise ValueError("one of category_weights must be positive")
-        return self
-
-
-class ImagePolicy(Settings):
-    """What is done to one face crop; global and local views are two policies. All [C].
-
-    `scale`: range of the crop's share of the image's area; `ratio`: range of width over height; `brightness`,
-    `contrast`, `saturation` s: factors uniform in 1 - s .. 1 + s, drawn with probability `jitter`; `grey`, `blur`,
-    `flip`: probabilities; `blur_sigma`: range in output pixels.
-    """
-
-    scale: PositiveRange = (0.4, 1.0)
-    ratio: PositiveRange = (3 / 4, 4 / 3)
-    flip: Probability = 0.5
-    jitter: Probability = 0.8
-    brightness: Probability = 0.4
-    contrast: Probability = 0.4
-    saturation: Probability = 0.2
-    grey: Probability = 0.2
-    blur: Probability = 0.5
-    blur_sigma: PositiveRange = (0.1, 2.0)
-
-    @model_validator(mode="after")
-    def _consistent(self) -> ImagePolicy:
-        if self.scale[1] > 1:
-            raise ValueError(f"scale is {self.scale}; it is a share of the area, at most 1")
-        if not self.ratio[0] <= 1 <= self.ratio[1]:
-            raise ValueError(f"ratio is {self.ratio}; valid: low <= 1 <= high")
-        return self
-
-
-class EncoderSettings(Settings):
-    """What all encoders have."""
-
-    embedding_norm: bool = Field(False, description="batch norm on the embedding; recipes differ [C]")
-
-
-class EcapaSettings(EncoderSettings):
-    """ECAPA-TDNN; the defaults are the c512 model of 6.19 M parameters [S]."""
-
-    architecture: Literal["ecapa"] = "ecapa"
-    channels: Count = 512
-    aggregate_channels: Count = 1536
-    scale: int = Field(8, ge=2)
-    se_dim: Count = 128
-    attention_dim: Count = 128
-    embedding_dim: Count = 192
-
-
-class AudioResNetSettings(EncoderSettings):
-    """ResNet-34 on fbanks with statistics pooling, 6.63 M parameters [S]."""
-
-    architecture: Literal["audio_resnet34"] = "audio_resnet34"
-    width: Count = 32
-    blocks: tuple[int, int, int, int] = (3, 4, 6, 3)
-    embedding_dim: Count = 256
-
-
-class FaceResNetSettings(EncoderSettings):
-    """ResNet-34 on face crops, trained from scratch [C]."""
-
-    architecture: Literal["face_resnet34"] = "face_resnet34"
-    width: Count = 64
-    blocks: tuple[int, int, int, int] = (3, 4, 6, 3)
-    embedding_dim: Count = 256
-
-
-class FeatureSettings(Settings):
-    """Kaldi-compatible log mel filter bank, 25 ms windows every 10 ms [S]."""
-
-    num_mels: Count = 80
-    window: Literal["hamming", "povey"] = "hamming"
-
-
-class CropCounts(Settings):
-    """How many long (global) and short (local) crops of one utterance stage 1 takes."""
-
-    global_crops: Count | None = Field(None, description="default: what the objective asks for; DINO 2 [S], SDPN 1 [S]")
-    local_crops: int | None = Field(None, ge=0, description="default: what the objective asks for; 4 [S]")
-
-    def counts(self, plan: ViewPlan) -> tuple[int, int]:
-        """Long and short crops."""
-        long, short = self.global_crops, self.local_crops
-        return plan.long_crops if long is None else long, plan.short_crops if short is None else short
-
-
-class AudioViewSettings(CropCounts):
-    """Crops of one utterance for stage 1 [S wespeaker v3/dino]."""
-
-    global_seconds: Positive = 3.0
-    local_seconds: Positive = 2.0
-
-
-class FaceViewSettings(CropCounts):
-    """Crops of one utterance's faces for stage 1 [C]; sizes in pixels after augmentation."""
-
-    global_size: Count = 112
-    global_policy: ImagePolicy = ImagePolicy()
-    local_size: Count = 112
-    local_policy: ImagePolicy = ImagePolicy(scale=(0.15, 0.4))
-
-
-class AudioSettings(Settings):
-    """The audio modality."""
-
-    encoder: Annotated[EcapaSettings | AudioResNetSettings, Field(discriminator="architecture")] = EcapaSettings()
-    features: FeatureSettings = FeatureSettings()
-    views: AudioViewSettings = AudioViewSettings()
-    policy: AudioPolicy = AudioPolicy()
-    refine_seconds: Positive = Field(3.0, description="[C] crop length of the classifier rounds")
-
-
-class FaceSettings(Settings):
-    """The face modality."""
-
-    encoder: FaceResNetSettings = FaceResNetSettings()
-    views: FaceViewSettings = FaceViewSettings()
-    refine_size: Count = 112
-    refine_policy: ImagePolicy = ImagePolicy(scale=(0.6, 1.0), grey=0.1, blur=0.2)
 
 
 class OptimiserSettings(Settings):
@@ -273,7 +105,7 @@ class PretrainSettings(Settings):
     """Stage 1 [S wespeaker v3/dino]."""
 
     objective: ObjectiveSettings = DinoSettings()
-    init_from: dict[Modality, Path] = Field(
+    init_from: dict[str, Path] = Field(
         default_factory=dict, description="modality -> model folder whose encoder stage 1 begins with; default: random"
     )
     epochs: int = Field(150, ge=0, description="0: stage 1 is what init_from names, and the rounds begin from it")
@@ -396,7 +228,7 @@ class Config(Settings):
     stage_one: Path | None = Field(
         None, description="folder of a run whose finished stage 1 is copied, not trained again; settings must agree"
     )
-    modalities: list[Modality] = Field(["audio", "face"])
+    modalities: list[str] = Field(["audio", "face"], description="names of the groups below that are used")
     rounds: int = Field(2, ge=0)
     data: DataSettings
     audio: AudioSettings = AudioSettings()
@@ -411,17 +243,23 @@ class Config(Settings):
 
     @model_validator(mode="after")
     def _consistent(self) -> Config:
-        if "audio" not in self.modalities or len(set(self.modalities)) != len(self.modalities):
+        valid = type(self).modality_names()
+        if unknown := set(self.modalities) - set(valid):
+            raise ValueError(f"modalities: {sorted(unknown)} are no modalities; valid: {valid}")
+        if VERIFIED not in self.modalities or len(set(self.modalities)) != len(self.modalities):
             raise ValueError(
-                f"modalities is {self.modalities}; valid are [audio] and [audio, face]: the speaker model is audio"
+                f"modalities is {self.modalities}; name each one once, and {VERIFIED} among them: the speaker model is "
+                f"{VERIFIED}"
             )
-        unknown = set(self.cluster.weights) - set(get_args(Modality)) if self.cluster.weights != "auto" else set()
-        if unknown:
-            raise ValueError(f"cluster.weights: {sorted(unknown)} are no modalities; valid: {list(get_args(Modality))}")
+        weights = self.cluster.weights
+        if isinstance(weights, dict) and (unknown := set(weights) - set(valid)):
+            raise ValueError(f"cluster.weights: {sorted(unknown)} are no modalities; valid: {valid}")
         plan = self.pretrain.objective.views
-        for name in self.modalities:
-            if problem := plan.problem(*getattr(self, name).views.counts(plan)):
+        for name, settings in self.modality_settings().items():
+            if problem := plan.problem(*settings.views.counts(plan)):
                 raise ValueError(f"{name}.views.{problem}")
+        if unknown := set(self.pretrain.init_from) - set(valid):
+            raise ValueError(f"pretrain.init_from: {sorted(unknown)} are no modalities; valid: {valid}")
         missing = [name for name in self.modalities if name not in self.pretrain.init_from]
         if missing and self.pretrain.epochs == 0:
             raise ValueError(f"pretrain.epochs is 0, and pretrain.init_from names no model for {missing[0]}")
@@ -438,6 +276,31 @@ class Config(Settings):
                 "the gate reads losses after the ramp"
             )
         return self
+
+    @classmethod
+    def modality_names(cls) -> list[str]:
+        """Names of all modalities: the fields that hold settings of one."""
+        return [name for name, _ in _modalities(cls)]
+
+    def modality_settings(self) -> dict[str, ModalitySettings]:
+        """Modality -> its settings, those of `modalities` in their order."""
+        return {name: getattr(self, name) for name in self.modalities}
+
+
+def _modalities(config: type[Config]) -> Iterator[tuple[str, type[ModalitySettings]]]:
+    for name, field in config.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, ModalitySettings):
+            yield name, field.annotation
+
+
+FIRST_READ_BY = {
+    "round1": (
+        *(f"{name}.{key}" for name, kind in _modalities(Config) for key in kind.first_read_by_rounds),
+        *("cluster.num_clusters", "cluster.weights", "refine.", "calibration."),
+    ),
+    "large_margin": ("large_margin.",),
+}
+"""Stage folder -> settings that no stage before reads: free to change until it is there; see `first_read_by`."""
 
 
 def first_read_by(config: Config) -> dict[str, tuple[str, ...]]:
@@ -576,7 +439,13 @@ def _set(tree: dict[str, Any], keys: list[str], value: Any, path: str) -> None:
 @cache
 def free_dictionaries() -> tuple[str, ...]:
     """Dotted keys of the settings that are dictionaries with free keys."""
-    return tuple(key for key, annotation in _fields(Config) if get_origin(annotation) is dict)
+    return tuple(
+        key
+        for key, annotation in _fields(Config)
+        if any(
+            get_origin(one) is dict for one in (annotation, *get_args(annotation))
+        )  # alone, or beside a word such as "auto"
+    )
 
 
 def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -9,9 +9,10 @@ import numpy as np
 
 from avspk.config import Config
 from avspk.data.manifest import Utterances
+from avspk.modalities.base import ModalityKit
 from avspk.run import PSEUDO
 from avspk.stages.cluster import cluster_embeddings
-from avspk.stages.modalities import Materials, ModalityKit
+from avspk.stages.materials import Materials
 
 
 class Labeller(Protocol):

@@ -28,6 +28,7 @@ from avspk.data.files import hold_for_life, read_json, whole_or_absent, write_js
 from avspk.data.manifest import Utterances
 from avspk.data.media import SAMPLE_RATE
 from avspk.machine import commit, hardware, versions
+from avspk.modalities.base import VERIFIED
 from avspk.run import PSEUDO, RunFolder
 
 RESULTS = ("metrics.json", "report.html")
@@ -59,7 +60,7 @@ def check_launch(config: Config, device: torch.device) -> None:
 def check_sizes(utterances: Utterances, config: Config) -> None:
     """Modalities, batches and numbers of clusters against the data now, not when a stage begins. Raises ConfigError."""
     total = len(utterances)
-    usable = {"audio": total, "face": int((utterances.table["num_crops"] > 0).sum())}
+    usable = {name: int(one.usable(utterances).sum()) for name, one in config.modality_settings().items()}
     for modality in config.modalities:
         if not usable[modality]:
             raise ConfigError(
@@ -92,10 +93,10 @@ def _clusterings(config: Config) -> Iterator[tuple[str, int, str]]:
     if config.pretrain.cluster_aware.enabled:
         counts = config.pretrain.cluster_aware.num_clusters
         # Each on its own, or all together: audio is there for all.
-        for modality in ["audio"] if config.pretrain.cluster_aware.joint else config.modalities:
+        for modality in [VERIFIED] if config.pretrain.cluster_aware.joint else config.modalities:
             yield "pretrain.cluster_aware.num_clusters", max(counts) if isinstance(counts, list) else counts, modality
     if config.rounds:
-        yield "cluster.num_clusters", config.cluster.num_clusters, "audio"  # which all have
+        yield "cluster.num_clusters", config.cluster.num_clusters, VERIFIED  # which all have
 
 
 def check_initial_models(config: Config) -> None:
@@ -115,21 +116,17 @@ def check_initial_models(config: Config) -> None:
 
 
 def check_media(utterances: Utterances, config: Config) -> None:
-    """Every audio file is there, and the face crops if faces are used. Raises FileNotFoundError.
+    """Media of every modality that is used is there. Raises FileNotFoundError.
 
     Each process looks at its share of the files; the launcher ends all of them when one finds some missing.
     """
     share = distributed.local_share(len(utterances))
-    missing = utterances.missing_audio(share)
-    if missing:
-        looked_at = len(range(*share.indices(len(utterances))))
-        raise FileNotFoundError(
-            f"{config.data.train}: {len(missing)} of {looked_at} audio files are not there, first {missing[0]}; "
-            "prepare the data again, or move the audio back to where the manifest says"
-        )
     crops = config.data.crops or config.data.train.parent / "crops"
-    if "face" in config.modalities and not crops.is_dir():
-        raise FileNotFoundError(f"no face crop store at {crops}; run `avspk prepare` or set data.crops")
+    for settings in config.modality_settings().values():
+        try:
+            settings.require_media(utterances, crops, share)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{config.data.train}: {error}") from None
 
 
 @dataclass(frozen=True)

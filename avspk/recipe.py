@@ -10,6 +10,7 @@ from typing import Any
 
 from avspk import distributed
 from avspk.checkpoint import load_tree, save_tree
+from avspk.modalities.base import VERIFIED
 from avspk.report import write_report
 from avspk.round_labels import calibration_labels, round_labels, trusted_labels
 from avspk.session import Session
@@ -79,12 +80,12 @@ def fine_tune(session: Session, encoders: Encoders) -> None:
     folder, last = session.files.large_margin, session.files.round(session.config.rounds)
     if is_finished(session, folder):
         return
-    work, settings, audio = StageWork(session, folder), session.config.large_margin, session.kits["audio"]
-    classifier = load_tree(distributed.wait_for_file(last.classifiers))["audio"]["weight"]
-    views = {"audio": audio.refine_views(settings.seconds, settings.augmented)}
-    kits, encoder = {"audio": audio}, {"audio": encoders["audio"]}
+    work, settings, audio = StageWork(session, folder), session.config.large_margin, session.kits[VERIFIED]
+    classifier = load_tree(distributed.wait_for_file(last.classifiers))[VERIFIED]["weight"]
+    views = {VERIFIED: audio.refine_views(settings.seconds, settings.augmented)}
+    kits, encoder = {VERIFIED: audio}, {VERIFIED: encoders[VERIFIED]}
     labels = trusted_labels(session)
-    stage = Classify(session.materials, folder.name, settings, kits, views, encoder, labels, {"audio": classifier})
+    stage = Classify(session.materials, folder.name, settings, kits, views, encoder, labels, {VERIFIED: classifier})
     work.train(stage, f"checkpoints_after_{last.name}")
     description = "large-margin fine-tuning on trusted pseudo labels"
     work.export(stage.model.encoders(), description, settings.recalibrate, keep_embeddings=False)

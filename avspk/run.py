@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from avspk.data.files import read_json, write_json
+from avspk.modalities.base import VERIFIED
 
 DONE = "done.json"
 PSEUDO = "pseudo"
@@ -137,4 +138,4 @@ class RunFolder:
         named += [(f"round {number}", self.round(number)) for number in range(1, rounds + 1)]
         if rounds and large_margin:
             named.append(("final", self.large_margin))
-        return [(name, stage.model("audio")) for name, stage in named]
+        return [(name, stage.model(VERIFIED)) for name, stage in named]

@@ -24,7 +24,7 @@ from avspk.preflight import check_initial_models, check_launch, check_media, che
 from avspk.run import RunFolder
 from avspk.runlog import RunLog, setup_logging
 from avspk.stage_one import copy_stage_one, require_stage_one
-from avspk.stages.modalities import Materials, build_kits
+from avspk.stages.materials import Materials, build_kits
 from avspk.stages.truth import Truth
 from avspk.trackers import check_trackers, start_trackers
 from avspk.training import Trainer

@@ -18,7 +18,8 @@ def stage_one_differences(first: Config, second: Config) -> list[str]:
     Modalities are independent in stage 1, and the second may have fewer of them, unless they were clustered together.
     """
     later = ("output", "stage_one", "modalities", *ALWAYS_FREE, *chain(*first_read_by(second).values()))
-    ignored = later if "face" in second.modalities else (*later, "face.")
+    unused = [f"{name}." for name in second.modality_names() if name not in second.modalities]
+    ignored = (*later, *unused)
     differing = differing_keys(first, second)
     matter = {key: values for key, values in differing.items() if not key.startswith(ignored)}
     missing = [name for name in second.modalities if name not in first.modalities]

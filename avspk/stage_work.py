@@ -12,6 +12,7 @@ from avspk import distributed
 from avspk.checkpoint import CheckpointFolder
 from avspk.config import RecalibrateSettings
 from avspk.inference.speaker_model import WEIGHTS, load_encoder, save_model
+from avspk.modalities.base import VERIFIED
 from avspk.models.encoder import Encoder
 from avspk.run import StageFolder
 from avspk.session import Session
@@ -62,11 +63,7 @@ class StageWork:
 
     def _save(self, modality: str, encoder: Encoder, mean: np.ndarray, description: str) -> None:
         config = self.session.config
-        settings = getattr(config, modality)
-        architecture, features = settings.encoder.model_dump(), {}
-        if modality == "audio":
-            architecture["num_mels"] = settings.features.num_mels
-            features = settings.features.model_dump()
+        architecture, features = self.session.kits[modality].describe_model()
         card = _card(modality, f"{description}, modalities {config.modalities}, seed {config.seed}", self.session)
         save_model(self.folder.model(modality), encoder, architecture, features, mean, card)
 
@@ -117,7 +114,7 @@ def embed(session: Session, modality: str, encoder: Encoder) -> np.ndarray:
 def _card(modality: str, description: str, session: Session) -> str:
     use = (
         "Load with `avspk.load_model(folder)`; see the README of avspk."
-        if modality == "audio"
+        if modality == VERIFIED
         else "It served to make and correct pseudo labels; speaker verification uses the audio model."
     )
     return f"# {modality} encoder\n\n{description}.\n{session.labeller.claim}\n\n{use}\n"

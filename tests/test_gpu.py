@@ -25,8 +25,8 @@ from torch.nn.functional import cosine_similarity
 
 from avspk import recipe
 from avspk.clusterers.kmeans import kmeans
-from avspk.config import AudioPolicy, ImagePolicy, parse_config
-from avspk.data.augmentation import draw_audio, draw_image
+from avspk.config import parse_config
+from avspk.data.augmentation import AudioPolicy, ImagePolicy, draw_audio, draw_image
 from avspk.data.sound import write_wav
 from avspk.finiteness import FiniteGuard, NonFiniteLossError
 from avspk.frontend.audio_augment import AudioAugment, equaliser_basis
@@ -40,7 +40,7 @@ from avspk.models.norm import CudaCrossRankBatchNorm
 from avspk.models.resnet import AudioResNet34, FaceResNet34
 from avspk.session import Session
 from avspk.stages.base import to_device
-from avspk.stages.modalities import build_kits
+from avspk.stages.materials import build_kits
 from avspk.stages.pretrain import Pretrain
 from avspk.stages.refine import Refine
 from avspk.stages.truth import Truth

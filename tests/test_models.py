@@ -10,13 +10,12 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from avspk.config import AudioResNetSettings, EcapaSettings, FaceResNetSettings
-from avspk.models.ecapa import EcapaTdnn, Res2Conv
+from avspk.models.ecapa import EcapaSettings, EcapaTdnn, Res2Conv
 from avspk.models.heads import CosineClassifier, DinoHead
 from avspk.models.norm import CrossRankBatchNorm, freeze_batchnorm_statistics, joint_moments, synchronise_batchnorm
 from avspk.models.pooling import AttentiveStatisticsPooling, StatisticsPooling
 from avspk.models.registry import build_encoder
-from avspk.models.resnet import AudioResNet34, FaceResNet34
+from avspk.models.resnet import AudioResNet34, AudioResNetSettings, FaceResNet34, FaceResNetSettings
 
 SMALL = {
     "ecapa": {"num_mels": 20, "channels": 32, "embedding_dim": 16, "aggregate_channels": 48, "se_dim": 8},

@@ -22,7 +22,7 @@ from avspk.config import ConfigError, parse_config
 from avspk.data.manifest import ManifestError, read_utterances, write_utterances
 from avspk.inference.speaker_model import load_encoder
 from avspk.session import Session
-from avspk.stages.modalities import build_kits
+from avspk.stages.materials import build_kits
 from avspk.stages.recalibrate import recalibrate
 
 ROOT = Path(__file__).parent.parent

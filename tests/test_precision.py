@@ -11,6 +11,8 @@ from test_pipeline import short
 from avspk import distributed, precision
 from avspk.checkpoint import CheckpointFolder
 from avspk.config import ConfigError, parse_config
+from avspk.modalities.audio import AudioSettings
+from avspk.modalities.face import FaceSettings
 from avspk.precision import (
     BUDGET,
     LONG_STEP,
@@ -185,29 +187,26 @@ def test_a_timed_step_is_as_large_as_it_is_quick(seconds_an_example, examples):
 @pytest.mark.parametrize("modalities", [["audio"], ["audio", "face"]])
 def test_the_step_trains_the_configured_encoders_and_draws_nothing(data, tmp_path, monkeypatch, modalities):
     seen = []
-    honest = precision.build_encoder
 
-    def build(architecture, **arguments):
-        encoder = honest(architecture, **arguments)
-        name = next(
-            name for name, module in encoder.named_modules() if isinstance(module, torch.nn.modules.conv._ConvNd)
-        )
-        conv = encoder.get_submodule(name)
-        conv.register_forward_hook(
-            lambda module, inputs, output: seen.append((architecture, len(output), output.dtype))
-        )
-        conv.weight.register_hook(lambda gradient: seen.append((architecture, "backward")))
-        return encoder
+    def watch(name, honest):
+        def build(settings):
+            encoder = honest(settings)
+            conv = next(m for m in encoder.modules() if isinstance(m, torch.nn.modules.conv._ConvNd))
+            conv.register_forward_hook(lambda module, inputs, output: seen.append((name, len(output), output.dtype)))
+            conv.weight.register_hook(lambda gradient: seen.append((name, "backward")))
+            return encoder
 
-    monkeypatch.setattr(precision, "build_encoder", build)
+        return build
+
+    for name, kind in (("audio", AudioSettings), ("face", FaceSettings)):
+        monkeypatch.setattr(kind, "new_encoder", watch(name, kind.new_encoder))
     settings = parse_config(short(data, tmp_path / "exp", modalities=modalities))
     before = torch.random.get_rng_state()
     step = encoder_step(settings, 4)
     for dtype in (torch.float32, torch.bfloat16):
         seen.clear()
         step(3, dtype)
-        names = ["ecapa", "face_resnet34"][: len(modalities)]
-        assert seen == [event for name in names for event in ((name, 3, dtype), (name, "backward"))]
+        assert seen == [event for name in modalities for event in ((name, 3, dtype), (name, "backward"))]
     assert torch.equal(torch.random.get_rng_state(), before)
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from avspk import distributed
 from avspk.config import RecalibrateSettings
 from avspk.models.ema import make_teacher
-from avspk.stages.modalities import build_kits
+from avspk.stages.materials import build_kits
 from avspk.stages.recalibrate import recalibrate, recalibrate_on
 
 pytestmark = pytest.mark.usefixtures("one_thread")

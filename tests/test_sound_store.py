@@ -13,8 +13,9 @@ import soundfile
 import tiny
 
 from avspk import recipe
-from avspk.config import AudioPolicy, parse_config
+from avspk.config import parse_config
 from avspk.data import sound_packing
+from avspk.data.augmentation import AudioPolicy
 from avspk.data.manifest import read_utterances
 from avspk.data.media import MediaError
 from avspk.data.noise import generate_noise_pack, read_noise_pack

@@ -20,7 +20,7 @@ from avspk.checkpoint import CheckpointFolder, load_tree
 from avspk.config import ConfigError, OptimiserSettings, parse_config
 from avspk.finiteness import NonFiniteLossError
 from avspk.session import Session
-from avspk.stages.modalities import build_kits
+from avspk.stages.materials import build_kits
 from avspk.stages.pretrain import Pretrain
 from avspk.stages.refine import Refine
 from avspk.stages.truth import Truth

@@ -18,7 +18,7 @@ from avspk.data.noise import CATEGORIES, NoisePack, read_noise_pack, write_noise
 from avspk.data.sound import write_wav
 from avspk.finiteness import FiniteGuard
 from avspk.stages.base import Stage, to_device
-from avspk.stages.modalities import Materials
+from avspk.stages.materials import Materials
 from avspk.training import Trainer, build_optimiser
 
 NUM_SPEAKERS, NUM_CLIPS, CROPS_A_CLIP = 6, 8, 3

@@ -20,9 +20,10 @@ from avspk import recipe
 from avspk.commands.console import add_config
 from avspk.config import Config, ConfigError, load_config
 from avspk.data.manifest import Utterances
+from avspk.modalities.base import VERIFIED, ModalityKit
 from avspk.session import Session
 from avspk.shipped import find_config
-from avspk.stages.modalities import Materials, ModalityKit
+from avspk.stages.materials import Materials
 
 logger = logging.getLogger("avspk.supervised")
 
@@ -43,7 +44,7 @@ class SpeakerLabeller:
         gate, correction = judge.gate.model_copy(update=off), judge.correction.model_copy(update=off)
         judge = judge.model_copy(update={"gate": gate, "correction": correction})
         refine = config.refine.model_copy(update={"judge": judge})
-        return config.model_copy(update={"modalities": ["audio"], "refine": refine})
+        return config.model_copy(update={"modalities": [VERIFIED], "refine": refine})
 
     def check(self, utterances: Utterances, config: Config) -> None:
         """See `avspk.labellers.Labeller`."""

@@ -10,11 +10,11 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
-from avspk.config import AudioPolicy, ImagePolicy
-from avspk.data.augmentation import draw_audio, draw_image
+from avspk.data.augmentation import AudioPolicy, ImagePolicy, draw_audio, draw_image
 from avspk.data.crop_store import CropStore
 from avspk.data.manifest import Utterances
 from avspk.data.media import SAMPLE_RATE
@@ -48,7 +48,30 @@ class FaceGroup:
     own: bool = False
 
 
-def rows_of_views(groups: Mapping[str, AudioGroup | FaceGroup], sources: Sequence[int]) -> dict[str, list[int]]:
+class ViewGroup(Protocol):
+    """Views of equal shape."""
+
+    @property
+    def count(self) -> int:
+        """How many."""
+
+    @property
+    def own(self) -> bool:
+        """Whether all are of the example's first utterance."""
+
+
+class GroupedViews(Protocol):
+    """A view sampler that tells its groups."""
+
+    @property
+    def groups(self) -> Mapping[str, ViewGroup]:
+        """Name -> group."""
+
+    def __call__(self, sources: Sequence[int], rng: np.random.Generator) -> ViewBatch:
+        """Views of an example's groups, cut from these utterances."""
+
+
+def rows_of_views(groups: Mapping[str, ViewGroup], sources: Sequence[int]) -> dict[str, list[int]]:
     """Group -> utterance of each view: the sources in turn, across the groups; in an `own` group the first alone."""
     rows, view = {}, 0
     for name, group in groups.items():

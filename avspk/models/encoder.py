@@ -1,6 +1,15 @@
 """What every encoder looks like from outside."""
 
+from pydantic import Field
 from torch import nn
+
+from avspk.settings import Settings
+
+
+class EncoderSettings(Settings):
+    """What all encoders have."""
+
+    embedding_norm: bool = Field(False, description="batch norm on the embedding; recipes differ [C]")
 
 
 class Encoder(nn.Module):

@@ -1,14 +1,34 @@
 """ResNet-34 encoders from one body: audio (spectrogram, statistics pooling) and face (RGB crop, average pooling)."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from avspk.models.encoder import Encoder, last_norm
+from avspk.models.encoder import Encoder, EncoderSettings, last_norm
 from avspk.models.pooling import StatisticsPooling
+from avspk.settings import Count
 
 RESNET34_BLOCKS = (3, 4, 6, 3)
+
+
+class AudioResNetSettings(EncoderSettings):
+    """ResNet-34 on fbanks with statistics pooling, 6.63 M parameters [S]."""
+
+    architecture: Literal["audio_resnet34"] = "audio_resnet34"
+    width: Count = 32
+    blocks: tuple[int, int, int, int] = (3, 4, 6, 3)
+    embedding_dim: Count = 256
+
+
+class FaceResNetSettings(EncoderSettings):
+    """ResNet-34 on face crops, trained from scratch [C]."""
+
+    architecture: Literal["face_resnet34"] = "face_resnet34"
+    width: Count = 64
+    blocks: tuple[int, int, int, int] = (3, 4, 6, 3)
+    embedding_dim: Count = 256
 
 
 def conv_norm(in_channels: int, out_channels: int, kernel_size: int, stride: int) -> nn.Sequential:

@@ -10,6 +10,7 @@ import pandas as pd
 
 from avspk.data.files import whole_or_absent
 from avspk.evaluation.run_folder import Run, stage_name
+from avspk.modalities.base import VERIFIED
 from avspk.report import evaluation_plots, round_plots, training_plots
 from avspk.report.conclusions import conclusions, next_steps, reached
 from avspk.report.embedding_map import map_modalities
@@ -89,7 +90,7 @@ def _headline(run: Run) -> str:
         cards.append((f"EER, {trials}", f"{final['eer']:.2f} %", remark))
     if data := run.environment.get("data"):
         cards.append(("Training data", f"{data['utterances']:,}", f"utterances, {data['hours']:,.1f} hours"))
-    if audio := run.models.get("audio"):
+    if audio := run.models.get(VERIFIED):
         cards.append(("Model", f"{audio.parameters / 1e6:.2f} M", f"parameters, {audio.architecture}"))
     if run.seconds:
         cards.append(("Wall time", duration(sum(run.seconds.values())), "sum of the finished stages"))

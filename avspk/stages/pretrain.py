@@ -14,6 +14,7 @@ from avspk.data.dataset import ViewDataset
 from avspk.data.sampler import ClusterPositives, ExampleSampler
 from avspk.data.views import rows_of_views
 from avspk.inference.speaker_model import load_encoder
+from avspk.modalities.base import seeded
 from avspk.models.audio_visual import EncoderBranch
 from avspk.models.ema import ema_update, make_teacher, running_mean
 from avspk.models.encoder import Encoder
@@ -21,7 +22,7 @@ from avspk.objectives.base import Course
 from avspk.schedules import cosine
 from avspk.stages.base import Metrics, Stage
 from avspk.stages.cluster import cluster_embeddings
-from avspk.stages.modalities import Materials, build_kits, seeded
+from avspk.stages.materials import Materials, build_kits
 from avspk.stages.truth import Truth
 
 STAGE = "pretrain"
@@ -50,7 +51,8 @@ class Pretrain(Stage):
         self.kits = build_kits(materials)
         self.front_ends = {name: kit.front_end().to(self.device) for name, kit in self.kits.items()}
         plan = self.settings.objective.views
-        views = {name: kit.pretrain_views(plan) for name, kit in self.kits.items()}
+        alone = self.settings.cluster_aware.teacher_alone
+        views = {name: kit.pretrain_views(plan, alone) for name, kit in self.kits.items()}
         self.groups = {name: sampler.groups for name, sampler in views.items()}
         self.dataset = ViewDataset(views, config.seed, STAGE)
         self.sampler = ExampleSampler(

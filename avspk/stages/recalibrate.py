@@ -25,8 +25,8 @@ from avspk.config import RecalibrateSettings
 from avspk.data.dataset import Example, ViewDataset
 from avspk.data.loader import load
 from avspk.data.sampler import ExampleSampler
+from avspk.modalities.base import ModalityKit
 from avspk.stages.base import to_device
-from avspk.stages.modalities import ModalityKit
 
 
 def recalibrate(encoder: nn.Module, kit: ModalityKit, settings: RecalibrateSettings, stage: str) -> None:
@@ -37,23 +37,23 @@ def recalibrate(encoder: nn.Module, kit: ModalityKit, settings: RecalibrateSetti
     """
     if not settings.batches:
         return
-    materials = kit.materials
+    media = kit.media
     views = {kit.name: kit.refine_views(settings.seconds, augmented=False)}
     loader = load(
-        ViewDataset(views, materials.config.seed, f"{stage}/recalibrate"),
+        ViewDataset(views, media.seed, f"{stage}/recalibrate"),
         batch_sampler=_examples(kit, settings, f"{stage}/recalibrate"),
-        num_workers=materials.config.training.workers,
+        num_workers=media.workers,
     )
-    front_end = kit.front_end().to(materials.device)
-    groups = (to_device(batch[kit.name]["refine"], materials.device) for batch in loader)
-    recalibrate_on(encoder.to(materials.device), (front_end("refine", group, augmented=False) for group in groups))
+    front_end = kit.front_end().to(media.device)
+    groups = (to_device(batch[kit.name]["refine"], media.device) for batch in loader)
+    recalibrate_on(encoder.to(media.device), (front_end("refine", group, augmented=False) for group in groups))
 
 
 def _examples(kit: ModalityKit, settings: RecalibrateSettings, stage: str) -> list[list[Example]]:
     """This rank's batches; all utterances that have the modality come once before any comes again."""
     rows = np.flatnonzero(kit.usable)
     size = min(settings.batch_size, len(rows))
-    sampler = ExampleSampler(rows, size, kit.config.seed, stage, {kit.name: kit.usable})
+    sampler = ExampleSampler(rows, size, kit.media.seed, stage, {kit.name: kit.usable})
     everyones = chain.from_iterable(sampler.batches(epoch) for epoch in count())
     return list(islice(everyones, distributed.rank(), settings.batches, distributed.world_size()))
 

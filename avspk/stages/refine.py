@@ -21,12 +21,13 @@ from avspk.config import RefineSettings
 from avspk.data.files import whole_or_absent
 from avspk.judges.base import Replacement
 from avspk.judges.ledger import Ledger
+from avspk.modalities.base import ModalityKit
 from avspk.models.audio_visual import ClassifierBranch, ParallelBranches
 from avspk.models.ema import ema_update, make_teacher
 from avspk.models.encoder import Encoder
 from avspk.stages.base import Metrics
 from avspk.stages.classify import Classify
-from avspk.stages.modalities import Materials, ModalityKit
+from avspk.stages.materials import Materials
 from avspk.stages.truth import Truth
 
 

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from avspk.stages.base import Stage, to_device
-from avspk.stages.modalities import Materials, build_kits
+from avspk.stages.materials import Materials, build_kits
 from avspk.stages.pretrain import Pretrain
 from avspk.stages.refine import Refine
 from avspk.stages.truth import Truth
