@@ -477,7 +477,7 @@ def test_a_gradient_too_large_for_float16_skips_the_update_and_halves_the_scale(
     trainer, stage = fp16
     optimiser = begin(trainer, stage, 2.0**60)
     before, scales, moved = weights_of(stage), [], []
-    for step in range(4):
+    for step in range(2):
         batch = batch_of(stage, step)
         gpu.waits.clear()
         metrics = trainer.update(stage, stage.model, optimiser, batch, step)
@@ -485,10 +485,10 @@ def test_a_gradient_too_large_for_float16_skips_the_update_and_halves_the_scale(
         gpu.calm()
         scales.append(metrics["loss_scale"])
         moved.append(not same(before, weights_of(stage)))
-    assert [float(scale) for scale in scales] == [2.0**60, 2.0**59, 2.0**58, 2.0**57]
-    assert moved == [False] * 4
+    assert [float(scale) for scale in scales] == [2.0**60, 2.0**59]
+    assert moved == [False] * 2
     trainer.loss_scale.load_state_dict({**trainer.loss_scale.state_dict(), "scale": 1024.0})
-    update(trainer, stage, optimiser, 4)
+    update(trainer, stage, optimiser, 2)
     trainer.guard.settle()
     assert not same(before, weights_of(stage))
     assert trainer.loss_scale.state_dict()["scale"] == 1024
@@ -526,29 +526,31 @@ def test_float16_learns_what_float32_learns(fp16, data, tmp_path):
     """Rounding aside."""
     trainer, stage = fp16
     optimiser = begin(trainer, stage, 2.0**10)
-    half = [float(update(trainer, stage, optimiser, step)["audio/loss"]) for step in range(4)]
+    half = [float(update(trainer, stage, optimiser, step)["audio/loss"]) for step in range(2)]
     trainer.guard.settle()
     settings = tiny.tree(data, tmp_path / "float32")
     settings["modalities"] = ["audio"]
     settings["pretrain"]["optimiser"]["name"] = "sgd"
     materials = tiny.materials(settings)
-    single = [float(m["audio/loss"]) for m in tiny.train(Pretrain(materials, Truth(materials.utterances)), range(4))]
+    single = [float(m["audio/loss"]) for m in tiny.train(Pretrain(materials, Truth(materials.utterances)), range(2))]
     assert half == pytest.approx(single, rel=2e-2)
 
 
+@pytest.mark.long  # float16 is slow on a CPU
 @pytest.mark.usefixtures("accelerate_on_it")
 def test_a_float16_run_resumes_with_its_scale(data, tmp_path):
     """Interrupted or not: equal losses and equal scales, step by step."""
     logs = {}
     for name in ("straight", "interrupted"):
         settings = tiny.tree(data, tmp_path / name)
-        settings["modalities"], settings["rounds"], settings["pretrain"]["epochs"] = ["audio"], 0, 2
+        settings["modalities"], settings["rounds"], settings["pretrain"]["epochs"] = ["audio"], 0, 1
+        settings["pretrain"]["cluster_aware"]["enabled"] = False
         settings["training"] |= {"precision": "fp16"}
         del settings["data"]["trials"]
         pipeline = Session(parse_config(settings))
         pipeline.trainer.loss_scale.initial |= {"scale": 2.0**40}  # too large at first
         if name == "interrupted":
-            stopped = iter([False] * 5 + [True])
+            stopped = iter([False, True])
             pipeline.trainer._checkpoint_is_due = lambda *_, trainer=pipeline.trainer, stopped=stopped: (
                 setattr(trainer, "terminated", next(stopped)) or True
             )

@@ -105,7 +105,7 @@ def test_verify_embed_and_info_run(environment, tmp_path):
         ("import avspk.recipe", "train"),
         ("import avspk.report", "report"),
         ("import avspk.data.preparation", "prepare"),
-        ("from avspk.data.face_crops import FACE", "prepare"),
+        ("from avspk.data.face_crops import FaceDetector; FaceDetector('cpu')", "prepare"),
     ],
 )
 def test_what_needs_an_extra_says_which(environment, tmp_path, code, extra):
