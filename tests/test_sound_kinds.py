@@ -99,6 +99,10 @@ REFUSED = {
     "torn.mp3": (edited(MP3, half), "truncated: the MP3 header announces"),
     "torn_named.wav": (edited(MP3, half), "truncated: the MP3 header announces"),
     "torn.m4a": (edited(LOSSY["aac.m4a"], half), "truncated: the MP4 header announces"),
+    "hole.mp3": (
+        edited(MP3, lambda mp3: mp3[:4_000] + bytes(1_500) + mp3[5_500:]),
+        r"truncated or damaged: 0\.[0-9]+ s can be",
+    ),
     "torn.aac": (edited(LOSSY["adts.aac"], half), r"truncated or damaged: [0-9.]+ s can be decoded"),
     "torn.ogg": (edited(LOSSY["opus.ogg"], half), "truncated: the Ogg header announces"),
     "huge.caf": (

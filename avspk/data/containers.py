@@ -7,6 +7,7 @@ from typing import BinaryIO, NamedTuple
 _OGG_PAGE = 27 + 255 + 255 * 255  # bytes of the largest page
 _XING_FRAME = 1 << 11  # bytes: a truncation by less than about a frame is not told from a wrong count
 _MP4_STARTS = frozenset({b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"styp", b"pnot"})
+_MP4_BOXES = _MP4_STARTS | {b"moof", b"mfra", b"sidx", b"uuid", b"udta", b"meta", b"ssix", b"emsg", b"prft"}
 _W64_DATA = b"data\xf3\xac\xd3\x11\x8c\xd1\x00\xc0\x4f\x8e\xdb\x8a"
 _ASF = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
 _MOST_TAGS = 16
@@ -219,6 +220,8 @@ def _mp4(file: _Rest, size: int) -> Extent | None:
             length = int.from_bytes(header[8:16], "big")
         elif length == 0:
             length = size - position
+        if {b"moov", b"mdat"} <= kinds and kind not in _MP4_BOXES:
+            break  # no box, but a tag that somebody put behind
         if length < 8 or position + length > size:
             return Extent("MP4", position + max(length, size + 1 - position))
         kinds.add(kind)

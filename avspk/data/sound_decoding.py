@@ -27,6 +27,8 @@ _EXACT_CODINGS = frozenset(
 _NOT_FOR_LIBSNDFILE = frozenset({"VOC", "RAW", "MP3"})
 # All but the lengths of a header of 44 bytes: PCM, one channel, 16 bits.
 _PLAIN_WAV = b"WAVEfmt " + struct.pack("<IHHIIHH", 16, 1, 1, SAMPLE_RATE, 2 * SAMPLE_RATE, 2, 16) + b"data"
+# Bare streams by FFmpeg's names, and how each of their frames begins; what begins otherwise at the end is no sound.
+_FRAME_STARTS = {"mp3": b"\xff", "aac": b"\xff", "ac3": b"\x0b\x77", "eac3": b"\x0b\x77"}
 _PIECE = 1 << 20  # samples of all channels read at once
 _SMALL_PIECE = 1 << 12
 _UNKNOWN = 1 << 31  # frames; headers of streams hold such counts, or larger ones
@@ -196,16 +198,34 @@ def _samples(frame: Any) -> np.ndarray:
 
 
 def _av_frames(container: Any, stream: Any) -> Iterator[Any]:
+    """Decoded frames up to the end, which in a bare stream may be something else than sound: tags, zeros."""
     import av
 
     seconds = 0.0
+    failure: av.FFmpegError | None = None
     try:
-        for frame in container.decode(stream):
-            seconds += frame.samples / max(1, frame.sample_rate)
-            yield frame
+        for packet in container.demux(stream):
+            try:
+                frames = packet.decode()
+            except av.FFmpegError as error:
+                if bytes(packet).startswith(_FRAME_STARTS.get(container.format.name, b"")):
+                    raise
+                failure = failure or error
+                continue
+            if failure and frames and packet.size:
+                raise failure  # sound goes on: something amid it is lost
+            for frame in frames:
+                seconds += frame.samples / max(1, frame.sample_rate)
+                yield frame
     except av.FFmpegError as error:
-        told = f"truncated or damaged: {seconds:.2f} s can be decoded ({reason(error)})"
-        raise MediaError(told if seconds else f"cannot be decoded: {reason(error)}") from error
+        raise MediaError(_undecodable(seconds, error)) from error
+    if failure and not seconds:
+        raise MediaError(_undecodable(seconds, failure)) from failure
+
+
+def _undecodable(seconds: float, error: Exception) -> str:
+    told = f"truncated or damaged: {seconds:.2f} s can be decoded ({reason(error)})"
+    return told if seconds else f"cannot be decoded: {reason(error)}"
 
 
 def _with_flush(frames: Iterator[Any]) -> Iterator[Any]:
