@@ -29,7 +29,7 @@ from avspk.data.face_crops import (
     look_for_faces,
 )
 
-_LIKE_SIZE = 0.5  # [C] share of the person's size from which another face counts; smaller ones are the background
+_LIKE_SIZE = 0.6  # [C] share of the person's size from which another face counts; smaller ones are the background
 _OTHERS = 0.3  # [C] frames that may show others, as a share of the person's
 _AWAY = 2  # frames in a row that show only others; one alone is a glance at the audience
 _LEAST = 3  # frames that a person has to be seen in, where others are
