@@ -27,6 +27,7 @@ from avspk.data import preparation, preparation_unit
 from avspk.data.face_crops import FaceCrops
 from avspk.data.media import MediaError
 from avspk.data.noise_corpora import Rejections, SoundFile, read_rirs, read_sounds
+from avspk.data.one_person import MainPerson
 from avspk.data.preparation import PreparationSettings, prepare
 from avspk.data.sound import write_wav
 from avspk.data.sound_store import SoundStore
@@ -181,8 +182,8 @@ class Judge:
         write_wav(good, speech())
         with contextlib.ExitStack() as stack:
             stack.callback(setattr, preparation, "run_tasks", preparation.run_tasks)
-            stack.callback(setattr, preparation_unit, "_cut", preparation_unit._cut)
-            preparation.run_tasks, preparation_unit._cut = tasks_here, no_faces
+            stack.callback(setattr, preparation_unit, "_persons", preparation_unit._persons)
+            preparation.run_tasks, preparation_unit._persons = tasks_here, no_faces
             summary = prepare(PreparationSettings(raw, out, min_seconds=SHORTEST))
         table = pd.read_csv(out / "rejected.tsv", sep="\t")
         reasons = dict(zip(table["path"], table["reason"], strict=True))
@@ -230,11 +231,11 @@ def tasks_here(work, contents, num_workers, advance) -> None:
         work(Task(content), reporter)
 
 
-def no_faces(recipe, frames, device) -> list[FaceCrops]:
+def no_faces(recipe, frames, device) -> list[MainPerson]:
     """Stands in for detection; the frames are there and of one size."""
     assert all(len(clip) and clip.dtype == np.uint8 and clip.shape[3] == 3 for clip in frames)
     empty = np.zeros((0, 112, 112, 3), np.uint8), np.zeros((0, 5, 2), np.float32)
-    return [FaceCrops(*empty) for _ in frames]
+    return [MainPerson(FaceCrops(*empty)) for _ in frames]
 
 
 class Child:

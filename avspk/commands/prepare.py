@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import get_args
 
 from avspk.data.face_crops import FaceSettings
-from avspk.data.preparation import PreparationError, PreparationSettings, prepare
+from avspk.data.preparation import MAX_SECONDS, PreparationError, PreparationSettings, prepare
 from avspk.data.sound_store import PackFormat
 
 
@@ -62,6 +62,18 @@ def parse(arguments: Sequence[str] | None, prog: str | None) -> argparse.Namespa
         choices=get_args(PackFormat),
         help="all sound into a few hundred large files, not a wav each: for network storage (alone: int16)",
     )
+    parser.add_argument(
+        "--max-seconds",
+        type=float,
+        help=f"longer recordings are cut into parts, at cuts of the picture and pauses of the sound; 0: never "
+        f"({MAX_SECONDS:g}; VoxCeleb 0)",
+    )
+    parser.add_argument(
+        "--one-person",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="leave out what shows several people (yes; VoxCeleb no)",
+    )
     parser.add_argument("--min-seconds", type=float, default=1.0, help="shorter sound is rejected (%(default)s)")
     parsed = parser.parse_args(arguments)
     if parsed.raw is None and parsed.list is None:
@@ -86,6 +98,8 @@ def main(given: Sequence[str] | None = None, prog: str | None = None) -> int:
             faces,
             listed=arguments.list,
             speakers_from=arguments.speakers_from,
+            max_seconds=arguments.max_seconds,
+            one_person=arguments.one_person,
             min_seconds=arguments.min_seconds,
             require_face=arguments.require_face,
             pack=arguments.pack,

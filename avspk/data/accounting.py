@@ -12,9 +12,10 @@ def unused_files(clips: Iterable[Clip], utterances: set[str], rejected: Iterable
     `utterances` are the ids that came of the clips, `rejected` what preparing them left out.
     """
     reasons = {one.path: one.reason for one in rejected}
+    used = utterances | {name.rstrip("0123456789") for name in utterances}
     for clip in clips:
         left = [path for path in clip.sounds if path not in reasons]
-        if clip.utterance in utterances:
+        if clip.utterance in utterances or clip.stem in used:
             sounds = [path for path in left if path != clip.video]
             yield from (Rejected(path, f"not needed: {sounds[0]} is this clip's sound") for path in sounds[1:])
         else:

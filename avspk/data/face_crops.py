@@ -78,6 +78,13 @@ class FaceCrops(NamedTuple):
     landmarks: np.ndarray
 
 
+class Seen(NamedTuple):
+    """What the detector found in the frames number `looks` (L,), ascending, of a clip: `faces` of each."""
+
+    looks: np.ndarray
+    faces: list[Faces]
+
+
 Detect = Callable[[Sequence[np.ndarray], int], list[Faces]]
 
 
@@ -138,7 +145,7 @@ class FaceDetector:
         # The arrays of a batch come as objects, ragged over its frames.
         boxes, landmarks = np.asarray(boxes, np.float32), np.asarray(landmarks, np.float32)
         probabilities = np.asarray(probabilities, np.float32)
-        good = (probabilities >= self._min_probability) & np.isfinite(boxes).all(1) & (_sides(boxes) > 0)
+        good = (probabilities >= self._min_probability) & np.isfinite(boxes).all(1) & (face_sides(boxes) > 0)
         return Faces(boxes[good] * np.tile(ratio, 2), landmarks[good] * ratio, probabilities[good])
 
 
@@ -150,6 +157,15 @@ def cut_faces(clips: Sequence[np.ndarray], detect: Detect, settings: FaceSetting
 
     A clip without a usable face gives no crops, one where the face is not there all the time gives fewer than frames.
     """
+    seen = look_for_faces(clips, detect, settings)
+    return [
+        cut_track(frames, follow_main_face(found.faces, found.looks, len(frames)), settings.margin)
+        for frames, found in zip(clips, seen, strict=True)
+    ]
+
+
+def look_for_faces(clips: Sequence[np.ndarray], detect: Detect, settings: FaceSettings) -> list[Seen]:
+    """Faces of every clip, at as few frames as its kind needs; see `FaceSettings`."""
     tracked = [_is_tracked(frames, settings) for frames in clips]
     looks = [
         _looks(len(frames), settings.tracked_looks if few else None) for frames, few in zip(clips, tracked, strict=True)
@@ -161,10 +177,7 @@ def cut_faces(clips: Sequence[np.ndarray], detect: Detect, settings: FaceSetting
     for number in missed:
         looks[number] = _looks(len(clips[number]), None)
     found |= _look(clips, looks, all_clips + missed, detect, settings.min_face)
-    return [
-        cut_track(frames, follow_main_face(found[number], looks[number], len(frames)), settings.margin)
-        for number, frames in enumerate(clips)
-    ]
+    return [Seen(looks[number], found[number]) for number in range(len(clips))]
 
 
 def follow_main_face(faces: Sequence[Faces], looks: np.ndarray, num_frames: int) -> Track:
@@ -260,15 +273,16 @@ def _link(faces: Sequence[Faces]) -> list[list[tuple[int, int]]]:
 def _distances(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
     """How unlike two faces' places are, (m, n): below 1 they may be one face that moved."""
     centres, centres_others = (boxes[:, :2] + boxes[:, 2:]) / 2, (others[:, :2] + others[:, 2:]) / 2
-    sides, sides_others = _sides(boxes)[:, None], _sides(others)[None]
+    sides, sides_others = face_sides(boxes)[:, None], face_sides(others)[None]
     moved = np.linalg.norm(centres[:, None] - centres_others[None], axis=2) / ((sides + sides_others) / 2)
     grown = np.abs(np.log(sides / sides_others))
     return np.maximum(moved / _MAX_MOVE, grown / np.log(_MAX_GROWTH))
 
 
-def _sides(boxes: np.ndarray) -> np.ndarray:
+def face_sides(boxes: np.ndarray) -> np.ndarray:
+    """Sizes (n,) of faces by their boxes (n, 4): the shorter sides."""
     return np.minimum(boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1])
 
 
 def _weight(track: list[tuple[int, int]], faces: Sequence[Faces]) -> float:
-    return sum(float(faces[k].probabilities[i] * _sides(faces[k].boxes[i : i + 1])[0]) for k, i in track)
+    return sum(float(faces[k].probabilities[i] * face_sides(faces[k].boxes[i : i + 1])[0]) for k, i in track)

@@ -42,6 +42,7 @@ with explained():
 
 logger = logging.getLogger(__name__)
 MANIFEST = "manifest.parquet"
+MAX_SECONDS = 20.0  # [C] longest utterance of data of which nothing is known
 _JOURNALS = "journal"
 _WRITTEN = ("audio", "crops", _JOURNALS)
 """Folders inside `out`."""
@@ -60,9 +61,10 @@ class PreparationSettings:
     `speakers_from`: a pattern that tells speakers (`PatternNames`).
     `min_seconds`, `silence_db` (dB of full scale): sound below either is rejected. `require_face`: leave out clips
     without a usable face, which are otherwise kept for their sound. `pack`: put all sound into a few large files, in
-    this format. `shard` (i, n): work on the i-th of n slices,
-    i from 1 to n. `workers` None: the machine's cores, divided among the processes of a launcher. `device` None: a GPU
-    for the detector where there is one. Results depend on neither workers nor shards.
+    this format. `max_seconds`: longer recordings are cut into parts (0: never); `one_person`: what shows several people
+    is left out. None: 20 s and yes, but never and no for VoxCeleb, whose makers cut its clips so. `shard` (i, n): work
+    on the i-th of n slices, i from 1 to n. `workers` None: the machine's cores, divided among the processes of a
+    launcher. `device` None: a GPU for the detector where there is one. Results depend on neither workers nor shards.
     """
 
     raw: Path
@@ -74,6 +76,8 @@ class PreparationSettings:
     silence_db: float = -70.0
     require_face: bool = False
     pack: PackFormat | None = None
+    max_seconds: float | None = None
+    one_person: bool | None = None
     shard: tuple[int, int] = (1, 1)
     workers: int | None = None
     device: str | None = None
@@ -83,12 +87,22 @@ class PreparationSettings:
             raise ValueError(f"shard is {self.shard[0]}/{self.shard[1]}, must be from 1/n to n/n")
         if self.workers is not None and self.workers < 1:
             raise ValueError(f"workers is {self.workers}, must be at least 1")
+        if self.max_seconds and self.max_seconds < 2 * self.min_seconds:
+            raise ValueError(f"max_seconds is {self.max_seconds:g}, must be 0 or at least twice min_seconds")
 
-    @property
-    def recipe(self) -> Recipe:
-        """The part that the results depend on."""
-        raw, out = _without_detours(self.raw), _without_detours(self.out)
-        return Recipe(raw, out, self.min_seconds, self.silence_db, self.require_face, self.faces, self.pack)
+    def recipe(self, voxceleb: bool) -> Recipe:
+        """The part that the results depend on, for VoxCeleb or for other data."""
+        return Recipe(
+            _without_detours(self.raw),
+            _without_detours(self.out),
+            self.min_seconds,
+            self.silence_db,
+            self.require_face,
+            self.faces,
+            self.pack,
+            max_seconds=self.max_seconds if self.max_seconds is not None else 0.0 if voxceleb else MAX_SECONDS,
+            one_person=self.one_person if self.one_person is not None else not voxceleb,
+        )
 
 
 @dataclass(frozen=True)
@@ -118,15 +132,16 @@ def prepare(settings: PreparationSettings) -> Summary | None:
     OSError if `raw` cannot be read.
     """
     _check_folders(settings)
-    clips, unusable, ignored, _ = _find(settings)
+    clips, unusable, ignored, voxceleb = _find(settings)
+    recipe = settings.recipe(voxceleb)
     with _explained(settings.out):
-        _agree_on_plan(settings, clips)
+        _agree_on_plan(recipe, clips)
         units = list(units_of(clips))
         with _at_work(settings.out):
             if (settings.out / MANIFEST).exists():
                 return _read_summary(settings.out)
             (settings.out / _JOURNALS).mkdir(exist_ok=True)
-            _work(settings, units[settings.shard[0] - 1 :: settings.shard[1]])
+            _work(settings, recipe, units[settings.shard[0] - 1 :: settings.shard[1]])
         return _join(settings.out, units, unusable, ignored)
 
 
@@ -138,14 +153,14 @@ def _find(settings: PreparationSettings) -> FoundClips:
 
 def _check_folders(settings: PreparationSettings) -> None:
     """Now, not when hours of work are to be written down."""
-    recipe = settings.recipe
-    for name, path in (("raw", recipe.raw), ("out", recipe.out)):
+    raw, out = _without_detours(settings.raw), _without_detours(settings.out)
+    for name, path in (("raw", raw), ("out", out)):
         if UNPRINTABLE.search(str(path)):
             raise PreparationError(
                 f"the path of --{name} holds control characters or is not UTF-8, so that no manifest can hold it: "
                 f"{printable(str(path))}\nRename it, or give a link to it that has a plain name (ln -s)."
             )
-    raw, out = recipe.raw.resolve(), recipe.out.resolve()
+    raw, out = raw.resolve(), out.resolve()
     if settings.listed is None and (raw == out or any(raw.is_relative_to(out / name) for name in _WRITTEN)):
         raise PreparationError(f"--out {out} would write among the files of --raw {raw}; give --out another folder")
 
@@ -176,18 +191,18 @@ def _explained(out: Path) -> Iterator[None]:
         ) from error
 
 
-def _agree_on_plan(settings: PreparationSettings, clips: list[Clip]) -> None:
+def _agree_on_plan(recipe: Recipe, clips: list[Clip]) -> None:
     """All runs into one folder, also those of other slices, must mean the same clips and the same settings."""
     digest = hashlib.sha256("\n".join(map(repr, clips)).encode()).hexdigest()
-    recipe = asdict(settings.recipe)
-    del recipe["out"]
-    plan = recipe | {"raw": str(settings.recipe.raw), "clips": len(clips), "clips_sha256": digest}
-    begun = _first_written(settings.out, plan)
+    meant = asdict(recipe)
+    del meant["out"]
+    plan = meant | {"raw": str(recipe.raw), "clips": len(clips), "clips_sha256": digest}
+    begun = _first_written(recipe.out, plan)
     keys = [key for key in {**begun, **plan} if begun.get(key) != plan.get(key)]
     if keys:
         changes = "; ".join(f"{key} was {begun.get(key)}, is {plan.get(key)}" for key in keys)
         raise PreparationError(
-            f"{settings.out} was begun differently ({changes}).\n"
+            f"{recipe.out} was begun differently ({changes}).\n"
             "Use the settings and the tree it was begun with, or another folder."
         )
 
@@ -211,7 +226,7 @@ def _first_written(out: Path, plan: dict[str, Any]) -> dict[str, Any]:
                 os.fsync(file.fileno())
 
 
-def _work(settings: PreparationSettings, units: list[Unit]) -> None:
+def _work(settings: PreparationSettings, recipe: Recipe, units: list[Unit]) -> None:
     """Bring the units to their ends."""
     journals = settings.out / _JOURNALS
     done = {unit.name: _num_done(journals, unit) for unit in units}
@@ -219,7 +234,7 @@ def _work(settings: PreparationSettings, units: list[Unit]) -> None:
     local_rank, local_size = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     workers = settings.workers or max(1, len(os.sched_getaffinity(0)) // local_size)
     gpu = f"cuda:{local_rank % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
-    work = partial(prepare_unit, settings.recipe, journals, settings.device or gpu, workers * settings.shard[1])
+    work = partial(prepare_unit, recipe, journals, settings.device or gpu, workers * settings.shard[1])
     with Progress("preparing", sum(len(unit.clips) for unit in units), local_rank == 0, "clips") as progress:
         progress.resume(sum(done.values()))
         run_tasks(work, waiting, workers, progress.advance)

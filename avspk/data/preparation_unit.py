@@ -6,9 +6,11 @@ not vouch for is cut off and done again, so a unit ends with the same bytes howe
 
 import json
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -17,12 +19,15 @@ import torch
 
 from avspk.data.clips import Clip
 from avspk.data.crop_store import CropWriter
+from avspk.data.cutting import Span, parts_of, shots_of
 from avspk.data.face_crops import FaceCrops, FaceDetector, FaceSettings, cut_faces
 from avspk.data.files import sync, try_hold
-from avspk.data.media import MediaError
+from avspk.data.media import SAMPLE_RATE, MediaError
+from avspk.data.one_person import MainPerson, main_persons
 from avspk.data.prepared_sound import PreparedSound, prepared_sound
 from avspk.data.shards import MAX_SHARDS
 from avspk.data.sound import read_sound
+from avspk.data.sound_check import check_sound
 from avspk.data.sound_store import PackFormat
 from avspk.data.tree import Rejected
 from avspk.data.video import VideoReader
@@ -33,6 +38,9 @@ BATCH_CLIPS = 16
 _LOCK_SECONDS = 60.0
 # Bytes a second that the slowest machine gets through: a sound is decoded in one go, pictures are reported one by one.
 _SLOWEST = {"sound": 1e6, "picture": 20e6}
+
+
+THUMBNAIL = 112  # longer side of the pictures in which cuts are looked for
 
 
 class UnitError(RuntimeError):
@@ -50,6 +58,8 @@ class Recipe:
     require_face: bool
     faces: FaceSettings
     pack: PackFormat | None = None
+    max_seconds: float = 0.0
+    one_person: bool = False
 
     @property
     def sound_kept(self) -> str:
@@ -163,6 +173,24 @@ def _shard_writer(recipe: Recipe, unit: Unit, num_crops: int) -> CropWriter | No
     return CropWriter(recipe.out / "crops", unit.name, keep=num_crops)
 
 
+@dataclass(frozen=True)
+class _Part:
+    """What may become an utterance: a clip or, if that is long, part number `number` of it, from 1.
+
+    `waveform` (n,) of the clip's file `source`; `frames` None where there is no picture.
+    """
+
+    clip: Clip
+    source: str
+    waveform: np.ndarray
+    frames: np.ndarray | None
+    number: int = 0
+
+    @property
+    def utterance(self) -> str:
+        return self.clip.part(self.number) if self.number else self.clip.utterance
+
+
 def _prepare_batch(
     recipe: Recipe,
     clips: tuple[Clip, ...],
@@ -171,25 +199,93 @@ def _prepare_batch(
     avoid: frozenset[str],
     reporter: Reporter,
 ) -> tuple[BatchResult, list[FaceCrops]]:
-    """Sound and frames clip by clip, faces of all clips together."""
+    """Sound and frames clip by clip, faces of several together."""
     result = BatchResult(len(clips))
     opener = _Opener(recipe, avoid, reporter, result.rejected)
-    heard = [(clip, *sound) for clip in clips if (sound := _take_sound(clip, opener))]
-    frames = [_take_frames(clip, opener) for clip, _, _ in heard]
-    reporter.entering(None)
-    faces = iter(_cut(recipe, [one for one in frames if one is not None], device))
-    crops = []
-    for (clip, source, waveform), shown in zip(heard, frames, strict=True):
-        found = next(faces) if shown is not None else None
-        num_crops = len(found.crops) if found else 0
-        if clip.video and found and not num_crops:
-            opener.reject(clip.video, "no face found", recipe.sound_kept)
-        if num_crops or not recipe.require_face:
-            audio = sounds.put(clip.utterance, recipe.raw / source, waveform)
-            origin = clip.speaker, clip.recording
-            result.rows.append(Row(clip.utterance, audio, len(waveform), num_crops, *origin))
-            crops += [found] if found and num_crops else []
+    crops: list[FaceCrops] = []
+    for parts in batched((part for clip in clips for part in _parts(clip, opener)), BATCH_CLIPS):
+        reporter.entering(None)
+        persons = iter(_persons(recipe, [part.frames for part in parts if part.frames is not None], device))
+        for part in parts:
+            found = _take(part, next(persons) if part.frames is not None else None, opener, sounds)
+            if found is not None:
+                result.rows.append(found[0])
+                crops += found[1:]
+    opener.sum_up(clips)
     return result, crops
+
+
+def batched(parts: Iterator[_Part], count: int) -> Iterator[list[_Part]]:
+    """`count` at a time."""
+    while batch := list(islice(parts, count)):
+        yield batch
+
+
+def _take(
+    part: _Part, person: MainPerson | None, opener: "_Opener", sounds: PreparedSound
+) -> tuple[Row, *tuple[FaceCrops, ...]] | None:
+    """The row and, if there is a face, the crops of a part that can be used."""
+    recipe, clip = opener.recipe, part.clip
+    if person is not None and person.problem:
+        opener.leave_out(part, person.problem)
+        return None
+    num_crops = len(person.crops.crops) if person else 0
+    if person and not num_crops:
+        opener.leave_out(part, "no face found" + recipe.sound_kept)
+    if not num_crops and recipe.require_face:
+        return None
+    begin, end = (round(share * len(part.waveform)) for share in (person.kept if person else (0, 1)))
+    waveform, whole = part.waveform[begin:end], end - begin == len(part.waveform)
+    if not whole and (problem := _problem(waveform, recipe)):
+        opener.leave_out(part, f"several people, and alone {problem}")
+        return None
+    if not whole:
+        seconds = "" if part.number else f", {begin / SAMPLE_RATE:.1f} to {end / SAMPLE_RATE:.1f} s"
+        opener.leave_out(part, f"several people: one is kept{seconds}")
+    audio = sounds.put(part.utterance, recipe.raw / part.source, waveform, whole and not part.number)
+    row = Row(part.utterance, audio, len(waveform), num_crops, clip.speaker, clip.recording)
+    return (row, person.crops) if person and num_crops else (row,)
+
+
+def _parts(clip: Clip, opener: "_Opener") -> Iterator[_Part]:
+    """The clip, or what a long one is cut into."""
+    sound, recipe = _take_sound(clip, opener), opener.recipe
+    if sound is None:
+        return
+    source, waveform = sound
+    if not recipe.max_seconds or len(waveform) <= recipe.max_seconds * SAMPLE_RATE:
+        yield _Part(clip, source, waveform, _take_frames(clip, opener))
+        return
+    spans = parts_of(waveform, recipe.max_seconds, _shots(clip, opener, len(waveform)))
+    with _Film(clip, opener) as film:
+        for number, (begin, end) in enumerate(spans, 1):
+            part = _Part(clip, source, waveform[begin:end].copy(), None, number)
+            if problem := _problem(part.waveform, recipe):
+                opener.leave_out(part, problem.partition(":")[0])
+            else:
+                yield replace(part, frames=film.frames(begin, end))
+
+
+def _problem(waveform: np.ndarray, recipe: Recipe) -> str:
+    """Why a part of a sound that is good as a whole cannot be used; "" if it can."""
+    try:
+        check_sound(waveform, recipe.min_seconds, recipe.silence_db)
+    except MediaError as error:
+        return str(error)
+    return ""
+
+
+def _shots(clip: Clip, opener: "_Opener", num_samples: int) -> list[Span] | None:
+    """Spans between cuts of the picture; None where there is none that can be decoded."""
+
+    def read(path: Path) -> list[Span]:
+        with VideoReader(path, THUMBNAIL, opener.reporter.alive) as video:
+            return shots_of(video.read_at, num_samples)
+
+    if clip.video is None:
+        return None
+    shots: list[Span] | None = opener("picture", clip.video, read, opener.recipe.sound_kept)
+    return shots
 
 
 @dataclass
@@ -200,6 +296,7 @@ class _Opener:
     avoid: frozenset[str]
     reporter: Reporter
     rejected: list[Rejected]
+    left_out: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
 
     def __call__(
         self, kind: Literal["sound", "picture"], path: str, read: Callable[[Path], Any], consequence: str = ""
@@ -219,6 +316,20 @@ class _Opener:
         except MediaError as error:
             self.reject(path, str(error), consequence)
             return None
+
+    def leave_out(self, part: _Part, reason: str) -> None:
+        """Note why a part, or something of it, cannot be used."""
+        if part.number:
+            self.left_out[part.clip.utterance][reason] += 1
+        else:
+            self.reject(part.clip.video or part.source, reason)
+
+    def sum_up(self, clips: Iterable[Clip]) -> None:
+        """Name the clips of which parts were left out."""
+        for clip in clips:
+            if reasons := self.left_out.get(clip.utterance):
+                parts = "; ".join(f"{reason} ({count})" for reason, count in sorted(reasons.items()))
+                self.reject(clip.video or clip.sounds[0], f"of its parts: {parts}")
 
     def reject(self, path: str, reason: str, consequence: str = "") -> None:
         """Note why a file cannot be used, the first reason only."""
@@ -258,8 +369,45 @@ def _take_frames(clip: Clip, opener: _Opener) -> np.ndarray | None:
     return frames
 
 
-def _cut(recipe: Recipe, frames: list[np.ndarray], device: str) -> list[FaceCrops]:
-    return cut_faces(frames, _detector(recipe.faces, device), recipe.faces) if frames else []
+class _Film:
+    """The picture of a long clip, if it has one that can be decoded; its packets are looked through once.
+
+    Times are in samples of the sound, which begins with the first frame.
+    """
+
+    def __init__(self, clip: Clip, opener: _Opener) -> None:
+        self._clip, self._opener = clip, opener
+        self._video: VideoReader | None = None
+
+    def __enter__(self) -> "_Film":
+        faces, alive = self._opener.recipe.faces, self._opener.reporter.alive
+        if self._clip.video is not None:
+            self._video = self._ask(lambda path: VideoReader(path, faces.max_side, alive))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._video is not None:
+            self._video.__exit__()
+
+    def frames(self, begin: int, end: int) -> np.ndarray | None:
+        """The frames to look for faces in, in the middles of equal parts of a span."""
+        count = self._opener.recipe.faces.crops_per_clip
+        times = (begin + (end - begin) * (np.arange(count) + 0.5) / count) / SAMPLE_RATE
+        video = self._video
+        return None if video is None else self._ask(lambda _: video.read_at(times))
+
+    def _ask(self, read: Callable[[Path], Any]) -> Any:
+        return self._opener("picture", str(self._clip.video), read, self._opener.recipe.sound_kept)
+
+
+def _persons(recipe: Recipe, frames: list[np.ndarray], device: str) -> list[MainPerson]:
+    """The person of each clip, or, where nobody asks whether it is one person, the main face."""
+    if not frames:
+        return []
+    detector = _detector(recipe.faces, device)
+    if recipe.one_person:
+        return main_persons(frames, detector, recipe.faces)
+    return [MainPerson(crops) for crops in cut_faces(frames, detector, recipe.faces)]
 
 
 @lru_cache(1)

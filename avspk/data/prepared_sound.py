@@ -16,8 +16,11 @@ class PreparedSound(ABC):
     """Takes the sound of one utterance after the other."""
 
     @abstractmethod
-    def put(self, utterance: str, source: Path, waveform: np.ndarray) -> str:
-        """Keep the sound that was read from `source`; the place that goes into the manifest. Raises: OSError."""
+    def put(self, utterance: str, source: Path, waveform: np.ndarray, whole: bool = True) -> str:
+        """Keep the sound that was read from `source`, the whole of it or a part; the place that goes into the manifest.
+
+        Raises: OSError.
+        """
 
     @abstractmethod
     def sync(self) -> None:
@@ -34,9 +37,9 @@ class PreparedFiles(PreparedSound):
     def __init__(self, out: Path) -> None:
         self._out = out
 
-    def put(self, utterance: str, source: Path, waveform: np.ndarray) -> str:
+    def put(self, utterance: str, source: Path, waveform: np.ndarray, whole: bool = True) -> str:
         """See `PreparedSound`."""
-        if is_plain_audio(source):
+        if whole and is_plain_audio(source):
             return str(source.absolute())
         target = f"audio/{utterance}.wav"
         with whole_or_absent(self._out / target) as part:
@@ -56,7 +59,7 @@ class PreparedPack(PreparedSound):
     def __init__(self, out: Path, name: str, packed: PackFormat, keep: int) -> None:
         self._writer = SoundWriter(out / FOLDER / name, packed, keep)
 
-    def put(self, utterance: str, source: Path, waveform: np.ndarray) -> str:
+    def put(self, utterance: str, source: Path, waveform: np.ndarray, whole: bool = True) -> str:
         """See `PreparedSound`."""
         kept = waveform if is_plain_audio(source) else to_int16(waveform) / np.float32(32768)
         return f"{FOLDER}/{self._writer.append(kept)}"

@@ -79,12 +79,28 @@ class VideoReader:
 
         Returns and raises what `read` does.
         """
+        return self._read_as_is(lambda: self._timeline.numbers_at_even_times(count))
+
+    def read_at(self, seconds: np.ndarray) -> np.ndarray:
+        """The frame on the screen at each of these times (n,), in seconds after the first frame.
+
+        Returns and raises what `read` does.
+        """
+
+        def numbers() -> np.ndarray:
+            shown = self.seconds
+            return (np.searchsorted(shown - shown[0], seconds, side="right") - 1).clip(0)
+
+        return self._read_as_is(numbers)
+
+    def _read_as_is(self, numbers: Callable[[], np.ndarray]) -> np.ndarray:
+        """The frames that `numbers` chooses of those that can be had."""
         try:
-            return self.read(self._timeline.numbers_at_even_times(count))
+            return self.read(numbers())
         except MediaError:
             if not self._narrowed():
                 raise
-            return self.read(self._timeline.numbers_at_even_times(count))
+            return self.read(numbers())
 
     def _narrowed(self) -> bool:
         """Take back what the packets promised and the decoder does not give; False if that does not explain a failure.

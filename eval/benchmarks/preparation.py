@@ -196,7 +196,9 @@ def run_unit(raw: Path, out: Path, clips: list[Clip], face_tracked: FaceTracked,
     """What one process does with a unit of clips."""
     (out / "journal").mkdir(parents=True)
     settings = PreparationSettings(raw, out, FaceSettings(face_tracked=face_tracked))
-    prepare_unit(settings.recipe, out / "journal", str(device), 1, Task(Unit("00000", tuple(clips))), Silent())
+    prepare_unit(
+        settings.recipe(voxceleb=True), out / "journal", str(device), 1, Task(Unit("00000", tuple(clips))), Silent()
+    )
 
 
 def compare_wall(raw: Path, clips: list[Clip], folder: Path) -> Figure:

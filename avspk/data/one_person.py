@@ -1,0 +1,180 @@
+"""One person per clip is what training takes for granted: find the person, and refuse what shows several.
+
+What counts is seen: another face of like size beside the person's, or in its place. Frames in which nobody is found
+count for nothing. Persons are told apart by how their crops look, not by where they are, so that a person who walks
+stays one, and one who takes another's place is another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+
+from avspk.data.appearance import OTHER, appearances, differences
+from avspk.data.crop_store import CROP_SIZE
+from avspk.data.face_crops import (
+    Detect,
+    FaceCrops,
+    Faces,
+    FaceSettings,
+    Seen,
+    Track,
+    cut_face,
+    cut_track,
+    face_sides,
+    follow_main_face,
+    look_for_faces,
+)
+
+_LIKE_SIZE = 0.6  # [C] share of the person's size from which another face counts; smaller ones are the background
+_OTHERS = 0.3  # [C] frames that may show others, as a share of the person's
+_AWAY = 2  # frames in a row that show only others; one alone is a glance at the audience
+_LEAST = 3  # frames that a person has to be seen in, where others are
+_WHOLE = (0.0, 1.0)
+
+
+class MainPerson(NamedTuple):
+    """Crops of a clip's person, the shares of its time, from and to, in which nobody else is seen, and what is wrong.
+
+    With a `problem` there are no crops, and the clip is of no use.
+    """
+
+    crops: FaceCrops
+    kept: tuple[float, float] = _WHOLE
+    problem: str = ""
+
+
+class _Person(NamedTuple):
+    """A person's faces: look -> number of the face in it; how they look."""
+
+    faces: dict[int, int]
+    looks_like: list[np.ndarray]
+
+
+def main_persons(clips: Sequence[np.ndarray], detect: Detect, settings: FaceSettings) -> list[MainPerson]:
+    """The person of every clip; a clip is its sampled frames uint8 (n, H, W, 3).
+
+    Crops are as `cut_faces` gives them, as long as neither they nor other faces tell of another person; where they do,
+    all frames are looked at.
+    """
+    seen = look_for_faces(clips, detect, settings)
+    tracks = [follow_main_face(one.faces, one.looks, len(frames)) for frames, one in zip(clips, seen, strict=True)]
+    crops = [cut_track(frames, track, settings.margin) for frames, track in zip(clips, tracks, strict=True)]
+    persons = [MainPerson(one) for one in crops]
+    doubtful = [
+        number for number in range(len(clips)) if _is_doubtful(crops[number].crops, tracks[number], seen[number])
+    ]
+    every_frame = replace(settings, face_tracked="no")
+    for number, one in zip(doubtful, look_for_faces([clips[n] for n in doubtful], detect, every_frame), strict=True):
+        persons[number] = choose_person(clips[number], one.faces, settings.margin)
+    return persons
+
+
+def _is_doubtful(crops: np.ndarray, track: Track, seen: Seen) -> bool:
+    """Whether crops in a row differ too much, or a face of like size is not the tracked one's."""
+    if len(crops) == 0:
+        return False
+    size = np.median(face_sides(track.boxes))
+    others = sum(int((face_sides(faces.boxes) >= _LIKE_SIZE * size).sum()) for faces in seen.faces)
+    if others > int(track.usable[seen.looks].sum()):
+        return True
+    looks_like = appearances(crops)
+    return bool((differences(looks_like[1:], looks_like[:-1]) >= OTHER).any())
+
+
+def choose_person(frames: np.ndarray, faces: Sequence[Faces], margin: float) -> MainPerson:
+    """The person who is seen most and largest in frames (n, H, W, 3) with `faces` each, and when nobody else is.
+
+    Where others take the person's place for long, that is cut away. Others in what is left, or too little left of the
+    person, are a problem.
+    """
+    persons = _persons(frames, faces, margin)
+    if not persons:
+        return MainPerson(_cut(frames, faces, {}, margin))
+    main = max(persons, key=lambda person: _weight(person, faces))
+    there = np.isin(np.arange(len(frames)), list(main.faces))
+    others = _others(persons, main, faces)
+    begin, end = _longest_stretch(there, others & ~there)
+    chosen = {look: face for look, face in main.faces.items() if begin <= look < end}
+    num_others = int(others[begin:end].sum())
+    if num_others > max(1, _OTHERS * len(chosen)):
+        return _several(f"others beside or in place of the main face in {num_others} of {end - begin} frames")
+    if others.any() and len(chosen) < min(_LEAST, len(frames)):
+        return _several(f"nobody is seen alone in {_LEAST} of {len(frames)} frames")
+    return MainPerson(_cut(frames, faces, chosen, margin), _share_of_time(chosen, begin, end, len(frames)))
+
+
+def _several(how: str) -> MainPerson:
+    nobody = np.zeros((0, CROP_SIZE, CROP_SIZE, 3), np.uint8), np.zeros((0, 5, 2), np.float32)
+    return MainPerson(FaceCrops(*nobody), problem=f"several people: {how}")
+
+
+def _persons(frames: np.ndarray, faces: Sequence[Faces], margin: float) -> list[_Person]:
+    """Each face belongs to the person whose crops it is most like, or is a new one. A person is once in a frame."""
+    persons: list[_Person] = []
+    for look, here in enumerate(faces):
+        places = zip(here.boxes, here.landmarks, strict=True)
+        crops = [cut_face(frames[look], box, points, margin)[0] for box, points in places]
+        if not crops:
+            continue
+        found = appearances(np.stack(crops))
+        pairs = sorted(
+            (float(differences(np.stack(person.looks_like), found[face]).min()), number, face)
+            for number, person in enumerate(persons)
+            for face in range(len(found))
+        )
+        free = set(range(len(found)))
+        for distance, number, face in pairs:
+            if distance < OTHER and face in free and look not in persons[number].faces:
+                persons[number].faces[look] = face
+                persons[number].looks_like.append(found[face])
+                free.remove(face)
+        persons += [_Person({look: face}, [found[face]]) for face in sorted(free)]
+    return persons
+
+
+def _weight(person: _Person, faces: Sequence[Faces]) -> float:
+    return sum(
+        float(faces[look].probabilities[face] * face_sides(faces[look].boxes)[face])
+        for look, face in person.faces.items()
+    )
+
+
+def _others(persons: list[_Person], main: _Person, faces: Sequence[Faces]) -> np.ndarray:
+    """(n,) in which frames a face of like size is somebody else's."""
+    size = np.median([face_sides(faces[look].boxes)[face] for look, face in main.faces.items()])
+    others = np.zeros(len(faces), bool)
+    for person in persons:
+        if person is not main:
+            for look, face in person.faces.items():
+                others[look] |= bool(face_sides(faces[look].boxes)[face] >= _LIKE_SIZE * size)
+    return others
+
+
+def _longest_stretch(there: np.ndarray, away: np.ndarray) -> tuple[int, int]:
+    """First frame and the one after the last of the stretch with most of the person, cut where others are for long."""
+    num = len(there)
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], away, [0]])))
+    gone = [(begin, end) for begin, end in edges.reshape(-1, 2) if end - begin >= min(_AWAY, num)]
+    borders = [0, *(border for pair in gone for border in pair), num]
+    stretches = list(zip(borders[::2], borders[1::2], strict=True))
+    begin, end = max(stretches, key=lambda stretch: int(there[stretch[0] : stretch[1]].sum()))
+    return int(begin), int(end)
+
+
+def _share_of_time(chosen: dict[int, int], begin: int, end: int, num: int) -> tuple[float, float]:
+    """Frames stand in the middles of equal parts of the time. Where others are cut away, the person's own end it."""
+    first = 0.0 if begin == 0 else (min(chosen) + 0.5) / num
+    last = 1.0 if end == num else (max(chosen) + 0.5) / num
+    return first, last
+
+
+def _cut(frames: np.ndarray, faces: Sequence[Faces], chosen: dict[int, int], margin: float) -> FaceCrops:
+    num = len(frames)
+    track = Track(np.zeros((num, 4)), np.zeros((num, 5, 2)), np.isin(np.arange(num), list(chosen)))
+    for look, face in chosen.items():
+        track.boxes[look], track.landmarks[look] = faces[look].boxes[face], faces[look].landmarks[face]
+    return cut_track(frames, track, margin)
