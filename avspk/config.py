@@ -382,11 +382,11 @@ def _set(tree: dict[str, Any], keys: list[str], value: Any, path: str) -> None:
 
 @cache
 def free_dictionaries() -> tuple[str, ...]:
-    """Dotted keys of the settings that are dictionaries with free keys."""
+    """Dotted keys of the settings that are dictionaries with free keys, or these or a word such as "auto"."""
     return tuple(
         key
         for key, annotation in _fields(Config)
-        if dict in map(get_origin, (annotation, *get_args(annotation)))  # alone, or beside a word such as "auto"
+        if any(get_origin(one) is dict for one in (annotation, *get_args(annotation)))
     )
 
 

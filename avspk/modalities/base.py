@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from avspk.data.dataset import ViewSampler
 from avspk.data.manifest import Utterances
 from avspk.data.noise import NoisePack
-from avspk.models.encoder import Encoder
+from avspk.models.encoder import Encoder, EncoderSettings
 from avspk.objectives.base import ViewPlan
 from avspk.settings import Count, Settings
 
@@ -67,7 +67,7 @@ class CropCounts(Settings):
 
 
 class ModalitySettings(Settings, ABC):
-    """Settings of one modality. A subclass has a field `views`, which is a `CropCounts`.
+    """Settings of one modality. A subclass says which encoders and views it has.
 
     Attributes:
         first_read_by_rounds: names of the fields that stage 1 does not read; they may change until round 1 begins.
@@ -75,6 +75,7 @@ class ModalitySettings(Settings, ABC):
 
     first_read_by_rounds: ClassVar[tuple[str, ...]] = ()
 
+    encoder: EncoderSettings
     views: CropCounts
 
     @abstractmethod
@@ -93,9 +94,20 @@ class ModalitySettings(Settings, ABC):
     def example_inputs(self, batch_size: int) -> Tensor:
         """Random encoder inputs (B, ...) of a usual size, to time the encoder with."""
 
-    @abstractmethod
+    @property
+    def num_mels(self) -> int:
+        """Of a frame of features; 0 where the encoder takes none."""
+        return 0
+
+    def build_encoder(self) -> Encoder:
+        """Encoder with random weights, for weights that come from elsewhere."""
+        return self.encoder.build(self.num_mels)
+
     def new_encoder(self) -> Encoder:
-        """Encoder with weights from torch's generator."""
+        """Encoder as a run starts with it: random weights, and those that its settings load."""
+        encoder = self.build_encoder()
+        self.encoder.initialise(encoder)
+        return encoder
 
 
 class ModalityKit(ABC):
@@ -104,12 +116,13 @@ class ModalityKit(ABC):
     Attributes:
         name: of the modality.
         usable: (N,) bool, which utterances have this modality.
+        build_encoder: makes an encoder for weights that come from elsewhere.
     """
 
     def __init__(self, name: str, settings: ModalitySettings, media: Media) -> None:
         self.name, self.media = name, media
         self.usable = settings.usable(media.utterances)
-        self._new_encoder = settings.new_encoder
+        self.build_encoder, self._new_encoder = settings.build_encoder, settings.new_encoder
 
     def encoder(self) -> Encoder:
         """A new encoder whose initial weights depend on (seed, modality) alone."""

@@ -19,8 +19,7 @@ from avspk.frontend.image_augment import ImageAugment
 from avspk.inference.embed import embed_faces
 from avspk.modalities.base import CropCounts, Media, ModalityKit, ModalitySettings
 from avspk.models.encoder import Encoder
-from avspk.models.registry import build_encoder
-from avspk.models.resnet import FaceResNetSettings
+from avspk.models.registry import FaceEncoderSettings
 from avspk.objectives.base import ViewPlan
 from avspk.settings import Count
 
@@ -39,7 +38,7 @@ class FaceSettings(ModalitySettings):
 
     first_read_by_rounds: ClassVar = ("refine_policy",)
 
-    encoder: FaceResNetSettings = FaceResNetSettings()
+    encoder: FaceEncoderSettings = FaceEncoderSettings()
     views: FaceViewSettings = FaceViewSettings()
     refine_size: Count = 112
     refine_policy: ImagePolicy = ImagePolicy(scale=(0.6, 1.0), grey=0.1, blur=0.2)
@@ -62,10 +61,6 @@ class FaceSettings(ModalitySettings):
         """Images (B, 3, S, S)."""
         size = self.views.global_size
         return torch.rand(batch_size, 3, size, size)
-
-    def new_encoder(self) -> Encoder:
-        """See `ModalitySettings`."""
-        return build_encoder(**self.encoder.model_dump())
 
 
 class FaceKit(ModalityKit):
