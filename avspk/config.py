@@ -212,7 +212,7 @@ class Config(Settings):
                 f"modalities is {self.modalities}; name each one once, and {VERIFIED} among them: the speaker model is "
                 f"{VERIFIED}"
             )
-        weights = self.cluster.weights
+        weights = getattr(self.cluster, "weights", None)  # a clusterer may have none
         if isinstance(weights, dict) and (unknown := set(weights) - set(valid)):
             raise ValueError(f"cluster.weights: {sorted(unknown)} are no modalities; valid: {valid}")
         plan = self.pretrain.objective.views

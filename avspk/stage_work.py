@@ -43,7 +43,7 @@ class StageWork:
         session = self.session
         for name, trained in encoders.items():
             # As it will be loaded, without what training wraps layers in.
-            build, source = session.kits[name].build_encoder, f"the stage {self.folder.name}"
+            build, source = session.kits[name].settings.build_encoder, f"the stage {self.folder.name}"
             encoder = build_with_weights(build, trained.state_dict(), source)
             rows = embed(session, name, encoder)
             if keep_embeddings:

@@ -46,7 +46,7 @@ def _input(config: dict[str, Any]) -> str:
         return "face crops"
     if takes == "waveform":
         return f"waveforms, {rate} Hz, a frame every {config['input']['hop_length']} samples"
-    return f"log mel, {rate} Hz  {_settings(config['features'])}"
+    return f"log mel, {rate} Hz  {_settings(config['features'])}" if takes == "features" else str(takes)
 
 
 def _line_of(calibration: Calibration | None) -> str:

@@ -294,8 +294,9 @@ def load_model(name: Path | str, device: str | torch.device | None = None) -> Sp
     """
     folder, device = find_model(name), find_device(device)
     encoder, mean, config = load_encoder(folder)
-    if config["input"]["takes"] == "image":
-        raise CheckpointError(f"{folder} holds a face encoder, of images; speaker verification here is audio only")
+    if (takes := config["input"]["takes"]) not in ("features", "waveform"):
+        other = "a face encoder" if takes == "image" else f"an encoder of {takes}"
+        raise CheckpointError(f"{folder} holds {other}; speaker verification here is audio only")
     try:
         sound_input = _sound_input(config)
     except (TypeError, ValueError) as error:

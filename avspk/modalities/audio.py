@@ -98,9 +98,7 @@ class AudioSettings(ModalitySettings):
 class AudioKit(ModalityKit):
     """Views are segments of the waveform; the filter bank is computed on the device."""
 
-    def __init__(self, name: str, settings: AudioSettings, media: Media) -> None:
-        super().__init__(name, settings, media)
-        self.settings = settings
+    settings: AudioSettings
 
     def pretrain_views(self, plan: ViewPlan) -> ViewSampler:
         """See `ModalityKit`."""
@@ -142,7 +140,7 @@ class AudioKit(ModalityKit):
 
     def describe_model(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """See `ModalityKit`."""
-        architecture = self.settings.encoder.model_dump()
+        architecture, _ = super().describe_model()
         if self.settings.encoder.takes == "waveform":
             return architecture, {}
         return {**architecture, "num_mels": self.settings.num_mels}, self.settings.features.model_dump()

@@ -116,17 +116,16 @@ class ModalityKit(ABC):
     Attributes:
         name: of the modality.
         usable: (N,) bool, which utterances have this modality.
-        build_encoder: makes an encoder for weights that come from elsewhere.
+        settings, media: what it was built from.
     """
 
     def __init__(self, name: str, settings: ModalitySettings, media: Media) -> None:
-        self.name, self.media = name, media
+        self.name, self.settings, self.media = name, settings, media
         self.usable = settings.usable(media.utterances)
-        self.build_encoder, self._new_encoder = settings.build_encoder, settings.new_encoder
 
     def encoder(self) -> Encoder:
         """A new encoder whose initial weights depend on (seed, modality) alone."""
-        return seeded(self._new_encoder, self.media.seed, self.name, "encoder")
+        return seeded(self.settings.new_encoder, self.media.seed, self.name, "encoder")
 
     @abstractmethod
     def pretrain_views(self, plan: ViewPlan) -> ViewSampler:
@@ -155,9 +154,9 @@ class ModalityKit(ABC):
     def embed(self, encoder: Encoder, rows: slice) -> np.ndarray:
         """Embeddings of these utterances, (n, D) float32; NaN where the modality is missing."""
 
-    @abstractmethod
     def describe_model(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """What a saved model says of itself: arguments of `build_encoder`, and of `Fbank` (empty without one)."""
+        return self.settings.encoder.model_dump(), {}
 
 
 def seeded(build: Callable[[], Module], seed: int, *key: str) -> Module:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -66,9 +66,7 @@ class FaceSettings(ModalitySettings):
 class FaceKit(ModalityKit):
     """Views are single crops; an utterance's embedding is the mean over its crops."""
 
-    def __init__(self, name: str, settings: FaceSettings, media: Media) -> None:
-        super().__init__(name, settings, media)
-        self.settings = settings
+    settings: FaceSettings
 
     def pretrain_views(self, plan: ViewPlan) -> ViewSampler:
         """See `ModalityKit`."""
@@ -107,10 +105,6 @@ class FaceKit(ModalityKit):
             device,
             self.media.workers,
         )
-
-    def describe_model(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """See `ModalityKit`."""
-        return self.settings.encoder.model_dump(), {}
 
     def _views(self, groups: dict[str, FaceGroup]) -> ViewSampler:
         wanted = {name: group for name, group in groups.items() if group.count}

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from pydantic import Field
 from torch import nn
 
 from avspk.settings import Settings
-
-Takes = Literal["features", "waveform", "image"]
 
 
 class EncoderSettings(Settings, ABC):
@@ -23,12 +21,12 @@ class EncoderSettings(Settings, ABC):
 
     Attributes:
         takes: the input: "features" are log mel energies (B, frames, mels), "waveform" is (B, samples) at 16 kHz in
-            [-1, 1], "image" is (B, 3, H, W).
+            [-1, 1], "image" is (B, 3, H, W); another word for what only a new modality has.
         frame_length, hop_length: of an encoder of waveforms: samples in its first frame, which is the least that it
             can take, and samples between two frames.
     """
 
-    takes: ClassVar[Takes] = "features"
+    takes: ClassVar[str] = "features"
     frame_length: ClassVar[int] = 400
     hop_length: ClassVar[int] = 160
 
