@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -144,10 +146,30 @@ class CheckpointFolder:
         return sorted(self.folder.glob(f"{PREFIX}*.safetensors"))
 
 
-def load_weights(module: torch.nn.Module, state: dict[str, Tensor], source: str) -> None:
+Module = TypeVar("Module", bound=torch.nn.Module)
+
+
+def build_with_weights(build: Callable[[], Module], state: Mapping[str, Tensor], source: str) -> Module:
+    """`build()` with a copy of these weights on the CPU; random ones are not drawn where that can be avoided.
+
+    It cannot where a module computes a tensor that no checkpoint holds. Raises CheckpointError as `load_weights`.
+    """
+    # Copies lie in memory as a module's own weights do, which decides how kernels round.
+    weights = {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in state.items()}
+    with torch.device("meta"):
+        module = build()
+    load_weights(module, weights, source, assign=True)
+    if any(tensor.is_meta for tensor in chain(module.parameters(), module.buffers())):
+        with torch.random.fork_rng(devices=[]):
+            module = build()
+        load_weights(module, weights, source)
+    return module
+
+
+def load_weights(module: torch.nn.Module, state: dict[str, Tensor], source: str, assign: bool = False) -> None:
     """`load_state_dict` whose error fits on a screen and says what to do about a config that does not fit."""
     try:
-        module.load_state_dict(state)
+        module.load_state_dict(state, assign=assign)
     except RuntimeError as error:
         detail = "\n".join(str(error).splitlines()[1:6])
         raise CheckpointError(

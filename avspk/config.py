@@ -251,7 +251,7 @@ class Config(Settings):
                 f"modalities is {self.modalities}; name each one once, and {VERIFIED} among them: the speaker model is "
                 f"{VERIFIED}"
             )
-        weights = self.cluster.weights
+        weights = getattr(self.cluster, "weights", None)  # a clusterer may have none
         if isinstance(weights, dict) and (unknown := set(weights) - set(valid)):
             raise ValueError(f"cluster.weights: {sorted(unknown)} are no modalities; valid: {valid}")
         plan = self.pretrain.objective.views
@@ -438,13 +438,11 @@ def _set(tree: dict[str, Any], keys: list[str], value: Any, path: str) -> None:
 
 @cache
 def free_dictionaries() -> tuple[str, ...]:
-    """Dotted keys of the settings that are dictionaries with free keys."""
+    """Dotted keys of the settings that are dictionaries with free keys, or these or a word such as "auto"."""
     return tuple(
         key
         for key, annotation in _fields(Config)
-        if any(
-            get_origin(one) is dict for one in (annotation, *get_args(annotation))
-        )  # alone, or beside a word such as "auto"
+        if any(get_origin(one) is dict for one in (annotation, *get_args(annotation)))
     )
 
 

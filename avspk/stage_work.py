@@ -9,7 +9,7 @@ from typing import TypeVar
 import numpy as np
 
 from avspk import distributed
-from avspk.checkpoint import CheckpointFolder
+from avspk.checkpoint import CheckpointFolder, build_with_weights
 from avspk.config import RecalibrateSettings
 from avspk.inference.speaker_model import WEIGHTS, load_encoder, save_model
 from avspk.modalities.base import VERIFIED
@@ -50,8 +50,9 @@ class StageWork:
         """The stage's model of each modality, with its mean training embedding, and all of these embeddings."""
         session = self.session
         for name, trained in encoders.items():
-            encoder = session.kits[name].encoder()  # as it will be loaded, without what training wraps layers in
-            encoder.load_state_dict(trained.state_dict())
+            # As it will be loaded, without what training wraps layers in.
+            build, source = session.kits[name].settings.build_encoder, f"the stage {self.folder.name}"
+            encoder = build_with_weights(build, trained.state_dict(), source)
             recalibrate(encoder, session.kits[name], recalibration, self.folder.name)
             rows = embed(session, name, encoder)
             if keep_embeddings:

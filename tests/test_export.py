@@ -126,7 +126,7 @@ def test_the_file_alone_is_enough_for_a_score(ecapa):
     assert about["mean_subtracted"] is False
     session = onnxruntime.InferenceSession(path)
     sounds = [voice(1.2, speaker) for speaker in (1, 4)]
-    rows = [session.run(None, {"feats": model.fbank(torch.from_numpy(x)[None]).numpy()})[0][0] for x in sounds]
+    rows = [session.run(None, {"feats": model.sound_input(torch.from_numpy(x)[None]).numpy()})[0][0] for x in sounds]
     a, b = (row - about["training_mean"] for row in rows)
     assert a @ b / np.sqrt((a @ a) * (b @ b)) == pytest.approx(model.compare(*sounds, 16000), abs=1e-5)
 
@@ -182,7 +182,7 @@ def test_int8_costs_what_it_says(tmp_path, form):
     model, exact, _ = exported(tmp_path, form=form, channels=64, embedding_dim=24)
     sounds = quantise.synthetic_speech(12, 2)
     cost = quantise.export_int8(model, tmp_path / "int8.onnx", form, sounds)
-    inputs = [s[None] if form.waveform else model.fbank(torch.from_numpy(s)[None]).numpy() for s in sounds[1::2]]
+    inputs = [s[None] if form.waveform else model.sound_input(torch.from_numpy(s)[None]).numpy() for s in sounds[1::2]]
     embeddings = []
     for path in (exact, tmp_path / "int8.onnx"):
         session = onnxruntime.InferenceSession(path)

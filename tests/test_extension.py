@@ -1,86 +1,91 @@
-"""Parts that a user might add, defined here and named in one union: they train, are saved and go on."""
+"""The parts that the README adds, each named in one line here: they train, are saved, go on, and are loaded."""
 
-from typing import Annotated, Literal
+# The examples are defined by text of the README, which mypy does not see.
+# mypy: disable-error-code="name-defined, call-arg"
 
+import json
+import re
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Annotated
+
+import numpy as np
 import pytest
 import tiny
 import torch
 from pydantic import Field
-from torch import nn
 
 from avspk import config
 from avspk.checkpoint import load_tree, load_weights, save_tree
-from avspk.config import Config, ConfigError, PretrainSettings, parse_config
-from avspk.models.audio_visual import EncoderBranch
-from avspk.objectives.base import Objective, ViewPlan
+from avspk.clusterers.joint_kmeans import JointKmeansSettings
+from avspk.config import Config, ConfigError, PretrainSettings, RefineSettings, parse_config
+from avspk.inference.export import ExportError, export_onnx
+from avspk.inference.speaker_model import AudioWarning, CheckpointError, load_encoder, load_model, save_model
+from avspk.judges.gated_correction import GatedCorrectionSettings
+from avspk.labellers import ClusterLabeller
+from avspk.modalities.audio import AudioSettings
+from avspk.models import registry
+from avspk.models.ecapa import EcapaSettings
 from avspk.objectives.dino import DinoSettings
-from avspk.settings import Settings
+from avspk.stages.materials import build_kits
 from avspk.stages.pretrain import Pretrain
+from avspk.stages.refine import Refine
 from avspk.stages.truth import Truth
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-# An objective of stage 1: the student predicts the running mean direction of its teacher's embeddings.
+README = (Path(config.__file__).parent / "README.md").read_text(encoding="utf-8")
 
 
-class ToySettings(Settings):
-    kind: Literal["toy"] = "toy"
-    momentum: float = 0.5
-
-    @property
-    def views(self):
-        return ViewPlan(1, 2, clean_teacher=True)
-
-    def build(self, course, device):
-        return Toy(self)
+def example(part):
+    """Names that the README's example of a part defines."""
+    section = re.search(rf"^### {part}\n(.*?)(?=^### |\Z)", README, re.M | re.S).group(1)
+    names = {"__name__": f"example_{part.lower()}"}
+    for code in re.findall(r"```python\n(.*?)```", section, re.S):
+        assert sum(bool(line.strip()) and "import " not in line for line in code.splitlines()) <= 30
+        exec(compile(code, f"README {part}", "exec"), names)
+    return SimpleNamespace(**names)
 
 
-class ToyBranch(EncoderBranch):
-    def __init__(self, encoder):
-        super().__init__()
-        self.encoder = encoder
-        self.head = nn.Linear(encoder.embedding_dim, encoder.embedding_dim)
-
-    def forward(self, groups, batch_size):
-        embeddings = torch.cat([self.encoder(group) for group in groups]).unflatten(0, (-1, batch_size))
-        return embeddings, self.head(embeddings)
-
-
-class Toy(Objective):
-    def __init__(self, settings):
-        self.settings, self.mean = settings, None
-
-    def network(self, encoder):
-        return ToyBranch(encoder)
-
-    def loss(self, student, teacher, step):
-        target = teacher[0].mean((0, 1))  # (D,)
-        self.mean = target if self.mean is None else torch.lerp(target, self.mean, self.settings.momentum)
-        cosine = torch.cosine_similarity(student[1], teacher[0] - self.mean, dim=-1).mean()
-        return 1 - cosine, {"cosine": cosine.detach()}
-
-    def state_dict(self):
-        return {"mean": self.mean}
-
-    def load_state_dict(self, state):
-        self.mean = state["mean"]
+objective, encoder, clusterer, judge, modality = map(
+    example, ("Objective", "Encoder", "Clusterer", "Judge", "Modality")
+)
 
 
 class WithToyObjective(PretrainSettings):
-    objective: Annotated[DinoSettings | ToySettings, Field(discriminator="kind")]  # the line
+    objective: Annotated[DinoSettings | objective.ToySettings, Field(discriminator="kind")]  # the line
+
+
+class WithAnEncoder(AudioSettings):
+    encoder: Annotated[EcapaSettings | encoder.FrozenSettings, Field(discriminator="architecture")]  # the line
+
+
+class WithAJudge(RefineSettings):
+    judge: Annotated[GatedCorrectionSettings | judge.LowestSettings, Field(discriminator="kind")]  # the line
 
 
 class ConfigWithToys(Config):
     pretrain: WithToyObjective
+    audio: WithAnEncoder
+    cluster: Annotated[JointKmeansSettings | clusterer.RandomSettings, Field(discriminator="kind")]  # the line
+    refine: WithAJudge
+    loudness: modality.LoudnessSettings = modality.LoudnessSettings()  # the line
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return tiny.make_data(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture
-def tree(tmp_path, monkeypatch):
+def tree(data, tmp_path, monkeypatch):
     monkeypatch.setattr(config, "Config", ConfigWithToys)
-    data = tiny.make_data(tmp_path / "data")
+    for kind in (encoder.FrozenSettings, modality.LoudnessEncoderSettings):
+        monkeypatch.setitem(registry.ENCODERS, registry.architecture_of(kind), kind)
     settings = tiny.tree(data, tmp_path / "exp")
     settings["pretrain"]["objective"] = {"kind": "toy", "momentum": 0.9}
+    settings["refine"]["judge"]["kind"] = "gate_and_correction"
     return settings
 
 
@@ -89,17 +94,23 @@ def build(tree):
     return Pretrain(materials, Truth(materials.utterances))
 
 
+def go_on(first, second, path):
+    """Both stages' metrics of step 2: of the first, and of the second with what the first has saved."""
+    save_tree(path, {"model": first.model.state_dict(), "stage": first.state_dict()})
+    state = load_tree(path)
+    load_weights(second.model, state["model"], "here")
+    second.load_state_dict(state["stage"])
+    return [tiny.train(stage, [2], first_step=2) for stage in (first, second)]
+
+
 def test_an_objective_trains_and_resumes(tree, tmp_path):
     first, second = build(tree), build(tree)
     before = {name: value.clone() for name, value in first.model.state_dict().items()}
     metrics = tiny.train(first, [0, 1])
     assert {"audio/loss", "audio/cosine", "face/cosine", "momentum"} <= metrics[1].keys()
     assert all(not torch.equal(value, before[name]) for name, value in first.model.state_dict().items())
-    save_tree(tmp_path / "state.safetensors", {"model": first.model.state_dict(), "stage": first.state_dict()})
-    state = load_tree(tmp_path / "state.safetensors")
-    load_weights(second.model, state["model"], "here")
-    second.load_state_dict(state["stage"])
-    assert tiny.train(first, [2], first_step=2) == tiny.train(second, [2], first_step=2)
+    left, right = go_on(first, second, tmp_path / "state.safetensors")
+    assert left == right
     assert first.teachers()["audio"].embedding_dim == 16
 
 
@@ -113,3 +124,93 @@ def test_settings_of_an_objective_are_as_strict_as_all(tree):
     tree["pretrain"]["objective"]["momentun"] = 0.5
     with pytest.raises(ConfigError, match=r"momentun: unknown key; did you mean pretrain\.objective\.momentum"):
         parse_config(tree)
+
+
+def test_an_encoder_of_waveforms_trains_all_but_what_is_frozen(tree, tmp_path):
+    tree |= {"modalities": ["audio"], "audio": tree["audio"] | {"encoder": {"architecture": "frozen"}}}
+    first, second = build(tree), build(tree)
+    network = first.model["audio"].encoder
+    kept, learned = network.front_end.weight.clone(), network.embed.weight.clone()
+    assert torch.allclose(kept.squeeze(1) @ kept.squeeze(1).T, torch.eye(32), atol=1e-5), "initialise was not called"
+    tiny.train(first, [0, 1])
+    assert torch.equal(network.front_end.weight, kept)
+    assert not torch.equal(network.embed.weight, learned)
+    assert network.training
+    assert not network.front_end.training
+    left, right = go_on(first, second, tmp_path / "state.safetensors")
+    assert left == right
+    _loaded_model_hears_what_the_run_heard(first, tmp_path / "model")
+
+
+def _loaded_model_hears_what_the_run_heard(stage, folder):
+    kit, trained = stage.kits["audio"], stage.teachers()["audio"]
+    save_model(folder, trained, *kit.describe_model(), np.zeros(16, np.float32), "# card")
+    assert json.loads((folder / "config.json").read_text())["input"] == {
+        "takes": "waveform", "frame_length": 400, "hop_length": 320,
+    }  # fmt: skip
+    model = load_model(folder, "cpu")
+    path = stage.utterances.audio_path(0)
+    np.testing.assert_allclose(model.embed(path), kit.embed(trained, slice(0, 1))[0], rtol=1e-5, atol=1e-6)
+    with pytest.warns(AudioWarning, match=r"only 0.06 s"):
+        assert np.isfinite(model.embed(0.5 * np.sin(np.arange(900, dtype=np.float32)), 16000)).all()
+    with pytest.raises(ExportError, match="takes waveforms, not features: export it with --waveform"):
+        export_onnx(model, folder / "x.onnx")
+
+
+def test_a_saved_model_whose_encoder_now_takes_something_else_is_refused(tree, tmp_path):
+    made = encoder.FrozenSettings().build(0)
+    save_model(tmp_path, made, {"architecture": "frozen"}, {}, np.zeros(16, np.float32), "# card")
+    text = (tmp_path / "config.json").read_text()
+    (tmp_path / "config.json").write_text(text.replace("320", "160"))
+    with pytest.raises(CheckpointError, match=r"trained on .*'hop_length': 160.* takes .*'hop_length': 320"):
+        load_model(tmp_path, "cpu")
+
+
+def test_a_clusterer_labels_all_utterances(tree):
+    tree["cluster"] = {"kind": "random", "num_clusters": 5}
+    materials = tiny.materials(tree)
+    kits = build_kits(materials)
+    rows = {name: np.random.default_rng(0).normal(size=(len(materials.utterances), 16)) for name in kits}
+    labels, _ = ClusterLabeller()(rows, materials, kits)
+    assert labels.shape == (len(materials.utterances),)
+    assert set(labels) == set(range(labels.max() + 1))
+    assert 1 < labels.max() + 1 <= 5
+
+
+def refine(tree, folder):
+    materials = tiny.materials(tree)
+    kits = build_kits(materials)
+    encoders = {name: kit.encoder() for name, kit in kits.items()}
+    labels, truth = np.arange(len(materials.utterances)) % 8, Truth(materials.utterances)
+    return Refine(materials, "round1", materials.config.refine, kits, encoders, labels, truth, folder)
+
+
+def test_a_judge_reviews_and_resumes(tree, tmp_path):
+    tree |= {"modalities": ["audio"]}
+    tree["refine"] |= {"ema_momentum": 0.0, "judge": {"kind": "lowest", "share": 0.5}}
+    first, second = refine(tree, tmp_path), refine(tree, tmp_path)
+    first.begin_epoch(0)
+    tiny.train(first, range(first.steps_per_epoch))
+    assert first.end_epoch(0)["fraction/trusted"] == 1
+    first.begin_epoch(1)
+    assert 0.4 < first.judge.trust.mean() < 0.6
+    second.load_state_dict(first.state_dict())
+    assert torch.equal(second.judge.trust, first.judge.trust)
+    assert first.settings.judge.off().share == 1
+
+
+def test_a_third_modality_goes_through_both_stages(tree, tmp_path):
+    tree |= {"modalities": ["audio", "loudness"]}
+    first, second = build(tree), build(tree)
+    assert {"audio/loss", "loudness/loss"} <= tiny.train(first, [0, 1])[1].keys()
+    left, right = go_on(first, second, tmp_path / "state.safetensors")
+    assert left == right
+    kit, trained = first.kits["loudness"], first.teachers()["loudness"]
+    save_model(tmp_path / "model", trained, *kit.describe_model(), np.zeros(16, np.float32), "# card")
+    np.testing.assert_array_equal(
+        kit.embed(load_encoder(tmp_path / "model")[0], slice(0, 3)), kit.embed(trained, slice(0, 3))
+    )
+    with pytest.raises(CheckpointError, match="holds an encoder of loudness; speaker verification here is audio only"):
+        load_model(tmp_path / "model", "cpu")
+    metrics = tiny.train(refine(tree, tmp_path), [0, 1])
+    assert np.isfinite(float(metrics[1]["loudness/loss"]))

@@ -61,7 +61,7 @@ def test_writing_again_replaces_and_failing_keeps_the_old(tmp_path: Path) -> Non
 
 def test_bad_packs_are_named(tmp_path: Path) -> None:
     folder = tmp_path / "pack"
-    with pytest.raises(NoisePackError, match=r"no samples\.npy.*prepare_noise"):
+    with pytest.raises(NoisePackError, match=r"no samples\.npy.*avspk noise"):
         read_noise_pack(folder)
     with pytest.raises(NoisePackError, match="nothing to write"):
         write_noise_pack(folder, [], [])

@@ -1,9 +1,7 @@
 """Sound of every kind that people have: read alike by every command, or refused by all of them in the same words."""
 
 import re
-import runpy
 import struct
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,6 +14,7 @@ from clips import RATE
 from small_model import write_model
 from sounds import EXACT, LOSSY, RESAMPLED, edited, speech, with_ffmpeg, with_libsndfile
 
+from avspk.cli import main as avspk
 from avspk.data import preparation, sound_decoding
 from avspk.data.manifest import UTTERANCE_COLUMNS, Utterances, read_utterances
 from avspk.data.media import MediaError
@@ -27,7 +26,6 @@ from avspk.data.worker_pool import Task
 from avspk.evaluation.audio_files import measure
 from avspk.inference.speaker_model import load_model
 
-TOOL = Path(__file__).parents[1] / "tools" / "prepare_noise.py"
 SPEECH = speech()
 
 
@@ -134,8 +132,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(preparation, "run_tasks", here)
         prepare(PreparationSettings(raw, root / "out", min_seconds=0.5))
-        patch.setattr(sys, "argv", ["", "--out", str(root / "noise"), "--folder", f"noise={raw}"])
-        runpy.run_path(str(TOOL), run_name="__main__")
+        assert avspk(["noise", "--out", str(root / "noise"), "--folder", f"noise={raw}"]) == 0
     model = load_model(write_model(root / "model"), "cpu")
     lengths, faults = measure(paths)
     by_command = {

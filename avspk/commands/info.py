@@ -26,18 +26,27 @@ def run(args: argparse.Namespace) -> int:
     encoder, _, config = load_encoder(folder)
     calibration, card = load_calibration(folder), folder / CARD
     architecture = dict(config["architecture"])
-    rate = config.get("sample_rate")
     rows = [
         ("architecture", f"{architecture.pop('architecture')}  {_settings(architecture)}"),
         ("parameters", f"{sum(parameter.numel() for parameter in encoder.parameters()):,}"),
         ("embedding", f"{encoder.embedding_dim} numbers"),
-        ("features", f"log mel, {rate} Hz  {_settings(config['features'])}" if config["features"] else "face crops"),
+        ("features", _input(config)),
         ("calibration", _line_of(calibration)),
     ]
     table(rows)
     if card.is_file():
         print(f"\n{card.read_text(encoding='utf-8').rstrip()}")
     return 0
+
+
+def _input(config: dict[str, Any]) -> str:
+    """What the encoder takes."""
+    rate, takes = config.get("sample_rate"), config["input"]["takes"]
+    if takes == "image":
+        return "face crops"
+    if takes == "waveform":
+        return f"waveforms, {rate} Hz, a frame every {config['input']['hop_length']} samples"
+    return f"log mel, {rate} Hz  {_settings(config['features'])}" if takes == "features" else str(takes)
 
 
 def _line_of(calibration: Calibration | None) -> str:

@@ -39,11 +39,7 @@ class SpeakerLabeller:
 
     def settle(self, config: Config) -> Config:
         """See `avspk.labellers.Labeller`: gate and correction are off, since they judge labels that may be wrong."""
-        off = {"enabled": False}
-        judge = config.refine.judge
-        gate, correction = judge.gate.model_copy(update=off), judge.correction.model_copy(update=off)
-        judge = judge.model_copy(update={"gate": gate, "correction": correction})
-        refine = config.refine.model_copy(update={"judge": judge})
+        refine = config.refine.model_copy(update={"judge": config.refine.judge.off()})
         return config.model_copy(update={"modalities": [VERIFIED], "refine": refine})
 
     def check(self, utterances: Utterances, config: Config) -> None:

@@ -60,6 +60,14 @@ class ViewGroup(Protocol):
         """Whether all are of the example's first utterance."""
 
 
+@dataclass(frozen=True)
+class PlainGroup:
+    """A group of which no more is to be known."""
+
+    count: int
+    own: bool = False
+
+
 class GroupedViews(Protocol):
     """A view sampler that tells its groups."""
 

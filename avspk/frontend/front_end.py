@@ -8,30 +8,34 @@ import torch
 from torch import Tensor, nn
 
 from avspk.frontend.audio_augment import AudioAugment
-from avspk.frontend.fbank import Fbank
 from avspk.frontend.image_augment import ImageAugment
+from avspk.frontend.waveform import SoundInput
 
 Group = dict[str, Any]
 """{"signal": (B, n, ...), "augmentation": {name: (B, n, ...)}}: n views of each example."""
 
 
 class AudioFrontEnd(nn.Module):
-    """int16 segments -> reverberation, noise, colouring -> normalised log mel features."""
+    """int16 segments -> reverberation, noise, colouring -> what the encoder takes."""
 
-    def __init__(self, augment: AudioAugment, fbank: Fbank) -> None:
+    def __init__(self, augment: AudioAugment, sound_input: SoundInput) -> None:
         super().__init__()
         self.augment = augment
-        self.fbank = fbank
+        self.sound_input = sound_input
 
     @torch.no_grad()
     def forward(self, name: str, group: Group, augmented: bool = True) -> Tensor:
-        """Signal int16 (B, n, T) -> features (n * B, frames, mels), view-major; `augmented` False: the clean view."""
+        """Signal int16 (B, n, T) -> features (n * B, frames, mels) or waveforms (n * B, T), view-major.
+
+        `augmented` False: the clean view.
+        """
         waveforms = view_major(group["signal"]).float() / 32768  # (n * B, T)
         if augmented and "augmentation" in group:
             waveforms = self.augment(
                 waveforms, {key: view_major(value) for key, value in group["augmentation"].items()}
             )
-        return self.fbank(waveforms)
+        inputs: Tensor = self.sound_input(waveforms)
+        return inputs
 
 
 class FaceFrontEnd(nn.Module):

@@ -17,7 +17,7 @@ from avspk.data.crop_store import CropStore
 from avspk.data.loader import load
 from avspk.data.media import SAMPLE_RATE
 from avspk.data.sound_store import SoundStore
-from avspk.frontend.fbank import Fbank
+from avspk.frontend.waveform import SoundInput
 from avspk.models.encoder import Encoder
 from avspk.progress import Progress
 
@@ -57,13 +57,14 @@ def equal_length_batches(num_frames: np.ndarray, max_frames: int) -> list[np.nda
     return batches
 
 
-def heard_samples(fbank: Fbank, num_samples: np.ndarray | int) -> np.ndarray:
-    """How many samples of recordings of `num_samples` become features: whole frames; the short are tiled to a second.
+def heard_samples(sound_input: SoundInput, num_samples: np.ndarray | int) -> np.ndarray:
+    """How many samples of recordings of `num_samples` are heard: whole frames; the short are tiled to a second.
 
     Without the samples beyond the last whole frame, equal numbers of frames are equal lengths.
     """
-    tiled = np.where(np.less(num_samples, MIN_SAMPLES), SAMPLE_RATE, num_samples)
-    return fbank.frame_length + (tiled - fbank.frame_length) // fbank.hop_length * fbank.hop_length
+    frame, hop = sound_input.frame_length, sound_input.hop_length
+    tiled = np.where(np.less(num_samples, max(MIN_SAMPLES, frame)), max(SAMPLE_RATE, frame), num_samples)
+    return frame + (tiled - frame) // hop * hop
 
 
 class _Batches(Dataset[dict[str, Any]]):
@@ -127,7 +128,7 @@ def _run(
 
 def embed_audio(
     encoder: Encoder,
-    fbank: Fbank,
+    sound_input: SoundInput,
     paths: Sequence[Path],
     num_samples: np.ndarray,
     device: torch.device,
@@ -138,22 +139,26 @@ def embed_audio(
     """Whole-utterance embeddings of n audio files or packed recordings: (n, D) float32.
 
     Args:
-        fbank: waveforms (B, T) -> features (B, frames, mels).
+        sound_input: waveforms (B, T) -> encoder inputs (B, ...).
         num_samples: (n,) length of each at 16 kHz; those under a quarter of a second are tiled to one second.
         max_seconds: of audio in a batch, which bounds the memory; a CPU takes less than that, see above.
         read: reads a recording; by default as one that preparation has checked.
 
     Raises: MediaError, which names the file, as `read` does.
     """
-    lengths = heard_samples(fbank, num_samples)
-    num_frames = 1 + (lengths - fbank.frame_length) // fbank.hop_length
+    lengths = heard_samples(sound_input, num_samples)
+    num_frames = 1 + (lengths - sound_input.frame_length) // sound_input.hop_length
     if device.type == "cpu":
         max_seconds = min(max_seconds, CPU_SECONDS_A_THREAD * torch.get_num_threads())
-    batches = equal_length_batches(num_frames, int(max_seconds * SAMPLE_RATE / fbank.hop_length))
+    batches = equal_length_batches(num_frames, int(max_seconds * SAMPLE_RATE / sound_input.hop_length))
     with inference(encoder):
         dataset = _Waveforms(paths, num_samples, lengths, batches, read or SoundStore().read)
         return _run(
-            dataset, (len(paths), encoder.embedding_dim), lambda batch: encoder(fbank(batch["inputs"])), device, workers
+            dataset,
+            (len(paths), encoder.embedding_dim),
+            lambda batch: encoder(sound_input(batch["inputs"])),
+            device,
+            workers,
         )
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from avspk.data.files import whole_or_absent
 from avspk.data.media import SAMPLE_RATE
 from avspk.frontend.fbank import Fbank
+from avspk.frontend.waveform import SoundInput, Waveform
 from avspk.inference.embed import inference
 from avspk.inference.speaker_model import SpeakerModel
 from avspk.inference.waveform_graph import DeployedEncoder, FrontEndGraph
@@ -61,19 +62,22 @@ def export_onnx(model: SpeakerModel, path: Path, form: ExportForm = ExportForm()
 
     The metadata hold the keys that sherpa-onnx reads, and under "avspk", as JSON, what else a cosine takes: config
     (with the arguments of `Fbank`), training_mean (D,), whether it is subtracted already, and calibration or null.
-    Raises ExportError if the onnx packages are missing, or if the embeddings differ; then no file is left.
+    Raises ExportError if the onnx packages are missing, if features are asked for and the encoder takes waveforms, or
+    if the embeddings differ; then no file is left.
     """
     require_packages()
-    front_end = FrontEndGraph(model.fbank) if form.waveform else None
+    if isinstance(model.sound_input, Waveform) and not form.waveform:
+        raise ExportError("the encoder of this model takes waveforms, not features: export it with --waveform")
+    front_end = FrontEndGraph(model.sound_input) if form.waveform and isinstance(model.sound_input, Fbank) else None
     mean = torch.from_numpy(model.training_mean).float() if form.subtract_mean else None
-    module, fbank = DeployedEncoder(model.encoder, front_end, mean).cpu(), model.fbank.cpu()
+    module, sound_input = DeployedEncoder(model.encoder, front_end, mean).cpu(), model.sound_input.cpu()
     try:
         with whole_or_absent(path) as part, inference(module):
             _write(module, model, form, part)
-            return _check(module, part, form, fbank)
+            return _check(module, part, form, sound_input)
     finally:
         model.encoder.to(model.device)
-        model.fbank.to(model.device)
+        model.sound_input.to(model.device)
 
 
 def require_packages() -> None:
@@ -86,7 +90,7 @@ def require_packages() -> None:
 def _write(module: DeployedEncoder, model: SpeakerModel, form: ExportForm, path: Path) -> None:
     import onnx
 
-    shape = (2, SAMPLE_RATE) if form.waveform else (2, 200, model.fbank.triangles.shape[1])
+    shape = (2, SAMPLE_RATE) if form.waveform else input_shape(model.sound_input, form, 2, 200)
     axes = {form.input_name: {0: "B", 1: "samples" if form.waveform else "T"}, OUTPUT: {0: "B"}}
     with _quiet():
         # The exporter of before torch.export: the new one writes operator set 18 at least.
@@ -118,17 +122,26 @@ def metadata(model: SpeakerModel, form: ExportForm) -> dict[str, str]:
     }
     if form.waveform:
         return common
+    front_end = model.sound_input
     return common | {
         "framework": "wespeaker",
         "language": "unknown",
         "url": "none",
         "comment": "trained by avspk",
         "normalize_samples": "0",  # features of samples in 16-bit scale, as `Fbank` computes them
-        "feature_normalize_type": "global-mean" if model.fbank.normalize_mean else "",
+        "feature_normalize_type": "global-mean" if isinstance(front_end, Fbank) and front_end.normalize_mean else "",
     }
 
 
-def _check(module: DeployedEncoder, path: Path, form: ExportForm, fbank: Fbank) -> float:
+def input_shape(sound_input: SoundInput, form: ExportForm, batch: int, frames: int) -> tuple[int, ...]:
+    """(batch, samples), or (batch, frames, mels), of so many frames."""
+    if form.waveform:
+        return batch, sound_input.frame_length + (frames - 1) * sound_input.hop_length
+    assert isinstance(sound_input, Fbank)  # `export_onnx` has refused the others
+    return batch, frames, sound_input.triangles.shape[1]
+
+
+def _check(module: DeployedEncoder, path: Path, form: ExportForm, sound_input: SoundInput) -> float:
     """Largest difference over several batch sizes and lengths."""
     import onnxruntime
 
@@ -136,10 +149,9 @@ def _check(module: DeployedEncoder, path: Path, form: ExportForm, fbank: Fbank) 
     rng = np.random.default_rng(0)
     largest = 0.0
     for batch, frames in CHECKED_SHAPES:
-        samples = fbank.frame_length + (frames - 1) * fbank.hop_length
-        shape = (batch, samples) if form.waveform else (batch, frames, fbank.triangles.shape[1])
+        shape = input_shape(sound_input, form, batch, frames)
         inputs = rng.normal(scale=0.1 if form.waveform else 3, size=shape).astype(np.float32)
-        features = fbank(torch.from_numpy(inputs)) if form.waveform else torch.from_numpy(inputs)
+        features = sound_input(torch.from_numpy(inputs)) if form.waveform else torch.from_numpy(inputs)
         wanted = _reference(module, features).numpy()
         (found,) = session.run([OUTPUT], {form.input_name: inputs})
         difference = float(np.abs(found - wanted).max()) if found.shape == wanted.shape else float("inf")

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from avspk.data.media import SAMPLE_RATE
 from avspk.data.reader_pool import Again, End, Event, Part, ReaderPool
 from avspk.data.sound_store import SoundStore
-from avspk.inference.embed import MIN_SAMPLES, equal_length_batches
+from avspk.inference.embed import equal_length_batches, heard_samples
 from avspk.inference.speaker_model import MAX_SECONDS, CheckedSound, SpeakerModel, finite_mean
 
 WINDOW_SECONDS = 640.0  # of sound that is sorted by length at once: 41 MB, or one part of the longest kind and more
@@ -125,17 +125,15 @@ class _Engine:
         """Group parts of equal numbers of frames, and begin to compute."""
         if not parts:
             return _Rows([])
-        fbank = self.model.fbank
-        sounds = [
-            part.sound if len(part.sound) >= MIN_SAMPLES else np.resize(part.sound, SAMPLE_RATE) for part in parts
-        ]
-        num_frames = np.array([fbank.num_frames(len(sound)) for sound in sounds])
-        max_frames = int(self.batch_seconds * SAMPLE_RATE / fbank.hop_length)
+        sound_input = self.model.sound_input
+        # Samples beyond the last whole frame are not heard; without them, equal frames are equal lengths.
+        lengths = [int(heard_samples(sound_input, len(part.sound))) for part in parts]
+        sounds = [np.resize(part.sound, length) for part, length in zip(parts, lengths, strict=True)]
+        num_frames = np.array([sound_input.num_frames(length) for length in lengths])
+        max_frames = int(self.batch_seconds * SAMPLE_RATE / sound_input.hop_length)
         batches = []
         for positions in equal_length_batches(num_frames, max_frames):
-            # Samples beyond the last whole frame are not heard; without them, equal frames are equal lengths.
-            length = fbank.frame_length + int(num_frames[positions[0]] - 1) * fbank.hop_length
-            waveforms = np.stack([sounds[position][:length] for position in positions])
+            waveforms = np.stack([sounds[position] for position in positions])
             batches.append((positions, self.executor.submit(self._compute, waveforms)))
         return _Rows(batches)
 

@@ -82,7 +82,7 @@ def read_sounds(paths: Sequence[Path]) -> list[Floats]:
 def _input_of(model: SpeakerModel, form: ExportForm, sound: Floats) -> Floats:
     """What the graph takes: (1, samples) or (1, frames, mels)."""
     waveform = torch.from_numpy(np.ascontiguousarray(sound, np.float32))[None]
-    return waveform.numpy() if form.waveform else model.fbank(waveform.to(model.device)).cpu().numpy()
+    return waveform.numpy() if form.waveform else model.sound_input(waveform.to(model.device)).cpu().numpy()
 
 
 def _quantise(exact: Path, path: Path, input_name: str, inputs: Sequence[Floats]) -> None:

@@ -14,17 +14,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from avspk.checkpoint import CheckpointError, load_tree, load_weights, save_tree
+from avspk.checkpoint import CheckpointError, build_with_weights, load_tree, save_tree
 from avspk.data.files import whole_or_absent
 from avspk.data.media import SAMPLE_RATE, MediaError
 from avspk.data.resampling import resample
 from avspk.data.sound_check import SoundCheck
 from avspk.data.sound_store import SoundStore
 from avspk.frontend.fbank import Fbank
+from avspk.frontend.waveform import SoundInput, Waveform
 from avspk.inference.embed import embed_audio, heard_samples, inference
 from avspk.inference.hub import find_model
 from avspk.models.encoder import Encoder
-from avspk.models.registry import build_encoder
+from avspk.models.registry import build_encoder, encoder_kind
 from avspk.scoring.backend import cosine_scores
 from avspk.scoring.calibration import Calibration
 
@@ -44,7 +45,8 @@ class SpeakerModel:
     """Audio-only speaker embeddings.
 
     Attributes:
-        encoder: features (B, T, F) -> embeddings (B, D).
+        encoder: inputs (B, ...) -> embeddings (B, D).
+        sound_input: waveforms (B, n) -> inputs of the encoder.
         training_mean: (D,) mean embedding of the training set; subtracted before the cosine.
         config: what `config.json` says.
         calibration: cosine -> log-likelihood ratio; None if the model has none.
@@ -53,13 +55,13 @@ class SpeakerModel:
     def __init__(
         self,
         encoder: Encoder,
-        fbank: Fbank,
+        sound_input: SoundInput,
         training_mean: Floats,
         config: dict[str, Any],
         device: torch.device,
         calibration: Calibration | None = None,
     ) -> None:
-        self.encoder, self.fbank = encoder.to(device).eval(), fbank.to(device)
+        self.encoder, self.sound_input = encoder.to(device).eval(), sound_input.to(device)
         self.training_mean, self.config, self.device = training_mean, config, device
         self.calibration = calibration
 
@@ -80,12 +82,12 @@ class SpeakerModel:
 
     def embed_parts(self, waveforms: Floats) -> Floats:
         """Embeddings (B, D) of waveforms (B, n) at 16 kHz that are neither checked nor cut."""
-        length = int(heard_samples(self.fbank, waveforms.shape[1]))
+        length = int(heard_samples(self.sound_input, waveforms.shape[1]))
         if length > waveforms.shape[1]:
             waveforms = np.stack([np.resize(waveform, length) for waveform in waveforms])
         with inference(self.encoder):
-            features = self.fbank(torch.from_numpy(waveforms[:, :length]).to(self.device))  # (B, T, F)
-            return self.encoder(features).float().cpu().numpy()
+            inputs = self.sound_input(torch.from_numpy(waveforms[:, :length]).to(self.device))
+            return self.encoder(inputs).float().cpu().numpy()
 
     def compare(
         self, first: str | Path | np.ndarray, second: str | Path | np.ndarray, sample_rate: int | None = None
@@ -108,7 +110,7 @@ class SpeakerModel:
             short = [path for path, short_enough in zip(paths, fits, strict=True) if short_enough]
             embeddings[fits] = embed_audio(
                 self.encoder,
-                self.fbank,
+                self.sound_input,
                 short,
                 num_samples[fits],
                 self.device,
@@ -215,14 +217,15 @@ def save_model(
 
     Args:
         architecture: arguments of `build_encoder`.
-        features: arguments of `Fbank`; empty for a face encoder.
+        features: arguments of `Fbank`; empty for an encoder that takes no features.
         training_mean: (D,).
         card: Markdown.
     """
     folder.mkdir(parents=True, exist_ok=True)
     config = {
-        "format": 1,
+        "format": 2,
         "architecture": architecture,
+        "input": encoder_kind(architecture["architecture"]).describe_input(),
         "features": features,
         "sample_rate": SAMPLE_RATE,
         "embedding_dim": encoder.embedding_dim,
@@ -242,15 +245,20 @@ def load_encoder(folder: Path | str) -> tuple[Encoder, np.ndarray, dict[str, Any
     folder = Path(folder)
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        encoder = build_encoder(**config["architecture"])
+        architecture = config["architecture"]
+        takes = encoder_kind(architecture["architecture"]).describe_input()
         if not isinstance(config["features"], dict):
             raise TypeError(f"features are {config['features']!r}, not a table")
+        if config.setdefault("input", takes) != takes:  # folders of format 1 do not say
+            raise ValueError(f"its encoder was trained on {config['input']}; here {architecture} takes {takes}")
+        with torch.device("meta"):
+            build_encoder(**architecture)  # settings that fit, before weights are read
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{folder} is not a model folder (want {CONFIG} and {WEIGHTS}): {error}") from error
     tree = load_tree(folder / WEIGHTS)
     if not {"encoder", "training_mean"} <= tree.keys():
         raise CheckpointError(f"{folder / WEIGHTS} holds {', '.join(tree)}; want encoder and training_mean")
-    load_weights(encoder, tree["encoder"], str(folder))
+    encoder = build_with_weights(lambda: build_encoder(**architecture), tree["encoder"], str(folder))
     return encoder, tree["training_mean"].numpy(), config
 
 
@@ -291,13 +299,21 @@ def load_model(name: Path | str, device: str | torch.device | None = None) -> Sp
     """
     folder, device = find_model(name), find_device(device)
     encoder, mean, config = load_encoder(folder)
-    if not config["features"]:
-        raise CheckpointError(f"{folder} holds a face encoder; speaker verification here is audio only")
+    if (takes := config["input"]["takes"]) not in ("features", "waveform"):
+        other = "a face encoder" if takes == "image" else f"an encoder of {takes}"
+        raise CheckpointError(f"{folder} holds {other}; speaker verification here is audio only")
     try:
-        fbank = Fbank(**config["features"])
+        sound_input = _sound_input(config)
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{folder / CONFIG}, features: {error}") from error
-    return SpeakerModel(encoder, fbank, mean, config, device, load_calibration(folder))
+    return SpeakerModel(encoder, sound_input, mean, config, device, load_calibration(folder))
+
+
+def _sound_input(config: dict[str, Any]) -> SoundInput:
+    takes = config["input"]
+    if takes["takes"] == "waveform":
+        return Waveform(takes["frame_length"], takes["hop_length"])
+    return Fbank(**config["features"])
 
 
 def find_device(name: str | torch.device | None) -> torch.device:

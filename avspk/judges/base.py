@@ -1,5 +1,9 @@
 """What a judge does in a round: it decides which pseudo labels are trusted, and what replaces the others.
 
+Its file also holds its settings: `kind`, `window` (epochs whose losses it looks at), `replaces` (whether it ever asks
+for predictions), `first_epoch` (in which it first judges), `problem(modalities)`, `off()` (settings that trust every
+label) and `build(modalities, labels)`.
+
 The words, everywhere: a *trusted* label trains as it is. A label that is not trusted is doubtful. A doubtful one whose
 target is replaced by another label is *corrected*; one whose replacement is the label itself is *confirmed*; the rest
 is *dropped*: it has no part in the loss.
@@ -53,11 +57,10 @@ class Judge(ABC):
             used: (N,) bool, which labels are trained on at all.
         """
 
-    @abstractmethod
     def asks(self, epoch: int) -> bool:
         """Whether doubtful labels are to be replaced in this epoch, which takes predictions on clean views."""
+        return False
 
-    @abstractmethod
     def replace(self, logits: Tensor, present: Tensor, labels: Tensor) -> Replacement:
         """What replaces doubtful labels.
 
@@ -66,6 +69,7 @@ class Judge(ABC):
             present: (M, R) bool, which modalities an utterance has.
             labels: (R,) the doubtful labels.
         """
+        raise NotImplementedError(f"{type(self).__name__} asks for predictions, so it must replace labels")
 
     @abstractmethod
     def notes(self) -> dict[str, Any]:

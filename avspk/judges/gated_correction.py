@@ -56,6 +56,11 @@ class GatedCorrectionSettings(Settings):
             return ""
         return f"gate.rule is {self.gate.rule!r}; valid: joint, both, either, or one of {list(modalities)}"
 
+    def off(self) -> GatedCorrectionSettings:
+        """Settings of a judge that trusts every label."""
+        gate, correction = (part.model_copy(update={"enabled": False}) for part in (self.gate, self.correction))
+        return self.model_copy(update={"gate": gate, "correction": correction})
+
     def build(self, modalities: tuple[str, ...], labels: np.ndarray) -> GatedCorrection:
         """The judge of pseudo labels (N,), -1 for none."""
         return GatedCorrection(self, modalities, labels)

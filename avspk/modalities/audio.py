@@ -1,9 +1,9 @@
-"""Audio: crops of the waveform -> filter bank -> ECAPA or ResNet."""
+"""Audio: crops of the waveform -> filter bank, or the waveform itself -> encoder."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -13,16 +13,17 @@ from torch import Tensor, nn
 from avspk.data.augmentation import AudioPolicy
 from avspk.data.dataset import ViewSampler
 from avspk.data.manifest import Utterances
+from avspk.data.media import SAMPLE_RATE
 from avspk.data.views import AudioGroup, AudioViews, GroupedViews
 from avspk.frontend.audio_augment import AudioAugment
 from avspk.frontend.fbank import Fbank
 from avspk.frontend.front_end import AudioFrontEnd
+from avspk.frontend.waveform import SoundInput, Waveform
 from avspk.inference.embed import embed_audio
 from avspk.modalities.base import CropCounts, Media, ModalityKit, ModalitySettings
 from avspk.models.ecapa import EcapaSettings
 from avspk.models.encoder import Encoder
-from avspk.models.registry import build_encoder
-from avspk.models.resnet import AudioResNetSettings
+from avspk.models.registry import AudioEncoderSettings
 from avspk.objectives.base import ViewPlan
 from avspk.settings import Count, Positive, Settings
 
@@ -52,7 +53,7 @@ class AudioSettings(ModalitySettings):
 
     first_read_by_rounds: ClassVar = ("refine_seconds",)
 
-    encoder: Annotated[EcapaSettings | AudioResNetSettings, Field(discriminator="architecture")] = EcapaSettings()
+    encoder: AudioEncoderSettings = EcapaSettings()
     features: FeatureSettings = FeatureSettings()
     views: AudioViewSettings = AudioViewSettings()
     policy: AudioPolicy = AudioPolicy()
@@ -77,24 +78,27 @@ class AudioSettings(ModalitySettings):
             )
 
     def example_inputs(self, batch_size: int) -> Tensor:
-        """Features (B, T, F) of a second."""
-        return torch.randn(batch_size, USUAL_FRAMES, self.features.num_mels)
+        """Features (B, T, F), or waveforms (B, samples), of a second."""
+        if self.encoder.takes == "waveform":
+            return torch.randn(batch_size, SAMPLE_RATE)
+        return torch.randn(batch_size, USUAL_FRAMES, self.num_mels)
 
-    def new_encoder(self) -> Encoder:
+    @property
+    def num_mels(self) -> int:
         """See `ModalitySettings`."""
-        return build_encoder(**self.architecture())
+        return self.features.num_mels
 
-    def architecture(self) -> dict[str, Any]:
-        """Arguments of `build_encoder`."""
-        return {**self.encoder.model_dump(), "num_mels": self.features.num_mels}
+    def sound_input(self) -> SoundInput:
+        """Waveforms (B, T) -> what the encoder takes."""
+        if self.encoder.takes == "waveform":
+            return Waveform(self.encoder.frame_length, self.encoder.hop_length)
+        return self.features.build()
 
 
 class AudioKit(ModalityKit):
     """Views are segments of the waveform; the filter bank is computed on the device."""
 
-    def __init__(self, name: str, settings: AudioSettings, media: Media) -> None:
-        super().__init__(name, settings, media)
-        self.settings = settings
+    settings: AudioSettings
 
     def pretrain_views(self, plan: ViewPlan, long_alone: bool = False) -> GroupedViews:
         """See `ModalityKit`."""
@@ -119,14 +123,14 @@ class AudioKit(ModalityKit):
 
     def front_end(self) -> nn.Module:
         """See `ModalityKit`."""
-        return AudioFrontEnd(AudioAugment(self.media.noise), self.settings.features.build())
+        return AudioFrontEnd(AudioAugment(self.media.noise), self.settings.sound_input())
 
     def embed(self, encoder: Encoder, rows: slice) -> np.ndarray:
         """See `ModalityKit`."""
         utterances, device = self.media.utterances, self.media.device
         return embed_audio(
             encoder,
-            self.settings.features.build().to(device),
+            self.settings.sound_input().to(device),
             [utterances.audio_path(row) for row in range(*rows.indices(len(utterances)))],
             utterances.table["num_samples"].to_numpy()[rows],
             device,
@@ -136,7 +140,10 @@ class AudioKit(ModalityKit):
 
     def describe_model(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """See `ModalityKit`."""
-        return self.settings.architecture(), self.settings.features.model_dump()
+        architecture, _ = super().describe_model()
+        if self.settings.encoder.takes == "waveform":
+            return architecture, {}
+        return {**architecture, "num_mels": self.settings.num_mels}, self.settings.features.model_dump()
 
     def _views(self, groups: dict[str, AudioGroup]) -> AudioViews:
         wanted = {name: group for name, group in groups.items() if group.count}

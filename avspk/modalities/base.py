@@ -23,7 +23,7 @@ from avspk.data.dataset import ViewSampler
 from avspk.data.manifest import Utterances
 from avspk.data.noise import NoisePack
 from avspk.data.views import GroupedViews
-from avspk.models.encoder import Encoder
+from avspk.models.encoder import Encoder, EncoderSettings
 from avspk.objectives.base import ViewPlan
 from avspk.settings import Count, Settings
 
@@ -68,7 +68,7 @@ class CropCounts(Settings):
 
 
 class ModalitySettings(Settings, ABC):
-    """Settings of one modality. A subclass has a field `views`, which is a `CropCounts`.
+    """Settings of one modality. A subclass says which encoders and views it has.
 
     Attributes:
         first_read_by_rounds: names of the fields that stage 1 does not read; they may change until round 1 begins.
@@ -76,6 +76,7 @@ class ModalitySettings(Settings, ABC):
 
     first_read_by_rounds: ClassVar[tuple[str, ...]] = ()
 
+    encoder: EncoderSettings
     views: CropCounts
 
     @abstractmethod
@@ -94,9 +95,20 @@ class ModalitySettings(Settings, ABC):
     def example_inputs(self, batch_size: int) -> Tensor:
         """Random encoder inputs (B, ...) of a usual size, to time the encoder with."""
 
-    @abstractmethod
+    @property
+    def num_mels(self) -> int:
+        """Of a frame of features; 0 where the encoder takes none."""
+        return 0
+
+    def build_encoder(self) -> Encoder:
+        """Encoder with random weights, for weights that come from elsewhere."""
+        return self.encoder.build(self.num_mels)
+
     def new_encoder(self) -> Encoder:
-        """Encoder with weights from torch's generator."""
+        """Encoder as a run starts with it: random weights, and those that its settings load."""
+        encoder = self.build_encoder()
+        self.encoder.initialise(encoder)
+        return encoder
 
 
 class ModalityKit(ABC):
@@ -105,16 +117,16 @@ class ModalityKit(ABC):
     Attributes:
         name: of the modality.
         usable: (N,) bool, which utterances have this modality.
+        settings, media: what it was built from.
     """
 
     def __init__(self, name: str, settings: ModalitySettings, media: Media) -> None:
-        self.name, self.media = name, media
+        self.name, self.settings, self.media = name, settings, media
         self.usable = settings.usable(media.utterances)
-        self._new_encoder = settings.new_encoder
 
     def encoder(self) -> Encoder:
         """A new encoder whose initial weights depend on (seed, modality) alone."""
-        return seeded(self._new_encoder, self.media.seed, self.name, "encoder")
+        return seeded(self.settings.new_encoder, self.media.seed, self.name, "encoder")
 
     @abstractmethod
     def pretrain_views(self, plan: ViewPlan, long_alone: bool = False) -> GroupedViews:
@@ -143,9 +155,9 @@ class ModalityKit(ABC):
     def embed(self, encoder: Encoder, rows: slice) -> np.ndarray:
         """Embeddings of these utterances, (n, D) float32; NaN where the modality is missing."""
 
-    @abstractmethod
     def describe_model(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """What a saved model says of itself: arguments of `build_encoder`, and of `Fbank` (empty without one)."""
+        return self.settings.encoder.model_dump(), {}
 
 
 def seeded(build: Callable[[], Module], seed: int, *key: str) -> Module:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -19,8 +19,7 @@ from avspk.frontend.image_augment import ImageAugment
 from avspk.inference.embed import embed_faces
 from avspk.modalities.base import CropCounts, Media, ModalityKit, ModalitySettings
 from avspk.models.encoder import Encoder
-from avspk.models.registry import build_encoder
-from avspk.models.resnet import FaceResNetSettings
+from avspk.models.registry import FaceEncoderSettings
 from avspk.objectives.base import ViewPlan
 from avspk.settings import Count
 
@@ -39,7 +38,7 @@ class FaceSettings(ModalitySettings):
 
     first_read_by_rounds: ClassVar = ("refine_policy",)
 
-    encoder: FaceResNetSettings = FaceResNetSettings()
+    encoder: FaceEncoderSettings = FaceEncoderSettings()
     views: FaceViewSettings = FaceViewSettings()
     refine_size: Count = 112
     refine_policy: ImagePolicy = ImagePolicy(scale=(0.6, 1.0), grey=0.1, blur=0.2)
@@ -63,17 +62,11 @@ class FaceSettings(ModalitySettings):
         size = self.views.global_size
         return torch.rand(batch_size, 3, size, size)
 
-    def new_encoder(self) -> Encoder:
-        """See `ModalitySettings`."""
-        return build_encoder(**self.encoder.model_dump())
-
 
 class FaceKit(ModalityKit):
     """Views are single crops; an utterance's embedding is the mean over its crops."""
 
-    def __init__(self, name: str, settings: FaceSettings, media: Media) -> None:
-        super().__init__(name, settings, media)
-        self.settings = settings
+    settings: FaceSettings
 
     def pretrain_views(self, plan: ViewPlan, long_alone: bool = False) -> GroupedViews:
         """See `ModalityKit`."""
@@ -112,10 +105,6 @@ class FaceKit(ModalityKit):
             device,
             self.media.workers,
         )
-
-    def describe_model(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """See `ModalityKit`."""
-        return self.settings.encoder.model_dump(), {}
 
     def _views(self, groups: dict[str, FaceGroup]) -> FaceViews:
         wanted = {name: group for name, group in groups.items() if group.count}

@@ -1,5 +1,7 @@
 """ECAPA-TDNN, the audio encoder: Desplanques, Thienpondt, Demuynck, arXiv 2005.07143."""
 
+from __future__ import annotations
+
 from typing import Literal
 
 import torch
@@ -21,6 +23,10 @@ class EcapaSettings(EncoderSettings):
     se_dim: Count = 128
     attention_dim: Count = 128
     embedding_dim: Count = 192
+
+    def build(self, num_mels: int) -> EcapaTdnn:
+        """See `EncoderSettings`."""
+        return EcapaTdnn(num_mels, **self.model_dump(exclude={"architecture"}))
 
 
 class ConvReluNorm(nn.Module):

@@ -1,28 +1,45 @@
-"""Encoders by name, as configs and model cards write them."""
+"""All encoders, as configs and saved models name them. A new one is one more member of a union."""
 
-from collections.abc import Callable
-from typing import Any
+from __future__ import annotations
 
-from avspk.models.ecapa import EcapaTdnn
-from avspk.models.encoder import Encoder
-from avspk.models.mean_fbank import MeanFbank
-from avspk.models.resnet import AudioResNet34, FaceResNet34
+from typing import Annotated, Any, get_args
 
-ENCODERS: dict[str, Callable[..., Encoder]] = {
-    "ecapa": EcapaTdnn,
-    "audio_resnet34": AudioResNet34,
-    "face_resnet34": FaceResNet34,
-    "mean_fbank": MeanFbank,
+from pydantic import Field
+
+from avspk.models.ecapa import EcapaSettings
+from avspk.models.encoder import Encoder, EncoderSettings
+from avspk.models.resnet import AudioResNetSettings, FaceResNetSettings
+
+AudioEncoderSettings = Annotated[EcapaSettings | AudioResNetSettings, Field(discriminator="architecture")]
+FaceEncoderSettings = FaceResNetSettings
+
+
+def architecture_of(kind: type[EncoderSettings]) -> str:
+    """The name of an encoder."""
+    return str(kind.model_fields["architecture"].default)
+
+
+ENCODERS: dict[str, type[EncoderSettings]] = {
+    architecture_of(kind): kind for kind in (*get_args(get_args(AudioEncoderSettings)[0]), FaceEncoderSettings)
 }
 
 
-def build_encoder(architecture: str, **arguments: Any) -> Encoder:
-    """Encoder with random weights; `arguments` go to its constructor. Every encoder has an `embedding_dim`.
-
-    Raises:
-        ValueError: unknown architecture.
-        TypeError: an argument that this architecture does not have.
-    """
+def encoder_kind(architecture: str) -> type[EncoderSettings]:
+    """Settings class of this name. Raises ValueError if there is none."""
     if architecture not in ENCODERS:
         raise ValueError(f"got architecture {architecture!r}; valid ones are {', '.join(ENCODERS)}")
-    return ENCODERS[architecture](**arguments)
+    return ENCODERS[architecture]
+
+
+def build_encoder(architecture: str, num_mels: int = 80, **settings: Any) -> Encoder:
+    """Encoder with random weights, from what a saved model says of it.
+
+    Args:
+        architecture: name.
+        num_mels: of a frame, for encoders of features.
+        settings: of this encoder; its defaults for what is not given.
+
+    Raises:
+        ValueError: unknown architecture, or a setting that it does not have.
+    """
+    return encoder_kind(architecture)(**settings).build(num_mels)

@@ -1,7 +1,9 @@
 """ResNet-34 encoders from one body: audio (spectrogram, statistics pooling) and face (RGB crop, average pooling)."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,14 +23,24 @@ class AudioResNetSettings(EncoderSettings):
     blocks: tuple[int, int, int, int] = (3, 4, 6, 3)
     embedding_dim: Count = 256
 
+    def build(self, num_mels: int) -> AudioResNet34:
+        """See `EncoderSettings`."""
+        return AudioResNet34(num_mels, **self.model_dump(exclude={"architecture"}))
+
 
 class FaceResNetSettings(EncoderSettings):
     """ResNet-34 on face crops, trained from scratch [C]."""
+
+    takes: ClassVar = "image"
 
     architecture: Literal["face_resnet34"] = "face_resnet34"
     width: Count = 64
     blocks: tuple[int, int, int, int] = (3, 4, 6, 3)
     embedding_dim: Count = 256
+
+    def build(self, num_mels: int) -> FaceResNet34:
+        """See `EncoderSettings`."""
+        return FaceResNet34(**self.model_dump(exclude={"architecture"}))
 
 
 def conv_norm(in_channels: int, out_channels: int, kernel_size: int, stride: int) -> nn.Sequential:

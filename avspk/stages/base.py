@@ -41,6 +41,8 @@ class Stage(ABC):
     def build_model(self, branches: Mapping[str, Any], settings: TrainingSettings) -> ParallelBranches[Any]:
         """One module of all modalities, on the device; batch norm, memory layout and compilation as configured."""
         model: ParallelBranches[Any] = ParallelBranches(branches).requires_grad_(True).to(self.device)
+        for encoder in model.encoders().values():
+            encoder.learn()
         if settings.sync_batchnorm:
             model = cast(ParallelBranches[Any], synchronise_batchnorm(model, self.device.type))
         if settings.channels_last:
@@ -71,8 +73,9 @@ class Stage(ABC):
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Groups for the optimiser: no weight decay on biases and norms, that is on what has one dimension."""
         exempt = {id(p) for p in self.without_decay()}
-        decayed = [p for p in self.model.parameters() if p.ndim > 1 and id(p) not in exempt]
-        plain = [p for p in self.model.parameters() if p.ndim <= 1 or id(p) in exempt]
+        learning = [p for p in self.model.parameters() if p.requires_grad]
+        decayed = [p for p in learning if p.ndim > 1 and id(p) not in exempt]
+        plain = [p for p in learning if p.ndim <= 1 or id(p) in exempt]
         return [
             {"params": decayed, "weight_decay": self.optimiser.weight_decay},
             {"params": plain, "weight_decay": 0.0},
@@ -124,7 +127,7 @@ class Stage(ABC):
 
     def clip_groups(self) -> list[list[nn.Parameter]]:
         """Parameters whose gradients are clipped together: each modality on its own, so that they stay independent."""
-        return [list(branch.parameters()) for _, branch in self.model.items()]
+        return [[p for p in branch.parameters() if p.requires_grad] for _, branch in self.model.items()]
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:
