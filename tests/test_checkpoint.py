@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from avspk import checkpoint
-from avspk.checkpoint import CheckpointError, CheckpointFolder, load_tree, load_weights, save_tree
+from avspk.checkpoint import CheckpointError, CheckpointFolder, build_with_weights, load_tree, load_weights, save_tree
 
 ROOT = Path(__file__).parent.parent
 
@@ -307,3 +307,23 @@ def test_weights_that_fit_are_loaded():
     source, target = nn.Linear(2, 2), nn.Linear(2, 2)
     load_weights(target, source.state_dict(), "here")
     assert torch.equal(source.weight, target.weight)
+
+
+class WithTable(nn.Linear):
+    """Computes a buffer that no checkpoint holds."""
+
+    def __init__(self):
+        super().__init__(2, 2)
+        self.register_buffer("table", torch.arange(3.0), persistent=False)
+
+
+@pytest.mark.parametrize("build", [lambda: nn.Linear(2, 2), WithTable])
+def test_a_module_built_for_weights_has_a_copy_of_them(build):
+    state, before = {"weight": torch.ones(2, 2), "bias": torch.zeros(2)}, torch.get_rng_state()
+    module = build_with_weights(build, state, "here")
+    assert torch.equal(torch.get_rng_state(), before)
+    state["weight"].zero_()
+    assert torch.equal(module(torch.ones(1, 2)), torch.full((1, 2), 2.0))
+    assert torch.equal(getattr(module, "table", torch.arange(3.0)), torch.arange(3.0))
+    with pytest.raises(CheckpointError, match="do not fit"):
+        build_with_weights(build, {"weight": torch.ones(3, 2), "bias": torch.zeros(2)}, "here")

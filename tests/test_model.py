@@ -257,6 +257,21 @@ def test_folders_that_are_no_model(tmp_path, own):
         load_model(own)
 
 
+def test_folders_of_format_1_load(own):
+    """They do not say what the encoder takes."""
+    before = load_model(own, "cpu").embed(voice(1.0), 16000)
+    config = json.loads((own / "config.json").read_text())
+    assert config.pop("input") == {"takes": "features"}
+    (own / "config.json").write_text(json.dumps(config | {"format": 1}))
+    np.testing.assert_array_equal(load_model(own, "cpu").embed(voice(1.0), 16000), before)
+
+
+def test_loading_draws_no_random_numbers(own):
+    before = torch.get_rng_state()
+    load_model(own, "cpu")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 @pytest.mark.parametrize(
     "change",
     [

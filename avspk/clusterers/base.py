@@ -1,4 +1,7 @@
-"""What every clusterer is: a call that turns the rows of all modalities into one label per utterance."""
+"""What every clusterer is: a call that turns the rows of all modalities into one label per utterance.
+
+Its file also holds its settings: `kind`, `num_clusters`, `problem(num_clusters, num_rows, modalities)` and `build()`.
+"""
 
 from __future__ import annotations
 
