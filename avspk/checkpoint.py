@@ -1,4 +1,4 @@
-"""Checkpoints: nested state <-> one safetensors file, written whole or not at all, the last few kept."""
+"""Checkpoints: nested state <-> one safetensors file, written atomically; the last few are kept."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ def save_tree(path: Path, tree: dict[str, Any]) -> None:
 def load_tree(path: Path) -> dict[str, Any]:
     """Inverse of `save_tree`, tensors on the CPU.
 
-    Raises CheckpointError if the file is not there, torn, or not one of ours; OSError if it cannot be read just now.
+    Raises CheckpointError if the file is not there, torn, or was not written by `save_tree`; OSError if reading fails.
     """
     try:
-        path.open("rb").close()  # safetensors would call whatever fails here a missing file
+        path.open("rb").close()  # safetensors would report every error here as a missing file
         with safe_open(path, "pt") as file:
             skeleton = json.loads((file.metadata() or {})[TREE])
             return _unpack(skeleton, file.get_tensor)
@@ -53,7 +53,7 @@ def load_tree(path: Path) -> dict[str, Any]:
 
 def _pack(node: Any, tensors: dict[str, Tensor], name: str = "") -> Any:
     if isinstance(node, Tensor):
-        name = f"{len(tensors):05d}{name}"  # the number makes names unique: keys may hold slashes, 1 and "1" look alike
+        name = f"{len(tensors):05d}{name}"  # unique: keys may contain slashes, and 1 and "1" have one text
         tensors[name] = node
         return {"tensor": name}
     if isinstance(node, dict):
@@ -84,7 +84,7 @@ class CheckpointFolder:
         self.keep = keep
 
     def save(self, step: int, tree: dict[str, Any]) -> Path:
-        """Write the state after `step` updates, drop the oldest beyond `keep`; on an error the others stay whole."""
+        """Write the state after `step` updates, remove the oldest beyond `keep`; an error leaves the others whole."""
         path = self.folder / f"{PREFIX}{step:08d}.safetensors"
         save_tree(path, tree)
         for old in self._paths()[: -self.keep]:
@@ -92,10 +92,10 @@ class CheckpointFolder:
         return path
 
     def load_latest(self) -> dict[str, Any] | None:
-        """The newest checkpoint, None if there are none; a torn or missing one falls back to the one before.
+        """The newest checkpoint that can be read, None if there are none; torn ones are skipped.
 
-        Collective: rank 0 chooses, and the others load what it has chosen. If each chose for itself, a disk that fails
-        one of them for a moment would let them go on from different steps.
+        Collective: rank 0 chooses, and the others load the same one. If each rank chose on its own, a short failure of
+        one rank's disk would make them continue from different steps.
 
         Raises:
             CheckpointError: if there are checkpoints but none can be read, or another rank cannot read the chosen one.
@@ -114,7 +114,7 @@ class CheckpointFolder:
             ) from error
 
     def _choose(self) -> tuple[Path | None, dict[str, Any] | None]:
-        for part in self.folder.glob(f"{PREFIX}*.part"):  # of a run that was killed
+        for part in self.folder.glob(f"{PREFIX}*.part"):  # left by a run that was killed
             part.unlink()
         paths, torn = self._paths(), []
         for path in reversed(paths):
@@ -124,7 +124,7 @@ class CheckpointFolder:
                 logger.warning("%s; falling back to the one before", error)
                 torn.append(path)
                 continue
-            for newer in torn:  # out of the way: by its number it would outlive the checkpoints that are to come
+            for newer in torn:  # its number would keep it longer than the next checkpoints
                 with suppress(FileNotFoundError):
                     newer.rename(newer.with_suffix(".torn"))
             return path, tree
@@ -136,7 +136,7 @@ class CheckpointFolder:
         return None, None
 
     def clear(self) -> None:
-        """Remove all checkpoints, torn and half-written ones, too; the stage's results are elsewhere by then."""
+        """Remove all checkpoints, including torn and half-written ones; the stage's results are saved elsewhere."""
         for path in self.folder.glob(f"{PREFIX}*"):
             path.unlink(missing_ok=True)
 
@@ -145,7 +145,7 @@ class CheckpointFolder:
 
 
 def load_weights(module: torch.nn.Module, state: dict[str, Tensor], source: str) -> None:
-    """`load_state_dict` whose error fits on a screen and says what to do about a config that does not fit."""
+    """`load_state_dict` whose error is short and says what to do if the config does not match."""
     try:
         module.load_state_dict(state)
     except RuntimeError as error:

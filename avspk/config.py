@@ -1,7 +1,7 @@
 """One strict tree of settings: YAML with `inherit`, `key.path=value` overrides, errors that name the nearest key.
 
-Dictionaries with free keys (`data.trials`) are inherited entry by entry: `name: null` takes one out, `data.trials:
-null` all of them, in a file as behind the command.
+Dictionaries with free keys (`data.trials`) are inherited entry by entry: `name: null` removes one, `data.trials:
+null` removes all of them, in a file and on the command line.
 
 Tags: [S] stated by a source that was read, [I] inferred, [C] a choice of this project.
 Defaults are the values for VoxCeleb2; the demo overrides them.
@@ -41,14 +41,14 @@ from avspk.text_files import read_text
 Modality = Literal["audio", "face"]
 ClusterSettings = Annotated[MetricSettings | JointKmeansSettings, Field(discriminator="kind"), DefaultKind("metric")]
 
-# Beginnings of dotted keys, by what depends on them.
+# Prefixes of dotted keys, by what depends on them.
 ALWAYS_FREE = ("training.", "evaluation.", "data.trials", "data.wav_root", "rounds")
-"""Without a say in what a stage learns: free to change at any time."""
+"""They do not change what a stage learns. They may change at any time."""
 FIRST_READ_BY = {
     "round1": ("audio.refine_seconds", "face.refine_policy", "cluster.num_clusters", "cluster.weights", "refine."),
     "large_margin": ("large_margin.",),
 }
-"""Stage folder -> settings that no stage before reads: free to change until it is there."""
+"""Stage folder -> settings that no earlier stage reads. They may change until the folder exists."""
 
 
 JudgeSettings = Annotated[GatedCorrectionSettings, DefaultKind("gate_and_correction")]
@@ -59,13 +59,13 @@ class DataSettings(Settings):
     """Where the media is. Relative paths are relative to the working directory."""
 
     train: Path = Field(description="manifest of the training utterances")
-    crops: Path | None = Field(None, description="face crop store; default: `crops` beside the manifest")
+    crops: Path | None = Field(None, description="face crop store; default: `crops` next to the manifest")
     noise: Path | None = Field(None, description="noise pack (`avspk noise`); none: one is generated in the run folder")
     noise_gigabytes: Positive = Field(
         18.0, description="at most this much noise is kept on the device; MUSAN and RIRS_NOISES take 16.4"
     )
     trials: dict[str, Path] = Field(
-        default_factory=dict, description="name -> trial list; null takes an inherited one out"
+        default_factory=dict, description="name -> trial list; null removes an inherited one"
     )
     wav_root: Path | None = Field(None, description="folder that the names in the trial lists are relative to")
 
@@ -76,7 +76,7 @@ class AudioPolicy(Settings):
     With `one_of` a view gets reverberation or noise or neither, never both; the two probabilities then sum to at most
     1. Each crop, with probability 1, gets reverberation or one of the additive noises [S]; without `one_of` they are
     independent [C]. SNR ranges in dB [S]. `voices` recordings of speech are summed to babble (range, inclusive).
-    `category_weights` are relative chances of (noise, music, speech) [C]; those a pack lacks get none.
+    `category_weights` are relative chances of (noise, music, speech) [C]; those that a pack lacks get none.
     `equaliser_db`: standard deviation of a smooth random gain curve over `equaliser_points` frequencies, 0 = off [C].
     """
 
@@ -93,7 +93,7 @@ class AudioPolicy(Settings):
 
     @property
     def num_parts(self) -> int:
-        """Most recordings one view's noise is summed from: the constant P of the drawn arrays."""
+        """Largest number of recordings in one view's noise: the constant P of the drawn arrays."""
         return self.voices[1]
 
     @model_validator(mode="after")
@@ -307,13 +307,13 @@ class LargeMarginSettings(ClassifySettings):
 
 
 class TrainingSettings(Settings):
-    """How the loop runs; none of these changes what is learned beyond rounding, except by what batch norm sees."""
+    """How the loop runs. These settings change only rounding, and the part of a batch that batch norm sees."""
 
     precision: Literal["auto", "no", "bf16", "fp16"] = Field(
         "auto",
         description="no: float32; fp16: with a loss scale, for GPUs without bf16 (T4, V100); auto: bf16 on GPUs that "
-        "have it, fp16 on others; on CPUs bf16 where a timing at the start favours it, else float32; a continued run "
-        "keeps what it was begun with",
+        "have it, fp16 on others; on CPUs bf16 if a timing at the start favours it, else float32; a continued run "
+        "keeps the precision of its start",
     )
     processes: Count | None = Field(None, description="stop unless exactly this many processes were launched")
     threads: Count | None = Field(None, description="CPU threads of each process; default: cores / processes")
@@ -329,11 +329,11 @@ class TrainingSettings(Settings):
     channels_last: bool = Field(False, description="2-D convolutions, that is the faces', in channels-last layout")
     compile: bool = Field(False, description="torch.compile the encoders")
     checkpoint_minutes: Positive = Field(15.0, description="at most this long between checkpoints inside an epoch")
-    checkpoint_steps: int = Field(0, ge=0, description="also every so many steps; 0: by the clock alone")
+    checkpoint_steps: int = Field(0, ge=0, description="also after this many steps; 0: by the clock only")
     keep_checkpoints: Count = 2
     log_steps: Count = 50
     trackers: list[str] = Field(
-        [], description="beside log.jsonl, by accelerate's names: tensorboard, wandb, mlflow, trackio, ..."
+        [], description="in addition to log.jsonl, by accelerate's names: tensorboard, wandb, mlflow, trackio, ..."
     )
     embed_seconds: Positive = Field(320.0, description="seconds of audio in one embedding batch")
 
@@ -390,8 +390,8 @@ class Config(Settings):
 def load_config(path: Path | str, overrides: Iterable[str] = ()) -> Config:
     """Read a YAML file, its `inherit` chain and `key.path=value` overrides.
 
-    A file adds to what it inherits, key by key; an override replaces the value at its key. `null` takes an entry out of
-    a dictionary with free keys.
+    A file adds to what it inherits, key by key; an override replaces the value at its key. `null` removes an entry
+    of a dictionary with free keys.
 
     Raises ConfigError on a missing file, bad YAML, an unknown key (naming the nearest valid one), a bad value, or a
     null for an entry that is not inherited.
@@ -426,19 +426,19 @@ Differences = dict[str, tuple[Any, Any]]
 
 
 def differing_keys(old: Config, new: Config) -> Differences:
-    """Where two configs differ, in the order of the keys; None for a key that one of them has not."""
+    """The differences of two configs, in the order of the keys; None for a key that one of them lacks."""
     before, after = dict(_leaves(old.model_dump(mode="json"))), dict(_leaves(new.model_dump(mode="json")))
     pairs = {key: (before.get(key), after.get(key)) for key in sorted(before.keys() | after.keys())}
     return {key: (first, second) for key, (first, second) in pairs.items() if first != second}
 
 
 def describe(differences: Differences) -> list[str]:
-    """`key: old -> new`, a line each."""
+    """One line `key: old -> new` for each difference."""
     return [f"{key}: {first!r} -> {second!r}" for key, (first, second) in differences.items()]
 
 
 def flat_settings(config: Config) -> dict[str, str | int | float | bool]:
-    """Dotted key -> value of every setting; what is neither a number nor a text becomes a text."""
+    """Dotted key -> value of every setting; other values than numbers and strings become strings."""
     leaves = _leaves(config.model_dump(mode="json"))
     return {key: value if isinstance(value, (str, int, float)) else str(value) for key, value in leaves}
 
@@ -481,7 +481,7 @@ def _merge(base: dict[str, Any], top: dict[str, Any], source: str, prefix: str =
 
 
 def _put(node: dict[str, Any], key: Any, value: Any, path: str, source: str) -> None:
-    """Set `key`, whose dotted path is `path`; null takes a free dictionary, or an entry of one, out."""
+    """Set `key`, whose dotted path is `path`; null removes a free dictionary, or an entry of one."""
     free = free_dictionaries()
     if value is None and path in free:
         node.pop(key, None)
@@ -497,7 +497,7 @@ def _put(node: dict[str, Any], key: Any, value: Any, path: str, source: str) -> 
 
 
 def _split(key: str) -> list[str]:
-    """Parts of an override's key; names in a free dictionary may hold dots."""
+    """Parts of an override's key; names in a free dictionary may contain dots."""
     for free in free_dictionaries():
         if key.startswith(f"{free}."):
             return [*free.split("."), key.removeprefix(f"{free}.")]
@@ -534,7 +534,7 @@ def _explain(item: Any) -> str:
         return f"{key or 'config'}: {item['msg']}{shown}"
     known = sorted(set(_known_keys(Config)))
     last = key.split(".")[-1]
-    moved = [name for name in known if name.split(".")[-1] == last]  # a key in another group, where it may now be
+    moved = [name for name in known if name.split(".")[-1] == last]  # the same key in another group: it may have moved
     nearest = (
         difflib.get_close_matches(key, moved, n=1, cutoff=0.0)
         or difflib.get_close_matches(key, known, n=1)

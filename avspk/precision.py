@@ -1,4 +1,4 @@
-"""In which precision a run computes: as it is told, as it was begun, or by what this machine does well."""
+"""The precision of a run: as configured, as at its start, or what is fastest on this machine."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from avspk.config import Config
 from avspk.models.registry import build_encoder
 
 FLOAT32, BF16, FP16 = "no", "bf16", "fp16"
-"""As accelerate calls mixed precisions."""
+"""accelerate's names of mixed precisions."""
 WORTHWHILE = 0.85
-"""On a CPU bf16 must take at most this share of float32's time: a gain beyond what such a short timing may err by."""
+"""On a CPU bf16 must take at most this share of float32's time: the gain must exceed the error of a short timing."""
 BUDGET = 0.4  # seconds of timing, warm-up not counted
 FEWEST, MOST, LONG_STEP = 2, 32, 0.1
 """Examples of a timed step: from FEWEST doubled up to MOST while a step in float32 takes less than LONG_STEP seconds.
-With few of them the calls cost more than the products, and bf16 looks worse than it is."""
+With few examples the calls cost more than the products, and bf16 looks worse than it is."""
 FRAMES = 100  # a second of sound
 Step = Callable[[torch.dtype], None]
 StepOf = Callable[[int, torch.dtype], None]
-"""A step of so many examples."""
+"""Run a step of this many examples."""
 Clock = Callable[[], float]
-"""Seconds that this thread has computed for: what else the machine does is not in them."""
+"""CPU seconds of this thread; other work of the machine is not included."""
 
 
 class Precision(NamedTuple):
@@ -40,7 +40,7 @@ class Precision(NamedTuple):
 
 
 def choose_precision(config: Config, device: torch.device, begun: str | None) -> Precision:
-    """`training.precision`, or what `auto` means: rank 0 decides for all, called by every process.
+    """`training.precision`, or what `auto` selects. Every process calls it; rank 0 decides for all.
 
     `begun`: the precision that the run folder records, None for a new run. It is kept, so that an interruption does not
     change the numbers.
@@ -59,18 +59,18 @@ def _decide(config: Config, device: torch.device, begun: str | None) -> Precisio
     if on_gpu:
         return Precision(BF16, "this GPU has it") if has_bf16 else Precision(FP16, "this GPU has no bf16")
     if device.type != "cpu":
-        return Precision(FLOAT32, f"bf16 was never tried on {device.type}")
+        return Precision(FLOAT32, f"bf16 was not tested on {device.type}")
     step = encoder_step(config, MOST)
     with _one_thread():
         return judge(time_in_turns(partial(step, affordable(step))))
 
 
 def judge(seconds: tuple[float, float]) -> Precision:
-    """The precision that a CPU's seconds of a step in float32 and in bf16 speak for."""
+    """The precision to choose on a CPU, from the seconds of a step in float32 and in bf16."""
     share = seconds[1] / seconds[0]
     found = f"on this CPU a step of the encoders takes {share:.2f} times as long in bf16 as in float32"
     name = BF16 if share <= WORTHWHILE else FLOAT32
-    return Precision(name, f"{found}; bf16 is taken from {WORTHWHILE} down")
+    return Precision(name, f"{found}; bf16 is used at {WORTHWHILE} or less")
 
 
 @contextmanager
@@ -84,7 +84,7 @@ def _one_thread() -> Iterator[None]:
 
 
 def affordable(step: StepOf, clock: Clock = time.thread_time) -> int:
-    """How many examples a step may have."""
+    """Numbers of examples to try in a step."""
     examples = FEWEST
     while examples < MOST:
         begin = clock()
@@ -96,13 +96,13 @@ def affordable(step: StepOf, clock: Clock = time.thread_time) -> int:
 
 
 def time_in_turns(step: Step, clock: Clock = time.thread_time) -> tuple[float, float]:
-    """Least seconds of a step in float32 and in bf16.
+    """Smallest seconds of a step in float32 and in bf16.
 
-    The two take turns, so that a change of the machine's pace meets both; the least time is the least disturbed one.
+    The two take turns, so that other load on the machine affects both. The smallest time is the least disturbed one.
     """
     dtypes = (torch.float32, torch.bfloat16)
     for dtype in dtypes:
-        step(dtype)  # kernels are chosen and memory is taken now
+        step(dtype)  # warm-up: kernels are chosen and memory is allocated
     begin = clock()
     turns = [_turn(step, dtypes, clock)]
     while clock() - begin < BUDGET:
@@ -120,7 +120,7 @@ def _turn(step: Step, dtypes: tuple[torch.dtype, ...], clock: Clock) -> list[flo
 
 def encoder_step(config: Config, most: int) -> StepOf:
     """Forward and backward pass of the configured encoders on the CPU over up to `most` examples."""
-    with torch.random.fork_rng(devices=[]):  # a run's random numbers are its own
+    with torch.random.fork_rng(devices=[]):  # the timing must not change the random numbers of the run
         parts = list(_encoders(config, most))
 
     def step(examples: int, dtype: torch.dtype) -> None:

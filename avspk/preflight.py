@@ -1,4 +1,4 @@
-"""What is checked, and which folder is claimed, before anything is trained."""
+"""Checks before anything is trained, and the claim of the run folder."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ PACKAGES = ("avspk", "torch", "torchvision", "torchaudio", "accelerate", "numpy"
 
 
 def check_launch(config: Config, device: torch.device) -> None:
-    """Precision, processes and batch sizes now, not when a stage begins days later. Raises ConfigError."""
+    """Check precision, processes and batch sizes at the start, not days later. Raises ConfigError."""
     if config.training.precision == "fp16" and device.type != "cuda":
         raise ConfigError(
             f"training.precision is fp16, which needs a CUDA GPU, and this run is on {device.type}. Use "
@@ -45,7 +45,7 @@ def check_launch(config: Config, device: torch.device) -> None:
     if wanted is not None and wanted != processes:
         raise ConfigError(
             f"training.processes is {wanted}, but {processes} were launched. On CPUs, plain "
-            "`accelerate launch --cpu --num_processes N` starts one process; the README shows what works."
+            "`accelerate launch --cpu --num_processes N` starts one process; configs/README.md says what works."
         )
     for stage in _stages(config):
         size, parts = getattr(config, stage).batch_size, processes * config.training.accumulation
@@ -57,7 +57,7 @@ def check_launch(config: Config, device: torch.device) -> None:
 
 
 def check_sizes(utterances: Utterances, config: Config) -> None:
-    """Modalities, batches and numbers of clusters against the data now, not when a stage begins. Raises ConfigError."""
+    """Check modalities, batches and numbers of clusters against the data at the start. Raises ConfigError."""
     total = len(utterances)
     usable = {"audio": total, "face": int((utterances.table["num_crops"] > 0).sum())}
     for modality in config.modalities:
@@ -83,24 +83,24 @@ def check_sizes(utterances: Utterances, config: Config) -> None:
 
 
 def _stages(config: Config) -> list[str]:
-    """Groups of settings of the stages that will be trained."""
+    """Names of the settings groups of the stages that will be trained."""
     return ["pretrain"] + (["refine"] + ["large_margin"] * config.large_margin.enabled) * (config.rounds > 0)
 
 
 def _clusterings(config: Config) -> Iterator[tuple[str, int, str]]:
-    """Key, clusters that it asks for, modality that an utterance must have to be in one."""
+    """Key, number of clusters, and the modality that an utterance must have to be clustered."""
     if config.pretrain.cluster_aware.enabled:
         counts = config.pretrain.cluster_aware.num_clusters
-        for modality in config.modalities:  # each on its own
+        for modality in config.modalities:  # clustered separately
             yield "pretrain.cluster_aware.num_clusters", max(counts) if isinstance(counts, list) else counts, modality
     if config.rounds:
-        yield "cluster.num_clusters", config.cluster.num_clusters, "audio"  # which all have
+        yield "cluster.num_clusters", config.cluster.num_clusters, "audio"  # every utterance has it
 
 
 def check_media(utterances: Utterances, config: Config) -> None:
-    """Every audio file is there, and the face crops if faces are used. Raises FileNotFoundError.
+    """Check that every audio file exists, and the face crops if faces are used. Raises FileNotFoundError.
 
-    Each process looks at its share of the files; the launcher ends all of them when one finds some missing.
+    Each process checks its share of the files. If one finds a missing file, the launcher ends all of them.
     """
     share = distributed.local_share(len(utterances))
     missing = utterances.missing_audio(share)
@@ -117,11 +117,11 @@ def check_media(utterances: Utterances, config: Config) -> None:
 
 @dataclass(frozen=True)
 class Claim:
-    """A run folder that is ours.
+    """A run folder that this run has claimed.
 
     Attributes:
-        lock: held as long as it is referred to; the first process's alone.
-        changed: settings that differ from those the folder was last used with.
+        lock: the folder is locked while this object lives; only the first process has it.
+        changed: settings that differ from the last use of the folder.
     """
 
     lock: IO[str] | None
@@ -129,13 +129,13 @@ class Claim:
 
 
 def claim_folder(config: Config, labels: str, utterances: Utterances, device: torch.device, precision: str) -> Claim:
-    """Keep config and versions in the run's folder; results of other settings are removed. Called by every process.
+    """Write config and versions to the run folder and remove results of other settings. Every process calls it.
 
     Args:
         labels: what the run is trained on.
         utterances: of its manifest.
         device: what it runs on.
-        precision: in which it computes; a continued run keeps it where the config leaves it to the machine.
+        precision: of the computation; a continued run keeps it if the config says `auto`.
 
     Raises:
         ConfigError: if the folder holds a run with other labels or utterances, or with other settings that a stage
@@ -148,7 +148,7 @@ def claim_folder(config: Config, labels: str, utterances: Utterances, device: to
     distributed.barrier()
     if distributed.rank() == 0:
         if any(not key.startswith("training.") for key in changed):
-            for name in RESULTS:  # before the new config, beside which they would pass for its results
+            for name in RESULTS:  # before the new config: they must not appear to be its results
                 (folder / name).unlink(missing_ok=True)
         with whole_or_absent(files.config) as part:
             part.write_text(dump_config(config), encoding="utf-8")
@@ -157,7 +157,7 @@ def claim_folder(config: Config, labels: str, utterances: Utterances, device: to
 
 
 def manifest_digest(utterances: Utterances) -> str:
-    """A name for what rows mean to a run: which utterances, how long, with how many crops, in which order."""
+    """A digest of the rows: which utterances, how long, how many crops, in which order."""
     digest = hashlib.sha256("\n".join(utterances.table["utterance"]).encode())
     for column in ("num_samples", "num_crops"):
         digest.update(utterances.table[column].to_numpy("<i8").tobytes())
@@ -165,7 +165,7 @@ def manifest_digest(utterances: Utterances) -> str:
 
 
 def _require_same_run(files: RunFolder, config: Config, labels: str, utterances: str) -> Differences:
-    """Settings that differ and may."""
+    """Settings that differ and are allowed to."""
     folder = files.path
     differing = differing_keys(load_config(files.config), config) if files.config.is_file() else {}
     waiting = [keys for stage, keys in FIRST_READ_BY.items() if not files.stage(stage).path.exists()]
@@ -193,7 +193,7 @@ def _require_same_run(files: RunFolder, config: Config, labels: str, utterances:
 
 
 def _hold(folder: Path) -> IO[str]:
-    """Processes whose launcher was killed may still be at work; two runs would overwrite each other's files."""
+    """Processes of a killed launcher may still run; two runs would overwrite each other's files."""
     path = folder / "lock"
     lock = hold_for_life(path)
     if lock is None:

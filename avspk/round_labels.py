@@ -1,4 +1,4 @@
-"""The labels of a round as files: those it trains on, and those that its judge trusts in the end."""
+"""The labels of a round as files: those that it trains on, and those that its judge trusts after the last epoch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 def round_labels(session: Session, folder: StageFolder, rows: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Labels (N,) of all utterances, in a file that a restart reads."""
+    """Labels (N,) of all utterances, from the file that a restart reads."""
     if not session.is_there(folder.labels):
         labels, notes = session.labeller(rows, session.materials, session.kits)
         if session.main:
@@ -34,7 +34,7 @@ def round_labels(session: Session, folder: StageFolder, rows: Mapping[str, np.nd
 
 
 def trusted_labels(session: Session) -> np.ndarray:
-    """(N,) the last round's labels, -1 where its judge did not trust one."""
+    """(N,) the last round's labels, -1 for those that its judge did not trust."""
     path = session.files.round(session.config.rounds).verdicts
     verdicts = pd.read_parquet(distributed.wait_for_file(path))
     return verdicts["label"].where(verdicts["trusted"], -1).to_numpy()

@@ -1,4 +1,4 @@
-"""Stage 1 of a finished run as the start of others: what they would have trained themselves, checked and copied."""
+"""Start a run from the finished stage 1 of another run: check that it is the same, and copy it."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from avspk.data.noise import replace_folder
 from avspk.run import RunFolder
 
 LATER = ("output", "stage_one", "modalities", *ALWAYS_FREE, *chain(*FIRST_READ_BY.values()))
-"""Beginnings of the keys that stage 1 does not depend on."""
+"""Prefixes of the keys that stage 1 does not depend on."""
 
 
 def stage_one_differences(first: Config, second: Config) -> list[str]:
-    """Settings that make the second's stage 1 another one than the first's, as `key: first -> second`.
+    """Settings in which the stage 1 of two configs differ, as `key: first -> second`.
 
-    Modalities are independent in stage 1: the second may have fewer of them.
+    Modalities are independent in stage 1: the second config may have fewer of them.
     """
     ignored = LATER if "face" in second.modalities else (*LATER, "face.")
     differing = differing_keys(first, second)
@@ -75,7 +75,7 @@ def copy_stage_one(config: Config) -> None:
 
 
 def _copy(source: Path, target: Path) -> None:
-    """Whole or not at all."""
+    """Copy a folder atomically."""
     part = target.with_name(target.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     shutil.copytree(source, part)

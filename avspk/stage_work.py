@@ -1,4 +1,4 @@
-"""Work on one stage of a run: train it, leave its models and their embeddings, mark it finished."""
+"""Work on one stage of a run: train it, save its models and their embeddings, mark it finished."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ Encoders = dict[str, Encoder]
 
 
 class StageWork:
-    """Begun when it is built, so that the seconds of the stage include what it needs before training."""
+    """The clock starts when it is built, so that the seconds of the stage include the work before training."""
 
     def __init__(self, session: Session, folder: StageFolder) -> None:
         self.session, self.folder = session, folder
         self._started = time.monotonic()
 
     def train(self, stage: Trained, checkpoints: str = "checkpoints") -> Trained:
-        """Train, or go on from the newest checkpoint; only what is under the same name `checkpoints` is continued."""
+        """Train, or continue from the newest checkpoint in the folder `checkpoints`."""
         keep = self.session.config.training.keep_checkpoints
         folder = CheckpointFolder(self.folder.path / checkpoints, keep)
-        # Moved back by the seconds that earlier runs of this stage took.
+        # Earlier, by the seconds that earlier runs of this stage took.
         self._started = self.session.trainer.run(stage, folder, self._started)
         return stage
 
     def export(self, encoders: Mapping[str, Encoder], description: str, keep_embeddings: bool = True) -> None:
-        """The stage's model of each modality, with its mean training embedding, and all of these embeddings."""
+        """Save the model of each modality with its mean training embedding, and all training embeddings."""
         session = self.session
         for name, trained in encoders.items():
-            encoder = session.kits[name].encoder()  # as it will be loaded, without what training wraps layers in
+            encoder = session.kits[name].encoder()  # a fresh one, without the wrappers of training
             encoder.load_state_dict(trained.state_dict())
             rows = embed(session, name, encoder)
             if keep_embeddings:
@@ -62,7 +62,7 @@ class StageWork:
         save_model(self.folder.model(modality), encoder, architecture, features, mean, card)
 
     def finish(self, **facts: str) -> None:
-        """Mark the stage finished, with the seconds it took, lost work of interrupted runs not counted."""
+        """Mark the stage finished, with the seconds it took, without the lost work of interrupted runs."""
         if self.session.main:
             self.folder.finish(seconds=round(time.monotonic() - self._started, 1), **facts)
             for checkpoints in self.folder.path.glob("checkpoints*"):
@@ -72,12 +72,12 @@ class StageWork:
 
 
 def is_finished(session: Session, folder: StageFolder) -> bool:
-    """Whether a stage needs no more work."""
+    """Whether a stage is finished."""
     return session.is_there(folder.done)
 
 
 def load_encoders(session: Session, folder: StageFolder) -> Encoders:
-    """The encoders that a finished stage left."""
+    """The encoders of a finished stage."""
     folders = {name: folder.model(name) for name in session.kits}
     for path in folders.values():
         distributed.wait_for_file(path / WEIGHTS)
@@ -87,8 +87,8 @@ def load_encoders(session: Session, folder: StageFolder) -> Encoders:
 def training_embeddings(session: Session, folder: StageFolder, encoders: Encoders) -> dict[str, np.ndarray]:
     """Modality -> this rank's share (n, D) of the training embeddings of a finished stage, whose encoders these are.
 
-    The stage leaves them in files. They are made if they are not there, as when stage 1 was copied from a run that has
-    none.
+    They are read from the stage's files. They are computed if there are none, for example if stage 1 was copied from
+    a run without them.
     """
     num_rows, found = len(session.materials.utterances), {}
     for name in session.kits:
