@@ -8,7 +8,7 @@ import torch
 
 from avspk import distributed
 
-SECONDS = 2.0  # torch's launcher sends SIGKILL 30 after SIGTERM
+SECONDS = 2.0  # between meetings; torch's launcher sends SIGKILL 30 after SIGTERM
 MOST_STEPS = 10
 
 
