@@ -88,7 +88,7 @@ def __getattr__(name: str) -> Any:
     if name not in _MODULE_OF:
         raise AttributeError(f"module 'avspk' has no attribute {name!r}")
     value = getattr(import_module(f"avspk.{_MODULE_OF[name]}"), name)
-    globals()[name] = value  # the next use does not come here
+    globals()[name] = value  # later uses find it there
     return value
 
 

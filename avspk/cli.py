@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from avspk.extras import MissingExtraError, explained
 
-# Name -> what it does. A command is imported when it is called, since torch takes seconds: --help need not wait.
+# Name -> what it does. A command is imported when it is called: torch takes seconds, and --help should be fast.
 COMMANDS = {
     "demo": "the whole method on a synthetic corpus",
     "corpus": "make the synthetic corpus alone",
@@ -33,7 +33,7 @@ COMMANDS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command: its exit status, or 2 with an error for an unknown command or a package that is missing."""
+    """Run one command. Returns its exit status, or 2 for an unknown command or a missing package."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     if not given or given[0] not in COMMANDS:
         return _overview(given)

@@ -1,4 +1,4 @@
-"""The runs of a comparison: configs and references for every seed, from one stage 1 a seed; what is done is kept."""
+"""The runs of a comparison: configs and references for every seed. The runs of one seed share a stage 1."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ STAGE_ONE, SUPERVISED = "stage-1", "supervised"
 STAGE_ONE_ONLY = "stage 1 only"
 PATIENCE = 60.0  # seconds for a training that was told to stop
 VARIANTS = (STAGE_ONE, *ABLATIONS, SUPERVISED)
-PLANNED = ("seed", "output", "stage_one")  # settings that the plan itself makes
+PLANNED = ("seed", "output", "stage_one")  # settings that the plan sets
 TRAIN, TRAIN_SUPERVISED = "avspk.commands.train", "avspk.commands.supervised"
 
 
@@ -39,8 +39,8 @@ class RunError(RuntimeError):
 class PlannedRun:
     """One training of one method with one seed.
 
-    `against` is the method that this one is compared with, None for the reference of all. `shown`: false for a stage 1
-    that others start from and that is no method of the comparison.
+    `against` is the method that this one is compared with, None for the reference of all. `shown` is false
+    for a stage 1 from which others start and which is not a method of the comparison.
     """
 
     method: str
@@ -52,12 +52,12 @@ class PlannedRun:
 
     @property
     def settings(self) -> Config:
-        """What it will run with, but for what its module enforces."""
+        """Its settings, without those that its module enforces."""
         return load_config(self.config, self.overrides)
 
     @property
     def finished(self) -> bool:
-        """Whether its folder holds all that this run would write."""
+        """Whether its folder already has everything that this run writes."""
         folder = self.settings.output
         if not all((folder / name).is_file() for name in ("config.yaml", "metrics.json", "report.html")):
             return False
@@ -72,9 +72,9 @@ class PlannedRun:
 def plan_runs(
     configs: Sequence[Path], seeds: Sequence[int], variants: Sequence[str], out: Path, overrides: Sequence[str] = ()
 ) -> list[PlannedRun]:
-    """The runs in the order in which they can be trained, seed after seed; the first config is the reference.
+    """The runs in training order, seed after seed; the first config is the reference.
 
-    Stage 1 is trained once a seed, with the config of most modalities: in stage 1 they are independent.
+    Stage 1 is trained once a seed, with the config that has the most modalities: they are independent in stage 1.
 
     Raises:
         ConfigError: if a config does not load, has no trial lists, sets what the plan sets, or if the configs would
@@ -136,7 +136,7 @@ def _require_comparable(configs: Sequence[Path], loaded: Sequence[Config], wides
 
 
 def _names(configs: Sequence[Path], loaded: Sequence[Config]) -> list[str]:
-    """What the paper calls them; the file's name where that is no name."""
+    """The paper's names; the file names if these are not unique."""
     names = [f"{'multi' if len(config.modalities) > 1 else 'single'}-modal" for config in loaded]
     if len(set(names)) < len(names):
         names = [path.stem for path in configs]
@@ -146,9 +146,9 @@ def _names(configs: Sequence[Path], loaded: Sequence[Config]) -> list[str]:
 
 
 def train_all(runs: Sequence[PlannedRun], launch: str = "", tell: Callable[[str], None] = lambda text: None) -> None:
-    """Train what is not finished, one after the other; what was interrupted goes on.
+    """Train the runs that are not finished, one after the other; interrupted runs continue.
 
-    Raises RunError at the first run that fails: the ones after it may start from it.
+    Raises RunError at the first run that fails: later runs may start from it.
     """
     for number, run in enumerate(runs, 1):
         place = f"[{number}/{len(runs)}] {run.method}, seed {run.settings.seed}: {run.settings.output}"
@@ -163,14 +163,14 @@ def train_all(runs: Sequence[PlannedRun], launch: str = "", tell: Callable[[str]
 
 
 def _call(command: Sequence[str]) -> int:
-    """Status of a command, which does not outlive us: it is told to stop, by which a training saves its state."""
+    """Exit status of a command. If this process is stopped, the command gets SIGTERM, so that it saves its state."""
     with subprocess.Popen(command, start_new_session=True) as process:
         stopped = False
 
         def stop(*_: Any) -> None:
             nonlocal stopped
             stopped = True
-            os.killpg(process.pid, signal.SIGTERM)  # the launcher would not pass it on
+            os.killpg(process.pid, signal.SIGTERM)  # the launcher does not pass SIGTERM on
 
         previous = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
         try:

@@ -1,4 +1,4 @@
-"""The few collective operations that training needs, each a no-op in a single process, and files across nodes."""
+"""The collective operations that training needs, no-ops in a single process; waiting for files of other nodes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, distributed
 
-FILE_PATIENCE = 90.0  # seconds; NFS believes for up to 60 that a file is missing which it has looked for before
+FILE_PATIENCE = 90.0  # seconds; NFS caches for up to 60 that a file was missing
 Plain = TypeVar("Plain")
 
 
@@ -45,8 +45,8 @@ def mean_over_ranks(value: Tensor) -> Tensor:
 def mean_over_ranks_with_gradient(value: Tensor) -> Tensor:
     """Mean of a tensor over all processes, a new tensor; for losses.
 
-    The gradient of this process's part is that of the mean, times the number of processes: training takes the mean of
-    the processes' gradients, which then is the gradient of a function of the mean.
+    The gradient of this process's part is the gradient of the mean, times the number of processes. Training averages
+    the gradients of the processes, so the factor cancels.
     """
     return mean_over_ranks(value.detach().clone()) + (value - value.detach()) if world_size() > 1 else value
 
@@ -66,7 +66,7 @@ def rows_of_all_ranks(rows: Tensor) -> Tensor:
 
 
 def from_rank_zero(value: Plain) -> Plain:
-    """What rank 0 gave, on every rank: numbers, strings, None, and tuples of them."""
+    """The value of rank 0, on every rank: numbers, strings, None, and tuples of them."""
     values = [value]
     if world_size() > 1:
         distributed.broadcast_object_list(values, src=0)
@@ -74,33 +74,33 @@ def from_rank_zero(value: Plain) -> Plain:
 
 
 def barrier() -> None:
-    """Wait until every process is here."""
+    """Wait for all processes."""
     if world_size() > 1:
         distributed.barrier()
 
 
 def wait_for_file(path: Path, seconds: float = FILE_PATIENCE) -> Path:
-    """`path`, once it is there; see `wait_until`."""
+    """Wait until `path` exists, and return it; see `wait_until`."""
     wait_until(path.exists, str(path), seconds)
     return path
 
 
 def wait_until(seen: Callable[[], bool], what: str, seconds: float = FILE_PATIENCE) -> None:
-    """Wait for what another process has written: this node's cache may not know of it for a minute.
+    """Wait for a file that another process has written. This node's cache may not show it for a minute.
 
-    Raises FileNotFoundError naming `what` if it does not come in sight.
+    Raises FileNotFoundError naming `what` if it does not appear in time.
     """
     deadline = time.monotonic() + seconds
     while world_size() > 1 and not seen():
         if time.monotonic() > deadline:
             raise FileNotFoundError(
-                f"{what}: not to be seen here {seconds:.0f} s after another process wrote it; all processes need the "
+                f"{what}: not visible here {seconds:.0f} s after another process wrote it; all processes need the "
                 "same folder, on a file system that they share"
             )
         time.sleep(0.1)
 
 
 def is_lost_connection(error: BaseException) -> bool:
-    """Whether a collective operation failed because another process is gone, or did not come in time."""
+    """Whether a collective operation failed because another process ended or did not arrive in time."""
     lost = isinstance(error, distributed.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
     return lost and world_size() > 1

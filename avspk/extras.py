@@ -1,4 +1,4 @@
-"""Packages that only some uses need, and the extra of avspk that installs each: named where one is missing."""
+"""Packages that only some uses need, and the extra of avspk that installs each. Errors name the extra."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class MissingExtraError(ImportError):
 
 @contextmanager
 def explained() -> Iterator[None]:
-    """Imports in this block that fail for want of a package in EXTRAS raise MissingExtraError, with the command.
+    """If an import in this block fails because a package of EXTRAS is missing, raise MissingExtraError.
 
-    Any other ImportError passes unchanged.
+    The message has the command that installs it. Any other ImportError passes unchanged.
     """
     try:
         yield
@@ -43,7 +43,7 @@ def explained() -> Iterator[None]:
 
 
 def require(*packages: str) -> None:
-    """Import packages of EXTRAS that everything below needs. Raises: MissingExtraError."""
+    """Import packages of EXTRAS that the following code needs. Raises: MissingExtraError."""
     with explained():
         for package in packages:
             import_module(package)

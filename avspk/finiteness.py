@@ -17,7 +17,7 @@ class NonFiniteLossError(RuntimeError):
 
 @dataclass
 class _Figures:
-    """Figures of a step on their way to the host, and a call that names the utterances of its batch."""
+    """Numbers of a step that are being copied to the host, and a function that names the utterances of its batch."""
 
     values: Tensor  # (3,): loss, gradient norm, loss scale; on the CPU, valid after `arrived`
     arrived: torch.cuda.Event | None
@@ -28,14 +28,15 @@ class _Figures:
 class FiniteGuard:
     """Stops the training at a loss or a gradient that is not finite, without letting it move the weights.
 
-    On a CPU `watch` raises at once. A GPU would stand still if the host read a number of every step. There the fused
-    optimiser skips the update by itself (`found_inf`), and the host reads the figures of a step when it has queued the
-    next one, and before anything is logged, saved or ended. Whatever else the bad step touched on the device, such as
-    running statistics, ends with the process.
+    On a CPU `watch` raises at once. On a GPU this would make the device idle at every step. There the fused
+    optimiser skips the update itself (`found_inf`). The host reads the numbers of a step after it has queued the
+    next step, and before anything is logged, saved or ended. Other state that the bad step changed on the device, such
+    as running statistics, is lost when the process ends.
 
-    With a loss scale (float16), a gradient that is not finite skips the update as well, but says nothing yet: the
+    With a loss scale (float16), a gradient that is not finite also skips the update, but this is no error yet: the
     scaled gradient was too large, and the scale will be halved. It stops the training once the scale is 1 or less,
-    where scaling is not to blame. A loss that is not finite always stops the training: it is computed before scaling.
+    because scaling is then not the cause. A loss that is not finite always stops the training: it is computed
+    before scaling.
     """
 
     def __init__(self, stage: str, optimiser: torch.optim.Optimizer) -> None:
@@ -52,26 +53,26 @@ class FiniteGuard:
         step: int,
         scale: Tensor | None = None,
     ) -> None:
-        """Called before the optimiser's step.
+        """Check a step. Call it before the optimiser's step.
 
         Args:
             loss: () of this step.
             gradient_norm: () of the gradients, unscaled.
-            utterances: names those of the batch, when asked.
+            utterances: returns the names of the batch's utterances.
             step: of the stage.
-            scale: () by which the loss was multiplied for the backward pass; None: it was not.
+            scale: () factor of the loss in the backward pass; None: no factor.
         """
         scale = torch.ones_like(loss) if scale is None else scale
         values = torch.stack([loss.float(), gradient_norm.float(), scale.float()])
         if self.deferred:
             self.optimiser.found_inf = (~values[:2].isfinite().all()).float()
-            self.settle()  # the step before
+            self.settle()  # the previous step
             self.pending = _read(values, utterances, step)
         else:
             _require_finite(self.stage, _read(values, utterances, step))
 
     def settle(self) -> None:
-        """Wait for the figures that are still on their way; raises NonFiniteLossError."""
+        """Wait for the numbers that are still being copied. Raises: NonFiniteLossError."""
         figures, self.pending = self.pending, None
         if figures is not None:
             _require_finite(self.stage, figures)
@@ -90,14 +91,14 @@ def _require_finite(stage: str, figures: _Figures) -> None:
     if figures.arrived is not None:
         figures.arrived.synchronize()
     loss, gradient_norm, scale = figures.values.tolist()
-    # Gradients are sums over ranks: one rank's bad batch stops all of them at the same step, each naming its own.
+    # Gradients are sums over ranks: a bad batch on one rank stops all ranks at the same step; each names its own.
     if math.isfinite(loss) and (math.isfinite(gradient_norm) or scale > 1):
         return
     raise NonFiniteLossError(
         f"{stage}: at step {figures.step + 1} the loss is {loss}, the gradient's norm {gradient_norm}. The optimiser "
-        "did not apply it. The same command would come to the same batch. Listen to the utterances below and take out "
-        "of the manifest what is broken, or lower this stage's learning rate; either needs another output folder. With "
-        "training.precision=fp16, activations above 65504 are infinite: try precision=no. Where only the rate of a "
-        "later stage is another, stage_one= keeps the finished stage 1 of this one. The batch was cut from: "
+        "did not apply it. The same command would reach the same batch. Listen to the utterances below and remove "
+        "broken ones from the manifest, or lower this stage's learning rate; both need another output folder. With "
+        "training.precision=fp16, activations above 65504 are infinite: try precision=no. If you change only the rate "
+        "of a later stage, stage_one= keeps the finished stage 1 of this run. The batch was cut from: "
         f"{', '.join(figures.utterances())}"
     )

@@ -1,4 +1,4 @@
-"""What a round is trained on: labels of all utterances, made once before the round begins."""
+"""The labels that a round is trained on, for all utterances; made once before the round begins."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Labeller(Protocol):
     """Makes the labels of a round.
 
     Attributes:
-        name: what a run folder holds: it is continued with labels of the same name only.
+        name: recorded in the run folder, which continues only with labels of the same name.
         claim: what the cards of the models say about the labels.
     """
 
@@ -27,13 +27,13 @@ class Labeller(Protocol):
     claim: str
 
     def settle(self, config: Config) -> Config:
-        """The config that these labels ask for."""
+        """The config, changed as these labels require."""
 
     def check(self, utterances: Utterances, config: Config) -> None:
         """Raises: ConfigError if there can be no such labels for these utterances."""
 
     def describe(self, stage: str, description: str) -> str:
-        """How the card of a stage's model calls it."""
+        """Description of a stage for its model card."""
 
     def __call__(
         self, rows: Mapping[str, np.ndarray], materials: Materials, kits: Mapping[str, ModalityKit]
@@ -52,7 +52,7 @@ class ClusterLabeller:
     claim = "Method of arXiv 2304.05754. No speaker label and no pretrained weights were used in training."
 
     def settle(self, config: Config) -> Config:
-        """See `Labeller`: as it is."""
+        """See `Labeller`; unchanged here."""
         return config
 
     def check(self, utterances: Utterances, config: Config) -> None:

@@ -1,4 +1,4 @@
-"""The scale that keeps float16 gradients from underflow; nothing where the precision needs none."""
+"""The scale that keeps float16 gradients from underflow; it does nothing if the precision needs no scale."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ class LossScale:
         self.initial = None if scaler is None else scaler.state_dict()
 
     def restart(self) -> None:
-        """Forget the stage before: a stage is the same whether an interruption came before it or not."""
+        """Start anew: a stage must not depend on an interruption before it."""
         self.load_state_dict(self.initial)
 
     def unscale(self, optimiser: torch.optim.Optimizer, like: Tensor) -> Tensor | None:
-        """Divide the gradients by the scale; the scale () on the device of `like`, None where there is none."""
+        """Divide the gradients by the scale; the scale () on the device of `like`, None if there is no scale."""
         if self.scaler is None:
             return None
         self.scaler.unscale_(optimiser)
         return self.scaler.scale(torch.ones_like(like, dtype=torch.float32))
 
     def update(self) -> None:
-        """Halve the scale after a gradient that was not finite, double it after many that were."""
+        """Halve the scale after a gradient that was not finite, double it after many finite ones."""
         if self.scaler is not None:
             self.scaler.update()
 
     def state_dict(self) -> dict[str, Any] | None:
-        """For a checkpoint; None where there is no scale. Waits for the device."""
+        """For a checkpoint; None if there is no scale. Waits for the device."""
         return None if self.scaler is None else self.scaler.state_dict()
 
     def load_state_dict(self, state: dict[str, Any] | None) -> None:
-        """Go on with a checkpoint's scale. A run that has no scale, or whose checkpoint has none, keeps its own."""
+        """Continue with a checkpoint's scale. If the run or the checkpoint has no scale, nothing changes."""
         if self.scaler is not None and state is not None:
             self.scaler.load_state_dict(state)

@@ -29,10 +29,10 @@ def dino_loss(
     student (V, B, D): bottleneck features, the G global views first; prototypes (K, D): the head's last layer;
     targets (G, B, K): teacher probabilities of the global views. Returns a scalar.
 
-    Two identities keep this lean. Cross-entropy is linear in its target, so view v needs one cross-entropy, against
-    the sum of the targets of the other views: the cost grows with the views, not with the pairs. And the gradient of
-    that cross-entropy is known as soon as its logits are, so the K-way logits exist only for `chunk_rows` rows at a
-    time and are never stored for the backward pass (see `_ProjectedCrossEntropy`).
+    Two identities save memory and time. Cross-entropy is linear in its target, so view v needs one cross-entropy,
+    against the sum of the targets of the other views: the cost grows with the views, not with the pairs. The
+    gradient of that cross-entropy follows directly from its logits, so the K-way logits exist only for `chunk_rows`
+    rows at a time and are never stored for the backward pass (see `_ProjectedCrossEntropy`).
     """
     num_global, num_views = targets.shape[0], student.shape[0]
     if not 2 <= num_global <= num_views or student.shape[1] != targets.shape[1]:
@@ -49,7 +49,7 @@ class _ProjectedCrossEntropy(torch.autograd.Function):
     """Sum over views v and rows b of H(sum over g != v of targets[g, b], softmax(student[v, b] @ prototypes.T / tau)).
 
     For a row with logits z, target t of mass w (the number of summed teacher views): loss = w logsumexp(z) - t . z,
-    dloss/dz = w softmax(z) - t. Both passes over K happen while the chunk's logits are at hand.
+    dloss/dz = w softmax(z) - t. Both passes over K happen while the chunk's logits are in memory.
     """
 
     @staticmethod
@@ -76,7 +76,7 @@ class _ProjectedCrossEntropy(torch.autograd.Function):
                 if ctx.needs_input_grad[0]:
                     grad = logits.sub_(log_norm).exp_().mul_(mass).sub_(target).div_(temperature).to(compute)
                     grad_student[view, rows] = grad @ weight
-                    if compute == precise:  # added inside the product: K x D is read and written once, not three times
+                    if compute == precise:  # one pass over K x D instead of three
                         grad_weight.addmm_(grad.T, features)
                     else:
                         grad_weight += grad.T @ features
@@ -93,7 +93,7 @@ def cosine_consistency(student: Tensor, teacher: Tensor) -> Tensor:
     """Mean of 1 - cos over teacher views g and student views v != g: (V, B, D), (G, B, D) -> scalar."""
     student, teacher = functional.normalize(student.float(), dim=-1), functional.normalize(teacher.float(), dim=-1)
     cosines = torch.einsum("vbd,gbd->vgb", student, teacher)
-    # Numbers from the host, not a mask: a GPU's host would wait to learn how many pairs it chooses.
+    # Indices from the host, not a mask: with a mask the host waits for the GPU to learn the number of pairs.
     pairs = itertools.product(range(student.shape[0]), range(teacher.shape[0]))
     other = torch.tensor([number for number, (v, g) in enumerate(pairs) if v != g])
     return (1 - cosines.flatten(0, 1)[other.to(cosines.device, non_blocking=True)]).mean()
@@ -102,7 +102,7 @@ def cosine_consistency(student: Tensor, teacher: Tensor) -> Tensor:
 def aam_softmax(cosines: Tensor, labels: Tensor, margin: float, scale: float) -> Tensor:
     """Additive angular margin softmax (ArcFace, arXiv 1801.07698): cosines (B, C), labels (B,) -> loss per row (B,).
 
-    Past theta = pi - m the target's logit goes on falling as cos(theta) - m sin(m), so that it never turns upwards.
+    Past theta = pi - m the target's logit is cos(theta) - m sin(m), so that it keeps falling.
     """
     cosines = cosines.float()
     target = cosines.gather(1, labels[:, None]).clamp(-1 + 1e-7, 1 - 1e-7)  # (B, 1)

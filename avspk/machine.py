@@ -1,4 +1,4 @@
-"""What a run ran on, for its environment.json: versions, commit, hardware, threads."""
+"""Versions, commit, hardware and threads of a run, for its environment.json."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def versions(packages: Sequence[str]) -> dict[str, str]:
         try:
             found[name] = version(name)
         except PackageNotFoundError:
-            continue  # of an extra that this environment does without
+            continue  # it belongs to an extra that is not installed
     return found
 
 

@@ -1,4 +1,4 @@
-"""The C library's allocator, told to keep what training frees and asks for again a moment later."""
+"""Settings of the C library's allocator: it keeps the memory that training frees and soon needs again."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ NEVER = 2**31 - 1
 
 
 def keep_freed_memory() -> bool:
-    """Let large blocks come from the heap and stay there; True where the C library could be told so.
+    """Keep large blocks on the heap. Returns True if the C library supports this.
 
-    By default glibc maps every block above some megabytes afresh and returns it at once, so that each activation of a
-    CPU training step is paid for in page faults: without them the demo trains a sixth more examples a second. The
-    process then holds its peak instead of shrinking between steps.
+    By default glibc maps every block above some megabytes anew and returns it at once. Each activation of a CPU
+    training step then costs page faults. Without them the demo trains a sixth more examples a second. The process
+    keeps its peak memory and does not shrink between steps.
     """
     if not sys.platform.startswith("linux"):
         return False

@@ -1,4 +1,4 @@
-"""A question to all ranks while they train: now and then, after the same steps."""
+"""Ask all ranks a question from time to time during training, after the same steps."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ import torch
 
 from avspk import distributed
 
-SECONDS = 2.0  # between a SIGTERM and the SIGKILL after it torch's launcher leaves 30
+SECONDS = 2.0  # between meetings; torch's launcher sends SIGKILL 30 after SIGTERM
 MOST_STEPS = 10
 
 
 class Poll:
-    """Whether something is so on any rank, asked after every step of an epoch, answered after some of them.
+    """Whether a condition holds on any rank; asked after every step of an epoch, answered after some of them.
 
-    A collective operation after every step would make GPUs wait for their hosts, and clocks of ranks differ. So the
-    ranks agree, whenever they have met, after how many steps they meet again: those that rank 0 makes in `SECONDS`,
-    by what the last ones took, but `MOST_STEPS` at most, should steps become slow.
+    A collective operation after every step would make GPUs wait for their hosts, and the clocks of ranks differ.
+    At each meeting the ranks agree on the number of steps until the next one. It is the number that rank 0 expects to
+    make in `SECONDS`, and at most `MOST_STEPS`, in case steps become slow.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -25,7 +25,7 @@ class Poll:
         self.steps, self.interval, self.since = 0, 1, time.monotonic()
 
     def any(self, mine: bool) -> bool:
-        """Whether it is so on any rank; False between the meetings. Every rank calls this after every step."""
+        """Whether the condition holds on any rank; False between meetings. Every rank calls this after every step."""
         if distributed.world_size() == 1:
             return mine
         self.steps += 1

@@ -1,4 +1,4 @@
-"""Progress of long jobs: a bar with rate and remaining time on a terminal, a line in the log now and then elsewhere."""
+"""Progress of long jobs: a bar with rate and remaining time on a terminal, elsewhere a line in the log now and then."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Progress:
     Args:
         name: of the job.
         total: units of work, those of earlier runs included.
-        shown: False on processes that leave the talking to another one.
+        shown: False on processes that print nothing.
         unit: what is counted, in the plural.
     """
 
@@ -46,7 +46,7 @@ class Progress:
             self.bar.stop()
 
     def resume(self, count: int) -> None:
-        """Count units that an earlier run finished. They do not enter the rate."""
+        """Count units that an earlier run finished. They do not count in the rate."""
         self.done += count
         self.resumed += count
         if self.bar is not None:
@@ -64,7 +64,7 @@ class Progress:
         if self.bar is not None:
             return self.done >= self.total or now - self.last_report >= SECONDS_BETWEEN_UPDATES
         if self.done >= self.total:
-            return now - self.start >= SECONDS_BETWEEN_LINES  # a quick job needs no line
+            return now - self.start >= SECONDS_BETWEEN_LINES  # a short job needs no line
         return now - self.last_report >= SECONDS_BETWEEN_LINES
 
     def _report(self, now: float, loss: Any) -> None:
@@ -94,5 +94,5 @@ def _bar() -> RichProgress:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         console=Console(stderr=True),
-        speed_estimate_period=120,  # work that arrives in lumps would let the remaining time jump
+        speed_estimate_period=120,  # uneven work would make the remaining time jump
     )

@@ -42,7 +42,7 @@ def run(session: Session) -> list[dict[str, Any]]:
 
 
 def pretrain(session: Session) -> Encoders:
-    """Stage 1, every modality on its own."""
+    """Stage 1: each modality is trained separately."""
     folder = session.files.pretrain
     if not is_finished(session, folder):
         work = StageWork(session, folder)
@@ -55,7 +55,7 @@ def pretrain(session: Session) -> Encoders:
 
 
 def refine(session: Session, number: int, encoders: Encoders) -> Encoders:
-    """Stage 2, one round: labels from the embeddings of the stage before, on which its `encoders` are trained."""
+    """Stage 2, one round: the previous stage's embeddings give the labels on which its `encoders` are trained."""
     folder, settings = session.files.round(number), session.config.refine
     if not is_finished(session, folder):
         work = StageWork(session, folder)

@@ -1,8 +1,8 @@
-"""Names of everything in a run's folder, in one place: what writes a file and what reads it ask here.
+"""Paths of all files in a run folder, for both writers and readers.
 
 config.yaml environment.json log.jsonl train.log lock metrics.json report.html
 noise/                          the generated noise pack, if the config names none
-pretrain/ round1/ ... large_margin/     a stage each, see `StageFolder`
+pretrain/ round1/ ... large_margin/     one stage each, see `StageFolder`
 model/                          the published audio model
 evaluation/                     embeddings and scores of the trial lists
 """
@@ -18,18 +18,18 @@ from avspk.modalities.base import VERIFIED
 
 DONE = "done.json"
 PSEUDO = "pseudo"
-"""What a run that names no labels was trained on."""
+"""Labels of a run that does not name them."""
 
 
 @dataclass(frozen=True)
 class StageFolder:
-    """One stage's folder. It is finished once `done.json` is there, which is written last."""
+    """One stage's folder. It is finished once `done.json` exists, which is written last."""
 
     path: Path
 
     @property
     def name(self) -> str:
-        """As the log, the sampler's seed and the report call the stage."""
+        """Name of the stage in the log, in the sampler's seed and in the report."""
         return self.path.name
 
     def model(self, modality: str) -> Path:
@@ -47,7 +47,7 @@ class StageFolder:
 
     @property
     def verdicts(self) -> Path:
-        """What the judge of a round thinks of them."""
+        """The verdicts of the round's judge on them."""
         return self.path / "gate.parquet"
 
     @property
@@ -57,11 +57,11 @@ class StageFolder:
 
     @property
     def done(self) -> Path:
-        """There once the stage is finished."""
+        """Exists once the stage is finished."""
         return self.path / DONE
 
     def facts(self) -> dict[str, Any]:
-        """What `finish` wrote; empty before."""
+        """What `finish` wrote; empty if the stage is not finished."""
         return read_json(self.done, {})
 
     def finish(self, **facts: Any) -> None:
@@ -81,7 +81,7 @@ class RunFolder:
         return self.stage("pretrain")
 
     def round(self, number: int) -> StageFolder:
-        """Round `number` of stage 2, from 1; number 0 is stage 1, what the first round starts from."""
+        """Round `number` of stage 2, from 1; 0 is stage 1, from which the first round starts."""
         return self.stage(f"round{number}") if number else self.pretrain
 
     @property
@@ -95,7 +95,7 @@ class RunFolder:
 
     @property
     def config(self) -> Path:
-        """The whole config, as the run was last started."""
+        """The complete config of the last start of the run."""
         return self.path / "config.yaml"
 
     @property
@@ -129,7 +129,7 @@ class RunFolder:
         return self.path / "evaluation"
 
     def facts(self) -> dict[str, Any]:
-        """What environment.json holds; empty if there is none."""
+        """Contents of environment.json; empty if there is none."""
         return read_json(self.environment, {})
 
     def systems(self, objective: str, rounds: int, large_margin: bool) -> list[tuple[str, Path]]:

@@ -1,4 +1,4 @@
-"""What a run says, from its main process: `train.log` for people, `log.jsonl` for the report, and trackers."""
+"""The log of a run, from its main process: `train.log` for people, `log.jsonl` for the report, and trackers."""
 
 from __future__ import annotations
 
@@ -59,13 +59,13 @@ class RunLog:
         return len(self.written) > known
 
     def _step_of_run(self, stage: str, step: int) -> int:
-        """Some trackers refuse steps that go back, as those of the next stage would."""
+        """Some trackers refuse steps that decrease; without this, the steps of the next stage would."""
         before = list(self.steps)[: list(self.steps).index(stage)]
         return sum(self.steps[name] for name in before) + step
 
 
 def read_records(path: Path) -> Iterator[dict[str, Any]]:
-    """The records of a log.jsonl; none if it is not there. A line that a killed process left torn is skipped."""
+    """The records of a log.jsonl; none if there is no file. An incomplete line of a killed process is skipped."""
     if not path.exists():
         return
     with path.open(encoding="utf-8") as lines:
@@ -79,12 +79,12 @@ def read_records(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _numbers(stage: str, values: dict[str, Any]) -> dict[str, float]:
-    """The metrics that a tracker can draw, under names that tell the stages apart."""
+    """The metrics that a tracker can draw, with the stage in their names."""
     return {f"{stage}/{key}": value for key, value in values.items() if isinstance(value, (int, float))}
 
 
 def setup_logging(folder: Path, rank: int) -> None:
-    """Everything to `train.log`, information and above to the terminal; other ranks only warn."""
+    """Log everything to `train.log`, and INFO and above to the terminal. Other ranks log only warnings."""
     root = logging.getLogger("avspk")
     root.setLevel(logging.DEBUG)
     root.propagate = False

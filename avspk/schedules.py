@@ -1,4 +1,4 @@
-"""Step -> value. Pure, so that a resumed run cannot have another learning rate than an undisturbed one."""
+"""Step -> value. Pure functions, so that a resumed run has the same learning rates as an undisturbed one."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def cosine(step: float, start: float, end: float, num_steps: float) -> float:
 def warmup_cosine(step: float, peak: float, final: float, warmup_steps: float, num_steps: float) -> float:
     """Linear from 0 to `peak` over the warm-up, then half a cosine to `final` at `num_steps`.
 
-    Step 0 already moves: it gets the value one step into the warm-up.
+    Step 0 gets the value one step into the warm-up, not 0.
     """
     if step < warmup_steps:
         return linear(step + 1, 0.0, peak, warmup_steps)

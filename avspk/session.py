@@ -1,4 +1,4 @@
-"""What a run has while it runs: processes, precision, data, log; all of it checked before hours are spent."""
+"""The state of a running run: processes, precision, data, log. All of it is checked before training."""
 
 from __future__ import annotations
 
@@ -34,26 +34,26 @@ with explained():
     from accelerate.utils import ProjectConfiguration, parse_flag_from_env
 
 logger = logging.getLogger(__name__)
-GENERATED_BABBLE = 200  # utterances that the generated noise pack takes as babble
+GENERATED_BABBLE = 200  # training utterances that a generated noise pack uses as babble
 
 
 class Session:
-    """A run that may begin, on this process.
+    """A checked run, in this process.
 
     Attributes:
         config: of the whole run.
         labeller: makes the labels of its rounds.
-        folder, files: where everything is written, as a path and by names.
+        folder, files: the run folder as a path, and the names of its files.
         main: whether this is the process that writes.
-        materials, kits: what the stages work on, and modality -> the builder of its parts.
-        truth: for the log; nothing is trained on it.
+        materials, kits: the inputs of the stages, and modality -> the builder of its parts.
+        truth: true speakers for the log; not used in training.
         trainer: trains a stage.
         trials: the trial lists, None without any.
-        lock: the folder is this run's as long as this is open.
+        lock: the folder belongs to this run while this is open.
     """
 
     def __init__(self, config: Config, labeller: Labeller | None = None) -> None:
-        """Check everything that can be checked before hours are spent; see the errors of the parts."""
+        """Check everything that can be checked before training. Raises: the errors of the parts."""
         self.labeller: Labeller = labeller or ClusterLabeller()
         self.config = config = self.labeller.settle(config)
         self.folder, self.files = config.output, RunFolder(config.output)
@@ -65,7 +65,7 @@ class Session:
         precision = choose_precision(config, device, self.files.facts().get("precision"))
         self.accelerator = _accelerator(config.training, config.output, precision.name)
         self.main = self.accelerator.is_main_process
-        torch.backends.cudnn.allow_tf32 = config.training.tf32  # of convolutions, which torch would allow it unasked
+        torch.backends.cudnn.allow_tf32 = config.training.tf32  # torch allows it for convolutions by default
         utterances = self._check(device)
         claim = claim_folder(config, self.labeller.name, utterances, device, precision.name)
         self.lock = claim.lock
@@ -88,7 +88,7 @@ class Session:
         self.trainer = Trainer(self.accelerator, config.training, RunLog(self.folder, self.main, track))
 
     def _check(self, device: torch.device) -> Utterances:
-        """The utterances, after all checks that need no folder of our own."""
+        """The utterances, after all checks that do not need the run folder."""
         config = self.config
         check_launch(config, device)
         check_initial_models(config)
@@ -105,7 +105,7 @@ class Session:
         return utterances
 
     def is_there(self, path: Path) -> bool:
-        """Whether the main process sees a file: all take the same way, whatever their nodes' caches hold."""
+        """Whether the main process sees a file. All processes then do the same, whatever their nodes have cached."""
         return distributed.from_rank_zero(path.is_file())
 
     def _noise_folder(self, utterances: Utterances) -> Path:
@@ -123,13 +123,13 @@ class Session:
 
 
 def _join_processes(settings: TrainingSettings) -> torch.device:
-    """Let the processes of the launch know each other; this one's device."""
+    """Connect the processes of the launch. Returns the device of this process."""
     patience = InitProcessGroupKwargs(timeout=timedelta(minutes=settings.timeout_minutes))
     return PartialState(parse_flag_from_env("ACCELERATE_USE_CPU"), **patience.to_kwargs()).device
 
 
 def _accelerator(settings: TrainingSettings, folder: Path, precision: str) -> Accelerator:
-    # Joint batch norm has the same averages on all ranks already.
+    # With joint batch norm all ranks already have the same averages.
     data_parallel = DistributedDataParallelKwargs(broadcast_buffers=not settings.sync_batchnorm)
     return Accelerator(
         mixed_precision=precision,
@@ -140,6 +140,6 @@ def _accelerator(settings: TrainingSettings, folder: Path, precision: str) -> Ac
 
 
 def default_threads() -> int:
-    """This machine's cores over its processes; launchers would set 1, which leaves cores idle."""
+    """The machine's cores divided by its processes. Launchers set 1, which leaves cores idle."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))

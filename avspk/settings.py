@@ -1,4 +1,4 @@
-"""Base types of settings: a strict node, and the numbers that its fields hold. Each part has its settings beside it."""
+"""Base types of settings: a strict node, and types of its numbers. Each part defines its own settings."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Count = Annotated[int, Field(ge=1)]
 
 
 def ordered(pair: tuple[Any, Any]) -> tuple[Any, Any]:
-    """The pair, if its first value is not above its second. Raises: ValueError."""
+    """The pair, if its first value is at most its second. Raises: ValueError."""
     if pair[0] > pair[1]:
         raise ValueError(f"range {pair} must be (low, high) with low <= high")
     return pair
@@ -24,7 +24,7 @@ PositiveRange = Annotated[tuple[Positive, Positive], AfterValidator(ordered)]
 
 
 def DefaultKind(kind: str) -> BeforeValidator:  # noqa: N802 - stands among pydantic's annotations
-    """In a union that a `kind` discriminates: settings that name none are of this kind."""
+    """The default `kind` of a union that `kind` discriminates."""
     return BeforeValidator(lambda value: {"kind": kind, **value} if isinstance(value, dict) else value)
 
 

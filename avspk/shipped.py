@@ -8,9 +8,9 @@ CONFIGS = Path(__file__).parent / "configs"
 
 
 def find_config(path: Path) -> Path:
-    """`path` if it is a file, else the shipped config of that name: `demo` and `configs/demo.yaml` alike.
+    """`path` if it is a file, else the shipped config of that name, given as `demo` or `configs/demo.yaml`.
 
-    A path that is neither comes back as it is; `load_config` then says what is there.
+    Any other path is returned unchanged; `load_config` then reports that it does not exist.
     """
     shipped = CONFIGS / f"{path.name.removesuffix('.yaml')}.yaml"
     return shipped if not path.is_file() and shipped.is_file() and path.parent.name in {"", "configs"} else path

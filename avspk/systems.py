@@ -1,4 +1,4 @@
-"""What a finished run gives: the published model, and the scores of all its systems on the trial lists."""
+"""The results of a finished run: the published model, and the scores of all systems on the trial lists."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def trained_systems(session: Session) -> list[tuple[str, Path]]:
 def publish(session: Session, labels: np.ndarray | None) -> None:
     """`model/`: the audio model of the last stage, calibrated on these labels (N,), -1 for none; None: not calibrated.
 
-    Calibrating embeds thousands of files, so that a model that is published already is left as it is.
+    Calibration embeds thousands of files, so a model that is already published is not changed.
     """
     if not session.main:
         return
@@ -70,7 +70,7 @@ def evaluate(session: Session) -> list[dict[str, Any]]:
 
 
 def _mean_fbank(session: Session) -> SpeakerModel:
-    """The baseline without training; its mean over the training set is that of evenly spaced utterances."""
+    """The baseline without training. Its training mean is taken over evenly spaced utterances."""
     settings, utterances = session.config.audio.features, session.materials.utterances
     fbank = Fbank(**{**settings.model_dump(), "normalize_mean": False})
     mean = np.zeros(settings.num_mels, np.float32)

@@ -1,4 +1,4 @@
-"""Text files from any system to lines: UTF-8 with or without a byte order mark, UTF-16 and UTF-32 with one."""
+"""Read the lines of text files from any system: UTF-8 with or without a byte order mark, UTF-16 and UTF-32 with one."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import codecs
 import re
 from pathlib import Path
 
-# UTF-32's marks first: its little-endian one begins with that of UTF-16.
+# UTF-32 first: its little-endian mark begins with the mark of UTF-16.
 _MARKS = (
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
@@ -43,22 +43,22 @@ def read_text(path: Path, kind: str, error: type[ValueError]) -> str:
 
 
 def read_lines(path: Path, kind: str, error: type[ValueError]) -> list[str]:
-    """Lines of a text file without their ends, which are LF, CRLF or CR; blanks stay.
+    """Lines of a text file without their ends (LF, CRLF or CR); blanks are kept.
 
-    Byte order marks are dropped at the beginning of every line: joined files have them in the middle.
+    Byte order marks are removed at the beginning of every line: joined files have them in the middle.
 
     Raises: as `read_text`.
     """
     lines = _LINE_END.split(read_text(path, kind, error))
     if not lines[-1]:
-        lines.pop()  # of the last line's end
+        lines.pop()  # the end of the last line is not an empty line
     return [line.lstrip(_MARK) for line in lines]
 
 
 def read_fields(path: Path, kind: str, error: type[ValueError]) -> list[tuple[int, list[str]]]:
-    """Line numbers, from 1, and the fields that blanks of any kind separate; empty lines are left out.
+    """Line numbers, from 1, and the fields, separated by any blanks; empty lines are skipped.
 
-    Raises: as `read_text`, and `error` if there is nothing but empty lines.
+    Raises: as `read_text`, and `error` if all lines are empty.
     """
     lines = [line.split() for line in read_lines(path, kind, error)]
     numbered = [(number, fields) for number, fields in enumerate(lines, 1) if fields]
@@ -74,7 +74,7 @@ def printable(text: str) -> str:
 
 def _escape(match: re.Match[str]) -> str:
     code = ord(match.group())
-    code = code - 0xDC00 if 0xDC80 <= code < 0xDD00 else code  # os.fsdecode's stand-in for a byte
+    code = code - 0xDC00 if 0xDC80 <= code < 0xDD00 else code  # os.fsdecode maps a bad byte to this
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
 
 

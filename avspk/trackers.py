@@ -1,4 +1,4 @@
-"""Experiment trackers (TensorBoard, Weights & Biases, MLflow, trackio, ...) beside the JSON log, through accelerate."""
+"""Experiment trackers (TensorBoard, Weights & Biases, MLflow, ...) in addition to the JSON log, through accelerate."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PROJECT = "avspk"
 
 
 def check_trackers(names: Sequence[str]) -> None:
-    """Accelerate would leave out a tracker whose package is missing. Raises: ConfigError, with what to do."""
+    """Check that every tracker can run: accelerate silently skips one whose package is missing. Raises: ConfigError."""
     known = sorted({str(name) for name in LOGGER_TYPE_TO_CLASS})
     builtin = {member.value for member in LoggerType}
     available = {str(name) for name in get_available_trackers()}
@@ -30,19 +30,19 @@ def check_trackers(names: Sequence[str]) -> None:
 
 
 def start_trackers(accelerator: Accelerator, config: Config, resumed: bool) -> None:
-    """Open the configured trackers; a resumed run goes on in theirs, and its settings are not sent again."""
+    """Open the configured trackers; a resumed run continues in them, and its settings are not sent again."""
     settings = None if resumed else flat_settings(config)
     accelerator.init_trackers(PROJECT, settings, _options(config))
 
 
 def finish_trackers(accelerator: Accelerator) -> None:
-    """Write what trackers still hold. `Accelerator.end_training` would also end the communication of processes."""
+    """Flush the trackers. `Accelerator.end_training` would also end the communication of processes."""
     for tracker in accelerator.trackers:
         tracker.finish()
 
 
 def _options(config: Config) -> dict[str, dict[str, Any]]:
-    """What each tracker's own start takes, so that a run has the name of its folder and is found again by it."""
+    """Arguments of each tracker's start: a run has the name of its folder, so that a resumed run finds it."""
     name = config.output.resolve().name
     return {
         "wandb": {"name": name, "id": name, "resume": "allow", "dir": str(config.output)},

@@ -31,17 +31,17 @@ with explained():
 
 logger = logging.getLogger(__name__)
 OF_THE_MACHINE = ("fused", "foreach", "capturable")
-"""Settings of an optimiser that do not change what it computes."""
+"""Options of an optimiser that do not change its result."""
 
 
 class Interrupted(SystemExit):
-    """SIGTERM arrived while an epoch was trained: the state was saved, the same command goes on."""
+    """SIGTERM arrived during an epoch. The state was saved; the same command continues."""
 
 
 class Trainer:
-    """Runs stages. The position in a run is (epoch, step in the epoch); everything else is a function of it."""
+    """Runs stages. The position in a run is (epoch, step in the epoch); everything else follows from it."""
 
-    guard: FiniteGuard  # of the stage that runs
+    guard: FiniteGuard  # of the current stage
 
     def __init__(self, accelerator: Accelerator, settings: TrainingSettings, log: RunLog) -> None:
         self.accelerator = accelerator
@@ -54,8 +54,8 @@ class Trainer:
     def run(self, stage: Stage, checkpoints: CheckpointFolder, started: float | None = None) -> float:
         """Train the stage to its end, from its newest checkpoint if there is one.
 
-        `started` is when work on the stage began in this process (`time.monotonic()`, by default now). Returned is
-        that moment moved back by the seconds that earlier runs spent on what their last checkpoint holds.
+        `started` is when work on the stage began in this process (`time.monotonic()`, by default now). Returns this
+        time minus the seconds that earlier runs spent up to their last checkpoint.
         """
         self.started = time.monotonic() if started is None else started
         self.loss_scale.restart()
@@ -68,7 +68,7 @@ class Trainer:
         with Progress(stage.name, total, self.accelerator.is_main_process, "steps") as progress:
             progress.resume(epoch * stage.steps_per_epoch + done)
             while epoch < stage.num_epochs:
-                # Hours, where it embeds and clusters. SIGTERM ends it at once: there is nothing to save but what is.
+                # Embedding and clustering take hours. SIGTERM ends them at once: there is nothing new to save.
                 opening = stage.begin_epoch(epoch) if done == 0 else {}
                 with self._saving_on_sigterm(stage):
                     self._train_epoch(stage, model, optimiser, checkpoints, epoch, done, progress)
@@ -128,7 +128,7 @@ class Trainer:
         return metrics if scale is None else {**metrics, "loss_scale": scale}
 
     def _backward(self, stage: Stage, model: nn.Module, batch: dict[str, Any], step: int) -> Metrics:
-        """Gradients of the batch's loss, the mean over its equal parts; ranks add theirs up after the last part."""
+        """Gradients of the batch's loss, the mean over its equal parts; ranks sum them after the last part."""
         parts = split_batch(batch, self.settings.accumulation)
         results: list[Metrics] = []
         for part in parts:
@@ -164,7 +164,7 @@ class Trainer:
         return position
 
     def _conditions(self) -> dict[str, Any]:
-        """What may be another one after an interruption, and has a say in how numbers are rounded at least."""
+        """Settings that may change on resume and affect rounding."""
         chosen = ("accumulation", "sync_batchnorm", "tf32", "channels_last", "compile")
         return {
             "processes": distributed.world_size(),
@@ -175,7 +175,7 @@ class Trainer:
         }
 
     def _announce_changes(self, stage: Stage, before: dict[str, Any]) -> None:
-        """Say what other conditions change, and what not."""
+        """Log what changed settings affect, and what they do not."""
         now = self._conditions()
         before = now | before
         changes = [f"{name} {before[name]} -> {value}" for name, value in now.items() if value != before[name]]
@@ -210,7 +210,7 @@ class Trainer:
         if self.accelerator.is_main_process:
             checkpoints.save(epoch * stage.steps_per_epoch + done, state)
         asked = torch.tensor([float(self.terminated)], device=self.accelerator.device)
-        if distributed.sum_over_ranks(asked).item() > 0:  # and nobody goes on before it is written
+        if distributed.sum_over_ranks(asked).item() > 0:  # all ranks wait until it is written
             self._stop(stage)
 
     def _stop(self, stage: Stage) -> NoReturn:
@@ -218,7 +218,7 @@ class Trainer:
         raise Interrupted(128 + signal.SIGTERM)
 
     def _checkpoint_is_due(self, step: int, saved: float, poll: Poll) -> bool:
-        """The same answer on every rank: by the steps, by rank 0's clock, or because any rank was asked to stop."""
+        """Whether to save now; the same answer on every rank. Causes: steps, rank 0's clock, SIGTERM on any rank."""
         if self.settings.checkpoint_steps > 0 and (step + 1) % self.settings.checkpoint_steps == 0:
             return True
         by_clock = time.monotonic() - saved > 60 * self.settings.checkpoint_minutes
@@ -226,17 +226,17 @@ class Trainer:
 
     @contextmanager
     def _saving_on_sigterm(self, stage: Stage) -> Iterator[None]:
-        """SIGTERM is noted only, until the state is saved next; outside of this block it ends the process at once."""
+        """In this block SIGTERM is only noted until the state is saved. Outside, it ends the process at once."""
 
         def note(number: int, frame: FrameType | None) -> None:
-            self.terminated = True  # no word of it here: it may have come in the middle of another message
+            self.terminated = True  # nothing is logged: the signal may interrupt another message
 
         previous = signal.signal(signal.SIGTERM, note)
         try:
             yield
         finally:
             signal.signal(signal.SIGTERM, previous)
-        if self.terminated:  # it came when all had been asked
+        if self.terminated:  # it came after the last poll
             self._stop(stage)
 
     # Logging.
@@ -255,7 +255,7 @@ class Trainer:
 
 
 def _mean_metrics(parts: list[Metrics]) -> Metrics:
-    """Mean of what is a tensor, over the parts of a batch; numbers are the same in all of them."""
+    """Mean of the tensors over the parts of a batch; plain numbers are the same in all parts."""
     if len(parts) == 1:
         return parts[0]
     return {
@@ -286,15 +286,15 @@ def _require_same_on_all_ranks(stage: Stage, position: tuple[int, int]) -> None:
 
 
 def _parts_of_batchnorm(conditions: dict[str, Any]) -> int:
-    """How many parts of a batch batch norm sees one by one."""
+    """Number of parts in which batch norm sees a batch."""
     return conditions["accumulation"] * (1 if conditions["sync_batchnorm"] else conditions["processes"])
 
 
 def load_optimiser(optimiser: Optimizer, state: dict[str, Any]) -> None:
-    """`load_state_dict` that leaves to this machine what is its own: which kernels, which layout in memory."""
+    """`load_state_dict` that keeps this machine's own choices of kernels and memory layout."""
     own = {name: optimiser.defaults[name] for name in OF_THE_MACHINE if name in optimiser.defaults}
     optimiser.load_state_dict({**state, "param_groups": [group | own for group in state["param_groups"]]})
-    # Moments in their parameters' layout, channels-last say: fused optimisers insist on it.
+    # Fused optimisers need the moments in the memory layout of their parameters, e.g. channels-last.
     for parameter, moments in optimiser.state.items():
         for name, value in moments.items():
             if isinstance(value, Tensor) and value.shape == parameter.shape:
@@ -327,7 +327,7 @@ def build_optimiser(groups: list[dict[str, Any]], settings: OptimiserSettings, d
         return torch.optim.AdamW(groups, lr=0.0, betas=(settings.momentum, 0.999), fused=fused)
     optimiser = torch.optim.SGD(groups, lr=0.0, momentum=settings.momentum, fused=fused)
     for group in optimiser.param_groups:
-        # A momentum of 0, as if it had none yet: the fused form cannot take parameters that join later (prototypes).
+        # Start with a momentum of 0: the fused form cannot add parameters that join later (prototypes).
         for parameter in group["params"]:
             optimiser.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return optimiser

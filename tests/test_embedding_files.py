@@ -92,7 +92,7 @@ def test_another_nodes_file_is_waited_for(monkeypatch, tmp_path):
     late = tmp_path / "late"
     threading.Timer(0.3, late.touch).start()
     assert distributed.wait_for_file(late, seconds=10).is_file()
-    with pytest.raises(FileNotFoundError, match="never: not to be seen here 0 s after another process wrote it; all"):
+    with pytest.raises(FileNotFoundError, match="never: not visible here 0 s after another process wrote it; all"):
         distributed.wait_for_file(tmp_path / "never", seconds=0.1)
 
 
