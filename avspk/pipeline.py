@@ -35,7 +35,7 @@ from avspk.memory import keep_freed_memory
 from avspk.models.encoder import Encoder
 from avspk.models.mean_fbank import MeanFbank
 from avspk.precision import FLOAT32, choose_precision
-from avspk.preflight import PSEUDO, check_launch, check_media, check_sizes, claim_folder, manifest_digest
+from avspk.preflight import PSEUDO, Checks, check_media, claim_folder, launch_problems, manifest_digest, size_problems
 from avspk.report import write_report
 from avspk.runlog import RunLog, setup_logging
 from avspk.stage_one import DONE, copy_stage_one, embeddings_path, environment, require_stage_one
@@ -76,15 +76,7 @@ class Pipeline:
         self.accelerator = _accelerator(config.training, precision.name)
         self.main = self.accelerator.is_main_process
         torch.backends.cudnn.allow_tf32 = config.training.tf32  # of convolutions, which torch would allow it unasked
-        check_launch(config)
-        utterances = read_utterances(config.data.train)
-        check_sizes(utterances, config)
-        check_media(utterances, config)
-        self.trials = None
-        if config.data.trials:
-            if config.data.wav_root is None:
-                raise ConfigError("data.trials is given without data.wav_root, the folder its names are relative to")
-            self.trials = TrialSet(config.data.trials, config.data.wav_root)
+        utterances, self.trials = self._checked(config)
         manifest = manifest_digest(utterances)
         require_stage_one(config, manifest)
         claim = claim_folder(config, self.labels, manifest, self.accelerator.device, precision.name)
@@ -104,6 +96,21 @@ class Pipeline:
         self.kits = build_kits(self.materials)
         self.truth = Truth(utterances)
         self.trainer = Trainer(self.accelerator, config.training, RunLog(self.folder, self.main))
+
+    def _checked(self, config: Config) -> tuple[Utterances, TrialSet | None]:
+        """What a run reads. Raises everything that is wrong with it at once, before the folder is claimed."""
+        checks = Checks()
+        checks.note(launch_problems(config))
+        utterances = checks(read_utterances, config.data.train)
+        if utterances is not None:
+            checks.note(size_problems(utterances, config))
+            checks(check_media, utterances, config)
+        if config.data.noise is not None:
+            checks(read_noise_pack, config.data.noise)
+        trials = checks(_trials, config)
+        checks.finish()
+        assert utterances is not None  # else there was an error
+        return utterances, trials
 
     def run(self) -> list[dict[str, Any]]:
         """All stages; rows of metrics.json (none without trial lists)."""
@@ -342,6 +349,14 @@ class Pipeline:
             generate_noise_pack(folder, self.config.seed, speech)
         distributed.barrier()
         return distributed.wait_for_file(folder)
+
+
+def _trials(config: Config) -> TrialSet | None:
+    if not config.data.trials:
+        return None
+    if config.data.wav_root is None:
+        raise ConfigError("data.trials is given without data.wav_root, the folder its names are relative to")
+    return TrialSet(config.data.trials, config.data.wav_root)
 
 
 def _join_processes(settings: TrainingSettings) -> torch.device:
