@@ -39,6 +39,7 @@ ALLOWED = {
     "stage_one": {"config", "data"},
     "precision": {"config", "distributed", "models"},
     "preflight": {"config", "data", "distributed", "stage_one"},
+    "scaling": {"config", "data"},
     "pipeline": BOTTOM
     | STORAGE
     | ALGORITHMS
