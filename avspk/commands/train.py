@@ -33,8 +33,8 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
     parser.add_argument(
         "--data",
         type=Path,
-        help="a manifest; clusters, batches, epochs and modalities follow from its size and are printed, and trial lists "
-        "that are not there are left out. Overrides have the last word",
+        help="a manifest; clusters, batches, epochs and modalities follow from its size and are printed, trial lists "
+        "that are not there left out. Overrides have the last word",
     )
     parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="settings that differ from the file's")
     args = parser.parse_args(arguments)
