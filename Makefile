@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO := data/demo
+# What is installed: dev is everything, with the tools of the tests; all is everything that runs.
+EXTRAS := dev
 
 .PHONY: setup demo test test-long gpu-check lint clean
 
@@ -13,7 +15,7 @@ $(VENV)/installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "avspk needs Python 3.11 or later, this is " + sys.version)'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -e '.[dev]'
+	$(BIN)/python -m pip install --quiet -e '.[$(EXTRAS)]'
 	touch $@
 
 # Corpus, preparation and training each continue where an interrupted `make demo` was.
@@ -35,7 +37,7 @@ gpu-check: setup
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy avspk
+	$(BIN)/mypy
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

@@ -9,6 +9,8 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 
+from avspk.extras import MissingExtraError, explained
+
 # Name -> what it does. A command is imported when it is called, since torch takes seconds: --help need not wait.
 COMMANDS = {
     "demo": "the whole method on a synthetic corpus",
@@ -31,12 +33,17 @@ COMMANDS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command: its exit status, or 2 with the usage for a command that is none of ours."""
+    """Run one command: its exit status, or 2 with an error for an unknown command or a package that is missing."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     if not given or given[0] not in COMMANDS:
         return _overview(given)
-    command = importlib.import_module(f"avspk.commands.{given[0]}")
-    return command.main(given[1:], prog=f"avspk {given[0]}")
+    try:
+        with explained():
+            command = importlib.import_module(f"avspk.commands.{given[0]}")
+            return command.main(given[1:], prog=f"avspk {given[0]}")
+    except MissingExtraError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
 
 
 def _overview(given: Sequence[str]) -> int:

@@ -16,39 +16,35 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
-from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
 from avspk.clusterers.joint_kmeans import JointKmeansSettings
 from avspk.clusterers.metric import MetricSettings
 from avspk.judges.gated_correction import GatedCorrectionSettings
+from avspk.modalities.audio import AudioSettings
+from avspk.modalities.base import VERIFIED, ModalitySettings
+from avspk.modalities.face import FaceSettings
+from avspk.objectives.dino import DinoSettings
+from avspk.objectives.sdpn import SdpnSettings
 from avspk.settings import (
     ConfigError,
     Count,
     DefaultKind,
-    NotNegative,
     Positive,
-    PositiveRange,
     Probability,
-    Range,
     Settings,
-    ordered,
 )
 from avspk.text_files import read_text
 
-Modality = Literal["audio", "face"]
 ClusterSettings = Annotated[MetricSettings | JointKmeansSettings, Field(discriminator="kind"), DefaultKind("metric")]
 
 # Beginnings of dotted keys, by what depends on them.
 ALWAYS_FREE = ("training.", "evaluation.", "data.trials", "data.wav_root", "rounds")
 """Without a say in what a stage learns: free to change at any time."""
-FIRST_READ_BY = {
-    "round1": ("audio.refine_seconds", "face.refine_policy", "cluster.num_clusters", "cluster.weights", "refine."),
-    "large_margin": ("large_margin.",),
-}
-"""Stage folder -> settings that no stage before reads: free to change until it is there."""
 
 
 JudgeSettings = Annotated[GatedCorrectionSettings, DefaultKind("gate_and_correction")]
+ObjectiveSettings = Annotated[DinoSettings | SdpnSettings, Field(discriminator="kind"), DefaultKind("dino")]
 
 
 class DataSettings(Settings):
@@ -56,9 +52,7 @@ class DataSettings(Settings):
 
     train: Path = Field(description="manifest of the training utterances")
     crops: Path | None = Field(None, description="face crop store; default: `crops` beside the manifest")
-    noise: Path | None = Field(
-        None, description="noise pack (tools/prepare_noise.py); none: one is generated in the run folder"
-    )
+    noise: Path | None = Field(None, description="noise pack (`avspk noise`); none: one is generated in the run folder")
     noise_gigabytes: Positive = Field(
         18.0, description="at most this much noise is kept on the device; MUSAN and RIRS_NOISES take 16.4"
     )
@@ -66,153 +60,6 @@ class DataSettings(Settings):
         default_factory=dict, description="name -> trial list; null takes an inherited one out"
     )
     wav_root: Path | None = Field(None, description="folder that the names in the trial lists are relative to")
-
-
-class AudioPolicy(Settings):
-    """What is done to one audio crop.
-
-    With `one_of` a view gets reverberation or noise or neither, never both; the two probabilities then sum to at most
-    1. Each crop, with probability 1, gets reverberation or one of the additive noises [S]; without `one_of` they are
-    independent [C]. SNR ranges in dB [S]. `voices` recordings of speech are summed to babble (range, inclusive).
-    `category_weights` are relative chances of (noise, music, speech) [C]; those a pack lacks get none.
-    `equaliser_db`: standard deviation of a smooth random gain curve over `equaliser_points` frequencies, 0 = off [C].
-    """
-
-    reverberation: Probability = 0.5
-    noise: Probability = 0.5
-    one_of: bool = True
-    noise_snr: Range = (0.0, 15.0)
-    music_snr: Range = (5.0, 15.0)
-    speech_snr: Range = (10.0, 30.0)
-    voices: Annotated[tuple[Count, Count], AfterValidator(ordered)] = (3, 6)
-    category_weights: tuple[NotNegative, NotNegative, NotNegative] = (1.0, 1.0, 1.0)
-    equaliser_db: NotNegative = 0.0
-    equaliser_points: int = Field(8, ge=2)
-
-    @property
-    def num_parts(self) -> int:
-        """Most recordings one view's noise is summed from: the constant P of the drawn arrays."""
-        return self.voices[1]
-
-    @model_validator(mode="after")
-    def _consistent(self) -> AudioPolicy:
-        if self.one_of and self.reverberation + self.noise > 1 + 1e-9:
-            raise ValueError(f"one_of needs reverberation + noise <= 1, got {self.reverberation} + {self.noise}")
-        if max(self.category_weights) == 0:
-            raise ValueError("one of category_weights must be positive")
-        return self
-
-
-class ImagePolicy(Settings):
-    """What is done to one face crop; global and local views are two policies. All [C].
-
-    `scale`: range of the crop's share of the image's area; `ratio`: range of width over height; `brightness`,
-    `contrast`, `saturation` s: factors uniform in 1 - s .. 1 + s, drawn with probability `jitter`; `grey`, `blur`,
-    `flip`: probabilities; `blur_sigma`: range in output pixels.
-    """
-
-    scale: PositiveRange = (0.4, 1.0)
-    ratio: PositiveRange = (3 / 4, 4 / 3)
-    flip: Probability = 0.5
-    jitter: Probability = 0.8
-    brightness: Probability = 0.4
-    contrast: Probability = 0.4
-    saturation: Probability = 0.2
-    grey: Probability = 0.2
-    blur: Probability = 0.5
-    blur_sigma: PositiveRange = (0.1, 2.0)
-
-    @model_validator(mode="after")
-    def _consistent(self) -> ImagePolicy:
-        if self.scale[1] > 1:
-            raise ValueError(f"scale is {self.scale}; it is a share of the area, at most 1")
-        if not self.ratio[0] <= 1 <= self.ratio[1]:
-            raise ValueError(f"ratio is {self.ratio}; valid: low <= 1 <= high")
-        return self
-
-
-class EcapaSettings(Settings):
-    """ECAPA-TDNN; the defaults are the c512 model of 6.19 M parameters [S]."""
-
-    architecture: Literal["ecapa"] = "ecapa"
-    channels: Count = 512
-    aggregate_channels: Count = 1536
-    scale: int = Field(8, ge=2)
-    se_dim: Count = 128
-    attention_dim: Count = 128
-    embedding_dim: Count = 192
-
-
-class AudioResNetSettings(Settings):
-    """ResNet-34 on fbanks with statistics pooling, 6.63 M parameters [S]."""
-
-    architecture: Literal["audio_resnet34"] = "audio_resnet34"
-    width: Count = 32
-    blocks: tuple[int, int, int, int] = (3, 4, 6, 3)
-    embedding_dim: Count = 256
-
-
-class FaceResNetSettings(Settings):
-    """ResNet-34 on face crops, trained from scratch [C]."""
-
-    architecture: Literal["face_resnet34"] = "face_resnet34"
-    width: Count = 64
-    blocks: tuple[int, int, int, int] = (3, 4, 6, 3)
-    embedding_dim: Count = 256
-
-
-class FeatureSettings(Settings):
-    """Kaldi-compatible log mel filter bank, 25 ms windows every 10 ms [S]."""
-
-    num_mels: Count = 80
-    window: Literal["hamming", "povey"] = "hamming"
-
-
-class AudioViewSettings(Settings):
-    """Crops of one utterance for DINO [S wespeaker v3/dino]."""
-
-    global_crops: int = Field(2, ge=2)
-    global_seconds: Positive = 3.0
-    local_crops: int = Field(4, ge=0)
-    local_seconds: Positive = 2.0
-
-
-class FaceViewSettings(Settings):
-    """Crops of one utterance's faces for DINO [C]; sizes in pixels after augmentation."""
-
-    global_crops: int = Field(2, ge=2)
-    global_size: Count = 112
-    global_policy: ImagePolicy = ImagePolicy()
-    local_crops: int = Field(4, ge=0)
-    local_size: Count = 112
-    local_policy: ImagePolicy = ImagePolicy(scale=(0.15, 0.4))
-
-
-class AudioSettings(Settings):
-    """The audio modality."""
-
-    encoder: Annotated[EcapaSettings | AudioResNetSettings, Field(discriminator="architecture")] = EcapaSettings()
-    features: FeatureSettings = FeatureSettings()
-    views: AudioViewSettings = AudioViewSettings()
-    policy: AudioPolicy = AudioPolicy()
-    refine_seconds: Positive = Field(3.0, description="[C] crop length of the classifier rounds")
-
-
-class FaceSettings(Settings):
-    """The face modality."""
-
-    encoder: FaceResNetSettings = FaceResNetSettings()
-    views: FaceViewSettings = FaceViewSettings()
-    refine_size: Count = 112
-    refine_policy: ImagePolicy = ImagePolicy(scale=(0.6, 1.0), grey=0.1, blur=0.2)
-
-
-class HeadSettings(Settings):
-    """DINO projection head [S]."""
-
-    hidden_dim: Count = 2048
-    bottleneck_dim: Count = 256
-    out_dim: int = Field(65536, ge=2)
 
 
 class OptimiserSettings(Settings):
@@ -236,25 +83,38 @@ class ClusterAwareSettings(Settings):
     every: Count = Field(5, description="epochs between clusterings")
     num_clusters: Count | list[Count] = Field(7500, description="fixed, or one per clustering (the last one repeats)")
     utterances: int = Field(6, ge=2, description="at most this many utterances an example")
+    joint: bool = Field(False, description="clusters of all modalities together instead of one's own for each [C]")
+    other_recordings: bool = Field(False, description="utterances of other recordings (videos) come first [C]")
+    teacher_alone: bool = Field(False, description="the long crops come from the example's first utterance alone [C]")
+
+    @property
+    def is_joint(self) -> bool:
+        """Whether modalities depend on each other in stage 1."""
+        return self.enabled and self.joint
+
+
+class RecalibrateSettings(Settings):
+    """Batch-norm statistics measured over clean crops before a stage's model is used; see stages/recalibrate.py [C]."""
+
+    batches: int = Field(0, ge=0, description="0: the running averages of training stay")
+    batch_size: int = Field(64, ge=2)
+    seconds: Positive = Field(4.0, description="length of an audio crop; a face crop is taken whole")
 
 
 class PretrainSettings(Settings):
-    """Stage 1, DINO [S wespeaker v3/dino]."""
+    """Stage 1 [S wespeaker v3/dino]."""
 
-    epochs: Count = 150
+    objective: ObjectiveSettings = DinoSettings()
+    init_from: dict[str, Path] = Field(
+        default_factory=dict, description="modality -> model folder whose encoder stage 1 begins with; default: random"
+    )
+    epochs: int = Field(150, ge=0, description="0: stage 1 is what init_from names, and the rounds begin from it")
     batch_size: Count = Field(512, description="over all processes")
     optimiser: OptimiserSettings = OptimiserSettings()
-    student_temperature: Positive = 0.1
-    teacher_temperature: Positive = 0.04
-    final_teacher_temperature: Positive = 0.07
-    teacher_temperature_warmup: Probability = Field(0.2, description="fraction of the epochs")
-    center_momentum: Probability = 0.9
     teacher_momentum: Probability = Field(0.996, description="rises to 1 by a cosine")
-    freeze_last_layer_epochs: int = Field(1, ge=0)
-    consistency: float = Field(0.0, ge=0, description="weight of the cosine consistency of embeddings [C]")
     average_last: Count = Field(10, description="the model is the mean of this many last teachers")
     cluster_aware: ClusterAwareSettings = ClusterAwareSettings()
-    collapse_patience: Count = Field(500, description="steps of collapsed targets after which the run stops [C]")
+    recalibrate: RecalibrateSettings = RecalibrateSettings()
 
 
 class ClassifySettings(Settings):
@@ -270,6 +130,7 @@ class ClassifySettings(Settings):
     margin: float = Field(0.2, ge=0)
     margin_start_epoch: float = Field(1.0, ge=0, description="the margin rises from 0 between these two epochs")
     margin_full_epoch: float = Field(4.0, ge=0)
+    recalibrate: RecalibrateSettings = RecalibrateSettings()
 
 
 class RefineSettings(ClassifySettings):
@@ -305,13 +166,30 @@ class LargeMarginSettings(ClassifySettings):
     optimiser: OptimiserSettings = OptimiserSettings(learning_rate=1e-3, final_learning_rate=1e-5, warmup_epochs=0)
 
 
+def _yaml_no(value: Any) -> Any:
+    """YAML reads an unquoted no as false."""
+    return "no" if value is False else value
+
+
+class CalibrationSettings(Settings):
+    """Clusters held out of the last round and the large margin: the pseudo speakers of the calibration [C].
+
+    Without any, the calibration reads labels that the model was trained on, and errs on the confident side.
+    """
+
+    held_out: Probability = Field(0.05, description="share of the clusters; 0: none")
+    least: Count = Field(10, description="clusters at least; a calibration takes 10")
+    most: Probability = Field(0.2, description="share of the clusters; where `least` are more, none is held out")
+
+
 class TrainingSettings(Settings):
     """How the loop runs; none of these changes what is learned beyond rounding, except by what batch norm sees."""
 
-    precision: Literal["auto", "no", "bf16"] = Field(
+    precision: Annotated[Literal["auto", "no", "bf16", "fp16"], BeforeValidator(_yaml_no)] = Field(
         "auto",
-        description="no: float32; auto: bf16 on GPUs that have it and on CPUs where a timing at the start favours it, "
-        "else float32; a continued run keeps what it was begun with",
+        description="no: float32; fp16: with a loss scale, for GPUs without bf16 (T4, V100); auto: bf16 on GPUs that "
+        "have it, fp16 on others; on CPUs bf16 where a timing at the start favours it, else float32; a continued run "
+        "keeps what it was begun with",
     )
     processes: Count | None = Field(None, description="stop unless exactly this many processes were launched")
     threads: Count | None = Field(None, description="CPU threads of each process; default: cores / processes")
@@ -330,6 +208,9 @@ class TrainingSettings(Settings):
     checkpoint_steps: int = Field(0, ge=0, description="also every so many steps; 0: by the clock alone")
     keep_checkpoints: Count = 2
     log_steps: Count = 50
+    trackers: list[str] = Field(
+        [], description="beside log.jsonl, by accelerate's names: tensorboard, wandb, mlflow, trackio, ..."
+    )
     embed_seconds: Positive = Field(320.0, description="seconds of audio in one embedding batch")
 
 
@@ -347,36 +228,86 @@ class Config(Settings):
     stage_one: Path | None = Field(
         None, description="folder of a run whose finished stage 1 is copied, not trained again; settings must agree"
     )
-    modalities: list[Modality] = Field(["audio", "face"])
+    modalities: list[str] = Field(["audio", "face"], description="names of the groups below that are used")
     rounds: int = Field(2, ge=0)
     data: DataSettings
     audio: AudioSettings = AudioSettings()
     face: FaceSettings = FaceSettings()
-    head: HeadSettings = HeadSettings()
     pretrain: PretrainSettings = PretrainSettings()
     cluster: ClusterSettings = MetricSettings()
     refine: RefineSettings = RefineSettings()
     large_margin: LargeMarginSettings = LargeMarginSettings()
+    calibration: CalibrationSettings = CalibrationSettings()
     training: TrainingSettings = TrainingSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
 
     @model_validator(mode="after")
     def _consistent(self) -> Config:
-        if "audio" not in self.modalities or len(set(self.modalities)) != len(self.modalities):
+        valid = type(self).modality_names()
+        if unknown := set(self.modalities) - set(valid):
+            raise ValueError(f"modalities: {sorted(unknown)} are no modalities; valid: {valid}")
+        if VERIFIED not in self.modalities or len(set(self.modalities)) != len(self.modalities):
             raise ValueError(
-                f"modalities is {self.modalities}; valid are [audio] and [audio, face]: the speaker model is audio"
+                f"modalities is {self.modalities}; name each one once, and {VERIFIED} among them: the speaker model is "
+                f"{VERIFIED}"
             )
-        unknown = set(self.cluster.weights) - set(get_args(Modality)) if self.cluster.weights != "auto" else set()
-        if unknown:
-            raise ValueError(f"cluster.weights: {sorted(unknown)} are no modalities; valid: {list(get_args(Modality))}")
+        weights = self.cluster.weights
+        if isinstance(weights, dict) and (unknown := set(weights) - set(valid)):
+            raise ValueError(f"cluster.weights: {sorted(unknown)} are no modalities; valid: {valid}")
+        plan = self.pretrain.objective.views
+        for name, settings in self.modality_settings().items():
+            if problem := plan.problem(*settings.views.counts(plan)):
+                raise ValueError(f"{name}.views.{problem}")
+        if unknown := set(self.pretrain.init_from) - set(valid):
+            raise ValueError(f"pretrain.init_from: {sorted(unknown)} are no modalities; valid: {valid}")
+        missing = [name for name in self.modalities if name not in self.pretrain.init_from]
+        if missing and self.pretrain.epochs == 0:
+            raise ValueError(f"pretrain.epochs is 0, and pretrain.init_from names no model for {missing[0]}")
         if problem := self.refine.judge.problem(self.modalities):
             raise ValueError(f"refine.judge.{problem}")
+        if self.calibration.held_out > self.calibration.most:
+            raise ValueError(
+                f"calibration.held_out is {self.calibration.held_out}; valid: 0 to calibration.most, "
+                f"{self.calibration.most}"
+            )
         if self.refine.judge.first_epoch < self.refine.margin_full_epoch:
             raise ValueError(
                 "refine.judge.gate.start_epoch must not come before refine.margin_full_epoch: "
                 "the gate reads losses after the ramp"
             )
         return self
+
+    @classmethod
+    def modality_names(cls) -> list[str]:
+        """Names of all modalities: the fields that hold settings of one."""
+        return [name for name, _ in _modalities(cls)]
+
+    def modality_settings(self) -> dict[str, ModalitySettings]:
+        """Modality -> its settings, those of `modalities` in their order."""
+        return {name: getattr(self, name) for name in self.modalities}
+
+
+def _modalities(config: type[Config]) -> Iterator[tuple[str, type[ModalitySettings]]]:
+    for name, field in config.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, ModalitySettings):
+            yield name, field.annotation
+
+
+FIRST_READ_BY = {
+    "round1": (
+        *(f"{name}.{key}" for name, kind in _modalities(Config) for key in kind.first_read_by_rounds),
+        *("cluster.num_clusters", "cluster.weights", "refine.", "calibration."),
+    ),
+    "large_margin": ("large_margin.",),
+}
+"""Stage folder -> settings that no stage before reads: free to change until it is there; see `first_read_by`."""
+
+
+def first_read_by(config: Config) -> dict[str, tuple[str, ...]]:
+    """`FIRST_READ_BY`, less what stage 1 reads with joint clusters: the weights of the modalities."""
+    if not config.pretrain.cluster_aware.is_joint:
+        return FIRST_READ_BY
+    return {stage: tuple(key for key in keys if key != "cluster.weights") for stage, keys in FIRST_READ_BY.items()}
 
 
 def load_config(path: Path | str, overrides: Iterable[str] = ()) -> Config:
@@ -427,6 +358,12 @@ def differing_keys(old: Config, new: Config) -> Differences:
 def describe(differences: Differences) -> list[str]:
     """`key: old -> new`, a line each."""
     return [f"{key}: {first!r} -> {second!r}" for key, (first, second) in differences.items()]
+
+
+def flat_settings(config: Config) -> dict[str, str | int | float | bool]:
+    """Dotted key -> value of every setting; what is neither a number nor a text becomes a text."""
+    leaves = _leaves(config.model_dump(mode="json"))
+    return {key: value if isinstance(value, (str, int, float)) else str(value) for key, value in leaves}
 
 
 def _read_yaml(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
@@ -502,7 +439,13 @@ def _set(tree: dict[str, Any], keys: list[str], value: Any, path: str) -> None:
 @cache
 def free_dictionaries() -> tuple[str, ...]:
     """Dotted keys of the settings that are dictionaries with free keys."""
-    return tuple(key for key, annotation in _fields(Config) if get_origin(annotation) is dict)
+    return tuple(
+        key
+        for key, annotation in _fields(Config)
+        if any(
+            get_origin(one) is dict for one in (annotation, *get_args(annotation))
+        )  # alone, or beside a word such as "auto"
+    )
 
 
 def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -519,8 +462,12 @@ def _explain(item: Any) -> str:
         shown = "" if item["type"] == "missing" else f" (got {str(item['input'])[:80]!r})"
         return f"{key or 'config'}: {item['msg']}{shown}"
     known = sorted(set(_known_keys(Config)))
-    nearest = difflib.get_close_matches(key, known, n=1) or difflib.get_close_matches(
-        key.split(".")[-1], known, n=1, cutoff=0.4
+    last = key.split(".")[-1]
+    moved = [name for name in known if name.split(".")[-1] == last]  # a key in another group, where it may now be
+    nearest = (
+        difflib.get_close_matches(key, moved, n=1, cutoff=0.0)
+        or difflib.get_close_matches(key, known, n=1)
+        or difflib.get_close_matches(last, known, n=1, cutoff=0.4)
     )
     return f"{key}: unknown key" + (f"; did you mean {nearest[0]}?" if nearest else "")
 

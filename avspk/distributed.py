@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+import torch
 from torch import Tensor, distributed
 
 FILE_PATIENCE = 90.0  # seconds; NFS believes for up to 60 that a file is missing which it has looked for before
@@ -39,6 +40,29 @@ def sum_over_ranks(value: Tensor) -> Tensor:
 def mean_over_ranks(value: Tensor) -> Tensor:
     """Mean of a tensor of any shape over all processes, in place; returns it."""
     return sum_over_ranks(value).div_(world_size()) if world_size() > 1 else value
+
+
+def mean_over_ranks_with_gradient(value: Tensor) -> Tensor:
+    """Mean of a tensor over all processes, a new tensor; for losses.
+
+    The gradient of this process's part is that of the mean, times the number of processes: training takes the mean of
+    the processes' gradients, which then is the gradient of a function of the mean.
+    """
+    return mean_over_ranks(value.detach().clone()) + (value - value.detach()) if world_size() > 1 else value
+
+
+def rows_of_all_ranks(rows: Tensor) -> Tensor:
+    """(n, ...) of every process, n the same for all -> (processes * n, ...) in order of rank; for losses.
+
+    Only this process's rows have a gradient, times the number of processes, as in `mean_over_ranks_with_gradient`.
+    """
+    size = world_size()
+    if size == 1:
+        return rows
+    parts = [torch.empty_like(rows, requires_grad=False) for _ in range(size)]
+    distributed.all_gather(parts, rows.detach().contiguous())
+    parts[rank()] = rows.detach() + size * (rows - rows.detach())
+    return torch.cat(parts)
 
 
 def from_rank_zero(value: Plain) -> Plain:

@@ -14,9 +14,8 @@ from torch import Tensor, nn
 
 from avspk import distributed
 from avspk.config import Config
-from avspk.models.registry import build_encoder
 
-FLOAT32, BF16 = "no", "bf16"
+FLOAT32, BF16, FP16 = "no", "bf16", "fp16"
 """As accelerate calls mixed precisions."""
 WORTHWHILE = 0.85
 """On a CPU bf16 must take at most this share of float32's time: a gain beyond what such a short timing may err by."""
@@ -24,7 +23,6 @@ BUDGET = 0.4  # seconds of timing, warm-up not counted
 FEWEST, MOST, LONG_STEP = 2, 32, 0.1
 """Examples of a timed step: from FEWEST doubled up to MOST while a step in float32 takes less than LONG_STEP seconds.
 With few of them the calls cost more than the products, and bf16 looks worse than it is."""
-FRAMES = 100  # a second of sound
 Step = Callable[[torch.dtype], None]
 StepOf = Callable[[int, torch.dtype], None]
 """A step of so many examples."""
@@ -54,10 +52,10 @@ def choose_precision(config: Config, device: torch.device, begun: str | None) ->
 def _decide(config: Config, device: torch.device, begun: str | None) -> Precision:
     on_gpu = device.type == "cuda"
     has_bf16 = not on_gpu or torch.cuda.is_bf16_supported(including_emulation=False)
-    if begun == FLOAT32 or (begun == BF16 and has_bf16):
+    if begun == FLOAT32 or (begun == BF16 and has_bf16) or (begun == FP16 and on_gpu):
         return Precision(begun, "as this run was begun; training.precision changes it")
     if on_gpu:
-        return Precision(BF16, "this GPU has it") if has_bf16 else Precision(FLOAT32, "this GPU has no bf16")
+        return Precision(BF16, "this GPU has it") if has_bf16 else Precision(FP16, "this GPU has no bf16")
     if device.type != "cpu":
         return Precision(FLOAT32, f"bf16 was never tried on {device.type}")
     step = encoder_step(config, MOST)
@@ -135,9 +133,5 @@ def encoder_step(config: Config, most: int) -> StepOf:
 
 def _encoders(config: Config, examples: int) -> Iterator[tuple[nn.Module, Tensor]]:
     """Every modality's encoder and a batch for it."""
-    audio, face = config.audio, config.face
-    size = face.views.global_size
-    encoder = build_encoder(**audio.encoder.model_dump(), num_mels=audio.features.num_mels)
-    yield encoder, torch.randn(examples, FRAMES, audio.features.num_mels)
-    if "face" in config.modalities:
-        yield build_encoder(**face.encoder.model_dump()), torch.rand(examples, 3, size, size)
+    for settings in config.modality_settings().values():
+        yield settings.new_encoder(), settings.example_inputs(examples)

@@ -3,37 +3,36 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import platform
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from importlib.metadata import version
+from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path
-from typing import IO, ParamSpec, TypeVar
+from typing import IO, Any, ParamSpec, TypeVar
 
 import torch
 
 from avspk import distributed
 from avspk.config import (
     ALWAYS_FREE,
-    FIRST_READ_BY,
     Config,
     ConfigError,
     Differences,
     describe,
     differing_keys,
     dump_config,
+    first_read_by,
     load_config,
 )
-from avspk.data.files import hold_for_life, whole_or_absent
+from avspk.data.files import hold_for_life, read_json, whole_or_absent, write_json
 from avspk.data.manifest import Utterances
-from avspk.stage_one import DONE, environment
+from avspk.data.media import SAMPLE_RATE
+from avspk.machine import commit, hardware, versions
+from avspk.modalities.base import VERIFIED
+from avspk.run import PSEUDO, RunFolder
 
 Arguments = ParamSpec("Arguments")
 Checked = TypeVar("Checked")
-PSEUDO = "pseudo"
-"""What a folder that names no labels was trained on."""
 RESULTS = ("metrics.json", "report.html")
 PACKAGES = ("avspk", "torch", "torchvision", "torchaudio", "accelerate", "numpy", "scikit-learn", "pandas")
 
@@ -67,8 +66,13 @@ class Checks:
             raise ConfigError(f"{len(self._errors)} things are to be mended before this run can begin:{found}")
 
 
-def launch_problems(config: Config) -> Iterator[str]:
-    """Processes and batch sizes now, not when a stage begins days later."""
+def launch_problems(config: Config, device: torch.device) -> Iterator[str]:
+    """Precision, processes and batch sizes now, not when a stage begins days later."""
+    if config.training.precision == "fp16" and device.type != "cuda":
+        yield (
+            f"training.precision is fp16, which needs a CUDA GPU, and this run is on {device.type}. Use "
+            "training.precision=no, or bf16, which has float32's range"
+        )
     wanted, processes = config.training.processes, distributed.world_size()
     if wanted is not None and wanted != processes:
         yield (
@@ -87,7 +91,7 @@ def launch_problems(config: Config) -> Iterator[str]:
 def size_problems(utterances: Utterances, config: Config) -> Iterator[str]:
     """Modalities, batches and numbers of clusters against the data now, not when a stage begins."""
     total = len(utterances)
-    usable = {"audio": total, "face": int((utterances.table["num_crops"] > 0).sum())}
+    usable = {name: int(one.usable(utterances).sum()) for name, one in config.modality_settings().items()}
     missing = [modality for modality in config.modalities if not usable[modality]]
     for modality in missing:
         yield (
@@ -119,28 +123,41 @@ def _clusterings(config: Config) -> Iterator[tuple[str, int, str]]:
     """Key, clusters that it asks for, modality that an utterance must have to be in one."""
     if config.pretrain.cluster_aware.enabled:
         counts = config.pretrain.cluster_aware.num_clusters
-        for modality in config.modalities:  # each on its own
+        # Each on its own, or all together: audio is there for all.
+        for modality in [VERIFIED] if config.pretrain.cluster_aware.joint else config.modalities:
             yield "pretrain.cluster_aware.num_clusters", max(counts) if isinstance(counts, list) else counts, modality
     if config.rounds:
-        yield "cluster.num_clusters", config.cluster.num_clusters, "audio"  # which all have
+        yield "cluster.num_clusters", config.cluster.num_clusters, VERIFIED  # which all have
+
+
+def check_initial_models(config: Config) -> None:
+    """The models that stage 1 begins with are there and of the config's architecture. Raises: ConfigError."""
+    for modality, folder in config.pretrain.init_from.items():
+        key = f"pretrain.init_from.{modality}={folder}"
+        path = folder / "config.json"
+        if not path.is_file():
+            raise ConfigError(f"{key}: no config.json there; it must be a model folder, as exp/demo/model")
+        settings = getattr(config, modality)
+        wanted = settings.encoder.model_dump()
+        found = {name: value for name, value in read_json(path, {})["architecture"].items() if name != "num_mels"}
+        if found != wanted:
+            differing = sorted(name for name in {*wanted, *found} if wanted.get(name) != found.get(name))
+            shown = ", ".join(f"{name} {found.get(name)} -> {wanted.get(name)}" for name in differing)
+            raise ConfigError(f"{key} has another encoder than {modality}.encoder (there -> here): {shown}")
 
 
 def check_media(utterances: Utterances, config: Config) -> None:
-    """Every audio file is there, and the face crops if faces are used. Raises FileNotFoundError.
+    """Media of every modality that is used is there. Raises FileNotFoundError.
 
     Each process looks at its share of the files; the launcher ends all of them when one finds some missing.
     """
     share = distributed.local_share(len(utterances))
-    missing = utterances.missing_audio(share)
-    if missing:
-        looked_at = len(range(*share.indices(len(utterances))))
-        raise FileNotFoundError(
-            f"{config.data.train}: {len(missing)} of {looked_at} audio files are not there, first {missing[0]}; "
-            "prepare the data again, or move the audio back to where the manifest says"
-        )
     crops = config.data.crops or config.data.train.parent / "crops"
-    if "face" in config.modalities and not crops.is_dir():
-        raise FileNotFoundError(f"no face crop store at {crops}; run tools/prepare_voxceleb.py or set data.crops")
+    for settings in config.modality_settings().values():
+        try:
+            settings.require_media(utterances, crops, share)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{config.data.train}: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -156,12 +173,12 @@ class Claim:
     changed: Differences
 
 
-def claim_folder(config: Config, labels: str, utterances: str, device: torch.device, precision: str) -> Claim:
+def claim_folder(config: Config, labels: str, utterances: Utterances, device: torch.device, precision: str) -> Claim:
     """Keep config and versions in the run's folder; results of other settings are removed. Called by every process.
 
     Args:
         labels: what the run is trained on.
-        utterances: digest of its manifest.
+        utterances: of its manifest.
         device: what it runs on.
         precision: in which it computes; a continued run keeps it where the config leaves it to the machine.
 
@@ -169,20 +186,18 @@ def claim_folder(config: Config, labels: str, utterances: str, device: torch.dev
         ConfigError: if the folder holds a run with other labels or utterances, or with other settings that a stage
             has read, or is in use.
     """
-    folder = config.output
-    changed = _require_same_run(folder, config, labels, utterances)
+    folder, files = config.output, RunFolder(config.output)
+    digest = manifest_digest(utterances)
+    changed = _require_same_run(files, config, labels, digest)
     lock = _hold(folder) if distributed.rank() == 0 else None
     distributed.barrier()
     if distributed.rank() == 0:
         if any(not key.startswith("training.") for key in changed):
             for name in RESULTS:  # before the new config, beside which they would pass for its results
                 (folder / name).unlink(missing_ok=True)
-        for name, text in (
-            ("config.yaml", dump_config(config)),
-            ("environment.json", _environment(config, labels, utterances, device, precision)),
-        ):
-            with whole_or_absent(folder / name) as part:
-                part.write_text(text, encoding="utf-8")
+        with whole_or_absent(files.config) as part:
+            part.write_text(dump_config(config), encoding="utf-8")
+        write_json(files.environment, _environment(config, labels, digest, utterances, device, precision))
     return Claim(lock, changed)
 
 
@@ -194,11 +209,11 @@ def manifest_digest(utterances: Utterances) -> str:
     return digest.hexdigest()[:16]
 
 
-def _require_same_run(folder: Path, config: Config, labels: str, utterances: str) -> Differences:
+def _require_same_run(files: RunFolder, config: Config, labels: str, utterances: str) -> Differences:
     """Settings that differ and may."""
-    path = folder / "config.yaml"
-    differing = differing_keys(load_config(path), config) if path.is_file() else {}
-    waiting = [keys for stage, keys in FIRST_READ_BY.items() if not (folder / stage).exists()]
+    folder = files.path
+    differing = differing_keys(load_config(files.config), config) if files.config.is_file() else {}
+    waiting = [keys for stage, keys in first_read_by(config).items() if not files.stage(stage).path.exists()]
     free = (*ALWAYS_FREE, *chain(*waiting))
     fixed = {key: values for key, values in differing.items() if not key.startswith(free)}
     if fixed:
@@ -206,7 +221,7 @@ def _require_same_run(folder: Path, config: Config, labels: str, utterances: str
             f"{folder} holds a run with other settings (was -> now):\n  " + "\n  ".join(describe(fixed))
             + "\nContinue it with its own config, or choose another folder with output=..."
         )  # fmt: skip
-    facts = environment(folder)
+    facts = files.facts()
     if facts and (before := facts.get("labels", PSEUDO)) != labels:
         raise ConfigError(
             f"{folder} holds a run on {before} labels, not on {labels} ones; choose another folder with output=..."
@@ -216,9 +231,9 @@ def _require_same_run(folder: Path, config: Config, labels: str, utterances: str
             f"{folder} holds a run on other utterances, or another order of them, than {config.data.train} has now: "
             "its labels and checkpoints count rows. Put that manifest back, or choose another folder with output=..."
         )
-    done, last = folder / "large_margin" / DONE, f"round{config.rounds}"
-    if done.is_file() and (after := json.loads(done.read_text(encoding="utf-8"))["after"]) != last:
-        raise ConfigError(f"{done.parent} was trained after {after}, not {last}; remove it to repeat it")
+    last, after = files.round(config.rounds).name, files.large_margin.facts().get("after")
+    if after is not None and after != last:
+        raise ConfigError(f"{files.large_margin.path} was trained after {after}, not {last}; remove it to repeat it")
     return differing
 
 
@@ -231,14 +246,27 @@ def _hold(folder: Path) -> IO[str]:
     return lock
 
 
-def _environment(config: Config, labels: str, utterances: str, device: torch.device, precision: str) -> str:
-    facts = {
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
+def _environment(
+    config: Config, labels: str, digest: str, utterances: Utterances, device: torch.device, precision: str
+) -> dict[str, Any]:
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    num_crops = utterances.table["num_crops"].to_numpy()
+    return {
+        "versions": versions(PACKAGES),
+        "commit": commit(),
+        "started": RunFolder(config.output).facts().get("started", now),
+        "last_start": now,
         "seed": config.seed,
         "num_processes": distributed.world_size(),
         "device": str(device),
         "precision": precision,
+        "hardware": hardware(device),
+        "data": {
+            "utterances": len(utterances),
+            "hours": round(float(utterances.table["num_samples"].sum()) / SAMPLE_RATE / 3600, 3),
+            "with_face": int((num_crops > 0).sum()),
+            "face_crops": int(num_crops.sum()),
+        },
         "labels": labels,
-        "utterances": utterances,
+        "utterances": digest,
     }
-    return json.dumps(facts, indent=2)

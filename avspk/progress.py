@@ -1,28 +1,39 @@
-"""Progress of long jobs: a bar with rate and remaining time on a terminal, a line now and then elsewhere."""
+"""Progress of long jobs: a bar with rate and remaining time on a terminal, a line in the log now and then elsewhere."""
 
 from __future__ import annotations
 
 import logging
 import sys
 import time
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeVar
 
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
 logger = logging.getLogger(__name__)
 SECONDS_BETWEEN_LINES = 30.0
+SECONDS_BETWEEN_UPDATES = 0.5  # of a bar
+Item = TypeVar("Item")
 
 
 class Progress:
-    """with Progress("pretrain", total, shown) as progress: progress.advance(1, loss)."""
+    """with Progress("pretrain", total, unit="steps") as progress: progress.advance(1, loss).
 
-    def __init__(self, name: str, total: int, shown: bool) -> None:
-        self.name, self.total = name, total
+    Args:
+        name: of the job.
+        total: units of work, those of earlier runs included.
+        shown: False on processes that leave the talking to another one.
+        unit: what is counted, in the plural.
+    """
+
+    def __init__(self, name: str, total: int, shown: bool = True, unit: str = "") -> None:
+        self.name, self.total, self.unit = name, total, unit
         self.bar = _bar() if shown and sys.stderr.isatty() else None
-        self.lines = shown and self.bar is None
+        self.shown = shown
         self.done = self.resumed = 0
-        self.start = self.last_line = time.monotonic()
+        self.start = self.last_report = time.monotonic()
 
     def __enter__(self) -> Progress:
         if self.bar is not None:
@@ -34,27 +45,44 @@ class Progress:
         if self.bar is not None:
             self.bar.stop()
 
-    def resume(self, steps: int) -> None:
-        """Count steps that an earlier run made: they say nothing about this one's speed."""
-        self.done += steps
-        self.resumed += steps
+    def resume(self, count: int) -> None:
+        """Count units that an earlier run finished. They do not enter the rate."""
+        self.done += count
+        self.resumed += count
+        if self.bar is not None:
+            self.bar.reset(self.task, completed=self.done, rate="")
 
-    def advance(self, steps: int = 1, loss: Any = None) -> None:
-        """Count `steps`; a device tensor `loss` is read only when something is printed."""
-        self.done += steps
+    def advance(self, count: int = 1, loss: Any = None) -> None:
+        """Count finished units. `loss`, a number or a device tensor (), is read only when something is printed."""
+        self.done += count
         now = time.monotonic()
-        if self.bar is None and self.done >= self.total and now - self.start < SECONDS_BETWEEN_LINES:
-            return  # what was quick needs no line
-        if now - self.last_line < (0.5 if self.bar is not None else SECONDS_BETWEEN_LINES) and self.done < self.total:
-            return
-        self.last_line = now
+        if self.shown and self._is_due(now):
+            self.last_report = now
+            self._report(now, loss)
+
+    def _is_due(self, now: float) -> bool:
+        if self.bar is not None:
+            return self.done >= self.total or now - self.last_report >= SECONDS_BETWEEN_UPDATES
+        if self.done >= self.total:
+            return now - self.start >= SECONDS_BETWEEN_LINES  # a quick job needs no line
+        return now - self.last_report >= SECONDS_BETWEEN_LINES
+
+    def _report(self, now: float, loss: Any) -> None:
         rate = (self.done - self.resumed) / max(now - self.start, 1e-9)
-        shown = f"{rate:.2f}/s" + ("" if loss is None else f"  loss {float(loss):.3f}")
+        shown = f"{rate:.2f}{self.unit and ' '}{self.unit}/s" + ("" if loss is None else f"  loss {float(loss):.3f}")
         if self.bar is not None:
             self.bar.update(self.task, completed=self.done, rate=shown)
-        elif self.lines:
+        else:
             remaining = f"{(self.total - self.done) / rate:.0f} s left" if rate > 0 else ""
             logger.info("%s %d/%d  %s  %s", self.name, self.done, self.total, shown, remaining)
+
+
+def track(items: Iterable[Item], name: str, total: int, unit: str = "") -> Iterator[Item]:
+    """Yield the items, and show how many of `total` were taken."""
+    with Progress(name, total, unit=unit) as progress:
+        for item in items:
+            yield item
+            progress.advance()
 
 
 def _bar() -> RichProgress:
@@ -65,4 +93,6 @@ def _bar() -> RichProgress:
         TextColumn("{task.fields[rate]}"),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
+        console=Console(stderr=True),
+        speed_estimate_period=120,  # work that arrives in lumps would let the remaining time jump
     )

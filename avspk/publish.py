@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from avspk.extras import explained
 from avspk.inference.hub import upload
-from avspk.report.model_card import model_card
 
 
 def push_to_hub(
@@ -15,5 +15,7 @@ def push_to_hub(
 
     Raises ValueError if the folder holds no audio model, HubError if the hub refuses it or cannot be reached.
     """
+    with explained():
+        from avspk.report.model_card import model_card
     folder = Path(folder)
     return upload(folder, repo, model_card(folder, repo, license_id, training_data), private)

@@ -1,4 +1,4 @@
-"""What a run says: `train.log` for people, `log.jsonl` for the report, from the main process alone."""
+"""What a run says, from its main process: `train.log` for people, `log.jsonl` for the report, and trackers."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,27 @@ import torch
 
 
 class RunLog:
-    """Appends records to `log.jsonl` and lines to `train.log`."""
+    """Appends records to `log.jsonl` and lines to `train.log`, and sends the numbers to experiment trackers.
 
-    def __init__(self, folder: Path, is_main: bool) -> None:
+    Args:
+        folder: of the run.
+        is_main: whether this process writes.
+        track: called with metrics, named `<stage>/<name>`, and a step that counts through all stages. A record that an
+            earlier start of this run has written is not sent again, so that trackers see no step twice.
+    """
+
+    def __init__(
+        self, folder: Path, is_main: bool, track: Callable[[dict[str, float], int], None] | None = None
+    ) -> None:
         self.path = folder / "log.jsonl"
         self.is_main = is_main
+        self.track = track
+        self.written: set[tuple[str, str, int]] = set()
+        self.steps: dict[str, int] = {}  # stage -> its last step
         if is_main:
             folder.mkdir(parents=True, exist_ok=True)
+            for line in read_records(self.path) if track else ():
+                self._remember(line["kind"], line["stage"], line["step"])
 
     def record(self, kind: str, stage: str, epoch: int, step: int, metrics: dict[str, Any]) -> None:
         """One JSON line; a resumed run may repeat a step, the last line counts. Tensors become numbers here."""
@@ -29,10 +44,43 @@ class RunLog:
         line = {"kind": kind, "stage": stage, "epoch": epoch, "step": step, **values}
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
+        if self._remember(kind, stage, step) and self.track is not None:
+            self.track(_numbers(stage, values), self._step_of_run(stage, step))
         shown = "  ".join(f"{key} {_short(value)}" for key, value in values.items() if not isinstance(value, list))
         logging.getLogger("avspk").log(
             logging.INFO if kind == "epoch" else logging.DEBUG, "%s epoch %d step %d  %s", stage, epoch, step, shown
         )
+
+    def _remember(self, kind: str, stage: str, step: int) -> bool:
+        """Whether this record is new."""
+        known = len(self.written)
+        self.written.add((kind, stage, step))
+        self.steps[stage] = max(self.steps.get(stage, 0), step)
+        return len(self.written) > known
+
+    def _step_of_run(self, stage: str, step: int) -> int:
+        """Some trackers refuse steps that go back, as those of the next stage would."""
+        before = list(self.steps)[: list(self.steps).index(stage)]
+        return sum(self.steps[name] for name in before) + step
+
+
+def read_records(path: Path) -> Iterator[dict[str, Any]]:
+    """The records of a log.jsonl; none if it is not there. A line that a killed process left torn is skipped."""
+    if not path.exists():
+        return
+    with path.open(encoding="utf-8") as lines:
+        for line in lines:
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError:
+                continue
+            if isinstance(record, dict):
+                yield record
+
+
+def _numbers(stage: str, values: dict[str, Any]) -> dict[str, float]:
+    """The metrics that a tracker can draw, under names that tell the stages apart."""
+    return {f"{stage}/{key}": value for key, value in values.items() if isinstance(value, (int, float))}
 
 
 def setup_logging(folder: Path, rank: int) -> None:

@@ -24,9 +24,8 @@ def scaled_settings(utterances: Utterances, config: Config) -> dict[str, object]
     total = len(utterances)
     clusters = max(2, round(total**CLUSTER_POWER))
     batch = min(max(2 ** round(math.log2(math.sqrt(total))), BATCHES[0]), BATCHES[1])
-    faces = bool((utterances.table["num_crops"] > 0).any())
     scaled: dict[str, object] = {
-        "modalities": [name for name in config.modalities if name != "face" or faces],
+        "modalities": [name for name, one in config.modality_settings().items() if one.usable(utterances).any()],
         "cluster.num_clusters": clusters,
         "pretrain.cluster_aware.num_clusters": clusters,
         **{f"{stage}.batch_size": batch for stage in ("pretrain", "refine", "large_margin")},

@@ -16,6 +16,12 @@ def find_config(path: Path) -> Path:
     return shipped if not path.is_file() and shipped.is_file() and path.parent.name in {"", "configs"} else path
 
 
+def find_study(path: Path) -> Path:
+    """`path` if it is a file, else the shipped study of that name: `demo` and `study/demo.yaml` alike."""
+    shipped = CONFIGS / "study" / f"{path.name.removesuffix('.yaml')}.yaml"
+    return shipped if not path.is_file() and shipped.is_file() else path
+
+
 def shipped_names() -> list[str]:
     """Names of the shipped configs."""
     return sorted(path.stem for path in CONFIGS.glob("*.yaml"))

@@ -12,17 +12,22 @@ from types import FrameType
 from typing import Any, NoReturn
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from avspk import distributed
 from avspk.checkpoint import CheckpointError, CheckpointFolder, load_weights
 from avspk.config import OptimiserSettings, TrainingSettings
+from avspk.extras import explained
 from avspk.finiteness import FiniteGuard
+from avspk.loss_scale import LossScale
 from avspk.poll import Poll
 from avspk.progress import Progress
 from avspk.runlog import RunLog
 from avspk.stages.base import Metrics, Stage, split_batch, to_device
+
+with explained():
+    from accelerate import Accelerator
 
 logger = logging.getLogger(__name__)
 OF_THE_MACHINE = ("fused", "foreach", "capturable")
@@ -42,6 +47,7 @@ class Trainer:
         self.accelerator = accelerator
         self.settings = settings
         self.log = log
+        self.loss_scale = LossScale(accelerator.scaler)
         self.terminated = False
         self.started = 0.0
 
@@ -52,13 +58,14 @@ class Trainer:
         that moment moved back by the seconds that earlier runs spent on what their last checkpoint holds.
         """
         self.started = time.monotonic() if started is None else started
+        self.loss_scale.restart()
         optimiser = build_optimiser(stage.parameter_groups(), stage.optimiser, stage.device)
         epoch, done = self._resume(stage, optimiser, checkpoints)
         self.guard = FiniteGuard(stage.name, optimiser)
-        model, optimiser = self.accelerator.prepare(stage.model, optimiser)
+        model = self.accelerator.prepare(stage.model)
         model.train()
         total = stage.num_epochs * stage.steps_per_epoch
-        with Progress(stage.name, total, self.accelerator.is_main_process) as progress:
+        with Progress(stage.name, total, self.accelerator.is_main_process, "steps") as progress:
             progress.resume(epoch * stage.steps_per_epoch + done)
             while epoch < stage.num_epochs:
                 # Hours, where it embeds and clusters. SIGTERM ends it at once: there is nothing to save but what is.
@@ -76,7 +83,7 @@ class Trainer:
         self,
         stage: Stage,
         model: nn.Module,
-        optimiser: Any,
+        optimiser: Optimizer,
         checkpoints: CheckpointFolder,
         epoch: int,
         done: int,
@@ -102,20 +109,23 @@ class Trainer:
                 saved = time.monotonic()
         self.guard.settle()
 
-    def update(self, stage: Stage, model: nn.Module, optimiser: Any, batch: dict[str, Any], step: int) -> Metrics:
+    def update(self, stage: Stage, model: nn.Module, optimiser: Optimizer, batch: dict[str, Any], step: int) -> Metrics:
         """One update: forward and backward, clipping, finiteness, optimiser, teacher."""
         metrics = self._backward(stage, model, batch, step)
         metrics |= stage.before_update(step)
+        scale = self.loss_scale.unscale(optimiser, metrics["total"])
         norms = [nn.utils.clip_grad_norm_(group, stage.optimiser.clip_norm) for group in stage.clip_groups()]
         gradient_norm = torch.stack(norms).norm()
-        self.guard.watch(metrics["total"], gradient_norm, partial(stage.utterances_of, step), step)
+        self.guard.watch(metrics["total"], gradient_norm, partial(stage.utterances_of, step), step, scale)
         learning_rate = stage.learning_rate(step)
         for group in optimiser.param_groups:
             group["lr"] = learning_rate * group.get("lr_factor", 1.0)
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
+        self.loss_scale.update()
         stage.after_update(step)
-        return {**metrics, "lr": learning_rate, "gradient_norm": gradient_norm}
+        metrics |= {"lr": learning_rate, "gradient_norm": gradient_norm}
+        return metrics if scale is None else {**metrics, "loss_scale": scale}
 
     def _backward(self, stage: Stage, model: nn.Module, batch: dict[str, Any], step: int) -> Metrics:
         """Gradients of the batch's loss, the mean over its equal parts; ranks add theirs up after the last part."""
@@ -132,7 +142,7 @@ class Trainer:
 
     # Checkpoints.
 
-    def _resume(self, stage: Stage, optimiser: torch.optim.Optimizer, checkpoints: CheckpointFolder) -> tuple[int, int]:
+    def _resume(self, stage: Stage, optimiser: Optimizer, checkpoints: CheckpointFolder) -> tuple[int, int]:
         """Load the newest checkpoint; (epoch, steps done in it), the same on every rank."""
         state = checkpoints.load_latest()
         position = (0, 0) if state is None else (state["epoch"], state["done"])
@@ -142,6 +152,7 @@ class Trainer:
         load_weights(stage.model, state["model"], str(checkpoints.folder))
         load_optimiser(optimiser, state["optimiser"])
         stage.load_state_dict(state["stage"])
+        self.loss_scale.load_state_dict(state.get("loss_scale"))  # older checkpoints have none
         if state["steps_per_epoch"] != stage.steps_per_epoch:
             raise ValueError(
                 f"{stage.name}: the checkpoint counts {state['steps_per_epoch']} steps an epoch, this run "
@@ -183,7 +194,7 @@ class Trainer:
             effect,
         )
 
-    def _save(self, stage: Stage, optimiser: Any, checkpoints: CheckpointFolder, epoch: int, done: int) -> None:
+    def _save(self, stage: Stage, optimiser: Optimizer, checkpoints: CheckpointFolder, epoch: int, done: int) -> None:
         self.guard.settle()
         state = {
             "epoch": epoch,
@@ -193,6 +204,7 @@ class Trainer:
             "seconds": time.monotonic() - self.started,
             "model": stage.model.state_dict(),
             "optimiser": optimiser.state_dict(),
+            "loss_scale": self.loss_scale.state_dict(),
             "stage": stage.state_dict(),
         }
         if self.accelerator.is_main_process:
@@ -278,7 +290,7 @@ def _parts_of_batchnorm(conditions: dict[str, Any]) -> int:
     return conditions["accumulation"] * (1 if conditions["sync_batchnorm"] else conditions["processes"])
 
 
-def load_optimiser(optimiser: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+def load_optimiser(optimiser: Optimizer, state: dict[str, Any]) -> None:
     """`load_state_dict` that leaves to this machine what is its own: which kernels, which layout in memory."""
     own = {name: optimiser.defaults[name] for name in OF_THE_MACHINE if name in optimiser.defaults}
     optimiser.load_state_dict({**state, "param_groups": [group | own for group in state["param_groups"]]})
@@ -308,9 +320,7 @@ class _Watch:
         return {"rate": self.examples / elapsed, "data_wait": self.waited / elapsed}
 
 
-def build_optimiser(
-    groups: list[dict[str, Any]], settings: OptimiserSettings, device: torch.device
-) -> torch.optim.Optimizer:
+def build_optimiser(groups: list[dict[str, Any]], settings: OptimiserSettings, device: torch.device) -> Optimizer:
     """SGD with momentum or AdamW; the loop sets the learning rate at every step."""
     fused = device.type == "cuda"
     if settings.name == "adamw":

@@ -35,6 +35,7 @@ BENCHMARKS = {
     "step_profile": "a step of stage 1 under torch's profiler: kernels, waits, share of the peak, memory",
     "precision": "encoders and MTCNN in bfloat16 against float32, and what it changes",
     "embedding": "whole utterances in batches of equal length, against one by one",
+    "embed_command": "avspk embed on many files of every kind, against one by one",
     "gate": "the loss gate at VoxCeleb2's size, against scikit-learn's mixture",
     "clustering": "k-means, against faiss, a plain matrix product and scikit-learn",
     "scoring": "AS-norm, metrics and intervals of lists of O, E, H size, against loops",

@@ -39,7 +39,7 @@ PARTS: dict[str, list[str]] = {
 }
 MODEL = (
     "[audio.encoder.architecture=ecapa,audio.encoder.channels=8,audio.encoder.aggregate_channels=8,"
-    "audio.encoder.scale=2,head.hidden_dim=16,head.out_dim=64]"
+    "audio.encoder.scale=2,pretrain.objective.head.hidden_dim=16,pretrain.objective.head.out_dim=64]"
 )
 REHEARSAL: dict[str, list[str]] = {
     "step_profile": ["step_profile.batch=4", "step_profile.files=4", "step_profile.steps=2", "step_profile.profiled=1",

@@ -56,6 +56,7 @@ def write_clip(
     pixel_aspect: Fraction | None = None,
     container_options: dict[str, str] | None = None,
     ticks: int = 25,
+    sound_codec: str = "aac",
 ) -> Path:
     """Write frames uint8 (n, H, W, 3) at 25 fps (or at `times`, in 1/`ticks` s) and a mono waveform.
 
@@ -74,7 +75,7 @@ def write_clip(
             preset = {"crf": "10", "preset": "ultrafast"} if codec == "libx264" else {}
             video.options = preset | (options or {})
         if sound is not None:
-            audio = container.add_stream("aac", rate=rate)
+            audio = container.add_stream(sound_codec, rate=rate)
             audio.layout = "mono"
         if video is not None and frames is not None:
             for number, image in enumerate(frames):
@@ -84,9 +85,9 @@ def write_clip(
             container.mux(video.encode(None))
         if audio is not None and sound is not None:
             for start in range(0, len(sound), 1024):
-                frame = av.AudioFrame.from_ndarray(sound[None, start : start + 1024], format="fltp", layout="mono")
-                frame.sample_rate, frame.pts, frame.time_base = rate, start, Fraction(1, rate)
-                container.mux(audio.encode(frame))
+                block = av.AudioFrame.from_ndarray(sound[None, start : start + 1024], format="fltp", layout="mono")
+                block.sample_rate, block.pts, block.time_base = rate, start, Fraction(1, rate)
+                container.mux(audio.encode(block))
             container.mux(audio.encode(None))
     return path
 

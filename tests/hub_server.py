@@ -32,7 +32,14 @@ class Hub:
         return next(key for key, value in self.repositories[name].items() if value is files and len(key) == 40)
 
 
+class _Server(ThreadingHTTPServer):
+    def __init__(self, hub):
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.hub = hub
+
+
 class _Handler(BaseHTTPRequestHandler):
+    server: _Server
     protocol_version = "HTTP/1.1"
 
     @property
@@ -116,8 +123,7 @@ class _Handler(BaseHTTPRequestHandler):
 @contextmanager
 def running():
     """A hub and its address."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
-    server.hub = Hub()
+    server = _Server(Hub())
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, nullcontext
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -175,7 +176,7 @@ class _Generator(torch.Generator):
     """Numbers of the host's, whatever the device."""
 
     def __new__(cls, device: Any = "cpu") -> _Generator:
-        return super().__new__(cls, "cpu")
+        return super().__new__(cls, "cpu")  # type: ignore[call-arg]
 
 
 class _Event:
@@ -195,6 +196,8 @@ def _stand_ins() -> dict[str, Any]:
         "torch._C._group_tensors_by_device_and_dtype": _grouped(torch._C._group_tensors_by_device_and_dtype),
         "torch.Generator": _Generator,
         "torch.cuda.Event": _Event,
+        "torch.cuda.get_device_properties": lambda _: SimpleNamespace(name="pretended GPU", total_memory=16 * 10**9),
+        "torch.amp.grad_scaler.torch.cuda.amp.common.amp_definitely_not_available": lambda: False,
         "torch.cuda.reset_peak_memory_stats": lambda: None,
         "torch.cuda.get_device_name": lambda: "a pretended GPU",
         "torch.cuda.memory_allocated": lambda: 0,

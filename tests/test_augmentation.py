@@ -4,8 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from avspk.config import AudioPolicy, ImagePolicy
-from avspk.data.augmentation import draw_audio, draw_image
+from avspk.data.augmentation import AudioPolicy, ImagePolicy, draw_audio, draw_image
 from avspk.data.noise import CATEGORIES, RecordingTable
 
 MANY = 20000

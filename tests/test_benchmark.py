@@ -10,6 +10,7 @@ import pytest
 import torch
 from pretend_gpu import DEVICE, Gpu
 
+from avspk import cli
 from avspk.data import sound_packing
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "eval"))
@@ -18,6 +19,7 @@ import benchmark
 from benchmarks import (
     clustering,
     dino_loss,
+    embed_command,
     figures,
     full_size,
     gate,
@@ -38,6 +40,7 @@ TINY = {
     "step_profile": "batch=4 files=4 steps=1 profiled=1 workers=0",
     "precision": "batch=2 frames=2 channels=8 audio_width=4 face_width=4 turns=1",
     "embedding": "files=4 share_a_length=2 channels=8 turns=1",
+    "embed_command": "files=3 channels=8 turns=1",
     "gate": "losses=2000 turns=1",
     "clustering": "rows=400 dim=8 clusters=5 turns=1",
     "scoring": "shrink=100 lists=O cohort=400 dim=8 replicates=5 plain_trials=5",
@@ -56,7 +59,7 @@ ON_A_GPU = {  # what is measured there only
 SLOW = {"preparation"}  # a corpus is made, processes are started: a minute
 SMALL_MODEL = (
     ".overrides=[audio.encoder.architecture=ecapa,audio.encoder.channels=8,audio.encoder.aggregate_channels=8,audio.encoder.scale=2,"
-    "head.hidden_dim=16,head.out_dim=64]"
+    "pretrain.objective.head.hidden_dim=16,pretrain.objective.head.out_dim=64]"
 )
 
 
@@ -90,7 +93,16 @@ def without_children(monkeypatch):
         for content in contents:
             work(sound_packing.Task(content), preparation.Silent())
 
+    def python(switch, code, *arguments):
+        given = [code, *map(str, arguments)]
+        if switch == "-m":
+            assert cli.main(given[1:]) == 0
+        else:
+            monkeypatch.setattr(sys, "argv", given)
+            exec(code, {})
+
     monkeypatch.setattr(sound_packing, "run_tasks", pack)
+    monkeypatch.setattr(embed_command, "call", python)
     for module in (full_size, scoring):
         monkeypatch.setattr(module, "in_child", call)
 

@@ -3,17 +3,20 @@
 import re
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 from small_model import CALIBRATION, write_model
 
-from avspk import load_model, pipeline
+from avspk import load_model, systems
 from avspk.data.manifest import Utterances
 from avspk.evaluation import calibrate as module
 from avspk.evaluation.calibrate import calibrate
 from avspk.inference.speaker_model import CARD, load_calibration, save_calibration
+from avspk.round_labels import calibration_labels
+from avspk.run import RunFolder
 from avspk.scoring.metrics import cllr, min_cllr
 
 DIM, SPEAKERS, RECORDINGS, CUTS = 16, 30, 6, 2
@@ -59,7 +62,7 @@ def all_trials(table, labels, videos):
 
 
 def test_new_trials_of_the_same_kind_come_out_calibrated(tmp_path):
-    calibration = fit(*corpus(np.random.default_rng(0)), tmp_path)
+    calibration = fit(*corpus(np.random.default_rng(0)), tmp_path=tmp_path)
     scores, target = all_trials(*corpus(np.random.default_rng(1)))
     llr = calibration.llr(scores)
     assert cllr(llr, target) < min_cllr(llr, target) + 0.05
@@ -134,39 +137,45 @@ def test_no_calibration_is_better_than_a_wrong_one(tmp_path, monkeypatch, data, 
     said = []
     log = SimpleNamespace(warning=lambda text, *values: said.append(text % values), info=lambda *_: None)
     monkeypatch.setattr(module, "logger", log)
-    assert fit(*data(np.random.default_rng(0)), tmp_path) is None
+    assert fit(*data(np.random.default_rng(0)), tmp_path=tmp_path) is None
     assert len(said) == 1
     assert re.search(reason, said[0])
 
 
 def published(folder, rounds, monkeypatch):
-    """What `_publish` gave to calibrate: one entry a call."""
+    """What `publish` gave to calibrate: one entry a call."""
     calls = []
 
     def remember(model, utterances, labels, seed, workers):
         calls.append((utterances, labels.tolist(), seed, workers))
         return CALIBRATION
 
-    monkeypatch.setattr(pipeline, "calibrate", remember)
-    run = SimpleNamespace(
+    monkeypatch.setattr(systems, "calibrate", remember)
+    monkeypatch.setattr(
+        systems, "trained_systems", lambda _: [("stage 1", folder / "other"), ("final", folder / "last")]
+    )
+    session: Any = SimpleNamespace(
         main=True,
-        folder=folder,
+        files=RunFolder(folder),
         config=SimpleNamespace(rounds=rounds, seed=3, training=SimpleNamespace(workers=2)),
         materials=SimpleNamespace(device="cpu", utterances="utterances"),
-        _systems=lambda: [("stage 1", folder / "other"), ("final", folder / "last")],
     )
-    run._trusted_labels = lambda: pipeline.Pipeline._trusted_labels(run)
-    pipeline.Pipeline._publish(run)
+    systems.publish(session, calibration_labels(session) if rounds else None)
     return calls
 
 
-def test_a_run_publishes_its_last_model_with_calibration(tmp_path, monkeypatch):
-    """On the labels that the judge trusts; once, since it embeds thousands of files."""
+@pytest.mark.parametrize(
+    ("use", "expected"),
+    [(["train"] * 4, [0, 1, -1, -1]), (["train", "train", "calibrate", "none"], [-1, -1, 2, -1])],
+)
+def test_a_run_publishes_its_last_model_with_calibration(tmp_path, monkeypatch, use, expected):
+    """On what was held out, else on the labels that the judge trusts; once, since it embeds thousands of files."""
     write_model(tmp_path / "last")
     (tmp_path / "round2").mkdir()
     gate = {"label": [0, 1, 2, 3], "trusted": [True, True, False, False], "replacement": [-1, -1, 1, -1]}
     pd.DataFrame(gate).to_parquet(tmp_path / "round2" / "gate.parquet")
-    assert published(tmp_path, 2, monkeypatch) == [("utterances", [0, 1, -1, -1], 3, 2)]
+    pd.DataFrame({"label": [0, 1, 2, 3], "use": use}).to_parquet(tmp_path / "round2" / "labels.parquet")
+    assert published(tmp_path, 2, monkeypatch) == [("utterances", expected, 3, 2)]
     assert load_model(tmp_path / "model", "cpu").calibration == CALIBRATION
     assert published(tmp_path, 2, monkeypatch) == []
     assert not (tmp_path / "model.part").exists()

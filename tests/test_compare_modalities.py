@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from synthetic_run import write_run
 
-from avspk.report.comparison import Comparison, compare, differing_settings, read_methods, reading
+from avspk.evaluation.comparison import Comparison, compare, differing_settings, read_methods, reading
+from avspk.evaluation.run_folder import Run
 from avspk.report.comparison_page import caveats, comparison_page, headlines, markdown, sentence
-from avspk.report.run_folder import Run
 from avspk.scoring.bootstrap import Difference
 from avspk.scoring.metrics import eer
 

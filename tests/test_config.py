@@ -51,11 +51,16 @@ def test_audio_only_configs_differ_in_modalities_and_output_alone():
     ("change", "message"),
     [
         ({"sead": 1}, r"sead: unknown key; did you mean seed\?"),
+        ({"head": {}}, r"head: unknown key; did you mean pretrain\.objective\.head\?"),
+        (
+            {"pretrain": {"consistency": 1}},
+            r"unknown key; did you mean pretrain\.objective\.consistency\?",
+        ),
         ({"pretrain": {"epoch": 3}}, r"pretrain\.epoch: unknown key; did you mean pretrain\.epochs\?"),
-        ({"pretrain": {"epochs": 0}}, r"pretrain\.epochs: .*greater than or equal to 1.*'0'"),
+        ({"pretrain": {"epochs": 0}}, r"pretrain\.epochs is 0, and pretrain\.init_from names no model for audio"),
         ({"pretrain": {"optimiser": {"name": "lion"}}}, r"pretrain\.optimiser\.name"),
         ({"modalities": ["face"]}, "the speaker model is audio"),
-        ({"modalities": ["audio", "lips"]}, r"modalities\.1"),
+        ({"modalities": ["audio", "lips"]}, r"\['lips'\] are no modalities; valid: \['audio', 'face'\]"),
         ({"audio": {"policy": {"noise_snr": [15, 0]}}}, "low <= high"),
         ({"audio": {"encoder": {"architecture": "resnet"}}}, r"audio\.encoder"),
         ({"refine": {"judge": {"gate": {"start_epoch": 1}}}}, "margin_full_epoch"),
@@ -211,5 +216,5 @@ def test_bad_override(tmp_path, settings):
 def test_defaults_are_the_papers_stage_one():
     config = Config.model_validate({"output": "exp", "data": {"train": "m.parquet"}})
     pretrain = config.pretrain
-    assert (pretrain.epochs, pretrain.batch_size, config.head.out_dim) == (150, 512, 65536)
+    assert (pretrain.epochs, pretrain.batch_size, pretrain.objective.head.out_dim) == (150, 512, 65536)
     assert yaml.safe_load(dump_config(config))["audio"]["views"]["global_seconds"] == 3.0

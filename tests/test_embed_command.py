@@ -12,12 +12,13 @@ import time
 import numpy as np
 import pandas as pd
 import pytest
+import soundfile
 from clips import write_clip
 from small_model import voice, write_model, write_sound
 
 from avspk import load_model
 from avspk.cli import main
-from avspk.data import reader_pool
+from avspk.data import reader_pool, shards
 from avspk.inference import embedding_job, many_files
 from avspk.inference.embedding_table import EmbeddingTable, TableError
 
@@ -128,6 +129,30 @@ def test_every_kind_of_list(embed, sounds, tmp_path, monkeypatch, kind):
     assert (status, errors) == (0, [])
     assert names_of(tmp_path / "e.npy") == names
     assert np.load(tmp_path / "e.npy").shape == (len(sounds), 12)
+
+
+def test_packed_sound_gives_the_rows_of_its_files(embed, tmp_path, monkeypatch):
+    """Of a pack, too, which a process opens once, not once a recording."""
+    names = [f"s/v/{k}" for k in range(6)]
+    paths = [write_sound(tmp_path / f"{k}.wav", voice(1.1 + k / 10, k), subtype="PCM_16") for k in range(6)]
+    samples = [len(soundfile.read(path)[0]) for path in paths]
+    table = pd.DataFrame({"utterance": names, "audio": list(map(str, paths)), "num_samples": samples})
+    table.assign(first_crop=-1, num_crops=0).to_parquet(tmp_path / "m.parquet")
+    assert main(["pack", "--manifest", str(tmp_path / "m.parquet"), "--out", str(tmp_path / "pack")]) == 0
+    opened = tmp_path / "opened"
+
+    class Counted(shards.Shard):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            with opened.open("a") as file:
+                file.write("x")
+
+    monkeypatch.setattr(shards, "Shard", Counted)
+    for given, out in ((tmp_path / "m.parquet", "files.npy"), (tmp_path / "pack" / "packed.parquet", "packed.npy")):
+        assert embed("--list", given, "--workers", 1, out=out)[0] == 0
+    assert opened.read_text() == "x"
+    assert names_of(tmp_path / "files.npy") == names_of(tmp_path / "packed.npy") == names
+    assert np.array_equal(np.load(tmp_path / "files.npy"), np.load(tmp_path / "packed.npy"))
 
 
 @pytest.mark.parametrize(

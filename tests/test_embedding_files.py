@@ -11,12 +11,14 @@ import torch
 from test_pipeline import assert_same_weights, short, weights
 from thread_ranks import Ranks
 
-from avspk import distributed, pipeline
+from avspk import distributed, recipe
 from avspk.config import parse_config
-from avspk.pipeline import Pipeline
+from avspk.modalities.audio import AudioKit
+from avspk.modalities.face import FaceKit
+from avspk.session import Session
 from avspk.stages import embedding_files
 from avspk.stages.embedding_files import mean_row, read_rows, write_rows
-from avspk.stages.modalities import AudioKit, FaceKit
+from avspk.stages.materials import build_kits
 
 CPU = torch.device("cpu")
 
@@ -106,7 +108,7 @@ def test_alone_nobody_is_waited_for(tmp_path):
 @pytest.fixture(scope="module")
 def data(tmp_path_factory, one_thread):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline, "write_report", lambda folder: None)  # drawing takes longer than these runs
+        patch.setattr(recipe, "write_report", lambda folder: None)  # drawing takes longer than these runs
         yield tiny.make_data(tmp_path_factory.mktemp("data"))
 
 
@@ -137,26 +139,26 @@ def settings(data, output, **changes):
 def test_every_model_embeds_the_training_set_once(data, tmp_path, passes):
     tree = settings(data, tmp_path / "own")
     tree["large_margin"]["enabled"] = True
-    Pipeline(parse_config(tree)).run()
+    recipe.run(Session(parse_config(tree)))
     assert passes == ["audio", "face", "audio", "face", "audio"]  # stage 1, round 1, large margin
     names = {path.relative_to(tmp_path / "own").as_posix() for path in (tmp_path / "own").rglob("*embeddings*")}
     assert names == {f"{stage}/training_embeddings_{name}.npy" for stage in ("pretrain", "round1")
                      for name in ("audio", "face")}  # fmt: skip
     passes.clear()
-    Pipeline(parse_config(tree | {"rounds": 1})).run()
+    recipe.run(Session(parse_config(tree | {"rounds": 1})))
     assert passes == []
 
 
 def test_embeddings_go_along_with_a_copied_stage_one_and_are_made_where_there_are_none(data, tmp_path, passes):
     source = tmp_path / "source"
-    Pipeline(parse_config(settings(data, source, rounds=0))).run()
+    recipe.run(Session(parse_config(settings(data, source, rounds=0))))
     passes.clear()
-    Pipeline(parse_config(settings(data, tmp_path / "with", stage_one=str(source)))).run()
+    recipe.run(Session(parse_config(settings(data, tmp_path / "with", stage_one=str(source)))))
     assert passes == ["audio", "face"]  # of round 1's models
     for path in (source / "pretrain").glob("training_embeddings_*"):
         path.unlink()
     passes.clear()
-    Pipeline(parse_config(settings(data, tmp_path / "without", stage_one=str(source)))).run()
+    recipe.run(Session(parse_config(settings(data, tmp_path / "without", stage_one=str(source)))))
     assert passes == ["audio", "face"] * 2
     for name in ("audio", "face"):
         first, second = (tmp_path / run / "pretrain" / f"training_embeddings_{name}.npy" for run in ("with", "without"))
@@ -167,7 +169,7 @@ def test_embeddings_go_along_with_a_copied_stage_one_and_are_made_where_there_ar
 def test_a_share_without_a_face_is_a_share_of_nan(data, tmp_path):
     """Of several processes, one may get a stretch of the manifest where nobody's face was found."""
     materials = tiny.materials(tiny.tree(data, tmp_path))
-    kit = FaceKit(materials)
+    kit = build_kits(materials)["face"]
     faceless = int(np.flatnonzero(~kit.usable)[0])
     rows = kit.embed(kit.encoder(), slice(faceless, faceless + 1))
     assert rows.shape == (1, 16)

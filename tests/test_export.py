@@ -165,7 +165,7 @@ def test_waveforms_with_other_features(tmp_path, features):
     export_onnx(model, path, ExportForm(waveform=True))
     sound = synthetic(2, 1.5)
     (found,) = onnxruntime.InferenceSession(path).run(["embs"], {"waveform": sound[None]})
-    assert np.abs(found[0] - model.embed(sound, 16000)).max() < 2e-5
+    assert np.abs(found[0] - model.embed(sound, 16000)).max() < 1e-4  # povey ends at 0: smaller sums, more rounding
 
 
 def test_the_front_end_adds_less_than_a_megabyte(tmp_path, ecapa80):

@@ -23,23 +23,28 @@ from test_norm_on_gpus import CASES, joint_batch, measured, naive_kernels, plain
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
+from avspk import recipe
 from avspk.clusterers.kmeans import kmeans
-from avspk.config import AudioPolicy, ImagePolicy, parse_config
-from avspk.data.augmentation import draw_audio, draw_image
+from avspk.config import parse_config
+from avspk.data.augmentation import AudioPolicy, ImagePolicy, draw_audio, draw_image
 from avspk.data.sound import write_wav
+from avspk.finiteness import FiniteGuard, NonFiniteLossError
 from avspk.frontend.audio_augment import AudioAugment, equaliser_basis
 from avspk.frontend.fbank import Fbank
 from avspk.frontend.image_augment import ImageAugment
 from avspk.inference.speaker_model import load_model
+from avspk.loss_scale import LossScale
 from avspk.losses import dino_loss
 from avspk.models.ecapa import EcapaTdnn
 from avspk.models.norm import CudaCrossRankBatchNorm
 from avspk.models.resnet import AudioResNet34, FaceResNet34
-from avspk.pipeline import Pipeline
-from avspk.stages.modalities import build_kits
+from avspk.session import Session
+from avspk.stages.base import to_device
+from avspk.stages.materials import build_kits
 from avspk.stages.pretrain import Pretrain
 from avspk.stages.refine import Refine
 from avspk.stages.truth import Truth
+from avspk.training import build_optimiser
 
 REAL = torch.cuda.is_available()
 needs_a_gpu = pytest.mark.skipif(not REAL, reason="a pretended GPU has no kernels")
@@ -237,7 +242,7 @@ def test_embeddings_are_a_cpus_in_batches_and_one_by_one(gpu, tmp_path):
 
 def materials(data, folder, device):
     tree = tiny.tree(data, folder)
-    tree["pretrain"]["consistency"] = 0.5
+    tree["pretrain"]["objective"]["consistency"] = 0.5
     for stage in ("pretrain", "refine"):  # AdamW would make steps out of rounding errors
         tree[stage]["optimiser"] |= {"name": "sgd", "learning_rate": 0.05}
     return dataclasses.replace(tiny.materials(tree), device=torch.device(device))
@@ -245,6 +250,14 @@ def materials(data, folder, device):
 
 def pretrain(data, folder, device):
     made = materials(data, folder, device)
+    return Pretrain(made, Truth(made.utterances))
+
+
+def sdpn(data, folder, device):
+    tree = tiny.tree(data, folder)
+    tree["pretrain"]["objective"] |= {"kind": "sdpn"}
+    tree["pretrain"]["optimiser"] |= {"name": "sgd", "learning_rate": 0.05}
+    made = dataclasses.replace(tiny.materials(tree), device=torch.device(device))
     return Pretrain(made, Truth(made.utterances))
 
 
@@ -273,7 +286,7 @@ def watched(stage, epoch, waits=None):
     return metrics + tiny.train(stage, [first + 1, first + 2], epoch)
 
 
-@pytest.mark.parametrize(("build", "epoch"), [(pretrain, 2), (refine, 0)])
+@pytest.mark.parametrize(("build", "epoch"), [(pretrain, 2), (sdpn, 0), (refine, 0)])
 def test_updates_are_those_of_a_cpu_and_wait_for_nothing(data, tmp_path, gpu, build, epoch):
     """Stage 1 with cluster-aware views; a round whose doubtful labels are corrected."""
     runs = {}
@@ -297,7 +310,8 @@ def test_prototypes_that_were_frozen_join_the_others(data, tmp_path, gpu):
     losses = {}
     for device in ("cpu", "cuda"):
         stage = pretrain(data, tmp_path / device, device)
-        stage.settings = stage.settings.model_copy(update={"freeze_last_layer_epochs": 0.5})
+        for objective in stage.objectives.values():
+            objective.settings = objective.settings.model_copy(update={"freeze_last_layer_epochs": 0.5})
         prototypes = stage.model["audio"].head.prototype_weight
         states = [prototypes.detach().clone()]
         stage.after_update = lambda _, now=prototypes, seen=states: seen.append(now.detach().clone())
@@ -346,15 +360,15 @@ def test_a_whole_run(data, tmp_path):
     settings["pretrain"]["optimiser"]["name"] = "sgd"
     settings["refine"]["epochs"] = 2
     settings["large_margin"]["batch_size"] = 12
-    pipeline = Pipeline(parse_config(settings))
+    pipeline = Session(parse_config(settings))
     assert pipeline.materials.device == DEVICE
     stopped = iter([False] * 5 + [True])
     pipeline.trainer._checkpoint_is_due = lambda *_: setattr(pipeline.trainer, "terminated", next(stopped)) or True
     with pytest.raises(SystemExit):
-        pipeline.run()
+        recipe.run(pipeline)
     before = losses_of(tmp_path / "exp")
     pipeline.lock.close()
-    rows = Pipeline(parse_config(settings)).run()
+    rows = recipe.run(Session(parse_config(settings)))
     assert {row["system"] for row in rows} == {"mean fbank", "stage 1 (DINO)", "round 1", "final"}
     assert (tmp_path / "exp" / "report.html").is_file()
     after = losses_of(tmp_path / "exp")
@@ -391,15 +405,15 @@ def train_until(data, folder, device, stop_after=None):
     settings["data"] = {name: settings["data"][name] for name in ("train", "noise")}
     settings["pretrain"]["optimiser"] |= {"name": "sgd", "learning_rate": 0.05}
     settings |= {"modalities": ["audio"], "rounds": 0}
-    pipeline = Pipeline(parse_config(settings))
+    pipeline = Session(parse_config(settings))
     assert pipeline.materials.device.type == device
     if stop_after:
         stopped = iter([False] * stop_after + [True])
         pipeline.trainer._checkpoint_is_due = lambda *_: setattr(pipeline.trainer, "terminated", next(stopped)) or True
         with pytest.raises(SystemExit):
-            pipeline.run()
+            recipe.run(pipeline)
     else:
-        pipeline.run()
+        recipe.run(pipeline)
     pipeline.lock.close()
     return losses_of(folder)
 
@@ -415,3 +429,150 @@ def test_a_run_goes_on_where_the_other_device_stopped(data, tmp_path, way):
         on_device("cpu")
     assert both[: len(first)] == first
     assert both == pytest.approx(undisturbed, rel=1e-2)
+
+
+# Float16.
+
+
+@pytest.fixture
+def fp16(data, tmp_path, accelerate_on_it):
+    """A trainer and its stage in float16, and the batches of an epoch."""
+    settings = tiny.tree(data, tmp_path / "exp")
+    settings["modalities"] = ["audio"]
+    settings["pretrain"]["optimiser"]["name"] = "sgd"
+    settings["training"] |= {"precision": "fp16", "checkpoint_steps": 0, "log_steps": 1000}
+    pipeline = Session(parse_config(settings))
+    stage = Pretrain(pipeline.materials, pipeline.truth)
+    return pipeline.trainer, stage
+
+
+def begin(trainer, stage, scale):
+    """The loop's state before the first update, with this loss scale."""
+    trainer.loss_scale.restart()
+    trainer.loss_scale.load_state_dict({**trainer.loss_scale.state_dict(), "scale": float(scale)})
+    optimiser = build_optimiser(stage.parameter_groups(), stage.optimiser, stage.device)
+    trainer.guard = FiniteGuard(stage.name, optimiser)
+    stage.model.train()
+    return optimiser
+
+
+def batch_of(stage, step):
+    return to_device(next(stage.batches(0, step % stage.steps_per_epoch, workers=0)), stage.device)
+
+
+def update(trainer, stage, optimiser, step):
+    return trainer.update(stage, stage.model, optimiser, batch_of(stage, step), step)
+
+
+def weights_of(stage):
+    return {name: value.detach().cpu().clone() for name, value in stage.model.named_parameters()}
+
+
+def same(one, other):
+    return all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_gradient_too_large_for_float16_skips_the_update_and_halves_the_scale(fp16, gpu):
+    """Nobody is told of it: the next update has a smaller scale, and goes through. The host never waits."""
+    trainer, stage = fp16
+    optimiser = begin(trainer, stage, 2.0**60)
+    before, scales, moved = weights_of(stage), [], []
+    for step in range(2):
+        batch = batch_of(stage, step)
+        gpu.waits.clear()
+        metrics = trainer.update(stage, stage.model, optimiser, batch, step)
+        assert step == 0 or gpu.waits == {}  # the first one fills caches
+        gpu.calm()
+        scales.append(metrics["loss_scale"])
+        moved.append(not same(before, weights_of(stage)))
+    assert [float(scale) for scale in scales] == [2.0**60, 2.0**59]
+    assert moved == [False] * 2
+    trainer.loss_scale.load_state_dict({**trainer.loss_scale.state_dict(), "scale": 1024.0})
+    update(trainer, stage, optimiser, 2)
+    trainer.guard.settle()
+    assert not same(before, weights_of(stage))
+    assert trainer.loss_scale.state_dict()["scale"] == 1024
+
+
+def test_a_gradient_that_no_scale_mends_stops_the_run(fp16):
+    trainer, stage = fp16
+    optimiser = begin(trainer, stage, 4)
+    before = weights_of(stage)
+    next(iter(stage.model.parameters())).register_hook(lambda gradient: gradient * float("nan"))
+    for step in range(3):  # at scales 4, 2 and 1
+        update(trainer, stage, optimiser, step)
+    with pytest.raises(NonFiniteLossError, match=r"at step 3 the loss is \d.*norm nan"):
+        trainer.guard.settle()
+    assert same(before, weights_of(stage))
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_at_any_scale(fp16, monkeypatch):
+    trainer, stage = fp16
+    optimiser = begin(trainer, stage, 1024)
+    before, honest = weights_of(stage), stage.loss
+
+    def poisoned(*arguments):
+        loss, metrics = honest(*arguments)
+        return loss + float("inf"), metrics  # its gradient is finite
+
+    monkeypatch.setattr(stage, "loss", poisoned)
+    update(trainer, stage, optimiser, 0)
+    with pytest.raises(NonFiniteLossError, match="at step 1 the loss is inf"):
+        trainer.guard.settle()
+    assert same(before, weights_of(stage))
+
+
+def test_float16_learns_what_float32_learns(fp16, data, tmp_path):
+    """Rounding aside."""
+    trainer, stage = fp16
+    optimiser = begin(trainer, stage, 2.0**10)
+    half = [float(update(trainer, stage, optimiser, step)["audio/loss"]) for step in range(2)]
+    trainer.guard.settle()
+    settings = tiny.tree(data, tmp_path / "float32")
+    settings["modalities"] = ["audio"]
+    settings["pretrain"]["optimiser"]["name"] = "sgd"
+    materials = tiny.materials(settings)
+    single = [float(m["audio/loss"]) for m in tiny.train(Pretrain(materials, Truth(materials.utterances)), range(2))]
+    assert half == pytest.approx(single, rel=2e-2)
+
+
+@pytest.mark.long  # float16 is slow on a CPU
+@pytest.mark.usefixtures("accelerate_on_it")
+def test_a_float16_run_resumes_with_its_scale(data, tmp_path):
+    """Interrupted or not: equal losses and equal scales, step by step."""
+    logs = {}
+    for name in ("straight", "interrupted"):
+        settings = tiny.tree(data, tmp_path / name)
+        settings["modalities"], settings["rounds"], settings["pretrain"]["epochs"] = ["audio"], 0, 1
+        settings["pretrain"]["cluster_aware"]["enabled"] = False
+        settings["training"] |= {"precision": "fp16"}
+        del settings["data"]["trials"]
+        pipeline = Session(parse_config(settings))
+        pipeline.trainer.loss_scale.initial |= {"scale": 2.0**40}  # too large at first
+        if name == "interrupted":
+            stopped = iter([False, True])
+            pipeline.trainer._checkpoint_is_due = lambda *_, trainer=pipeline.trainer, stopped=stopped: (
+                setattr(trainer, "terminated", next(stopped)) or True
+            )
+            with pytest.raises(SystemExit):
+                recipe.run(pipeline)
+            pipeline.lock.close()
+            pipeline = Session(parse_config(settings))
+            pipeline.trainer.loss_scale.initial |= {"scale": 2.0**40}
+        recipe.run(pipeline)
+        pipeline.lock.close()
+        records = tiny.records(tmp_path / name)
+        logs[name] = [(r["step"], r["audio/loss"], r["loss_scale"]) for r in records if "loss_scale" in r]
+    assert logs["interrupted"] == logs["straight"]
+    scales = [scale for _, _, scale in logs["straight"]]
+    assert scales[0] == 2.0**40
+    assert min(scales) < 2.0**40
+
+
+def test_every_stage_begins_with_the_first_scale(gpu):
+    scale = LossScale(torch.amp.GradScaler("cuda", init_scale=8.0))
+    scale.load_state_dict((scale.state_dict() or {}) | {"scale": 2.0, "_growth_tracker": 5})
+    assert scale.state_dict()["scale"] == 2
+    scale.restart()
+    assert (scale.state_dict()["scale"], scale.state_dict()["_growth_tracker"]) == (8, 0)
+    assert LossScale(None).state_dict() is None

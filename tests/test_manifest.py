@@ -7,6 +7,7 @@ import pytest
 from avspk.data.files import missing_files
 from avspk.data.manifest import (
     ManifestError,
+    Utterances,
     read_trials,
     read_utterances,
     speaker_of,
@@ -166,3 +167,9 @@ def test_missing_files_among_many_are_found_in_order(tmp_path):
     (tmp_path / "1.wav").mkdir()
     assert missing_files(paths) == [path for number, path in enumerate(paths) if number % 3]
     assert missing_files([]) == []
+
+
+def test_recordings_are_videos_whoever_speaks():
+    names = ["a/v1/1", "b/v2/1", "a/v1/2", "c/v1/7", "a/2", "b/3"]
+    utterances = Utterances(pd.DataFrame({"utterance": names}), Path())
+    np.testing.assert_array_equal(utterances.videos, [0, 1, 0, 0, 2, 2])

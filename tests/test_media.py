@@ -26,6 +26,28 @@ def test_a_wav_segment_is_the_same_part_of_the_whole(tmp_path):
     assert audio_num_samples(tmp_path / "a.wav") == 5000
 
 
+@pytest.mark.parametrize("num_samples", [5000, 4999, 1, 0])
+def test_a_plain_wav_is_read_without_a_decoder_as_with_one(tmp_path, monkeypatch, num_samples):
+    path = tmp_path / "a.wav"
+    write_wav(path, np.random.default_rng(0).uniform(-1, 1, num_samples).astype(np.float32))
+    segments = [(0, 9_999), (1234, 100), (4990, 100), (num_samples, 5), (9_999, 100), (0, 0)]
+    monkeypatch.setattr(sound_decoding, "_plain_segment", lambda *_: None)
+    expected = [sound_decoding.read_segment(path, *segment) for segment in segments]
+    monkeypatch.undo()
+    if num_samples:
+        monkeypatch.setattr(sound_decoding.soundfile, "SoundFile", None)
+    for segment, samples in zip(segments, expected, strict=True):
+        found = sound_decoding.read_segment(path, *segment)
+        assert samples is found is None or np.array_equal(found, samples)
+
+
+def test_a_plain_wav_that_was_cut_off_is_told(tmp_path):
+    write_wav(tmp_path / "a.wav", tone())
+    (tmp_path / "a.wav").write_bytes((tmp_path / "a.wav").read_bytes()[:-2])
+    with pytest.raises(MediaError, match="truncated: 16000 samples should be there, 15999 are"):
+        read_audio(tmp_path / "a.wav", 0, 100, 16_000)
+
+
 @pytest.mark.parametrize("rate", [8_000, 44_100, 48_000])
 def test_other_rates_are_resampled(tmp_path, rate):
     path = tmp_path / "a.flac"

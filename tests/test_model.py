@@ -53,13 +53,14 @@ def cosine(a, b):
 # What comes out.
 
 
-def test_embedding_is_encoder_of_fbank(model):
+def test_embedding_is_encoder_of_fbank_of_whole_frames(model):
     waveform = voice(1.5)
+    heard = waveform[: len(waveform) - (len(waveform) - 400) % 160]
     with torch.no_grad():
-        expected = model.encoder(model.fbank(torch.from_numpy(waveform)[None]))[0].numpy()
+        expected = model.encoder(model.fbank(torch.from_numpy(heard)[None]))[0].numpy()
     embedding = model.embed(waveform, 16000)
     assert embedding.dtype == np.float32
-    assert np.array_equal(embedding, expected)
+    assert np.allclose(embedding, expected, atol=1e-6)  # fbank hears no sample beyond the last whole frame
 
 
 def test_compare_is_the_cosine_less_the_training_mean(model, tmp_path):

@@ -10,12 +10,12 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from avspk.models.ecapa import EcapaTdnn, Res2Conv
+from avspk.models.ecapa import EcapaSettings, EcapaTdnn, Res2Conv
 from avspk.models.heads import CosineClassifier, DinoHead
 from avspk.models.norm import CrossRankBatchNorm, freeze_batchnorm_statistics, joint_moments, synchronise_batchnorm
 from avspk.models.pooling import AttentiveStatisticsPooling, StatisticsPooling
 from avspk.models.registry import build_encoder
-from avspk.models.resnet import AudioResNet34, FaceResNet34
+from avspk.models.resnet import AudioResNet34, AudioResNetSettings, FaceResNet34, FaceResNetSettings
 
 SMALL = {
     "ecapa": {"num_mels": 20, "channels": 32, "embedding_dim": 16, "aggregate_channels": 48, "se_dim": 8},
@@ -63,6 +63,19 @@ def randomise_norms(module: nn.Module) -> nn.Module:
 def test_parameter_count_equals_wespeaker(architecture, arguments, expected):
     with torch.device("meta"):
         assert num_parameters(build_encoder(architecture, **arguments)) == expected
+
+
+@pytest.mark.parametrize("settings", [EcapaSettings, AudioResNetSettings, FaceResNetSettings])
+def test_embeddings_may_be_normalised_over_the_batch(settings):
+    """As a setting, off by default: zero mean and unit variance in training, two numbers more for each component."""
+    arguments = settings(embedding_norm=True).model_dump()
+    with torch.device("meta"):
+        plain, normed = (num_parameters(build_encoder(**one)) for one in (settings().model_dump(), arguments))
+    assert normed - plain == 2 * arguments["embedding_dim"]
+    architecture = arguments["architecture"]
+    embeddings = build_encoder(architecture, **SMALL[architecture], embedding_norm=True)(small_input(architecture))
+    torch.testing.assert_close(embeddings.mean(0), torch.zeros(16), atol=1e-5, rtol=0)
+    assert embeddings.std(0, correction=0).amax() < 1.01
 
 
 def test_face_resnet_has_the_body_of_torchvisions_resnet34():
@@ -351,7 +364,7 @@ def run_rank(rank: int, folder: str) -> None:
     keys = list(model.state_dict())
     model = synchronise_batchnorm(model, "cpu")
     assert list(model.state_dict()) == keys
-    assert sum(isinstance(layer, CrossRankBatchNorm) for layer in model) == 2
+    assert sum(isinstance(layer, CrossRankBatchNorm) for layer in model.children()) == 2
     inputs, readout = (tensor[:3] if rank == 0 else tensor[3:] for tensor in norm_data())
     result = forward_backward(model, inputs, readout)
     for name, parameter in model.named_parameters():

@@ -16,10 +16,14 @@ import pytest
 import tiny
 import torch
 
+from avspk import recipe
 from avspk.checkpoint import load_tree
 from avspk.config import ConfigError, parse_config
 from avspk.data.manifest import ManifestError, read_utterances, write_utterances
-from avspk.pipeline import Pipeline
+from avspk.inference.speaker_model import load_encoder
+from avspk.session import Session
+from avspk.stages.materials import build_kits
+from avspk.stages.recalibrate import recalibrate
 
 ROOT = Path(__file__).parent.parent
 TRAIN = ROOT / "tools" / "train_av.py"
@@ -56,7 +60,7 @@ def short(data, output, rounds=1, **changes):
 @pytest.fixture(scope="module")
 def finished(data, tmp_path_factory):
     output = tmp_path_factory.mktemp("exp") / "av"
-    rows = Pipeline(parse_config(settings_of(data, output))).run()
+    rows = recipe.run(Session(parse_config(settings_of(data, output))))
     return output, rows
 
 
@@ -86,6 +90,19 @@ def test_every_stage_leaves_its_files(finished):
     assert np.isfinite(np.delete(faces, 3, 0)).all()
 
 
+def test_stage_one_leaves_recalibrated_encoders_and_their_embeddings(finished, data):
+    """Statistics over batches that are normalised by themselves depend on weights alone: once more changes nothing."""
+    output, _ = finished
+    materials = tiny.materials(settings_of(data, output))
+    for name, kit in build_kits(materials).items():
+        encoder, *_ = load_encoder(output / "pretrain" / f"model_{name}")
+        exported = {key: value.clone() for key, value in encoder.state_dict().items()}
+        recalibrate(encoder, kit, materials.config.pretrain.recalibrate, "pretrain")
+        assert_same_weights(encoder.state_dict(), exported)
+        rows = np.load(output / "pretrain" / f"training_embeddings_{name}.npy")
+        np.testing.assert_allclose(kit.embed(encoder, slice(0, 3)), rows[:3], rtol=1e-4, atol=1e-5)
+
+
 def test_metrics_have_the_promised_form(finished):
     output, rows = finished
     assert rows == json.loads((output / "metrics.json").read_text())
@@ -108,7 +125,7 @@ def test_gate_and_correction_are_logged(finished):
 def test_without_a_noise_pack_one_is_generated_from_training_speech(data, tmp_path):
     settings = short(data, tmp_path / "exp")
     del settings["data"]["noise"]
-    pipeline = Pipeline(parse_config(settings))
+    pipeline = Session(parse_config(settings))
     categories = set(pipeline.materials.noise.recordings["category"])
     assert categories == {"noise", "music", "speech"}
     assert (tmp_path / "exp" / "noise" / "rirs.npy").is_file()
@@ -120,7 +137,7 @@ def test_a_finished_run_is_not_run_again(finished, data):
         path: path.stat().st_mtime_ns for path in output.rglob("model.safetensors") if path.parent.name != "model"
     }
     steps = len(tiny.records(output))
-    assert Pipeline(parse_config(settings_of(data, output))).run() == rows
+    assert recipe.run(Session(parse_config(settings_of(data, output)))) == rows
     assert before == {path: path.stat().st_mtime_ns for path in before}
     assert len(tiny.records(output)) == steps
 
@@ -128,13 +145,13 @@ def test_a_finished_run_is_not_run_again(finished, data):
 def test_fine_tuning_of_another_round_is_not_passed_off_as_this_one(finished, data):
     output, _ = finished
     with pytest.raises(ConfigError, match=r"trained after round2, not round1; remove it"):
-        Pipeline(parse_config(settings_of(data, output, rounds=1)))
+        Session(parse_config(settings_of(data, output, rounds=1)))
 
 
 def test_another_config_may_not_continue_a_run(finished, data):
     output, _ = finished
     with pytest.raises(ConfigError, match=r"seed: 1 -> 2[\s\S]*choose another folder"):
-        Pipeline(parse_config(settings_of(data, output, seed=2)))
+        Session(parse_config(settings_of(data, output, seed=2)))
 
 
 HOLDER = """
@@ -156,17 +173,17 @@ def test_a_folder_is_one_runs_at_a_time(data, tmp_path):
     holder = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
     child = int(holder.stdout.readline())
     with pytest.raises(ConfigError, match=rf"exp is in use by process {holder.pid} on "):
-        Pipeline(config)
+        Session(config)
     holder.kill()
     holder.wait()
     os.kill(child, 0)
-    Pipeline(config)
+    Session(config)
     os.kill(child, signal.SIGKILL)
 
 
 def test_a_flat_folder_trains_the_same_weights_and_shows_no_truth(data, tmp_path):
     """Same media, same order, no speakers in the names: bit-identical weights; only trials tell of speakers."""
-    Pipeline(parse_config(short(data, tmp_path / "a"))).run()
+    recipe.run(Session(parse_config(short(data, tmp_path / "a"))))
     flat = tmp_path / "flat"
     shutil.copytree(data / "train", flat)
     table = read_utterances(flat / "manifest.parquet").table
@@ -175,7 +192,7 @@ def test_a_flat_folder_trains_the_same_weights_and_shows_no_truth(data, tmp_path
     settings = settings_of(data, tmp_path / "b", rounds=1)
     settings["large_margin"]["enabled"] = False
     settings["data"]["train"] = str(flat / "manifest.parquet")
-    rows = Pipeline(parse_config(settings)).run()
+    rows = recipe.run(Session(parse_config(settings)))
     assert {row["trials"] for row in rows} == {"tiny"}
     shown = [
         (tmp_path / run / "train.log", tmp_path / run / "log.jsonl", tmp_path / run / "report.html") for run in "ab"
@@ -193,7 +210,7 @@ def test_audio_of_stage_one_does_not_depend_on_the_face(finished, data, tmp_path
     """Single- and multi-modal runs start their rounds from the same audio encoder."""
     settings = settings_of(data, tmp_path / "audio", modalities=["audio"], rounds=0)
     settings["data"] = {name: settings["data"][name] for name in ("train", "noise")}
-    Pipeline(parse_config(settings)).run()
+    recipe.run(Session(parse_config(settings)))
     output, _ = finished
     assert_same_weights(
         weights(output / "pretrain" / "model_audio"), weights(tmp_path / "audio" / "pretrain" / "model_audio")
@@ -276,7 +293,7 @@ def test_fewer_processes_than_asked_for_stop_the_run(data, tmp_path):
     settings = settings_of(data, tmp_path / "exp")
     settings["training"]["processes"] = 2
     with pytest.raises(ConfigError, match=r"training\.processes is 2, but 1 were launched"):
-        Pipeline(parse_config(settings))
+        Session(parse_config(settings))
 
 
 @pytest.mark.parametrize(
@@ -293,7 +310,7 @@ def test_missing_files_are_named_before_training(data, tmp_path, key, value, err
     settings = settings_of(data, tmp_path / "exp")
     settings["data"][key] = value
     with pytest.raises(error, match=message):
-        Pipeline(parse_config(settings))
+        Session(parse_config(settings))
     assert not (tmp_path / "exp" / "pretrain").exists()
 
 
@@ -310,14 +327,14 @@ def test_malformed_manifests(data, tmp_path, text, message):
     settings = settings_of(data, tmp_path / "exp")
     settings["data"]["train"] = str(path)
     with pytest.raises(ManifestError, match=message):
-        Pipeline(parse_config(settings))
+        Session(parse_config(settings))
 
 
 def test_batch_larger_than_the_data(data, tmp_path):
     settings = settings_of(data, tmp_path / "exp")
     settings["pretrain"]["batch_size"] = 1000
     with pytest.raises(ValueError, match="48 usable utterances are fewer than one batch of 1000"):
-        Pipeline(parse_config(settings)).run()
+        recipe.run(Session(parse_config(settings)))
 
 
 def test_the_command_line_says_what_is_wrong_in_one_screen(tmp_path):

@@ -11,7 +11,8 @@ from test_pipeline import short
 from avspk import distributed, precision
 from avspk.checkpoint import CheckpointFolder
 from avspk.config import ConfigError, parse_config
-from avspk.pipeline import Pipeline
+from avspk.modalities.audio import AudioSettings
+from avspk.modalities.face import FaceSettings
 from avspk.precision import (
     BUDGET,
     LONG_STEP,
@@ -22,6 +23,7 @@ from avspk.precision import (
     judge,
     time_in_turns,
 )
+from avspk.session import Session
 from avspk.stages.pretrain import Pretrain
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
@@ -76,7 +78,7 @@ def test_auto_is_the_default(data, tmp_path):
     assert parse_config(settings).training.precision == "auto"
 
 
-@pytest.mark.parametrize("wanted", ["fp16", "float32", None, True])
+@pytest.mark.parametrize("wanted", ["fp8", "float32", None, True])
 def test_other_precisions_are_refused(config, wanted):
     with pytest.raises(ConfigError, match=r"training\.precision"):
         config(wanted)
@@ -100,7 +102,7 @@ def test_a_cpu_takes_what_is_clearly_faster(config, timed, seconds, name, told):
     assert f"{told} times as long in bf16 as in float32" in chosen.reason
 
 
-@pytest.mark.parametrize(("has_bf16", "name"), [(True, "bf16"), (False, "no")])
+@pytest.mark.parametrize(("has_bf16", "name"), [(True, "bf16"), (False, "fp16")])
 def test_a_gpu_takes_bf16_if_it_has_it(config, timed, monkeypatch, has_bf16, name):
     monkeypatch.setattr(
         torch.cuda, "is_bf16_supported", lambda including_emulation=True: has_bf16 or including_emulation
@@ -108,14 +110,15 @@ def test_a_gpu_takes_bf16_if_it_has_it(config, timed, monkeypatch, has_bf16, nam
     assert choose_precision(config(), GPU, begun=None).name == name
 
 
-@pytest.mark.parametrize("wanted", ["no", "bf16"])
+@pytest.mark.parametrize("wanted", ["no", "bf16", "fp16"])
 def test_what_is_configured_is_not_timed(config, timed, wanted):
-    other = {"no": "bf16", "bf16": "no"}[wanted]
+    other = "no" if wanted == "bf16" else "bf16"
     assert choose_precision(config(wanted), CPU, begun=other) == Precision(wanted, "as configured")
 
 
-@pytest.mark.parametrize("begun", ["no", "bf16"])
-@pytest.mark.parametrize("device", [CPU, GPU])
+@pytest.mark.parametrize(
+    ("begun", "device"), [("no", CPU), ("bf16", CPU), ("no", GPU), ("bf16", GPU), ("fp16", GPU)], ids=str
+)
 def test_a_run_keeps_what_it_was_begun_with(config, timed, monkeypatch, begun, device):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
     chosen = choose_precision(config(), device, begun)
@@ -125,7 +128,12 @@ def test_a_run_keeps_what_it_was_begun_with(config, timed, monkeypatch, begun, d
 
 def test_a_gpu_without_bf16_does_not_keep_it(config, timed, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
-    assert choose_precision(config(), GPU, begun="bf16").name == "no"
+    assert choose_precision(config(), GPU, begun="bf16").name == "fp16"
+
+
+def test_a_cpu_does_not_keep_fp16(config, timed):
+    timed((1.0, 1.0))
+    assert choose_precision(config(), CPU, begun="fp16").name == "no"
 
 
 def test_rank_0_decides_for_all(config, timed, monkeypatch):
@@ -179,29 +187,26 @@ def test_a_timed_step_is_as_large_as_it_is_quick(seconds_an_example, examples):
 @pytest.mark.parametrize("modalities", [["audio"], ["audio", "face"]])
 def test_the_step_trains_the_configured_encoders_and_draws_nothing(data, tmp_path, monkeypatch, modalities):
     seen = []
-    honest = precision.build_encoder
 
-    def build(architecture, **arguments):
-        encoder = honest(architecture, **arguments)
-        name = next(
-            name for name, module in encoder.named_modules() if isinstance(module, torch.nn.modules.conv._ConvNd)
-        )
-        conv = encoder.get_submodule(name)
-        conv.register_forward_hook(
-            lambda module, inputs, output: seen.append((architecture, len(output), output.dtype))
-        )
-        conv.weight.register_hook(lambda gradient: seen.append((architecture, "backward")))
-        return encoder
+    def watch(name, honest):
+        def build(settings):
+            encoder = honest(settings)
+            conv = next(m for m in encoder.modules() if isinstance(m, torch.nn.modules.conv._ConvNd))
+            conv.register_forward_hook(lambda module, inputs, output: seen.append((name, len(output), output.dtype)))
+            conv.weight.register_hook(lambda gradient: seen.append((name, "backward")))
+            return encoder
 
-    monkeypatch.setattr(precision, "build_encoder", build)
+        return build
+
+    for name, kind in (("audio", AudioSettings), ("face", FaceSettings)):
+        monkeypatch.setattr(kind, "new_encoder", watch(name, kind.new_encoder))
     settings = parse_config(short(data, tmp_path / "exp", modalities=modalities))
     before = torch.random.get_rng_state()
     step = encoder_step(settings, 4)
     for dtype in (torch.float32, torch.bfloat16):
         seen.clear()
         step(3, dtype)
-        names = ["ecapa", "face_resnet34"][: len(modalities)]
-        assert seen == [event for name in names for event in ((name, 3, dtype), (name, "backward"))]
+        assert seen == [event for name in modalities for event in ((name, 3, dtype), (name, "backward"))]
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
@@ -223,7 +228,7 @@ def test_a_run_records_its_precision_and_says_why(config, timed, fresh_accelerat
     """Begun by a timing, gone on with although a timing now says otherwise, changed at last by hand."""
     seconds = {"no": (1.0, 4.0), "bf16": (1.0, 0.5)}
     timed(seconds[first])
-    pipeline = Pipeline(config())
+    pipeline = Session(config())
     assert pipeline.accelerator.mixed_precision == first
     word = {"no": "float32", "bf16": "bf16"}[first]
     assert f"precision: {word}, on this CPU a step of the encoders takes" in log_of(pipeline)
@@ -233,7 +238,7 @@ def test_a_run_records_its_precision_and_says_why(config, timed, fresh_accelerat
 
     timed(seconds[other])
     fresh_accelerate()
-    pipeline = Pipeline(config())
+    pipeline = Session(config())
     assert pipeline.accelerator.mixed_precision == first
     assert json.loads((pipeline.folder / "environment.json").read_text())["precision"] == first
     assert f"precision: {word}, as this run was begun" in log_of(pipeline)
@@ -241,7 +246,7 @@ def test_a_run_records_its_precision_and_says_why(config, timed, fresh_accelerat
     pipeline.lock.close()
 
     fresh_accelerate()
-    pipeline = Pipeline(config(other))
+    pipeline = Session(config(other))
     stage = Pretrain(pipeline.materials, pipeline.truth)
     stage.num_epochs += 1
     pipeline.trainer.run(stage, folder)

@@ -6,19 +6,19 @@ import pytest
 import tiny
 from test_pipeline import assert_same_weights, short, weights
 
-from avspk import pipeline
+from avspk import recipe
 from avspk.checkpoint import CheckpointFolder
 from avspk.comparison_runs import PlannedRun
 from avspk.config import ConfigError, load_config, parse_config
 from avspk.data.manifest import Utterances, read_utterances, write_utterances
-from avspk.pipeline import Pipeline
-from avspk.preflight import manifest_digest
+from avspk.preflight import launch_problems, manifest_digest
+from avspk.session import Session
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory, one_thread):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline, "write_report", lambda folder: (folder / "report.html").touch())  # drawing takes longer
+        patch.setattr(recipe, "write_report", lambda folder: (folder / "report.html").touch())  # drawing takes longer
         yield tiny.make_data(tmp_path_factory.mktemp("data"))
 
 
@@ -50,7 +50,7 @@ def kill_in(stage, tree, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(CheckpointFolder, "save", save)
         with pytest.raises(Killed):
-            Pipeline(parse_config(tree)).run()
+            recipe.run(Session(parse_config(tree)))
 
 
 # Continuing.
@@ -63,7 +63,7 @@ def test_fine_tuning_does_not_go_on_from_that_of_another_round(data, tmp_path, m
         tree["large_margin"] |= {"enabled": True, "epochs": 2}
     kill_in("large_margin", trees["changed"] | {"rounds": 1}, monkeypatch)
     for tree in trees.values():
-        Pipeline(parse_config(tree)).run()
+        recipe.run(Session(parse_config(tree)))
     for stage in ("round2", "large_margin"):
         assert_same_weights(*(weights(tmp_path / name / stage / "model_audio") for name in trees))
     assert not list((tmp_path / "changed").rglob("step_*"))
@@ -75,15 +75,15 @@ def test_a_reordered_manifest_does_not_continue_a_run(data, tmp_path):
     manifest = tmp_path / "train" / "manifest.parquet"
     tree = settings(data, tmp_path / "exp", rounds=0)
     tree["data"]["train"] = str(manifest)
-    Pipeline(parse_config(tree)).run()
+    recipe.run(Session(parse_config(tree)))
     table = read_utterances(manifest).table
     write_utterances(table.iloc[::-1], manifest)
     with pytest.raises(ConfigError, match=r"a run on other utterances, or another order of them, than .*parquet"):
-        Pipeline(parse_config(tree))
+        Session(parse_config(tree))
     with pytest.raises(ConfigError, match=r"stage_one=.*exp was trained on other utterances than .*parquet holds now"):
-        Pipeline(parse_config(tree | {"stage_one": str(tmp_path / "exp"), "output": str(tmp_path / "other")}))
+        Session(parse_config(tree | {"stage_one": str(tmp_path / "exp"), "output": str(tmp_path / "other")}))
     write_utterances(table.assign(audio=[str(tmp_path / "train" / name) for name in table["audio"]]), manifest)
-    Pipeline(parse_config(tree))
+    Session(parse_config(tree))
 
 
 @pytest.mark.parametrize("column", ["utterance", "num_samples", "num_crops"])
@@ -97,20 +97,20 @@ def test_the_digest_of_a_manifest_sees_every_column_that_a_run_counts_by(data, c
 def test_settings_may_change_until_a_stage_has_read_them(data, tmp_path):
     """Nothing of a round is there after stage 1; with its first file, its settings are fixed."""
     tree = settings(data, tmp_path / "exp", rounds=0)
-    Pipeline(parse_config(tree)).run()
+    recipe.run(Session(parse_config(tree)))
     tree |= {"rounds": 1, "cluster": {"kind": "kmeans", "num_clusters": 5}, "refine": tree["refine"] | {"scale": 16}}
-    Pipeline(parse_config(tree))
+    Session(parse_config(tree))
     assert "changed since the last start: refine.scale: 32.0 -> 16.0" in (tmp_path / "exp" / "train.log").read_text()
     assert load_config(tmp_path / "exp" / "config.yaml").cluster.num_clusters == 5
     (tmp_path / "exp" / "round1").mkdir()
     with pytest.raises(ConfigError, match=r"cluster\.num_clusters: 5 -> 6[\s\S]*Continue it with its own config"):
-        Pipeline(parse_config(tree | {"cluster": {"kind": "kmeans", "num_clusters": 6}}))
+        Session(parse_config(tree | {"cluster": {"kind": "kmeans", "num_clusters": 6}}))
     tree["large_margin"] |= {"enabled": True, "seconds": 1.0}
-    Pipeline(parse_config(tree))
+    Session(parse_config(tree))
     (tmp_path / "exp" / "large_margin").mkdir()
     tree["large_margin"] |= {"seconds": 2.0}
     with pytest.raises(ConfigError, match=r"large_margin\.seconds: 1\.0 -> 2\.0"):
-        Pipeline(parse_config(tree))
+        Session(parse_config(tree))
 
 
 @pytest.mark.parametrize(
@@ -125,14 +125,14 @@ def test_results_of_other_settings_do_not_stand_beside_the_new_ones(data, tmp_pa
     """Started with other settings and killed at once, a finished folder must not pass for finished."""
     tree = settings(data, tmp_path / "exp", rounds=0)
     tree["data"] = tiny.tree(data, tmp_path)["data"]
-    Pipeline(parse_config(tree)).run()
+    recipe.run(Session(parse_config(tree)))
     config = tiny.write_config(tmp_path / "config.yaml", tree | changes)
     run = PlannedRun("method", None, "avspk.commands.train", config, ())
     assert not run.finished
-    Pipeline(parse_config(tree | changes))
+    Session(parse_config(tree | changes))
     assert run.finished == (not stale)
     if changes.get("rounds") != 1:
-        Pipeline(parse_config(tree | changes)).run()
+        recipe.run(Session(parse_config(tree | changes)))
         assert run.finished
 
 
@@ -159,16 +159,16 @@ def test_results_of_other_settings_do_not_stand_beside_the_new_ones(data, tmp_pa
 def test_sizes_that_the_data_cannot_fill(data, tmp_path, key, value, message):
     config = tiny.write_config(tmp_path / "config.yaml", tiny.tree(data, tmp_path / "exp"))
     with pytest.raises(ConfigError, match=message):
-        Pipeline(load_config(config, [f"{key}={value}"]))
+        Session(load_config(config, [f"{key}={value}"]))
     assert not (tmp_path / "exp").exists()
 
 
 def test_sizes_of_stages_that_are_not_trained_are_not_asked_about(data, tmp_path):
     config = tiny.write_config(tmp_path / "config.yaml", tiny.tree(data, tmp_path / "exp"))
     far = ["cluster.num_clusters=99", "refine.batch_size=99", "large_margin.batch_size=99"]
-    Pipeline(load_config(config, ["rounds=0", *far]))
+    Session(load_config(config, ["rounds=0", *far]))
     face = ["modalities=[audio]", "pretrain.cluster_aware.num_clusters=48", "cluster.centroids=48"]
-    Pipeline(load_config(config, [f"output={tmp_path / 'audio'}", *face]))
+    Session(load_config(config, [f"output={tmp_path / 'audio'}", *face]))
 
 
 def test_a_modality_that_nobody_has(data, tmp_path):
@@ -178,7 +178,14 @@ def test_a_modality_that_nobody_has(data, tmp_path):
     tree = tiny.tree(data, tmp_path / "exp")
     tree["data"]["train"] = str(tmp_path / "manifest.parquet")
     with pytest.raises(ConfigError, match="none of 48 utterances has the modality face; see the preparation's summary"):
-        Pipeline(parse_config(tree))
+        Session(parse_config(tree))
+
+
+def test_float16_on_a_cpu_is_refused(data, tmp_path):
+    settings = tiny.tree(data, tmp_path / "exp")
+    settings["training"] |= {"precision": "fp16"}
+    (problem,) = launch_problems(parse_config(settings), torch.device("cpu"))
+    assert "needs a CUDA GPU, and this run is on cpu. Use training.precision=no" in problem
 
 
 def test_all_that_is_wrong_is_said_at_once_and_no_folder_is_claimed(data, tmp_path):
@@ -186,7 +193,7 @@ def test_all_that_is_wrong_is_said_at_once_and_no_folder_is_claimed(data, tmp_pa
     wrong = ["pretrain.batch_size=50", "cluster.num_clusters=49", "data.noise=nowhere", "data.trials.gone=gone.txt"]
     wrong += ["training.accumulation=4", "training.processes=3"]
     with pytest.raises(ConfigError, match=r"^7 things are to be mended") as error:
-        Pipeline(load_config(config, wrong))
+        Session(load_config(config, wrong))
     lines = str(error.value).splitlines()[1:]
     assert all(line.startswith("- ") for line in lines)
     for text in ("processes is 3", "pretrain.batch_size is 50", "fewer than one batch of 50", "nowhere", "gone"):

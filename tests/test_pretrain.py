@@ -10,6 +10,8 @@ import torch
 from reference import ClippedSgd, assert_same_course
 
 from avspk.checkpoint import load_tree, load_weights, save_tree
+from avspk.data.views import rows_of_views
+from avspk.objectives.dino import DinoSettings
 from avspk.stages import pretrain
 from avspk.stages.pretrain import CollapseError, Pretrain
 from avspk.stages.truth import Truth
@@ -39,7 +41,9 @@ def build(data, modalities=("audio", "face"), **changes):
     """A stage of 3 epochs of 4 steps."""
     tree = tiny.tree(data, data / "unused")
     tree["modalities"] = list(modalities)
-    tree["pretrain"] |= {"optimiser": SGD, "teacher_momentum": 0.9, "teacher_temperature_warmup": 0.5} | changes
+    objective = tree["pretrain"]["objective"] | {"teacher_temperature_warmup": 0.5}
+    objective |= {key: changes.pop(key) for key in changes.keys() & DinoSettings.model_fields}
+    tree["pretrain"] |= {"optimiser": SGD, "teacher_momentum": 0.9, "objective": objective} | changes
     materials = tiny.materials(tree)
     return Pretrain(materials, Truth(materials.utterances))
 
@@ -126,7 +130,7 @@ def test_two_steps_equal_the_textbook(data, freeze, consistency):
         before = initial[name].state_dict()
         assert_same_course(stage.model[name].state_dict(), textbook.student.state_dict(), before)
         assert_same_course(stage.teacher[name].state_dict(), textbook.teacher.state_dict(), before)
-        torch.testing.assert_close(stage.centers[name], textbook.center, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(stage.objectives[name].center, textbook.center, rtol=1e-4, atol=1e-6)
         kept = torch.equal(stage.model[name].state_dict()[PROTOTYPES], before[PROTOTYPES])
         assert kept == bool(freeze)
     assert metrics[1]["total"] == metrics[1]["audio/loss"] + metrics[1]["face/loss"]
@@ -149,23 +153,22 @@ def test_audio_is_bit_identical_with_and_without_the_face(data):
         stage.begin_epoch(2)
         assert stage.sampler.positives
         tiny.train(stage, [8, 9], epoch=2)
-    alone, beside = stages
     for network in ("model", "teacher"):
         first, second = (getattr(stage, network)["audio"].state_dict() for stage in stages)
         for name in first:
             assert torch.equal(first[name], second[name]), (network, name)
-    assert torch.equal(alone.centers["audio"], beside.centers["audio"])
+    assert torch.equal(*(stage.objectives["audio"].center for stage in stages))
 
 
 def test_schedules_at_their_corners(data):
     """12 steps: the temperature rises over the first half, the momentum over all of them."""
     stage = build(data, ["audio"], teacher_momentum=0.99)
     for step, temperature in ((0, 0.04), (3, 0.055), (6, 0.07), (11, 0.07)):
-        assert stage.teacher_temperature(step) == pytest.approx(temperature)
+        assert stage.objectives["audio"].teacher_temperature(step) == pytest.approx(temperature)
     for step, momentum in ((0, 0.99), (3, 1 - 0.01 * (1 + math.sqrt(0.5)) / 2), (6, 0.995), (12, 1.0)):
         assert stage.teacher_momentum(step) == pytest.approx(momentum, abs=1e-12)
     constant = build(data, ["audio"], teacher_temperature_warmup=0.0, final_teacher_temperature=0.04)
-    assert {constant.teacher_temperature(step) for step in range(12)} == {0.04}
+    assert {constant.objectives["audio"].teacher_temperature(step) for step in range(12)} == {0.04}
 
 
 # Collapse.
@@ -181,7 +184,8 @@ def watch(stage, steps):
 
 def heat(stage, temperature):
     changes = {"teacher_temperature": temperature, "final_teacher_temperature": temperature}
-    stage.settings = stage.settings.model_copy(update=changes)
+    for objective in stage.objectives.values():
+        objective.settings = objective.settings.model_copy(update=changes)
 
 
 def collapse_to_a_point(stage):
@@ -272,6 +276,73 @@ def test_examples_are_cut_from_several_utterances_of_one_cluster(data):
             assert sources[0] == example.index or (name == "face" and example.index == 3)
             several += len(sources) > 1
     assert several > 48
+
+
+# Cluster-aware positives from joint clusters.
+
+JOINT = {"start": 0.5, "every": 1, "num_clusters": 8, "utterances": 2, "joint": True, "other_recordings": True}
+
+
+def examples(stage, epoch=2):
+    return [example for batch in stage.sampler.batches(epoch) for example in batch]
+
+
+def test_joint_clusters_are_one_for_all_modalities_and_the_faceless_lend_no_face(data, monkeypatch):
+    """Row 3 has no face; its voice puts it in a cluster, where others must not look for its face."""
+    stage, seen = build(data, cluster_aware=JOINT), []
+
+    def cluster(rows, usable, *rest):
+        seen.append(list(rows))
+        return np.arange(48) % 6 // 2, {}  # two speakers a cluster, row 3 among its speaker's
+
+    monkeypatch.setattr(pretrain, "cluster_embeddings", cluster)
+    stage.begin_epoch(2)
+    assert seen == [["audio", "face"]]
+    audio, face = (stage.labels[name].numpy() for name in ("audio", "face"))
+    np.testing.assert_array_equal(audio, np.arange(48) % 6 // 2)
+    assert face[3] == -1
+    np.testing.assert_array_equal(np.delete(face, 3), np.delete(audio, 3))
+    for epoch in range(2, 12):
+        for example in examples(stage, epoch):
+            assert 3 not in example.sources["face"]
+            assert len(example.sources["audio"]) == 2
+    next(stage.batches(2, 0, workers=0))  # every crop asked for is there
+
+
+def test_the_pairs_in_the_log_are_those_of_the_views(data, monkeypatch):
+    """Counted by hand over an epoch: the teacher's long crops against the student's others, 2 long and 2 short."""
+    stage = build(data, ["audio"], cluster_aware=JOINT | {"utterances": 3})
+    monkeypatch.setattr(pretrain, "cluster_embeddings", lambda *_: (np.arange(48) % 3, {}))
+    metrics = stage.begin_epoch(2)
+    right, apart, total = 0, 0, 0
+    for row in range(48):
+        sources = stage.sampler.sources(2, row, "audio")
+        views = [sources[view % 3] for view in range(4)]
+        for teacher, student in ((0, 1), (0, 2), (0, 3), (1, 0), (1, 2), (1, 3)):
+            same = views[teacher] % 6 == views[student] % 6
+            right, total = right + same, total + 1
+            apart += same and views[teacher] != views[student]  # each is a recording of its own
+    assert metrics["audio/pairs/right"] == pytest.approx(right / total)
+    assert metrics["audio/pairs/right_apart"] == pytest.approx(apart / total)
+    assert 0.1 < metrics["audio/pairs/right_apart"] < metrics["audio/pairs/right"] < 0.9
+
+
+def test_the_teacher_may_see_the_first_utterance_alone(data):
+    stage = build(data, cluster_aware=JOINT | {"teacher_alone": True})
+    for views in stage.dataset.samplers.values():
+        rows = rows_of_views(views.groups, (5, 9))
+        assert rows["global"] == [5, 5]
+        assert rows["local"] == [5, 9][: len(rows["local"])]
+    metrics = stage.begin_epoch(2)
+    assert metrics["audio/pairs/right"] >= 0.5, "half of the student's views are of the teacher's utterance"
+
+
+def test_joint_clusters_survive_a_checkpoint(data, tmp_path):
+    first, second = build(data, cluster_aware=JOINT), build(data, cluster_aware=JOINT)
+    first.begin_epoch(2)
+    save_tree(tmp_path / "state.safetensors", first.state_dict())
+    second.load_state_dict(load_tree(tmp_path / "state.safetensors"))
+    assert examples(first) == examples(second)
 
 
 # The result.

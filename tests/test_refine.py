@@ -14,7 +14,7 @@ from avspk.checkpoint import load_tree, load_weights, save_tree
 from avspk.judges.label_correction import CorrectionSettings
 from avspk.stages.classify import Classify
 from avspk.stages.cluster import class_vectors
-from avspk.stages.modalities import build_kits
+from avspk.stages.materials import build_kits
 from avspk.stages.refine import Refine
 from avspk.stages.truth import Truth
 from avspk.training import build_optimiser

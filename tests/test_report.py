@@ -10,16 +10,21 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from scipy.special import ndtri
 from synthetic_run import EPOCHS, LISTS, write_run
 
 from avspk.data.score_file import slug
-from avspk.report import write_report
+from avspk.evaluation.run_folder import Run, stage_name
+from avspk.judges.gated_correction import GatedCorrectionSettings
+from avspk.judges.ledger import Ledger
+from avspk.report import round_plots, write_report
+from avspk.report.conclusions import conclusions, next_steps
 from avspk.report.embedding_map import MAP_POINTS, choose_points, project
 from avspk.report.evaluation_plots import DetCurve, det_curves, eer_per_system, system_styles
 from avspk.report.page import Section, duration, render_page, table_block
 from avspk.report.round_plots import gate_histograms, mixture_densities, spread_over
-from avspk.report.run_folder import Run, stage_name
+from avspk.report.scores import cosine_thresholds
 from avspk.report.style import PALETTE
 from avspk.report.training_plots import CURVE_POINTS, whole_run
 
@@ -69,7 +74,7 @@ def _parsed(html: str) -> _Balance:
 def test_the_page_is_well_formed_self_contained_and_small(page: str) -> None:
     parser = _parsed(page)
     anchors = [name for name in parser.ids if not re.fullmatch(r"[mpCD][0-9a-f]+(_\d+)?_?[0-9a-f]*", name)]
-    assert anchors == ["results", "stage1", "rounds", "round1", "large_margin", "run", "provenance"]
+    assert anchors == ["reading", "results", "stage1", "rounds", "round1", "large_margin", "run", "provenance"]
     assert not re.search(r"https?://|<script|<link|@import|url\((?!#)", page)
     assert len(page) < 2_000_000
 
@@ -305,3 +310,170 @@ def test_an_upper_bound_and_a_copied_stage_one_are_said_to_be_so(run: Path, tmp_
     assert "without speaker labels" not in other
     assert "nothing in training reads them" not in other
     assert "Copied from exp/av, whose report shows its course." in other
+
+
+def test_what_it_was_trained_on_and_with_is_said(page: str) -> None:
+    text = " ".join(" ".join(_parsed(page).text).split())
+    for fact in (
+        "training data 240 utterances, 0.4 hours of sound",
+        "audio encoder audio_net, 107 parameters, 16 numbers per embedding",
+        "processor A Processor 9000, 2 cores, 8 GB",
+        "processes 1, 2 threads each",
+        "precision float32",
+        "started 2026-01-02T03:04:05+00:00, last start 2026-01-03T03:04:05+00:00",
+        "commit 0123abc+ (files differed from it)",
+    ):
+        assert fact in text
+
+
+def test_the_thresholds_of_the_calibration_are_those_of_bayes(run: Path) -> None:
+    """Equal odds lie where weight x cosine + bias is 0; a prior of 0.05 asks for ln 19 more."""
+    thresholds = cosine_thresholds(Run(run))
+    assert thresholds["prior 0.5"] == pytest.approx(-3.0 / 0.2)
+    assert thresholds["prior 0.05"] == pytest.approx((np.log(19) - 3.0) / 0.2)
+
+
+def test_a_calibration_that_does_not_fit_is_said_not_to(run: Path, page: str) -> None:
+    costs = Run(run).calibration_costs["demo_o"]
+    scores = Run(run).scores("final", "demo_o")
+    llr = 0.2 * scores["score"] + 3.0
+    target = scores["label"] == 1
+    by_hand = (np.log2(1 + np.exp(-llr[target])).mean() + np.log2(1 + np.exp(llr[~target])).mean()) / 2
+    assert costs["cllr"] == pytest.approx(by_hand)
+    assert f"cost {by_hand:.2f} bits a trial" in page
+    assert "choose the threshold on trials from your own recordings" in page
+
+
+def test_only_gains_beyond_the_intervals_are_called_gains(run: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(run, tmp_path / "run")
+    systems = ("mean fbank", "stage 1 (DINO)", "round 1", "final")
+    bounds = {"stage 1 (DINO)": (12, 16), "round 1": (9, 11), "final": (8, 10), "mean fbank": (30, 40)}
+    rows = [
+        {
+            "system": name,
+            "trials": "o",
+            "num_trials": 9,
+            "eer": sum(bounds[name]) / 2,
+            "min_dcf_0.01": 1,
+            "min_dcf_0.05": 1,
+        }
+        | dict(zip(("eer_low", "eer_high"), bounds[name], strict=True))
+        for name in systems
+    ]
+    (folder / "metrics.json").write_text(json.dumps(rows))
+    found = conclusions(Run(folder))
+    assert any("'round 1' lowered the EER" in text for text in found)
+    assert any("whether 'final' lowered the EER is open" in text for text in found)
+    rows[2] |= {"eer_low": 20, "eer": 21, "eer_high": 22}
+    (folder / "metrics.json").write_text(json.dumps(rows))
+    assert any("'round 1' made the EER worse" in text for text in conclusions(Run(folder)))
+
+
+def test_the_gate_is_judged_only_against_a_truth(run: Path, tmp_path: Path) -> None:
+    assert any("the gate keeps the better ones" in text for text in conclusions(Run(run)))
+    folder = shutil.copytree(run, tmp_path / "run")
+    records = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    blind = [{k: v for k, v in record.items() if "purity" not in k and "precision" not in k} for record in records]
+    (folder / "log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in blind))
+    assert not any("the gate" in text for text in conclusions(Run(folder)))
+
+
+def judge_jointly(folder: Path) -> None:
+    """The round's losses, records and verdicts again, by the judge that trains."""
+    stage, modalities = folder / "round1", ("audio", "face")
+    labels = pd.read_parquet(stage / "labels.parquet")
+    labels.loc[:4, "label"] = -1  # not trained on
+    labels.to_parquet(stage / "labels.parquet")
+    values = labels["label"].to_numpy()
+    judge = GatedCorrectionSettings().build(modalities, values)
+    ledger = Ledger(len(labels), modalities, judge.settings.window, torch.device("cpu"), lambda tensor: tensor)
+    notes = {}
+    for epoch in range(EPOCHS):
+        ledger.open_epoch()
+        judge.review(epoch, ledger, values >= 0)
+        losses = torch.from_numpy(np.load(stage / "losses" / f"epoch_{epoch + 1:02d}.npy"))
+        for column in range(2):
+            ledger.record_losses(column, torch.arange(len(labels)), losses[:, column])
+        ledger.close_epoch()
+        notes[epoch + 1] = judge.notes()
+        ledger.write_losses(stage / "losses" / f"epoch_{epoch + 1:02d}.npy")
+    ledger.table(labels["utterance"], values, judge.trust.numpy()).to_parquet(stage / "gate.parquet")
+    records = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    for record in records:
+        if record["kind"] == "epoch" and record["stage"] == "round1":
+            for key in [key for key in record if "/gate/" in key]:
+                del record[key]
+            record |= notes[record["epoch"]]
+    (folder / "log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
+def test_a_joint_gate_is_drawn_over_what_it_read(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The verdicts of training lie on the two sides of the drawn threshold, in the histogram and in the plane."""
+    folder = shutil.copytree(run, tmp_path / "run")
+    judge_jointly(folder)
+    drawn = {}
+    for name in ("gate_histograms", "loss_plane"):
+        honest = getattr(round_plots, name)
+        monkeypatch.setattr(
+            round_plots, name, lambda *a, name=name, honest=honest: drawn.update({name: a}) or honest(*a)
+        )
+    text = " ".join(_parsed(write_report(folder).read_text()).text)
+    assert "joint, epoch 6" in text
+    assert "audio, epoch 6" not in text
+    gate = pd.read_parquet(folder / "round1" / "gate.parquet")
+    used = (gate["label"] >= 0).to_numpy()
+    histograms, epochs, _ = drawn["gate_histograms"]
+    threshold = epochs.set_index("epoch")["joint/gate/threshold"][EPOCHS]
+    assert ((np.log(histograms[EPOCHS - 1]) <= threshold) == gate["trusted"][used]).all()
+    assert 0.2 < gate["trusted"][used].mean() < 0.9
+    losses, _, _, thresholds, (a, b, c) = drawn["loss_plane"]
+    both = np.isfinite(losses).all(1)
+    x, y = np.log(losses[both]).T
+    assert ((a * x + b * y <= c) == gate["trusted"][both]).all()
+    assert not thresholds
+    assert not both[~used].any()
+
+
+def test_the_large_margin_section_explains_no_gate(page: str) -> None:
+    section = re.search(r'<section id="large_margin">.*?</section>', page, re.DOTALL)
+    text = " ".join(_parsed(section[0]).text)
+    assert "It has no gate" in text
+    assert "threshold" not in text
+
+
+def test_an_unfinished_run_says_how_far_it_is_and_that_the_command_continues_it(run: Path, tmp_path: Path) -> None:
+    assert Run(run).finished
+    folder = shutil.copytree(run, tmp_path / "run")
+    for name in ("large_margin", "evaluation"):
+        shutil.rmtree(folder / name)
+    (folder / "round1" / "done.json").unlink()
+    (folder / "metrics.json").unlink()
+    (folder / "config.yaml").write_text((folder / "config.yaml").read_text() + "refine: {epochs: 12}\n")
+    lines = (folder / "log.jsonl").read_text().splitlines()
+    (folder / "log.jsonl").write_text("\n".join(line for line in lines if "large_margin" not in line))
+    text = " ".join(_parsed(write_report(folder).read_text()).text)
+    assert f"Reached: Round 1, epoch {EPOCHS} of 12." in text
+    assert "The command that started it continues it." in text
+    assert "A single run says nothing" not in text
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "advice"),
+    [
+        ("data_wait", 0.6, "Stage 1 (DINO) spends 60 % of its time waiting for data. Raise training.workers"),
+        ("audio/teacher_entropy", float(np.log(2048)), "The audio teacher's targets are uniform"),
+    ],
+)
+def test_trouble_in_the_log_becomes_advice(run: Path, tmp_path: Path, key: str, value: float, advice: str) -> None:
+    assert not any(advice in text for text in next_steps(Run(run)))
+    folder = shutil.copytree(run, tmp_path / "run")
+    records = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    changed = [record | {key: value} if record["stage"] == "pretrain" else record for record in records]
+    (folder / "log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in changed))
+    assert any(advice in text for text in next_steps(Run(folder)))
+
+
+def test_repeatability_is_claimed_for_one_machine_only(page: str) -> None:
+    text = " ".join(" ".join(_parsed(page).text).split())
+    assert "On the same machine, with the same config, versions, seed, processes and threads, the run repeats" in text
+    assert "the results differ like those of two seeds" in text

@@ -21,7 +21,7 @@ def run(finished, tmp_path):
 def test_a_finished_run(run, capsys):
     assert main(["report", str(run)]) == 0
     assert capsys.readouterr().out == f"{run / 'report.html'}\n"
-    assert "Reached: Evaluation" in (run / "report.html").read_text()
+    assert "Reached: finished." in (run / "report.html").read_text()
 
 
 @pytest.mark.parametrize(

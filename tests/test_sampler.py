@@ -147,6 +147,47 @@ def test_singletons_and_those_without_a_cluster_stay_alone(index):
     assert ClusterPositives(LABELS).draw(index, 6, np.random.default_rng(0)) == (index,)
 
 
+RECORDINGS = np.array([0, 1, 2, 0, 3, 4, 1, 5, 0, 6])  # cluster 2: 0, 3, 8 are one recording, 5 and 9 two others
+
+
+@pytest.mark.parametrize(("index", "apart"), [(0, {5, 9}), (3, {5, 9}), (5, {0, 3, 8, 9}), (1, set())])
+@pytest.mark.parametrize("count", [2, 3, 4, 9])
+def test_members_from_other_recordings_come_first(index, apart, count):
+    """Utterance 1's cluster is one recording: then that serves."""
+    positives = ClusterPositives(LABELS, RECORDINGS)
+    members = set(np.flatnonzero(np.equal(LABELS, LABELS[index])).tolist()) - {index}
+    for seed in range(20):
+        drawn = positives.draw(index, count, np.random.default_rng(seed))
+        assert drawn == positives.draw(index, count, np.random.default_rng(seed))
+        assert drawn[0] == index
+        assert len(set(drawn)) == len(drawn) == min(count, len(members) + 1)
+        first = set(drawn[1 : 1 + len(apart)])
+        assert first == apart if count > len(apart) else first < apart
+        assert set(drawn[1:]) <= members
+
+
+def test_of_other_recordings_every_member_is_equally_likely():
+    positives, rng = ClusterPositives(LABELS, RECORDINGS), np.random.default_rng(0)
+    partners = [positives.draw(5, 2, rng)[1] for _ in range(4000)]
+    np.testing.assert_allclose([partners.count(member) / 4000 for member in (0, 3, 8, 9)], 0.25, atol=0.027)
+    assert positives.draw(4, 6, rng) == (4,)
+    assert positives.draw(2, 6, rng) == (2,)
+
+
+def test_ranks_and_a_resume_draw_the_same_of_other_recordings():
+    labels, recordings = np.where(np.arange(NUM) % 9 > 0, np.arange(NUM) % 7, -1), np.arange(NUM) // 3
+
+    def one(rank=0, num_ranks=1):
+        made = sampler(rank, num_ranks)
+        made.positives, made.num_sources = {"audio": ClusterPositives(labels, recordings)}, 2
+        return made
+
+    whole = list(one().batches(epoch=3))
+    parts = [list(one(rank, 2).batches(epoch=3)) for rank in range(2)]
+    assert [flat(shares) for shares in zip(*parts, strict=True)] == whole
+    assert list(one().batches(3, first_step=2)) == whole[2:]
+
+
 def test_the_sampler_draws_positives_anew_every_epoch():
     one = sampler()
     one.positives, one.num_sources = {"audio": ClusterPositives(np.arange(NUM) % 4)}, 3

@@ -6,14 +6,16 @@ import numpy as np
 import pandas as pd
 import pytest
 import tiny
+import torch
 from test_pipeline import settings_of
 
+from avspk import recipe
 from avspk.commands import train
 from avspk.config import load_config
 from avspk.data.manifest import Utterances
-from avspk.pipeline import Pipeline
 from avspk.preflight import launch_problems, size_problems
 from avspk.scaling import scaled_settings
+from avspk.session import Session
 from avspk.shipped import find_config
 
 
@@ -29,7 +31,7 @@ def test_what_is_scaled_to_the_data_passes_the_checks(num, name):
     data, file = utterances(num), find_config(Path(name))
     scaled = [f"{key}={value}" for key, value in scaled_settings(data, load_config(file)).items()]
     config = load_config(file, scaled)
-    assert [*launch_problems(config), *size_problems(data, config)] == []
+    assert [*launch_problems(config, torch.device("cpu")), *size_problems(data, config)] == []
     assert config.pretrain.epochs * max(1, num // config.pretrain.batch_size) >= 1000
 
 
@@ -54,8 +56,8 @@ def test_train_prints_what_it_scales_and_overrides_have_the_last_word(tmp_path, 
     tree = settings_of(data, tmp_path / "exp")
     tree["data"]["trials"]["gone"] = str(tmp_path / "gone.txt")
     config = tiny.write_config(tmp_path / "config.yaml", tree)
-    runs: list[Pipeline] = []
-    monkeypatch.setattr(Pipeline, "run", lambda pipeline: runs.append(pipeline))
+    runs: list[Session] = []
+    monkeypatch.setattr(recipe, "run", runs.append)
     manifest = data / "train" / "manifest.parquet"
     assert train.main(["--config", str(config), "--data", str(manifest), "pretrain.epochs=2"]) == 0
     used, shown = runs[0].config, capsys.readouterr().out

@@ -12,8 +12,10 @@ import pytest
 import soundfile
 import tiny
 
-from avspk.config import AudioPolicy, parse_config
+from avspk import recipe
+from avspk.config import parse_config
 from avspk.data import sound_packing
+from avspk.data.augmentation import AudioPolicy
 from avspk.data.manifest import read_utterances
 from avspk.data.media import MediaError
 from avspk.data.noise import generate_noise_pack, read_noise_pack
@@ -31,7 +33,7 @@ from avspk.data.sound_store import (
 )
 from avspk.data.views import AudioGroup, AudioViews, generator
 from avspk.evaluation.embedding_store import EmbeddingStore
-from avspk.pipeline import Pipeline
+from avspk.session import Session
 
 FORMATS = ("int16", "flac")
 TOOL = Path(__file__).parents[1] / "tools" / "pack_sound.py"
@@ -264,15 +266,15 @@ def test_crops_are_the_same_and_no_file_is_opened_for_them(data, packed):
 def test_a_run_on_packed_sound_gives_the_same_bytes(data, packed, tmp_path, monkeypatch):
     """Both stages, embeddings, calibration and generated babble read it; the folder of one goes on with the other."""
     small = {"num_noises": 2, "num_music": 2, "num_rirs": 2, "seconds": 1.0, "rir_seconds": 0.2}
-    monkeypatch.setattr("avspk.pipeline.generate_noise_pack", partial(generate_noise_pack, **small))
+    monkeypatch.setattr("avspk.session.generate_noise_pack", partial(generate_noise_pack, **small))
     outputs = {}
     for manifest in (data / "train" / "manifest.parquet", packed):
         settings = tiny.tree(data, tmp_path / manifest.stem)
         settings["data"] |= {"train": str(manifest), "noise": None}
         settings["training"]["threads"] = 1
         settings |= {"rounds": 1, "modalities": ["audio"]}
-        pipeline = Pipeline(parse_config(settings))
-        pipeline.run()
+        pipeline = Session(parse_config(settings))
+        recipe.run(pipeline)
         pipeline.lock.close()
         kinds = ("*.safetensors", "labels.parquet", "*.npy", "*.scores.tsv", "metrics.json")
         found = sorted(path for kind in kinds for path in (tmp_path / manifest.stem).rglob(kind))

@@ -7,18 +7,21 @@ import pytest
 import tiny
 import torch
 
-from avspk import pipeline
+from avspk import recipe
 from avspk.checkpoint import load_tree
 from avspk.config import ConfigError, parse_config
-from avspk.pipeline import Pipeline
+from avspk.session import Session
 from avspk.stage_one import copy_stage_one, stage_one_differences
+
+PRETRAIN = tiny.tree(Path(), Path())["pretrain"]
+HEAD = PRETRAIN["objective"]["head"]
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     threads = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline, "write_report", lambda folder: None)  # drawing takes longer than these runs
+        patch.setattr(recipe, "write_report", lambda folder: None)  # drawing takes longer than these runs
         yield tiny.make_data(tmp_path_factory.mktemp("data"))
     torch.set_num_threads(threads)
 
@@ -32,7 +35,7 @@ def settings(data, output, **changes):
 
 
 def run(data, output, **changes):
-    Pipeline(parse_config(settings(data, output, **changes))).run()
+    recipe.run(Session(parse_config(settings(data, output, **changes))))
     return output
 
 
@@ -65,7 +68,7 @@ def test_the_source_is_not_needed_afterwards(data, stage_one, tmp_path):
     source.unlink()
     run(data, output, rounds=0, stage_one=str(source))
     with pytest.raises(ConfigError, match=r"stage_one: '.*' -> None"):
-        Pipeline(parse_config(settings(data, output, rounds=0)))
+        Session(parse_config(settings(data, output, rounds=0)))
 
 
 def test_noise_that_was_generated_goes_along(data, tmp_path):
@@ -86,20 +89,20 @@ def test_noise_that_was_generated_goes_along(data, tmp_path):
     ("change", "message"),
     [
         ({"seed": 2}, "seed: 1 -> 2"),
-        ({"head": {"hidden_dim": 32, "bottleneck_dim": 16, "out_dim": 32}}, "head.out_dim: 64 -> 32"),
+        ({"pretrain": PRETRAIN | {"objective": {"head": HEAD | {"out_dim": 32}}}}, "head.out_dim: 64 -> 32"),
         ({"stage_one": "nowhere"}, r"stage_one=nowhere: no config\.yaml there"),
     ],
 )
 def test_another_stage_one_is_refused(data, stage_one, tmp_path, change, message):
     with pytest.raises(ConfigError, match=message):
-        Pipeline(parse_config(settings(data, tmp_path / "run", **{"stage_one": str(stage_one)} | change)))
+        Session(parse_config(settings(data, tmp_path / "run", **{"stage_one": str(stage_one)} | change)))
     assert not (tmp_path / "run").exists()
 
 
 def test_an_unfinished_stage_one_is_refused(data, tmp_path):
-    Pipeline(parse_config(settings(data, tmp_path / "begun")))
+    Session(parse_config(settings(data, tmp_path / "begun")))
     with pytest.raises(ConfigError, match=r"no pretrain/done\.json there"):
-        Pipeline(parse_config(settings(data, tmp_path / "run", stage_one=str(tmp_path / "begun"))))
+        Session(parse_config(settings(data, tmp_path / "run", stage_one=str(tmp_path / "begun"))))
 
 
 def test_what_comes_later_may_differ_and_a_missing_modality_may_not(data):
@@ -118,3 +121,16 @@ def test_what_comes_later_may_differ_and_a_missing_modality_may_not(data):
     (line,) = stage_one_differences(first, parse_config(small))
     assert line == "face.views.local_size: 16 -> 24"
     assert stage_one_differences(first, parse_config(small | {"modalities": ["audio"]})) == []
+
+
+def test_joint_clusters_tie_the_modalities_and_their_weights_to_stage_one(data):
+    """Audio of an audio-visual run is another one then, and the weights say how."""
+    tree = settings(data, Path("a"))
+    tree["pretrain"] |= {"cluster_aware": PRETRAIN["cluster_aware"] | {"joint": True}}
+    tree["cluster"]["weights"] = {"audio": 1.0, "face": 1.0}
+    first, alone = parse_config(tree), parse_config(tree | {"modalities": ["audio"]})
+    (line,) = stage_one_differences(first, alone)
+    assert line == "modalities: ['audio', 'face'], clustered together, -> ['audio']"
+    other = parse_config(tree | {"cluster": tree["cluster"] | {"weights": {"audio": 1.0, "face": 0.5}}})
+    (line,) = stage_one_differences(first, other)
+    assert "cluster.weights" in line

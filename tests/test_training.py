@@ -15,12 +15,12 @@ from safetensors import SafetensorError
 from test_pipeline import TRAIN, assert_same_weights, launch, resumed_at, short, weights
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-from avspk import training
+from avspk import recipe, training
 from avspk.checkpoint import CheckpointFolder, load_tree
 from avspk.config import ConfigError, OptimiserSettings, parse_config
 from avspk.finiteness import NonFiniteLossError
-from avspk.pipeline import Pipeline
-from avspk.stages.modalities import build_kits
+from avspk.session import Session
+from avspk.stages.materials import build_kits
 from avspk.stages.pretrain import Pretrain
 from avspk.stages.refine import Refine
 from avspk.stages.truth import Truth
@@ -34,7 +34,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture
 def pipeline(data, tmp_path):
-    return Pipeline(parse_config(short(data, tmp_path / "exp", modalities=["audio"])))
+    return Session(parse_config(short(data, tmp_path / "exp", modalities=["audio"])))
 
 
 def snapshot(module):
@@ -126,8 +126,8 @@ def test_a_checkpoint_of_another_model_is_refused_in_one_screen(data, pipeline, 
     folder = CheckpointFolder(pipeline.folder / "a", 2)
     pipeline.trainer.run(stage, folder)
     settings = short(data, tmp_path / "other", modalities=["audio"])
-    settings["head"]["bottleneck_dim"] = 8
-    other = Pipeline(parse_config(settings))
+    settings["pretrain"]["objective"]["head"]["bottleneck_dim"] = 8
+    other = Session(parse_config(settings))
     with pytest.raises(RuntimeError, match="do not fit the configured model") as error:
         other.trainer.run(Pretrain(other.materials, other.truth), folder)
     assert len(str(error.value).splitlines()) < 12
@@ -218,7 +218,7 @@ def test_loader_workers_do_not_change_the_weights(data, tmp_path):
     for workers in (0, 2):
         settings = short(data, tmp_path / str(workers), rounds=0)
         settings["training"]["workers"] = workers
-        Pipeline(parse_config(settings)).run()
+        recipe.run(Session(parse_config(settings)))
     for modality in ("audio", "face"):
         name = f"pretrain/model_{modality}"
         assert_same_weights(weights(tmp_path / "0" / name), weights(tmp_path / "2" / name))
@@ -254,7 +254,7 @@ def test_a_device_skips_a_bad_update_and_the_host_hears_of_it_in_time(data, tmp_
     settings = short(data, tmp_path / "exp", modalities=["audio"])
     settings["pretrain"]["optimiser"] |= {"name": name}
     settings["training"] |= {"log_steps": 1000, "checkpoint_steps": 0}
-    pipeline = Pipeline(parse_config(settings))
+    pipeline = Session(parse_config(settings))
     defer(monkeypatch)
     stage = Pretrain(pipeline.materials, pipeline.truth)
     seen, steps = poison(stage, monkeypatch, poisoned), []
@@ -273,7 +273,7 @@ def test_a_device_skips_a_bad_update_and_the_host_hears_of_it_in_time(data, tmp_
 def test_fused_and_watched_updates_are_the_plain_ones(data, tmp_path, monkeypatch):
     weights = []
     for deferred in (False, True):
-        pipeline = Pipeline(parse_config(short(data, tmp_path / str(deferred), modalities=["audio"])))
+        pipeline = Session(parse_config(short(data, tmp_path / str(deferred), modalities=["audio"])))
         if deferred:
             defer(monkeypatch)
         stage = Pretrain(pipeline.materials, pipeline.truth)
@@ -334,7 +334,7 @@ def test_a_run_on_other_conditions_says_what_that_changes(data, tmp_path):
     outputs = []
     for changes in ({}, {}, {"accumulation": 2, "sync_batchnorm": False}):
         settings["training"] |= changes
-        pipeline = Pipeline(parse_config(settings))
+        pipeline = Session(parse_config(settings))
         log = pipeline.folder / "train.log"
         said = len(log.read_text())
         stage = Pretrain(pipeline.materials, pipeline.truth)
@@ -403,7 +403,7 @@ def refine_stage(data, folder, doubtful):
 def test_the_device_is_not_waited_for_between_log_steps(data, tmp_path):
     """With cluster-aware views; with labels that are corrected, which are found in a table on the host."""
     tree = tiny.tree(data, tmp_path)
-    tree["pretrain"]["consistency"] = 0.5
+    tree["pretrain"]["objective"]["consistency"] = 0.5
     materials = tiny.materials(tree)
     assert reads_of(Pretrain(materials, Truth(materials.utterances)), [8, 9], 2) == {}
     assert reads_of(refine_stage(data, tmp_path, doubtful=True), [0, 1], 0) == {"nonzero": 2}
@@ -431,7 +431,7 @@ def without_batchnorm(module):
 
 def pretrain_stage(data, folder):
     tree = tiny.tree(data, folder)
-    tree["pretrain"]["freeze_last_layer_epochs"] = 0
+    tree["pretrain"]["objective"]["freeze_last_layer_epochs"] = 0
     materials = tiny.materials(tree)
     return Pretrain(materials, Truth(materials.utterances))
 
@@ -455,8 +455,8 @@ def test_parts_of_a_batch_make_the_step_of_the_whole(data, tmp_path, kind, parts
         for key, value in one.items():
             assert float(other[key]) == pytest.approx(float(value), rel=1e-4), key
     if kind == "pretrain":
-        for name, center in whole.centers.items():
-            torch.testing.assert_close(split.centers[name], center, rtol=1e-4, atol=1e-6)
+        for name, objective in whole.objectives.items():
+            torch.testing.assert_close(split.objectives[name].center, objective.center, rtol=1e-4, atol=1e-6)
         for name, value in whole.teacher.state_dict().items():
             torch.testing.assert_close(split.teacher.state_dict()[name], value, rtol=1e-4, atol=1e-6, msg=name)
     else:
@@ -467,10 +467,10 @@ def test_a_run_in_parts(data, tmp_path):
     """All stages of it; batches that do not divide are named before anything is trained."""
     settings = short(data, tmp_path / "exp", modalities=["audio"])
     settings["training"]["accumulation"] = 3
-    Pipeline(parse_config(settings)).run()
+    recipe.run(Session(parse_config(settings)))
     settings["training"]["accumulation"] = 5
     with pytest.raises(ConfigError, match=r"pretrain\.batch_size is 12; it must be a multiple of 5: 1 processes times"):
-        Pipeline(parse_config(settings))
+        Session(parse_config(settings))
 
 
 # Layout, seconds.
@@ -484,7 +484,7 @@ def test_channels_last_changes_the_layout_alone(data, tmp_path, monkeypatch):
         settings = short(data, tmp_path / str(channels_last), rounds=0)
         settings["training"] |= {"channels_last": channels_last}
         settings["pretrain"] |= {"epochs": 1}
-        pipeline = Pipeline(parse_config(settings))
+        pipeline = Session(parse_config(settings))
         stage = Pretrain(pipeline.materials, pipeline.truth)
         folder = CheckpointFolder(tmp_path / f"checkpoints {channels_last}", 2)
         pipeline.trainer.run(stage, folder)

@@ -44,7 +44,7 @@ def last_duration(path: Path, ticks: int) -> Fraction:
     """How long the container says that the last picture stays, in 1/`ticks` s."""
     with av.open(str(path)) as container:
         packets = [packet for packet in container.demux(video=0) if packet.size]
-        last = max(packets, key=lambda packet: packet.pts)
+        last = max(packets, key=lambda packet: packet.pts or 0)
         return last.duration * last.time_base * ticks
 
 

@@ -10,7 +10,7 @@ import tiny
 import torch
 from torch.utils.data import DataLoader
 
-from avspk.config import AudioPolicy, ImagePolicy
+from avspk.data.augmentation import AudioPolicy, ImagePolicy
 from avspk.data.crop_store import CropWriter
 from avspk.data.dataset import Example, ViewDataset
 from avspk.data.manifest import UTTERANCE_COLUMNS, Utterances

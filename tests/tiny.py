@@ -18,7 +18,7 @@ from avspk.data.noise import CATEGORIES, NoisePack, read_noise_pack, write_noise
 from avspk.data.sound import write_wav
 from avspk.finiteness import FiniteGuard
 from avspk.stages.base import Stage, to_device
-from avspk.stages.modalities import Materials
+from avspk.stages.materials import Materials
 from avspk.training import Trainer, build_optimiser
 
 NUM_SPEAKERS, NUM_CLIPS, CROPS_A_CLIP = 6, 8, 3
@@ -112,13 +112,14 @@ def tree(root: Path, output: Path) -> dict:
             "views": face_views,
             "refine_size": 32,
         },
-        "head": {"hidden_dim": 32, "bottleneck_dim": 16, "out_dim": 64},
         "pretrain": {
+            "objective": {"head": {"hidden_dim": 32, "bottleneck_dim": 16, "out_dim": 64}},
             "epochs": 3,
             "batch_size": 12,
             "optimiser": optimiser,
             "average_last": 2,
             "cluster_aware": {"start": 0.5, "every": 1, "num_clusters": 8, "utterances": 3},
+            "recalibrate": {"batches": 2, "batch_size": 24, "seconds": 0.5},
         },
         "cluster": {"kind": "kmeans", "num_clusters": 8},
         "refine": {
@@ -178,7 +179,9 @@ def train(
     accumulation: int = 1,
 ) -> list:
     """These updates, as the training loop makes them, with the epoch's batches from `first_step` on; their metrics."""
-    one_process = SimpleNamespace(autocast=nullcontext, no_sync=nullcontext, backward=torch.Tensor.backward)
+    one_process = SimpleNamespace(
+        autocast=nullcontext, no_sync=nullcontext, backward=torch.Tensor.backward, scaler=None
+    )
     trainer = Trainer(one_process, TrainingSettings(accumulation=accumulation), None)
     optimiser = optimiser or build_optimiser(stage.parameter_groups(), stage.optimiser, stage.device)
     trainer.guard = FiniteGuard(stage.name, optimiser)

@@ -12,11 +12,11 @@ from itertools import pairwise
 
 import numpy as np
 import torch
-from sklearn.metrics import adjusted_rand_score
 from torch import Tensor
 
 from avspk.clusterers.base import Embeddings
 from avspk.clusterers.kmeans import Reducer
+from avspk.extras import explained
 
 CANDIDATES = (0.35, 0.5, 0.7, 1.0, 1.4)
 PARTS, SHARE = 8, 0.8  # random parts that are compared two by two, and the share of the rows in each
@@ -54,6 +54,9 @@ def agreement_weights(
 
 def _agreement(sample: Rows, weights: Mapping[str, float], num_clusters: int, cluster: Cluster, seed: int) -> float:
     """Mean adjusted Rand index of parts clustered on their own, over the rows that they share."""
+    with explained():
+        from sklearn.metrics import adjusted_rand_score
+
     num = len(next(iter(sample.values())))
     rng = np.random.default_rng(seed)
     parts = rng.random((PARTS, num)) < SHARE

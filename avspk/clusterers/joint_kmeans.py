@@ -28,7 +28,7 @@ class JointKmeansSettings(Settings):
     centroids: int = Field(0, ge=0, description="k-means centroids that are merged to num_clusters; 0: plain k-means")
     iterations: Count = 30
     restarts: Count = 1
-    weights: dict[str, Positive] = Field({"audio": 1.0, "face": 1.0}, description="of the modalities' unit blocks")
+    weights: dict[str, Positive] | Literal["equal"] = Field("equal", description="of the modalities' unit blocks")
 
     def build(self) -> JointKmeans:
         """The clusterer."""
@@ -36,7 +36,7 @@ class JointKmeansSettings(Settings):
 
     def problem(self, num_clusters: int, num_rows: int, modalities: Sequence[str]) -> str:
         """Why so many rows of these modalities cannot be clustered with these settings; empty if they can."""
-        if problem := missing_weight(self.weights, modalities):
+        if self.weights != "equal" and (problem := missing_weight(self.weights, modalities)):
             return problem
         if not self.centroids or num_clusters <= self.centroids <= num_rows:
             return ""
@@ -56,7 +56,8 @@ class JointKmeans:
         self, rows: Embeddings, num_clusters: int, *, seed: int, device: torch.device | str, reducer: Reducer
     ) -> Clustering:
         """See `Clusterer`. Of `restarts` fits, the one with the lowest objective counts."""
-        weights = check_embeddings(rows, {name: self.settings.weights[name] for name in rows})
+        given = self.settings.weights
+        weights = check_embeddings(rows, {name: 1.0 if given == "equal" else given[name] for name in rows})
         joint = join(rows, weights, device)
         subclusters = self.settings.centroids or None
         fits = [

@@ -11,6 +11,10 @@ bound. Stage 1 is trained once a seed, and all start from it. The same command g
     avspk compare --configs demo_audio_only demo --seeds 0 1 2 \\
         --out exp/comparison [key.path=value ...]
 
+A ladder of methods from one file, whose rungs may start from different stage 1s (avspk/study.py says what it holds):
+
+    avspk compare --study demo --seeds 0 1 2 --out exp/study
+
 Prints Markdown, writes comparison.html and comparison.md. Protocol: eval/README.md
 """
 
@@ -23,10 +27,11 @@ from pathlib import Path
 
 from avspk.comparison_runs import STAGE_ONE_ONLY, VARIANTS, PlannedRun, RunError, plan_runs, train_all
 from avspk.data.files import whole_or_absent
-from avspk.report.comparison import Method, compare, read_methods
+from avspk.evaluation.comparison import Method, compare, read_methods
+from avspk.evaluation.run_folder import Run
 from avspk.report.comparison_page import comparison_page, markdown
-from avspk.report.run_folder import Run
-from avspk.shipped import find_config
+from avspk.shipped import find_config, find_study
+from avspk.study import plan_study
 
 
 def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int:
@@ -49,7 +54,11 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
 
 def trained(args: argparse.Namespace) -> tuple[Method, ...]:
     """Train what is not there yet, unless told not to; the methods, their runs in the order of the seeds."""
-    runs = plan_runs([find_config(path) for path in args.configs], args.seeds, args.variants, args.out, args.overrides)
+    if args.study:
+        runs = plan_study(find_study(args.study), args.seeds, args.out, args.overrides)
+    else:
+        configs = [find_config(path) for path in args.configs]
+        runs = plan_runs(configs, args.seeds, args.variants, args.out, args.overrides)
     if args.no_training:
         runs = [run for run in runs if run.finished]
     train_all(runs, args.launch, tell)
@@ -79,7 +88,8 @@ def parse(arguments: Sequence[str] | None, prog: str | None = None) -> argparse.
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--runs", nargs="+", metavar="[NAME=]FOLDER[,FOLDER...]", help="finished runs, one a method")
     source.add_argument("--configs", nargs="+", type=Path, metavar="CONFIG", help="configs to train, one a method")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="of the trainings of --configs")
+    source.add_argument("--study", type=Path, metavar="STUDY", help="a file of rungs to train, or a shipped study")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="of the trainings of --configs and --study")
     parser.add_argument(
         "--variants", nargs="*", choices=VARIANTS, default=VARIANTS, help="references beside the configs; default: all"
     )

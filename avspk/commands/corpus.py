@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,6 +27,7 @@ def parse(arguments: Sequence[str] | None, prog: str | None) -> argparse.Namespa
 
 def main(given: Sequence[str] | None = None, prog: str | None = None) -> int:
     """Parse, build, run; 0, or the program ends with a line of error."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     arguments = vars(parse(given, prog))
     root, workers = arguments.pop("out"), arguments.pop("workers")
     try:

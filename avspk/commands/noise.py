@@ -10,11 +10,10 @@ not be used is listed with the reason in rejected.tsv beside the pack's files.
 from __future__ import annotations
 
 import argparse
+import logging
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
-
-from rich.progress import track
 
 from avspk.data.files import whole_or_absent
 from avspk.data.media import SAMPLE_RATE
@@ -27,6 +26,7 @@ from avspk.data.noise import (
     write_noise_pack,
 )
 from avspk.data.noise_corpora import Rejections, SoundFile, find_musan, find_rirs, find_sounds, read_rirs, read_sounds
+from avspk.progress import track
 
 
 def parse(arguments: Sequence[str] | None, prog: str | None) -> argparse.Namespace:
@@ -63,14 +63,17 @@ def generated(arguments: argparse.Namespace, sounds: list[SoundFile]) -> Iterato
 
 def main(given: Sequence[str] | None = None, prog: str | None = None) -> int:
     """Parse, find, pack; 0, or the program ends with a line of error."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     arguments = parse(given, prog)
     rejections = Rejections()
     try:
         sounds = find_musan(arguments.musan) if arguments.musan else []
         sounds += [sound for category, folder in arguments.folder for sound in find_sounds(folder, category)]
         paths = find_rirs(arguments.rirs) if arguments.rirs else []
-        recordings = read_sounds(track(sounds, "recordings", disable=not sounds), rejections)
-        rirs = read_rirs(track(paths, "RIRs", disable=not paths), int(arguments.rir_seconds * SAMPLE_RATE), rejections)
+        recordings = read_sounds(track(sounds, "recordings", len(sounds), "files"), rejections)
+        rirs = read_rirs(
+            track(paths, "impulse responses", len(paths), "files"), int(arguments.rir_seconds * SAMPLE_RATE), rejections
+        )
         if arguments.generate and not paths:
             rirs = generated_rirs(arguments.seed, 1000, arguments.rir_seconds)
         pack = write_noise_pack(arguments.out, chain(recordings, generated(arguments, sounds)), rirs)

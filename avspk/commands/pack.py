@@ -12,12 +12,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
-
 from avspk.data.manifest import ManifestError, read_utterances
 from avspk.data.sound_packing import PackSettings, pack_sound
 from avspk.data.sound_store import PackFormat
 from avspk.data.worker_pool import WorkerError
+from avspk.progress import Progress
 
 
 def parse(arguments: Sequence[str] | None, prog: str | None) -> argparse.Namespace:
@@ -40,9 +39,8 @@ def main(given: Sequence[str] | None = None, prog: str | None = None) -> int:
     out = arguments.out or arguments.manifest.parent
     settings = PackSettings(arguments.manifest, out, arguments.format, arguments.workers)
     try:
-        with Progress(BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()) as progress:
-            task = progress.add_task("", total=len(read_utterances(arguments.manifest)))
-            packed = pack_sound(settings, lambda rows: progress.update(task, advance=rows))
+        with Progress("packing", len(read_utterances(arguments.manifest)), unit="utterances") as progress:
+            packed = pack_sound(settings, progress.advance)
     except (ManifestError, WorkerError, OSError) as error:
         raise SystemExit(f"pack: {error}\nOnce the cause is gone, the same command goes on.") from None
     crops = "" if out.samefile(arguments.manifest.parent) else f" data.crops={arguments.manifest.parent / 'crops'}"

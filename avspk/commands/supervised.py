@@ -13,53 +13,56 @@ import argparse
 import logging
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 
+from avspk import recipe
 from avspk.commands.console import add_config
 from avspk.config import Config, ConfigError, load_config
-from avspk.models.encoder import Encoder
-from avspk.pipeline import Pipeline
+from avspk.data.manifest import Utterances
+from avspk.modalities.base import VERIFIED, ModalityKit
+from avspk.session import Session
 from avspk.shipped import find_config
+from avspk.stages.materials import Materials
 
 logger = logging.getLogger("avspk.supervised")
 
 
-class SupervisedPipeline(Pipeline):
-    """A run whose labels are the true speakers; its folder, its log and its models' cards say so."""
+class SpeakerLabeller:
+    """The TRUE speakers, audio alone, every label trusted: an upper bound, never a result of the method."""
 
-    labels = "TRUE SPEAKER"
+    name = "TRUE SPEAKER"
     claim = (
         "**TRAINED WITH TRUE SPEAKER LABELS.** An upper bound that the label-free method is compared with, not a "
         "result of that method."
     )
 
-    def __init__(self, config: Config) -> None:
-        super().__init__(_without_pseudo_labels(config))
-        if unknown := int((self.materials.utterances.speakers == "").sum()):
+    def settle(self, config: Config) -> Config:
+        """See `avspk.labellers.Labeller`: gate and correction are off, since they judge labels that may be wrong."""
+        off = {"enabled": False}
+        judge = config.refine.judge
+        gate, correction = judge.gate.model_copy(update=off), judge.correction.model_copy(update=off)
+        judge = judge.model_copy(update={"gate": gate, "correction": correction})
+        refine = config.refine.model_copy(update={"judge": judge})
+        return config.model_copy(update={"modalities": [VERIFIED], "refine": refine})
+
+    def check(self, utterances: Utterances, config: Config) -> None:
+        """See `avspk.labellers.Labeller`."""
+        if unknown := int((utterances.speakers == "").sum()):
             raise ConfigError(
                 f"{config.data.train}: the speakers of {unknown} utterances are not known and cannot be trained on; "
                 "prepare with --speakers-from, or fill in the column speaker"
             )
-        logger.warning("SUPERVISED: this run trains on true speaker labels; it is no result of the method")
 
-    def _cluster(self, rows: Mapping[str, np.ndarray]) -> tuple[np.ndarray, dict[str, float]]:
-        return np.unique(self.materials.utterances.speakers, return_inverse=True)[1], {}
+    def describe(self, stage: str, description: str) -> str:
+        """See `avspk.labellers.Labeller`."""
+        return f"Supervised upper bound, {stage}"
 
-    def _export(
-        self, folder: Path, encoders: Mapping[str, Encoder], description: str, keep_embeddings: bool = True
-    ) -> None:
-        super()._export(folder, encoders, f"Supervised upper bound, {folder.name}", keep_embeddings)
-
-
-def _without_pseudo_labels(config: Config) -> Config:
-    """Audio alone, every label trusted: gate and correction judge labels that may be wrong."""
-    off = {"enabled": False}
-    refine = config.refine
-    gate, correction = refine.judge.gate.model_copy(update=off), refine.judge.correction.model_copy(update=off)
-    judge = refine.judge.model_copy(update={"gate": gate, "correction": correction})
-    return config.model_copy(update={"modalities": ["audio"], "refine": refine.model_copy(update={"judge": judge})})
+    def __call__(
+        self, rows: Mapping[str, np.ndarray], materials: Materials, kits: Mapping[str, ModalityKit]
+    ) -> tuple[np.ndarray, dict[str, float]]:
+        """See `avspk.labellers.Labeller`."""
+        return np.unique(materials.utterances.speakers, return_inverse=True)[1], {}
 
 
 def main(given: Sequence[str] | None = None) -> int:
@@ -69,10 +72,11 @@ def main(given: Sequence[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="settings that differ from the file's")
     arguments = parser.parse_args(given)
     try:
-        pipeline = SupervisedPipeline(load_config(find_config(arguments.config), arguments.overrides))
+        session = Session(load_config(find_config(arguments.config), arguments.overrides), SpeakerLabeller())
     except (ConfigError, ValueError, OSError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
-    pipeline.run()
+    logger.warning("SUPERVISED: this run trains on true speaker labels; it is no result of the method")
+    recipe.run(session)
     return 0
 
 

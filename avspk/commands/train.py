@@ -15,12 +15,12 @@ from pathlib import Path
 
 from torch.distributed.elastic.multiprocessing.errors import record
 
-from avspk import distributed
+from avspk import distributed, recipe
 from avspk.commands.console import add_config
 from avspk.config import ConfigError, load_config
 from avspk.data.manifest import read_utterances
-from avspk.pipeline import Pipeline
 from avspk.scaling import scaled_settings
+from avspk.session import Session
 from avspk.shipped import find_config
 
 
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
 @record  # the launcher then shows the error of the process that failed first
 def _train(config: Path, overrides: list[str], data: Path | None = None) -> None:
     try:
-        build(config, overrides, data).run()
+        recipe.run(build(config, overrides, data))
     except Exception as error:
         if not distributed.is_lost_connection(error):
             raise
@@ -56,13 +56,13 @@ def _train(config: Path, overrides: list[str], data: Path | None = None) -> None
         )
 
 
-def build(config: Path, overrides: list[str], data: Path | None = None) -> Pipeline:
+def build(config: Path, overrides: list[str], data: Path | None = None) -> Session:
     """The run; what is wrong with its settings or files ends the program with one line, not with a traceback."""
     try:
         file = find_config(config)
         if data is not None:
             overrides = [*_fitting(file, data), *overrides]
-        return Pipeline(load_config(file, overrides))
+        return Session(load_config(file, overrides))
     except (ConfigError, ValueError, OSError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
 

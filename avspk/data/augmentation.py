@@ -3,10 +3,78 @@
 The numbers are applied on the training device by `avspk.frontend`; here nothing touches samples or pixels.
 """
 
-import numpy as np
+from __future__ import annotations
 
-from avspk.config import AudioPolicy, ImagePolicy
+from typing import Annotated
+
+import numpy as np
+from pydantic import AfterValidator, Field, model_validator
+
 from avspk.data.noise import CATEGORIES, RecordingTable
+from avspk.settings import Count, NotNegative, PositiveRange, Probability, Range, Settings, ordered
+
+
+class AudioPolicy(Settings):
+    """What is done to one audio crop.
+
+    With `one_of` a view gets reverberation or noise or neither, never both; the two probabilities then sum to at most
+    1. Each crop, with probability 1, gets reverberation or one of the additive noises [S]; without `one_of` they are
+    independent [C]. SNR ranges in dB [S]. `voices` recordings of speech are summed to babble (range, inclusive).
+    `category_weights` are relative chances of (noise, music, speech) [C]; those a pack lacks get none.
+    `equaliser_db`: standard deviation of a smooth random gain curve over `equaliser_points` frequencies, 0 = off [C].
+    """
+
+    reverberation: Probability = 0.5
+    noise: Probability = 0.5
+    one_of: bool = True
+    noise_snr: Range = (0.0, 15.0)
+    music_snr: Range = (5.0, 15.0)
+    speech_snr: Range = (10.0, 30.0)
+    voices: Annotated[tuple[Count, Count], AfterValidator(ordered)] = (3, 6)
+    category_weights: tuple[NotNegative, NotNegative, NotNegative] = (1.0, 1.0, 1.0)
+    equaliser_db: NotNegative = 0.0
+    equaliser_points: int = Field(8, ge=2)
+
+    @property
+    def num_parts(self) -> int:
+        """Most recordings one view's noise is summed from: the constant P of the drawn arrays."""
+        return self.voices[1]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> AudioPolicy:
+        if self.one_of and self.reverberation + self.noise > 1 + 1e-9:
+            raise ValueError(f"one_of needs reverberation + noise <= 1, got {self.reverberation} + {self.noise}")
+        if max(self.category_weights) == 0:
+            raise ValueError("one of category_weights must be positive")
+        return self
+
+
+class ImagePolicy(Settings):
+    """What is done to one face crop; global and local views are two policies. All [C].
+
+    `scale`: range of the crop's share of the image's area; `ratio`: range of width over height; `brightness`,
+    `contrast`, `saturation` s: factors uniform in 1 - s .. 1 + s, drawn with probability `jitter`; `grey`, `blur`,
+    `flip`: probabilities; `blur_sigma`: range in output pixels.
+    """
+
+    scale: PositiveRange = (0.4, 1.0)
+    ratio: PositiveRange = (3 / 4, 4 / 3)
+    flip: Probability = 0.5
+    jitter: Probability = 0.8
+    brightness: Probability = 0.4
+    contrast: Probability = 0.4
+    saturation: Probability = 0.2
+    grey: Probability = 0.2
+    blur: Probability = 0.5
+    blur_sigma: PositiveRange = (0.1, 2.0)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ImagePolicy:
+        if self.scale[1] > 1:
+            raise ValueError(f"scale is {self.scale}; it is a share of the area, at most 1")
+        if not self.ratio[0] <= 1 <= self.ratio[1]:
+            raise ValueError(f"ratio is {self.ratio}; valid: low <= 1 <= high")
+        return self
 
 
 def draw_audio(

@@ -9,6 +9,7 @@ _XING_FRAME = 1 << 11  # bytes: a truncation by less than about a frame is not t
 _MP4_STARTS = frozenset({b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"styp", b"pnot"})
 _W64_DATA = b"data\xf3\xac\xd3\x11\x8c\xd1\x00\xc0\x4f\x8e\xdb\x8a"
 _ASF = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
+_MOST_TAGS = 16
 _MOST_PARTS = 1 << 17  # chunks, boxes or objects looked at before a file counts as one that does not tell
 _SPHERE_CODINGS = frozenset({"pcm", "ulaw", "mu-law", "alaw"})
 
@@ -40,22 +41,55 @@ def announced(file: BinaryIO, size: int) -> Extent | None:
 
     Raises: ContainerError for an MP4 file without an index, and for a compressed NIST SPHERE file.
     """
-    file.seek(0)
-    start = file.read(16)
-    for magic, read in _READERS.items():
-        if start.startswith(magic):
-            return read(file, size)
-    if start[4:8] in _MP4_STARTS:
-        return _mp4(file, size)
-    return _mp3(file) if is_mpeg_audio(start) else None
+    tags = _tags(file)
+    content = _Rest(file, tags)
+    start = content.read(16)
+    extent = None
+    if read := next((read for magic, read in _READERS.items() if start.startswith(magic)), None):
+        extent = read(content, size - tags)
+    elif start[4:8] in _MP4_STARTS:
+        extent = _mp4(content, size - tags)
+    elif is_mpeg_audio(file):
+        extent = _mp3(content)
+    return extent and Extent(extent.kind, tags + extent.end)
 
 
-def is_mpeg_audio(start: bytes) -> bool:
-    """Whether a file that begins so is a bare stream of MPEG audio (mp1, mp2, mp3), with or without an ID3 tag."""
-    if start[:3] == b"ID3":
-        return True
+def is_mpeg_audio(file: BinaryIO) -> bool:
+    """Whether an open file is a bare stream of MPEG audio (mp1, mp2, mp3), with or without an ID3 tag."""
+    tags = _tags(file)
+    file.seek(tags)
+    start = file.read(4)
+    if tags and not start.startswith((b"fLaC", *_READERS)):
+        return True  # zeros may lie between
     # Sync word, a layer other than the reserved one (which is AAC's), a bit rate and a sample rate that exist.
     return len(start) > 2 and start[0] == 0xFF and start[1] >= 0xE0 and bool(start[1] & 6) and start[2] >> 4 != 15
+
+
+def _tags(file: BinaryIO) -> int:
+    """Length in bytes of the ID3 tags (ID3v2.4, section 3.1) that taggers put before files of any format."""
+    length = 0
+    for _ in range(_MOST_TAGS):
+        file.seek(length)
+        head = file.read(10)
+        if len(head) < 10 or head[:3] != b"ID3":
+            break
+        footer = 10 if head[5] & 16 else 0
+        length += 10 + sum((byte & 127) << 7 * place for place, byte in enumerate(reversed(head[6:]))) + footer
+    return length
+
+
+class _Rest:
+    """An open file without its first `offset` bytes, as far as the readers here need one."""
+
+    def __init__(self, file: BinaryIO, offset: int) -> None:
+        self._file, self._offset = file, offset
+        self.seek(0)
+
+    def seek(self, position: int) -> None:
+        self._file.seek(self._offset + position)
+
+    def read(self, size: int = -1) -> bytes:
+        return self._file.read(size)
 
 
 def _unknown(length: int) -> bool:
@@ -70,20 +104,20 @@ def _extent(kind: str, start: int, length: int) -> Extent | None:
     return None if _unknown(length) else Extent(kind, start + length)
 
 
-def _chunks(file: BinaryIO, size: int, first: int, order: str, wide: bool = False) -> Iterator[tuple[bytes, int, int]]:
+def _chunks(file: _Rest, size: int, first: int, order: str, wide: bool = False) -> Iterator[tuple[bytes, int, int]]:
     """Name, start and length of the content of each chunk from `first` on; lengths of 4 bytes, or of 8 if `wide`."""
     position, header = first, 12 if wide else 8
     for _ in range(_MOST_PARTS):
-        file.seek(position)
         if position + header > size:
             return
+        file.seek(position)
         head = file.read(header)
         length = int.from_bytes(head[4:], order)  # type: ignore[arg-type]
         yield head[:4], position + header, length
         position += header + length + (0 if wide else length % 2)
 
 
-def _riff(file: BinaryIO, size: int) -> Extent | None:
+def _riff(file: _Rest, size: int) -> Extent | None:
     """WAV, its big-endian and 64-bit kinds, and AVI."""
     file.seek(0)
     head = file.read(12)
@@ -105,22 +139,24 @@ def _riff(file: BinaryIO, size: int) -> Extent | None:
     return None
 
 
-def _require_no_rest(file: BinaryIO, size: int, start: int, length: int) -> None:
+def _require_no_rest(file: _Rest, size: int, start: int, length: int) -> None:
     """A header that a crashed recorder did not bring up to date: most of the file would be left out."""
     rest = size - start - length
+    if _unknown(length) or rest <= length:
+        return
     file.seek(start + length + length % 2)
-    if not _unknown(length) and rest > length and not file.read(4).isalnum():
+    if not file.read(4).isalnum():
         raise ContainerError(f"the WAV header announces {length} bytes of sound, {rest} more follow; repair the header")
 
 
-def _w64(file: BinaryIO, size: int) -> Extent | None:
+def _w64(file: _Rest, size: int) -> Extent | None:
     """Sony Wave64: names of 16 bytes, lengths of 8 that include this header of 24, chunks at multiples of 8."""
     position = 40
     for _ in range(_MOST_PARTS):
+        if position + 24 > size:
+            return None
         file.seek(position)
         head = file.read(24)
-        if len(head) < 24:
-            return None
         length = int.from_bytes(head[16:], "little")
         if head[:16] == _W64_DATA:
             return None if length <= 24 else _extent("W64", position, length)
@@ -128,21 +164,21 @@ def _w64(file: BinaryIO, size: int) -> Extent | None:
     return None
 
 
-def _aiff(file: BinaryIO, size: int) -> Extent | None:
+def _aiff(file: _Rest, size: int) -> Extent | None:
     for name, start, length in _chunks(file, size, 12, "big"):
         if name == b"SSND":
             return _extent("AIFF", start, length)
     return None
 
 
-def _caf(file: BinaryIO, size: int) -> Extent | None:
+def _caf(file: _Rest, size: int) -> Extent | None:
     for name, start, length in _chunks(file, size, 8, "big", wide=True):
         if name == b"data":
             return _extent("CAF", start, length)
     return None
 
 
-def _au(file: BinaryIO, size: int) -> Extent | None:
+def _au(file: _Rest, size: int) -> Extent | None:
     del size
     file.seek(0)
     head = file.read(12)
@@ -151,7 +187,7 @@ def _au(file: BinaryIO, size: int) -> Extent | None:
     return _extent("AU", start, length)
 
 
-def _sphere(file: BinaryIO, size: int) -> Extent | None:
+def _sphere(file: _Rest, size: int) -> Extent | None:
     """NIST SPHERE: lines of text, `name -type value`, the second line of all being the header's length."""
     del size
     file.seek(0)
@@ -169,7 +205,7 @@ def _sphere(file: BinaryIO, size: int) -> Extent | None:
     return _extent("NIST SPHERE", start, num_samples * channels * width)
 
 
-def _mp4(file: BinaryIO, size: int) -> Extent | None:
+def _mp4(file: _Rest, size: int) -> Extent | None:
     """Walk the top-level boxes (ISO/IEC 14496-12, 4.2): each must end inside the file, and one must be `moov`."""
     kinds: set[bytes] = set()
     position = 0
@@ -192,7 +228,7 @@ def _mp4(file: BinaryIO, size: int) -> Extent | None:
     return Extent("MP4", position)
 
 
-def _matroska(file: BinaryIO, size: int) -> Extent | None:
+def _matroska(file: _Rest, size: int) -> Extent | None:
     """EBML (RFC 8794): a header, then one segment; a length of ones alone means that it is not known."""
     position = 0
     for name in (b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"):
@@ -208,7 +244,7 @@ def _matroska(file: BinaryIO, size: int) -> Extent | None:
     return Extent("Matroska", position)
 
 
-def _asf(file: BinaryIO, size: int) -> Extent | None:
+def _asf(file: _Rest, size: int) -> Extent | None:
     """Windows Media: objects of a name of 16 bytes and a length of 8 that includes these 24."""
     position = 0
     for _ in range(_MOST_PARTS):
@@ -222,7 +258,7 @@ def _asf(file: BinaryIO, size: int) -> Extent | None:
     return Extent("ASF", position)
 
 
-def _ogg(file: BinaryIO, size: int) -> Extent | None:
+def _ogg(file: _Rest, size: int) -> Extent | None:
     """The last page (RFC 3533, section 6), which is the only one that can be cut."""
     begin = max(0, size - _OGG_PAGE)
     file.seek(begin)
@@ -235,14 +271,9 @@ def _ogg(file: BinaryIO, size: int) -> Extent | None:
     return Extent("Ogg", begin + at + 27 + len(table) + sum(table) + (not whole_table) * _OGG_PAGE)
 
 
-def _mp3(file: BinaryIO) -> Extent | None:
+def _mp3(file: _Rest) -> Extent | None:
     """What encoders leave in the first frame, whose own length in bytes is not needed: "Xing" or "Info"."""
     file.seek(0)
-    head = file.read(10)
-    begin = 0
-    if head[:3] == b"ID3":
-        begin = 10 + sum((byte & 127) << 7 * place for place, byte in enumerate(reversed(head[6:10])))
-    file.seek(begin)
     frame = file.read(64)
     at = max(frame.find(b"Xing"), frame.find(b"Info"))
     if at < 0 or len(frame) < at + 16:
@@ -250,10 +281,10 @@ def _mp3(file: BinaryIO) -> Extent | None:
     flags = frame[at + 7]
     place = at + 8 + 4 * (flags & 1)
     length = int.from_bytes(frame[place : place + 4], "big")
-    return _extent("MP3", begin, length - _XING_FRAME) if flags & 2 and length > _XING_FRAME else None
+    return _extent("MP3", 0, length - min(_XING_FRAME, length // 16)) if flags & 2 else None
 
 
-_READERS: dict[bytes, Callable[[BinaryIO, int], Extent | None]] = {
+_READERS: dict[bytes, Callable[[_Rest, int], Extent | None]] = {
     b"RIFF": _riff,
     b"RIFX": _riff,
     b"RF64": _riff,

@@ -13,11 +13,14 @@ import torch
 from PIL import Image
 
 from avspk.data.crop_store import CROP_SIZE
+from avspk.extras import explained
 
 # A face is followed from one look to the next if it moved by less than this share of its size, and grew or shrank by
 # less than this factor: the heads of two people side by side are further apart than that.
 _MAX_MOVE = 0.75
 _MAX_GROWTH = 1.6
+
+FaceTracked = Literal["auto", "yes", "no"]
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,7 @@ class FaceSettings:
     """
 
     crops_per_clip: int = 10
-    face_tracked: Literal["auto", "yes", "no"] = "auto"
+    face_tracked: FaceTracked = "auto"
     tracked_looks: int = 3
     detection_scale: float = 0.5
     min_face: int = 40
@@ -92,7 +95,8 @@ class FaceDetector:
     """
 
     def __init__(self, device: torch.device, scale: float = 0.5, min_probability: float = 0.9, batch_size: int = 32):
-        from facenet_pytorch import MTCNN
+        with explained():
+            from facenet_pytorch import MTCNN
 
         self._mtcnn = MTCNN(keep_all=True, device=device)
         # Its max pooling is several times faster channels last, and its inputs follow the layout of the weights.

@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import json
 import os
 import socket
 from collections.abc import Iterator, Sequence
@@ -90,3 +91,14 @@ def missing_files(paths: Sequence[Path]) -> list[Path]:
 
     with ThreadPoolExecutor(_LOOKS_AT_ONCE) as pool:
         return [path for found in pool.map(look, range(0, len(paths), _LOOKS)) for path in found]
+
+
+def read_json(path: Path, default: Any) -> Any:
+    """The content of a JSON file, or the default if there is no file."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else default
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write plain values, whole or not at all. Raises: OSError; ValueError for a number that JSON does not have."""
+    with whole_or_absent(path) as part:
+        part.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")

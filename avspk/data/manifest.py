@@ -6,12 +6,15 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-import pandas as pd
 
 from avspk.data.files import whole_or_absent
 from avspk.data.sound_store import missing_sounds
 from avspk.data.suffixes import MEDIA_SUFFIXES
+from avspk.extras import explained
 from avspk.text_files import UNPRINTABLE, read_fields, read_lines
+
+with explained():
+    import pandas as pd
 
 UTTERANCE_COLUMNS = ("utterance", "audio", "num_samples", "first_crop", "num_crops")
 ORIGIN_COLUMNS = ("speaker", "recording")
@@ -72,6 +75,14 @@ class Utterances:
             return self.table["recording"].to_numpy(str)
         return self.table["utterance"].str.rsplit("/", n=1).str[0].to_numpy(str)
 
+    @cached_property
+    def videos(self) -> np.ndarray:
+        """(N,) int64 number of each utterance's recording, as training may know it: without the speaker's folder.
+
+        Recordings of one name are one, whoever is in them.
+        """
+        return pd.factorize(pd.Series(self.recordings).str.partition("/")[2])[0].astype(np.int64)
+
     def missing_audio(self, rows: slice | None = None) -> list[Path]:
         """Places of these utterances' sound where there is none, of all by default: for before a long job."""
         chosen = range(len(self)) if rows is None else range(*rows.indices(len(self)))
@@ -96,7 +107,7 @@ def read_utterances(path: str | Path) -> Utterances:
     """
     path = Path(path)
     if not path.is_file():
-        raise ManifestError(f"{path}: no such manifest; tools/prepare_voxceleb.py writes one")
+        raise ManifestError(f"{path}: no such manifest; `avspk prepare` writes one")
     table = _read_parquet(path) if _format_of(path) == ".parquet" else _read_tsv(path)
     return Utterances(_validated(table, str(path)), path.parent)
 

@@ -8,11 +8,14 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
 from avspk.data.files import sync
 from avspk.data.media import SAMPLE_RATE
 from avspk.data.synthetic_sounds import coloured_noise, exponential_rir, tonal_music
+from avspk.extras import explained
+
+with explained():
+    import pandas as pd
 
 CATEGORIES = ("noise", "music", "speech")
 COLUMNS = ("name", "category", "start", "num_samples")
@@ -86,7 +89,7 @@ def read_noise_pack(folder: Path | str, max_gigabytes: float | None = None) -> N
     folder = Path(folder)
     for name in (SAMPLES_FILE, TABLE_FILE, RIRS_FILE):
         if not (folder / name).is_file():
-            raise NoisePackError(f"{folder} has no {name}; make a noise pack with tools/prepare_noise.py")
+            raise NoisePackError(f"{folder} has no {name}; make a noise pack with `avspk noise`")
     # "c": copy on write, because torch wants arrays it could write to
     samples = np.load(folder / SAMPLES_FILE, mmap_mode="c", allow_pickle=False)
     rirs = np.load(folder / RIRS_FILE, mmap_mode="c", allow_pickle=False)

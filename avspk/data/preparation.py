@@ -9,10 +9,9 @@ import json
 import logging
 import os
 import shutil
-import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -20,11 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from PIL import Image
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from avspk.data.accounting import unused_files
 from avspk.data.clips import Clip, FoundClips, find_clips, listed_clips
@@ -37,7 +33,12 @@ from avspk.data.preparation_unit import BatchResult, Recipe, Row, Unit, prepare_
 from avspk.data.sound_store import PackFormat
 from avspk.data.tree import PLAN, Rejected
 from avspk.data.worker_pool import WorkerError, run_tasks
+from avspk.extras import explained
+from avspk.progress import Progress
 from avspk.text_files import UNPRINTABLE, printable
+
+with explained():
+    import pandas as pd
 
 logger = logging.getLogger(__name__)
 MANIFEST = "manifest.parquet"
@@ -45,7 +46,6 @@ MAX_SECONDS = 20.0  # [C] longest utterance of data of which nothing is known
 _JOURNALS = "journal"
 _WRITTEN = ("audio", "crops", _JOURNALS)
 """Folders inside `out`."""
-_SECONDS_BETWEEN_LINES = 30.0
 _SHEET_ROWS, _SHEET_COLUMNS = 8, 12
 
 
@@ -235,41 +235,13 @@ def _work(settings: PreparationSettings, recipe: Recipe, units: list[Unit]) -> N
     workers = settings.workers or max(1, len(os.sched_getaffinity(0)) // local_size)
     gpu = f"cuda:{local_rank % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
     work = partial(prepare_unit, recipe, journals, settings.device or gpu, workers * settings.shard[1])
-    with _progress(sum(len(unit.clips) for unit in units), sum(done.values()), local_rank == 0) as advance:
-        run_tasks(work, waiting, workers, advance)
+    with Progress("preparing", sum(len(unit.clips) for unit in units), local_rank == 0, "clips") as progress:
+        progress.resume(sum(done.values()))
+        run_tasks(work, waiting, workers, progress.advance)
 
 
 def _num_done(journals: Path, unit: Unit) -> int:
     return sum(result.num_clips for result in read_journal(journals / f"{unit.name}.jsonl"))
-
-
-@contextmanager
-def _progress(total: int, done: int, shown: bool) -> Iterator[Callable[[int], None]]:
-    """A bar with rate and remaining time on terminals, a line now and then elsewhere."""
-    columns = (
-        TextColumn("preparing"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("clips {task.fields[rate]}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    terminal = shown and sys.stderr.isatty()
-    with Progress(*columns, console=Console(stderr=True), disable=not terminal, speed_estimate_period=120) as progress:
-        task = progress.add_task("", total=total, completed=done, rate="")
-        begin = line = time.monotonic()
-        now_done = done
-
-        def advance(count: int) -> None:
-            nonlocal line, now_done
-            now_done += count
-            rate = (now_done - done) / (time.monotonic() - begin)
-            progress.update(task, advance=count, rate=f"{rate:.1f}/s")
-            if shown and not terminal and time.monotonic() - line > _SECONDS_BETWEEN_LINES:
-                line = time.monotonic()
-                logger.info("%d of %d clips, %.1f/s, %.0f s left", now_done, total, rate, (total - now_done) / rate)
-
-        yield advance
 
 
 def _join(out: Path, units: list[Unit], unusable: list[Rejected], ignored: Counter[str]) -> Summary | None:

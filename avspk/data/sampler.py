@@ -13,11 +13,12 @@ from avspk.data.views import generator
 class ClusterPositives:
     """Members of every cluster, to draw an example's views from several utterances of one cluster (CA-DINO).
 
-    `labels` (N,): cluster of each utterance, -1 where it has none: such an utterance stays alone.
+    `labels` (N,): cluster of each utterance, -1 where it has none: such an utterance stays alone. `recordings` (N,):
+    with them, members from other recordings are drawn before those from the utterance's own.
     """
 
-    def __init__(self, labels: np.ndarray) -> None:
-        self.labels = labels
+    def __init__(self, labels: np.ndarray, recordings: np.ndarray | None = None) -> None:
+        self.labels, self.recordings = labels, recordings
         self.order = np.argsort(labels, kind="stable")
         sorted_labels = labels[self.order]
         self.begin = np.searchsorted(sorted_labels, labels, side="left")
@@ -28,9 +29,18 @@ class ClusterPositives:
         begin, end = int(self.begin[index]), int(self.end[index])
         if self.labels[index] < 0 or end - begin == 1:
             return (index,)
+        if self.recordings is not None:
+            return (index, *self._others_first(index, rng.permutation(self.order[begin:end]), self.recordings, count))
         # One spare, because the draw may hit the utterance itself.
         picks = self.order[begin + rng.choice(end - begin, size=min(count, end - begin), replace=False)]
         return (index, *[int(pick) for pick in picks if pick != index][: count - 1])
+
+    @staticmethod
+    def _others_first(index: int, members: np.ndarray, recordings: np.ndarray, count: int) -> list[int]:
+        """`count` - 1 of the members in their order, those of the utterance's own recording last."""
+        members = members[members != index]
+        own = recordings[members] == recordings[index]
+        return [*members[~own].tolist(), *members[own].tolist()][: count - 1]
 
 
 class ExampleSampler:
@@ -95,9 +105,10 @@ class ExampleSampler:
             yield [self._example(epoch, int(index)) for index in order[begin : begin + share]]
 
     def _example(self, epoch: int, index: int) -> Example:
-        return Example(epoch, index, {modality: self._sources(epoch, index, modality) for modality in self.usable})
+        return Example(epoch, index, {modality: self.sources(epoch, index, modality) for modality in self.usable})
 
-    def _sources(self, epoch: int, index: int, modality: str) -> tuple[int, ...]:
+    def sources(self, epoch: int, index: int, modality: str) -> tuple[int, ...]:
+        """Utterances that an example's views of one modality come from, the first one its own where it has that."""
         usable = self.usable[modality][index]
         if usable and modality not in self.positives:
             return (index,)

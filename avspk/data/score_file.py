@@ -4,10 +4,13 @@ import re
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
 from avspk.data.files import whole_or_absent
+from avspk.extras import explained
 from avspk.text_files import read_fields
+
+with explained():
+    import pandas as pd
 
 DECIMALS = 5
 _LABELS = {"1": 1, "0": 0, "target": 1, "nontarget": 0}

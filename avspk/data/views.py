@@ -7,14 +7,14 @@ the same for any number of loader workers and ranks, and after any interruption.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
-from avspk.config import AudioPolicy, ImagePolicy
-from avspk.data.augmentation import draw_audio, draw_image
+from avspk.data.augmentation import AudioPolicy, ImagePolicy, draw_audio, draw_image
 from avspk.data.crop_store import CropStore
 from avspk.data.manifest import Utterances
 from avspk.data.media import SAMPLE_RATE
@@ -31,19 +31,56 @@ Segment = tuple[int, int, np.ndarray]
 
 @dataclass(frozen=True)
 class AudioGroup:
-    """`count` crops of `seconds` each; `policy` None leaves them clean."""
+    """`count` crops of `seconds` each; `policy` None leaves them clean; `own`: of the example's first utterance."""
 
     count: int
     seconds: float
     policy: AudioPolicy | None
+    own: bool = False
 
 
 @dataclass(frozen=True)
 class FaceGroup:
-    """`count` face crops; `policy` None leaves them whole."""
+    """`count` face crops; `policy` None leaves them whole; `own`: of the example's first utterance."""
 
     count: int
     policy: ImagePolicy | None
+    own: bool = False
+
+
+class ViewGroup(Protocol):
+    """Views of equal shape."""
+
+    @property
+    def count(self) -> int:
+        """How many."""
+
+    @property
+    def own(self) -> bool:
+        """Whether all are of the example's first utterance."""
+
+
+class GroupedViews(Protocol):
+    """A view sampler that tells its groups."""
+
+    @property
+    def groups(self) -> Mapping[str, ViewGroup]:
+        """Name -> group."""
+
+    def __call__(self, sources: Sequence[int], rng: np.random.Generator) -> ViewBatch:
+        """Views of an example's groups, cut from these utterances."""
+
+
+def rows_of_views(groups: Mapping[str, ViewGroup], sources: Sequence[int]) -> dict[str, list[int]]:
+    """Group -> utterance of each view: the sources in turn, across the groups; in an `own` group the first alone."""
+    rows, view = {}, 0
+    for name, group in groups.items():
+        if group.own:
+            rows[name] = [sources[0]] * group.count
+            continue
+        rows[name] = [sources[(view + offset) % len(sources)] for offset in range(group.count)]
+        view += group.count
+    return rows
 
 
 def generator(seed: int, *key: int | str) -> np.random.Generator:
@@ -64,19 +101,17 @@ class AudioViews:
         self.num_samples = utterances.table["num_samples"].to_numpy()
 
     def __call__(self, sources: Sequence[int], rng: np.random.Generator) -> ViewBatch:
-        """View v is cut from utterance sources[v % len(sources)]."""
+        """Views of the groups, cut from the utterances that `rows_of_views` names."""
         views: ViewBatch = {}
         wanted: list[Segment] = []
-        view = 0
-        for name, group in self.groups.items():
-            rows = [sources[(view + offset) % len(sources)] for offset in range(group.count)]
+        for name, rows in rows_of_views(self.groups, sources).items():
+            group = self.groups[name]
             signal = np.empty((group.count, round(group.seconds * SAMPLE_RATE)), np.int16)
             wanted += zip(rows, self._starts(rows, signal.shape[1], rng), signal, strict=True)
             views[name] = {"signal": signal}
             if group.policy is not None:
                 drawn = draw_audio(rng, group.policy, self.recordings, self.num_rirs, group.count)
                 views[name]["augmentation"] = drawn
-            view += group.count
         self._fill(wanted)
         return views
 
@@ -109,14 +144,12 @@ class FaceViews:
         self.num_crops = utterances.table["num_crops"].to_numpy()
 
     def __call__(self, sources: Sequence[int], rng: np.random.Generator) -> ViewBatch:
-        """View v shows a random crop of utterance sources[v % len(sources)]; every source must have a face."""
+        """Random crops of the utterances that `rows_of_views` names; every source must have a face."""
         views: ViewBatch = {}
-        view = 0
-        for name, group in self.groups.items():
-            rows = np.array([sources[(view + offset) % len(sources)] for offset in range(group.count)])
+        for name, chosen in rows_of_views(self.groups, sources).items():
+            group, rows = self.groups[name], np.array(chosen)
             picks = self.first_crop[rows] + (rng.random(group.count) * self.num_crops[rows]).astype(np.int64)
             views[name] = {"signal": np.stack([self.store.read(int(pick)) for pick in picks])}
             if group.policy is not None:
                 views[name]["augmentation"] = draw_image(rng, group.policy, group.count)
-            view += group.count
         return views

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.progress import track
 
 from avspk import distributed
 from avspk.data.file_lists import read_wav_scp
@@ -18,6 +17,7 @@ from avspk.data.media import MediaError
 from avspk.data.sound import checked_num_samples
 from avspk.data.suffixes import MEDIA_SUFFIXES
 from avspk.evaluation.trial_list import TrialList
+from avspk.progress import track
 
 SHOWN_FAULTS = 10
 
@@ -89,6 +89,6 @@ def measure(paths: Sequence[Path], threads: int = 4) -> tuple[NDArray[np.int64],
             return str(error)
 
     with ThreadPoolExecutor(threads) as pool:
-        results = list(track(pool.map(length, paths), "looking at files", len(paths), transient=True))
+        results = list(track(pool.map(length, paths), "looking at files", len(paths), "files"))
     faults = {row: result for row, result in enumerate(results) if isinstance(result, str)}
     return np.array([0 if isinstance(result, str) else result for result in results], np.int64), faults

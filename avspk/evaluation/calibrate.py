@@ -1,4 +1,4 @@
-"""A model's own calibration: cosines to log-likelihood ratios, from trials between the pseudo speakers of training."""
+"""A model's own calibration: cosines to log-likelihood ratios, from trials between pseudo speakers."""
 
 from __future__ import annotations
 
@@ -32,8 +32,9 @@ def calibrate(
 
     None, and a line in the log that says why, where the trials cannot carry it: no calibration is better than a wrong
     one. Trials without errors, above all, leave the slope undetermined, and every answer would come out as certain.
-    The labels were found by, and trained, the model itself: its own pseudo speakers are easier to tell apart than new
-    voices, so that the ratios err on the confident side. A labelled list of the user's domain calibrates better.
+    Pseudo speakers that trained the model are easier for it to tell apart than new voices, so that ratios fitted on
+    them err on the confident side; stages/hold_out.py keeps some for this. A labelled list of the user's domain
+    calibrates better.
 
     Args:
         labels: (N,) pseudo label of each utterance, -1 for none.

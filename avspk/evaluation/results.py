@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from avspk.data.files import whole_or_absent
+from avspk.data.files import whole_or_absent, write_json
 from avspk.evaluation.trial_list import TrialList
 from avspk.scoring.bootstrap import evaluate_scores
 
@@ -89,12 +88,6 @@ def write_results(folder: Path, records: Sequence[Record], notes: Sequence[str] 
     write_json(folder / "metrics.json", [_jsonable(record) for record in records])
     with whole_or_absent(folder / "metrics.md") as part:
         part.write_text(markdown(records, notes), encoding="utf-8")
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write plain values, whole or not at all."""
-    with whole_or_absent(path) as part:
-        part.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def _jsonable(record: Record) -> Record:

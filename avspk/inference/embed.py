@@ -57,6 +57,15 @@ def equal_length_batches(num_frames: np.ndarray, max_frames: int) -> list[np.nda
     return batches
 
 
+def heard_samples(fbank: Fbank, num_samples: np.ndarray | int) -> np.ndarray:
+    """How many samples of recordings of `num_samples` become features: whole frames; the short are tiled to a second.
+
+    Without the samples beyond the last whole frame, equal numbers of frames are equal lengths.
+    """
+    tiled = np.where(np.less(num_samples, MIN_SAMPLES), SAMPLE_RATE, num_samples)
+    return fbank.frame_length + (tiled - fbank.frame_length) // fbank.hop_length * fbank.hop_length
+
+
 class _Batches(Dataset[dict[str, Any]]):
     """A loader item is a whole batch: {"rows": positions, ...}."""
 
@@ -108,7 +117,7 @@ def _run(
     """
     table = np.full(shape, np.nan, np.float32)
     batches = load(dataset, batch_size=None, num_workers=workers, pin_memory=device.type == "cuda")
-    with Progress("embed", len(table), distributed.rank() == 0) as progress:
+    with Progress("embed", len(table), distributed.rank() == 0, "rows") as progress:
         for batch in batches:
             values = compute({key: value.to(device, non_blocking=True) for key, value in batch.items()})
             table[batch["rows"].numpy()] = values.float().cpu().numpy()
@@ -136,10 +145,8 @@ def embed_audio(
 
     Raises: MediaError, which names the file, as `read` does.
     """
-    tiled = np.where(num_samples < MIN_SAMPLES, SAMPLE_RATE, num_samples)
-    num_frames = 1 + (tiled - fbank.frame_length) // fbank.hop_length
-    # Samples beyond the last whole frame are not heard; without them, equal frames are equal lengths.
-    lengths = fbank.frame_length + (num_frames - 1) * fbank.hop_length
+    lengths = heard_samples(fbank, num_samples)
+    num_frames = 1 + (lengths - fbank.frame_length) // fbank.hop_length
     if device.type == "cpu":
         max_seconds = min(max_seconds, CPU_SECONDS_A_THREAD * torch.get_num_threads())
     batches = equal_length_batches(num_frames, int(max_seconds * SAMPLE_RATE / fbank.hop_length))

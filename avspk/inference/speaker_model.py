@@ -21,7 +21,7 @@ from avspk.data.resampling import resample
 from avspk.data.sound_check import SoundCheck
 from avspk.data.sound_store import SoundStore
 from avspk.frontend.fbank import Fbank
-from avspk.inference.embed import MIN_SAMPLES, embed_audio, inference
+from avspk.inference.embed import embed_audio, heard_samples, inference
 from avspk.inference.hub import find_model
 from avspk.models.encoder import Encoder
 from avspk.models.registry import build_encoder
@@ -80,10 +80,11 @@ class SpeakerModel:
 
     def embed_parts(self, waveforms: Floats) -> Floats:
         """Embeddings (B, D) of waveforms (B, n) at 16 kHz that are neither checked nor cut."""
-        if waveforms.shape[1] < MIN_SAMPLES:
-            waveforms = np.stack([np.resize(waveform, SAMPLE_RATE) for waveform in waveforms])
+        length = int(heard_samples(self.fbank, waveforms.shape[1]))
+        if length > waveforms.shape[1]:
+            waveforms = np.stack([np.resize(waveform, length) for waveform in waveforms])
         with inference(self.encoder):
-            features = self.fbank(torch.from_numpy(waveforms).to(self.device))  # (B, T, F)
+            features = self.fbank(torch.from_numpy(waveforms[:, :length]).to(self.device))  # (B, T, F)
             return self.encoder(features).float().cpu().numpy()
 
     def compare(

@@ -1,4 +1,4 @@
-"""Front end and encoder as one graph of plain operators, which any runtime has: a DFT written as a convolution."""
+"""Front end and encoder as one graph of plain operators, which any runtime has: a DFT written as a product."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from avspk.frontend.fbank import LOG_FLOOR, PREEMPHASIS, Fbank
 from avspk.models.encoder import Encoder
@@ -15,43 +14,43 @@ from avspk.models.encoder import Encoder
 class FrontEndGraph(nn.Module):
     """Waveforms (B, samples) in [-1, 1] -> features (B, frames, mels), as `Fbank` gives them.
 
-    `Fbank` takes a frame x of N samples with mean m to w[i] ((x[i] - a x[i-1]) - (1 - a) m), with x[-1] = x[0], and
-    then to its DFT. With the pre-emphasised waveform e[i] = x[i] - a x[i-1], where x[-1] is now the sample before the
-    frame, the DFT is linear in three things, so it is a convolution over e and two products:
-
-        Y[k] = sum over i >= 1 of w[i] c[i, k] e[i]  +  (1 - a) w[0] c[0, k] x[0]  -  (1 - a) (sum of w[i] c[i, k]) m
-
-    where c[i, k] = cos(2 pi i k / K) for the real half of the channels and -sin for the other.
+    It works on each frame in Kaldi's order: mean off, pre-emphasis, window, DFT (a product with its matrix). So frames
+    of digital silence become exactly nothing, whatever the recording's offset; of a mean subtracted later, rounding
+    errors would be left, whose logarithm is far from that of nothing. Frames are cut as slices of blocks of
+    gcd(frame, hop) samples, since runtimes have no overlapping windows.
     """
 
     def __init__(self, fbank: Fbank) -> None:
         super().__init__()
         self.frame_length, self.hop_length = fbank.frame_length, fbank.hop_length
+        self.block = math.gcd(fbank.frame_length, fbank.hop_length)
         self.normalize_mean = fbank.normalize_mean
-        window = fbank.window.double().cpu()  # (N,)
-        waves = _dft(fbank.frame_length, fbank.fft_length)  # (2 bins, N)
-        taps = waves * window
-        first, mean = (1 - PREEMPHASIS) * taps[:, 0], -(1 - PREEMPHASIS) * taps.sum(1)  # (2 bins,)
-        taps[:, 0] = 0
-        self.register_buffer("taps", taps.float()[:, None])  # (2 bins, 1, N)
-        self.register_buffer("corrections", torch.stack([first, mean]).float())  # (2, 2 bins)
+        taps = fbank.window.double().cpu() * _dft(fbank.frame_length, fbank.fft_length)  # (2 bins, N)
+        self.register_buffer("taps", taps.float().T.contiguous())  # (N, 2 bins)
         self.register_buffer("triangles", fbank.triangles.cpu().clone())  # (bins, mels)
 
     taps: Tensor
-    corrections: Tensor
     triangles: Tensor
 
     def forward(self, waveforms: Tensor) -> Tensor:
         """(B, samples) -> (B, frames, mels); at least one frame of samples."""
         x = waveforms - waveforms.mean(dim=1, keepdim=True)
-        emphasised = functional.pad(x[:, 1:] - PREEMPHASIS * x[:, :-1], (1, 0))  # (B, samples)
-        spectrum = functional.conv1d(emphasised[:, None], self.taps, stride=self.hop_length)  # (B, 2 bins, frames)
-        means = functional.avg_pool1d(x[:, None], self.frame_length, self.hop_length)  # (B, 1, frames)
-        starts = functional.avg_pool1d(x[:, None], 1, self.hop_length)[..., : means.shape[2]]  # (B, 1, frames)
-        corrections = torch.cat([starts, means], dim=1).transpose(1, 2) @ self.corrections  # (B, frames, 2 bins)
-        real, imaginary = (spectrum.transpose(1, 2) + corrections).chunk(2, dim=2)  # (B, frames, bins)
+        frames = self._frames(x)  # (B, frames, N)
+        frames = frames - frames.mean(dim=2, keepdim=True)
+        before = torch.cat([frames[..., :1], frames[..., :-1]], dim=2)
+        spectrum = (frames - PREEMPHASIS * before) @ self.taps  # (B, frames, 2 bins)
+        real, imaginary = spectrum.chunk(2, dim=2)  # (B, frames, bins)
         features = ((real * real + imaginary * imaginary) @ self.triangles).clamp_min(LOG_FLOOR).log()
         return features - features.mean(dim=1, keepdim=True) if self.normalize_mean else features
+
+    def _frames(self, waveforms: Tensor) -> Tensor:
+        """(B, samples) -> (B, frames, N)."""
+        whole = waveforms.shape[1] // self.block * self.block
+        blocks = waveforms[:, :whole].reshape(waveforms.shape[0], -1, self.block)
+        step = self.hop_length // self.block
+        number = (waveforms.shape[1] - self.frame_length) // self.hop_length + 1
+        slices = [blocks[:, k::step][:, :number] for k in range(self.frame_length // self.block)]
+        return torch.cat(slices, dim=2)
 
 
 def _dft(num_samples: int, length: int) -> Tensor:

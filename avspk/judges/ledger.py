@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
+
+from avspk.extras import explained
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Sum = Callable[[Tensor], Tensor]
 """Sum of a tensor over all ranks, in place."""
@@ -89,6 +93,9 @@ class Ledger:
             labels: (N,) pseudo labels, -1: not used in training.
             trust: (N,) what each label counts.
         """
+        with explained():
+            import pandas as pd
+
         frame = pd.DataFrame({"utterance": utterances})
         for column, name in enumerate(self.modalities):
             frame[f"loss_{name}"] = self.losses[:, column].cpu().numpy()

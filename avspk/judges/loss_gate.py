@@ -127,13 +127,19 @@ def joint_losses(log_losses: Floats, used: NDArray[np.bool_]) -> Floats:
         log_losses: (N, M), NaN where a modality is missing or was never seen.
         used: (N,) which labels are trained on.
     """
+    mean, std = scaling(log_losses, used)
+    scaled = (log_losses - mean) / std
+    seen = ~np.isnan(scaled)
+    return np.where(seen.any(1), np.exp(np.nansum(scaled, axis=1) / seen.sum(1).clip(min=1)), np.nan)
+
+
+def scaling(log_losses: Floats, used: NDArray[np.bool_]) -> tuple[Floats, Floats]:
+    """Mean and standard deviation (M,) of log losses (N, M) over the labels that are used; 1 where all are equal."""
     here = np.where(used[:, None], log_losses, np.nan)
     counts = (~np.isnan(here)).sum(0).clip(min=1)
     mean = np.nansum(here, axis=0) / counts
     std = np.sqrt(np.nansum((here - mean) ** 2, axis=0) / counts)
-    scaled = (log_losses - mean) / np.where(std > 0, std, 1)
-    seen = ~np.isnan(scaled)
-    return np.where(seen.any(1), np.exp(np.nansum(scaled, axis=1) / seen.sum(1).clip(min=1)), np.nan)
+    return mean, np.where(std > 0, std, 1)
 
 
 def reliable(losses: ArrayLike, gates: Mapping[str, Gate], rule: str = "both") -> NDArray[np.bool_]:

@@ -12,7 +12,13 @@ from avspk.models.encoder import Encoder
 from avspk.models.heads import CosineClassifier, DinoHead
 
 
-class DinoOutput(NamedTuple):
+class EncoderBranch(nn.Module):
+    """One modality's encoder, with what sits on it during training."""
+
+    encoder: Encoder
+
+
+class PrototypeOutput(NamedTuple):
     """embeddings (V, B, D), bottleneck (V, B, E) of unit length, prototypes (K, E) of unit length."""
 
     embeddings: Tensor
@@ -20,27 +26,27 @@ class DinoOutput(NamedTuple):
     prototypes: Tensor
 
 
-class DinoBranch(nn.Module):
-    """One modality's encoder and DINO head."""
+class PrototypeBranch(EncoderBranch):
+    """One modality's encoder, projection head and prototypes."""
 
     def __init__(self, encoder: Encoder, head: DinoHead) -> None:
         super().__init__()
         self.encoder = encoder
         self.head = head
 
-    def forward(self, groups: list[Tensor], batch_size: int) -> DinoOutput:
+    def forward(self, groups: list[Tensor], batch_size: int) -> PrototypeOutput:
         """Groups of equally shaped views, each (n * B, ...) view-major -> outputs over all V views."""
         embeddings = torch.cat([self.encoder(group) for group in groups])  # (V * B, D)
         bottleneck = self.head(embeddings)
         by_view = (-1, batch_size)
-        return DinoOutput(
+        return PrototypeOutput(
             embeddings.unflatten(0, by_view),  # (V, B, D)
             bottleneck.unflatten(0, by_view),  # (V, B, E)
             self.head.prototypes(),
         )
 
 
-class ClassifierBranch(nn.Module):
+class ClassifierBranch(EncoderBranch):
     """One modality's encoder and cosine classifier over the pseudo speakers."""
 
     def __init__(self, encoder: Encoder, classifier: CosineClassifier) -> None:
@@ -53,7 +59,7 @@ class ClassifierBranch(nn.Module):
         return self.classifier(self.encoder(inputs))
 
 
-Branch = TypeVar("Branch", DinoBranch, ClassifierBranch)
+Branch = TypeVar("Branch", bound=EncoderBranch)
 
 
 class ParallelBranches(nn.Module, Generic[Branch]):

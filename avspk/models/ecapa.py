@@ -1,10 +1,26 @@
 """ECAPA-TDNN, the audio encoder: Desplanques, Thienpondt, Demuynck, arXiv 2005.07143."""
 
+from typing import Literal
+
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
-from avspk.models.encoder import Encoder
+from avspk.models.encoder import Encoder, EncoderSettings, last_norm
 from avspk.models.pooling import AttentiveStatisticsPooling
+from avspk.settings import Count
+
+
+class EcapaSettings(EncoderSettings):
+    """ECAPA-TDNN; the defaults are the c512 model of 6.19 M parameters [S]."""
+
+    architecture: Literal["ecapa"] = "ecapa"
+    channels: Count = 512
+    aggregate_channels: Count = 1536
+    scale: int = Field(8, ge=2)
+    se_dim: Count = 128
+    attention_dim: Count = 128
+    embedding_dim: Count = 192
 
 
 class ConvReluNorm(nn.Module):
@@ -115,7 +131,7 @@ class EcapaTdnn(Encoder):
         self.pool = AttentiveStatisticsPooling(aggregate_channels, attention_dim)
         self.pool_norm = nn.BatchNorm1d(2 * aggregate_channels)
         self.embed = nn.Linear(2 * aggregate_channels, embedding_dim)
-        self.embedding_norm = nn.BatchNorm1d(embedding_dim) if embedding_norm else nn.Identity()
+        self.embedding_norm = last_norm(embedding_dim, embedding_norm)
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, T, F) -> (B, D)."""

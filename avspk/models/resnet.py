@@ -1,14 +1,34 @@
 """ResNet-34 encoders from one body: audio (spectrogram, statistics pooling) and face (RGB crop, average pooling)."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from avspk.models.encoder import Encoder
+from avspk.models.encoder import Encoder, EncoderSettings, last_norm
 from avspk.models.pooling import StatisticsPooling
+from avspk.settings import Count
 
 RESNET34_BLOCKS = (3, 4, 6, 3)
+
+
+class AudioResNetSettings(EncoderSettings):
+    """ResNet-34 on fbanks with statistics pooling, 6.63 M parameters [S]."""
+
+    architecture: Literal["audio_resnet34"] = "audio_resnet34"
+    width: Count = 32
+    blocks: tuple[int, int, int, int] = (3, 4, 6, 3)
+    embedding_dim: Count = 256
+
+
+class FaceResNetSettings(EncoderSettings):
+    """ResNet-34 on face crops, trained from scratch [C]."""
+
+    architecture: Literal["face_resnet34"] = "face_resnet34"
+    width: Count = 64
+    blocks: tuple[int, int, int, int] = (3, 4, 6, 3)
+    embedding_dim: Count = 256
 
 
 def conv_norm(in_channels: int, out_channels: int, kernel_size: int, stride: int) -> nn.Sequential:
@@ -58,6 +78,7 @@ class AudioResNet34(Encoder):
     """Log mel features (B, T, F) -> speaker embeddings (B, D).
 
     The defaults are wespeaker's ResNet34 with TSTP and one embedding layer: 6,634,336 parameters (counted on it).
+    `embedding_norm`: batch norm on the embedding.
     """
 
     def __init__(
@@ -66,6 +87,7 @@ class AudioResNet34(Encoder):
         width: int = 32,
         embedding_dim: int = 256,
         blocks: Sequence[int] = RESNET34_BLOCKS,
+        embedding_norm: bool = False,
     ) -> None:
         super().__init__()
         self.embedding_dim = embedding_dim
@@ -73,11 +95,12 @@ class AudioResNet34(Encoder):
         self.pool = StatisticsPooling()
         frequencies = (num_mels + 7) // 8  # three strides of 2, each rounding up
         self.embed = nn.Linear(2 * 8 * width * frequencies, embedding_dim)
+        self.embedding_norm = last_norm(embedding_dim, embedding_norm)
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, T, F) -> (B, D)."""
         maps = self.body(features.transpose(1, 2).unsqueeze(1))  # (B, 8 width, F / 8, T / 8)
-        return self.embed(self.pool(maps))
+        return self.embedding_norm(self.embed(self.pool(maps)))
 
 
 class FaceResNet34(Encoder):
@@ -85,16 +108,23 @@ class FaceResNet34(Encoder):
 
     The 3x3 stem of stride 2 replaces ImageNet's 7x7 and max pooling, which would leave 4 x 4 maps: at 112 px the
     stages see 56, 28, 14 and 7 px, as an ImageNet ResNet-34 does at 224 px. Random initial weights: nothing
-    supervised enters the face side.
+    supervised enters the face side. `embedding_norm`: batch norm on the embedding.
     """
 
-    def __init__(self, width: int = 64, embedding_dim: int = 256, blocks: Sequence[int] = RESNET34_BLOCKS) -> None:
+    def __init__(
+        self,
+        width: int = 64,
+        embedding_dim: int = 256,
+        blocks: Sequence[int] = RESNET34_BLOCKS,
+        embedding_norm: bool = False,
+    ) -> None:
         super().__init__()
         self.embedding_dim = embedding_dim
         self.body = resnet_body(3, width, blocks, stem_stride=2)
         self.embed = nn.Linear(8 * width, embedding_dim)
+        self.embedding_norm = last_norm(embedding_dim, embedding_norm)
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, D)."""
         maps = self.body(images)  # (B, 8 width, H / 16, W / 16)
-        return self.embed(maps.float().mean(dim=(2, 3)))
+        return self.embedding_norm(self.embed(maps.float().mean(dim=(2, 3))))

@@ -1,5 +1,8 @@
 """What a run did, as one self-contained HTML page."""
 
-from avspk.report.build import write_report
+from avspk.extras import explained
+
+with explained():
+    from avspk.report.build import write_report
 
 __all__ = ["write_report"]

@@ -9,8 +9,13 @@ import numpy as np
 import pandas as pd
 
 from avspk.data.files import whole_or_absent
+from avspk.evaluation.run_folder import Run, stage_name
+from avspk.modalities.base import VERIFIED
 from avspk.report import evaluation_plots, round_plots, training_plots
+from avspk.report.conclusions import conclusions, next_steps, reached
 from avspk.report.embedding_map import map_modalities
+from avspk.report.facts import facts_table
+from avspk.report.gates import gate_blocks
 from avspk.report.page import (
     Section,
     absent,
@@ -23,7 +28,7 @@ from avspk.report.page import (
     table_block,
     text_block,
 )
-from avspk.report.run_folder import Run, stage_name
+from avspk.report.scores import score_blocks
 from avspk.scoring.metrics import det_curve, eer
 
 
@@ -36,7 +41,14 @@ def write_report(run: Path) -> Path:
     page = render_page(
         title=f"Run {record.folder.resolve().name}",
         subtitle=_subtitle(record),
-        sections=[_results(record), _stage_one(record), *_rounds(record), _optimisation(record), _provenance(record)],
+        sections=[
+            _reading(record),
+            _results(record),
+            _stage_one(record),
+            *_rounds(record),
+            _optimisation(record),
+            _provenance(record),
+        ],
         top=_headline(record),
         footer=_footer(record),
     )
@@ -61,12 +73,11 @@ def _tells_truth(epochs: pd.DataFrame) -> bool:
 
 def _subtitle(run: Run) -> str:
     modalities = " + ".join(run.modalities) or "no modality logged"
-    reached = stage_name(run.stages[-1]) if run.stages else "nothing yet"
     if run.supervised:
         kind = "UPPER BOUND, TRAINED ON THE TRUE SPEAKERS; no result of the method. Speaker verification"
     else:
         kind = "Speaker verification without speaker labels"
-    return f"{kind}, trained on {modalities}, tested on audio. Reached: {reached}."
+    return f"{kind}, trained on {modalities}, tested on audio. Reached: {reached(run)}."
 
 
 def _headline(run: Run) -> str:
@@ -77,6 +88,10 @@ def _headline(run: Run) -> str:
         if len(rows) > 1:
             remark += f"; {first['system']} {first['eer']:.2f}"
         cards.append((f"EER, {trials}", f"{final['eer']:.2f} %", remark))
+    if data := run.environment.get("data"):
+        cards.append(("Training data", f"{data['utterances']:,}", f"utterances, {data['hours']:,.1f} hours"))
+    if audio := run.models.get(VERIFIED):
+        cards.append(("Model", f"{audio.parameters / 1e6:.2f} M", f"parameters, {audio.architecture}"))
     if run.seconds:
         cards.append(("Wall time", duration(sum(run.seconds.values())), "sum of the finished stages"))
     if "seed" in run.environment:
@@ -85,13 +100,24 @@ def _headline(run: Run) -> str:
     return cards_block(cards)
 
 
+def _reading(run: Run) -> Section:
+    """The report in sentences, for those who read nothing else."""
+    found = conclusions(run)
+    body = "<h3>What it shows</h3>"
+    body += "".join(map(text_block, found)) if found else absent("Nothing yet: no model of this run was evaluated.")
+    steps = next_steps(run)
+    body += "<h3>What to do next</h3>" if steps else ""
+    return Section("reading", "In words", body + "".join(map(text_block, steps)))
+
+
 def _results(run: Run) -> Section:
     title = "Results"
     if run.metrics.empty:
         return Section("results", title, absent("This run has no metrics.json: it was not evaluated yet."))
     body = _metrics_table(run.metrics) + figure_block(
         "EER per stage",
-        "Each stage should lower the EER by more than the 95 % interval (bar) is long; equal heights are equal ratios.",
+        "Bars: 95 % intervals over test speakers, not over seeds. Where the bars of two stages overlap, this run "
+        "alone does not show a difference. Equal heights are equal ratios.",
         evaluation_plots.eer_per_system(run.metrics),
     )
     curves = _det_curves(run)
@@ -100,6 +126,7 @@ def _results(run: Run) -> Section:
         body += figure_block("Detection error trade-off", caption, evaluation_plots.det_curves(curves))
     else:
         body += absent("No DET curves: evaluation/ holds no score files.")
+    body += score_blocks(run)
     lead = "Cosine of whole-utterance audio embeddings, mean of the training set subtracted, no score normalisation."
     return Section("results", title, body, lead)
 
@@ -137,18 +164,19 @@ def _det_curves(run: Run) -> dict[str, dict[str, evaluation_plots.DetCurve]]:
 
 
 def _stage_one(run: Run) -> Section:
-    title = "Stage 1: DINO"
+    objective = _setting(run.config, "pretrain.objective.kind") or "dino"
+    title = f"Stage 1: {objective.upper()}"
     steps, epochs = run.records("step", "pretrain"), run.records("epoch", "pretrain")
     if run.stage_one_source is not None:
         return Section("stage1", title, absent(f"Copied from {run.stage_one_source}, whose report shows its course."))
     if steps.empty:
         return Section("stage1", title, absent("The log holds no steps of stage 1."))
-    prototypes = run.config.get("head", {}).get("out_dim")
+    prototypes = _setting(run.config, "pretrain.objective.head.out_dim")
     body = figure_block(
         "Losses, entropies, schedules",
         "Healthy: the teacher's entropy falls well below ln K while the entropy of the mean target stays high; a "
         "teacher at ln K has collapsed to uniform targets, a mean target near 0 to a single prototype.",
-        training_plots.dino_course(steps, run.modalities, prototypes),
+        training_plots.stage_one_course(steps, run.modalities, prototypes),
     )
     if any(f"{modality}/label/nmi" in epochs for modality in run.modalities):
         caption = "The clusters that positives are drawn from should agree with the speakers better each time."
@@ -159,7 +187,8 @@ def _stage_one(run: Run) -> Section:
 def _rounds(run: Run) -> list[Section]:
     if not run.refinements:
         return [Section("rounds", "Stage 2: rounds", absent("The run has no rounds of clustering and gating yet."))]
-    epochs = {stage: run.records("epoch", stage) for stage in run.refinements}
+    rounds = [stage for stage in run.refinements if stage.startswith("round")]
+    epochs = {stage: run.records("epoch", stage) for stage in rounds}
     epochs = {stage: records for stage, records in epochs.items() if "fraction/trusted" in records}
     if not epochs:
         overview = absent("No epoch of a round was finished yet.")
@@ -186,8 +215,14 @@ def _against_the_truth(epochs: Mapping[str, pd.DataFrame]) -> str:
 
 
 def _round(run: Run, stage: str) -> Section:
-    maps = _maps(run, stage) if stage.startswith("round") else ""
-    return Section(stage, stage_name(stage), maps + _gate(run, stage))
+    if stage.startswith("round"):
+        return Section(stage, stage_name(stage), _maps(run, stage) + gate_blocks(run, stage))
+    text = (
+        "The audio model, fine-tuned with a larger margin on longer crops. It has no gate and no "
+        "correction: it learns the labels that the last round trusted. Its loss is drawn with those of the other "
+        "stages below."
+    )
+    return Section(stage, stage_name(stage), text_block(text))
 
 
 def _maps(run: Run, stage: str) -> str:
@@ -206,36 +241,6 @@ def _maps(run: Run, stage: str) -> str:
         "modality is a sound label; a colour in two islands, or two colours in one, is an error or a doubt."
     )
     return figure_block("Embeddings and labels at the start", caption, round_plots.embedding_maps(maps, shown))
-
-
-def _gate(run: Run, stage: str) -> str:
-    losses, epochs = run.epoch_losses(stage), run.records("epoch", stage)
-    if not losses:
-        return absent("No loss histograms: no epoch of this stage was finished.")
-    drawings = []
-    for column, modality in enumerate(run.modalities[: losses[min(losses)].shape[1]]):
-        by_epoch = {epoch: np.asarray(matrix[:, column]) for epoch, matrix in losses.items()}
-        drawings.append(round_plots.gate_histograms(by_epoch, epochs, modality))
-    caption = (
-        "Two humps with the red threshold in the valley between them are what the gate needs: clean labels left, wrong "
-        "ones right (grey: gated in the next epoch); the curves are the two fitted components."
-    )
-    return figure_block("Log losses and the gate", caption, *drawings) + _loss_plane(run, stage, losses, epochs)
-
-
-def _loss_plane(run: Run, stage: str, losses: Mapping[int, np.ndarray], epochs: pd.DataFrame) -> str:
-    """The last gate's verdicts at the losses it read: those of the epoch before."""
-    gate, before = run.table(stage, "gate"), losses.get(max(losses) - 1)
-    columns = {modality: f"{modality}/gate/threshold" for modality in run.modalities[:2]}
-    if gate is None or before is None or before.shape[1] < 2 or len(before) != len(gate):
-        return ""
-    thresholds = {name: float(epochs[column].iloc[-1]) for name, column in columns.items() if column in epochs}
-    caption = (
-        "A label that both models find easy lies lower left of both thresholds; off the diagonal one modality sees "
-        "what the other does not."
-    )
-    plane = round_plots.loss_plane(np.asarray(before[:, :2]), gate, run.modalities[:2], thresholds)
-    return figure_block("Last epoch: one modality against the other", caption, plane)
 
 
 def _optimisation(run: Run) -> Section:
@@ -265,29 +270,24 @@ def _wall_times(seconds: Mapping[str, float]) -> str:
 
 
 def _provenance(run: Run) -> Section:
-    lead = "With this config, these versions and this seed the run repeats."
-    body = "<div class=two>"
-    if run.environment:
-        body += "<div><h3>Environment</h3>" + table_block([], _environment_rows(run.environment)) + "</div>"
-    else:
-        body += absent("The run holds no environment.json.")
+    lead = (
+        "On the same machine, with the same config, versions, seed, processes and threads, the run repeats bit for "
+        "bit. On another machine or with another number of threads, sums are rounded differently, and the results "
+        "differ like those of two seeds: expect tenths of a point of EER."
+    )
+    body = "<h3>Data, models, machine</h3>" + facts_table(run)
     if run.config_text:
-        body += "<div><h3>Settings</h3>" + table_block([], _setting_rows(run.config)) + "</div>"
-    body += "</div>"
+        body += "<h3>Settings</h3>" + table_block([], _setting_rows(run.config), left=2)
     body += folded("config.yaml", run.config_text) if run.config_text else text_block("The run holds no config.yaml.")
     return Section("provenance", "What it ran with", body, lead)
-
-
-def _environment_rows(environment: Mapping[str, Any]) -> list[list[str]]:
-    flat = {key: value for key, value in environment.items() if key != "versions"} | environment.get("versions", {})
-    return [[escape(str(key)).replace("_", " "), escape(str(value))] for key, value in flat.items()]
 
 
 def _setting_rows(config: Mapping[str, Any]) -> list[list[str]]:
     """The few settings that a reader asks for first."""
     asked = ["modalities", "rounds", "pretrain.epochs", "pretrain.batch_size", "pretrain.optimiser.learning_rate",
-             "head.out_dim", "cluster.num_clusters", "refine.epochs", "refine.scale", "refine.margin",
-             "refine.judge.gate.rule", "refine.judge.correction.rule", "large_margin.epochs"]  # fmt: skip
+             "pretrain.objective.head.out_dim", "cluster.num_clusters", "refine.epochs", "refine.scale",
+             "refine.margin", "refine.judge.gate.rule", "refine.judge.correction.rule",
+             "large_margin.epochs"]  # fmt: skip
     found = {key: _setting(config, key) for key in asked}
     return [[f"<code>{key}</code>", escape(str(value))] for key, value in found.items() if value is not None]
 

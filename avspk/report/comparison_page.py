@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from avspk.evaluation.comparison import BASELINE, LABEL_KEYS, Comparison
+from avspk.evaluation.run_folder import stage_name
 from avspk.report import comparison_plots
-from avspk.report.comparison import BASELINE, LABEL_KEYS, Comparison
 from avspk.report.page import Section, absent, cards_block, figure_block, render_page, table_block, text_block
-from avspk.report.run_folder import stage_name
 
 LAST_HEADER = ("method", "list", "after", "runs", "EER % [95 %]", "between seeds", "minDCF(0.01)", "minDCF(0.05)",
                "against", "EER points [95 %]", "p", "reading")  # fmt: skip

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from avspk.evaluation.run_folder import stage_name
 from avspk.report.evaluation_plots import draw_intervals, log_percent_axis
 from avspk.report.round_plots import FATES
-from avspk.report.run_folder import stage_name
 from avspk.report.style import CYCLE, LIGHT, panels, svg_figure
 
 if TYPE_CHECKING:

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from avspk.extras import explained
+
 MAP_POINTS = 1000
 MAP_LABELS = 54  # as many colours and markers as an eye can tell apart
 PCA_DIM = 32
@@ -69,8 +71,9 @@ def _pca(vectors: np.ndarray) -> np.ndarray:
 def _tsne(vectors: np.ndarray) -> np.ndarray:
     if len(vectors) < 3 * PERPLEXITY or vectors.shape[1] < 3:
         return np.pad(vectors[:, :2], ((0, 0), (0, max(0, 2 - vectors.shape[1]))))
-    from sklearn.manifold import TSNE
-    from threadpoolctl import threadpool_limits  # scikit-learn's own dependency
+    with explained():
+        from sklearn.manifold import TSNE
+        from threadpoolctl import threadpool_limits  # scikit-learn's own dependency
 
     tsne = TSNE(2, perplexity=PERPLEXITY, init="pca", max_iter=TSNE_STEPS, random_state=0)
     with threadpool_limits(1):  # its threads wait for one another in spins: on shared cores 50 times slower than one

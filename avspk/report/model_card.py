@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from avspk.report.run_folder import Run
+from avspk.evaluation.run_folder import Run
 
 CARD = "README.md"
 MODEL_FILES = ("config.json", "model.safetensors")

@@ -50,7 +50,6 @@ details { margin: .6rem 0; }
 summary { cursor: pointer; }
 pre { font: 13px/1.5 ui-monospace, 'SF Mono', Menlo, 'DejaVu Sans Mono', monospace; overflow-x: auto; margin: .6rem 0;
   padding: 14px 16px; background: var(--page); border-radius: 8px; }
-.two { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 420px), 1fr)); gap: 0 32px; }
 footer { color: var(--muted); font-size: .88rem; padding: 6px 0 48px; }
 @media (max-width: 640px) {
   main, header { padding: 0 12px; } header { padding-top: 28px; } section { padding: 18px 14px; }

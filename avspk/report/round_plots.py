@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from avspk.evaluation.run_folder import stage_name
 from avspk.judges.loss_gate import LOSS_FLOOR
-from avspk.report.run_folder import stage_name
 from avspk.report.style import CYCLE, LIGHT, modality_colour, panels, svg_figure, whole_numbers
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ MARKERS = ["o", "s", "^", "D", "v", "P"]
 
 @svg_figure
 def gate_histograms(losses: Mapping[int, np.ndarray], epochs: pd.DataFrame, modality: str) -> "Figure":
-    """Histograms of one modality's log losses, a panel an epoch, with the gate that was then fitted to them.
+    """Histograms of log losses of one modality, or "joint", a panel an epoch, with the gate then fitted to them.
 
     losses: epoch -> losses (N,) at its end, NaN = not seen. epochs: epoch records of the round; the gate of a record is
     the one in force in that epoch, fitted to the losses of the epoch before.
@@ -46,7 +46,8 @@ def gate_histograms(losses: Mapping[int, np.ndarray], epochs: pd.DataFrame, moda
     for panel, epoch in zip(axes.flat, shown, strict=False):
         fit = {str(key).removeprefix(f"{modality}/gate/"): value for key, value in records.get(epoch + 1, {}).items()}
         _gate_panel(panel, values[epoch], bins, fit, modality_colour(modality))
-        note = {"fitted": "", "posterior": ": posterior 0.5", "kept": ": gate kept", "open": ": gate open"}
+        note = {"fitted": "", "posterior": ": posterior 0.5", "kept": ": gate kept", "open": ": gate open",
+                "share": ": share passes"}  # fmt: skip
         panel.set_title(f"{modality}, epoch {epoch}{note.get(str(fit.get('status')), ': no gate')}")
     for panel in axes.flat[len(shown) :]:
         panel.set_axis_off()
@@ -85,12 +86,16 @@ def mixture_densities(x: np.ndarray, fit: Mapping[str, object]) -> list[np.ndarr
 
 @svg_figure
 def loss_plane(
-    losses: np.ndarray, gate: pd.DataFrame, modalities: Sequence[str], thresholds: Mapping[str, float]
+    losses: np.ndarray,
+    gate: pd.DataFrame,
+    modalities: Sequence[str],
+    thresholds: Mapping[str, float],
+    border: tuple[float, float, float] | None = None,
 ) -> "Figure":
     """Log losses of two modalities against each other, coloured by what became of the label.
 
     losses: (N, 2) that the last gate judged; rows without one of them are left out. gate: the table gate.parquet, N
-    rows. thresholds: of the log loss, by modality.
+    rows. thresholds: of the log loss, by modality. border: (a, b, c) of a joint gate, the line a x + b y = c.
     """
     figure, ((axes,),) = panels(1, 1, 5.4, 4.2)
     rows = np.flatnonzero(np.isfinite(losses).all(1))
@@ -103,6 +108,9 @@ def loss_plane(
     for modality, line in zip(modalities, (axes.axvline, axes.axhline), strict=True):
         if np.isfinite(thresholds.get(modality, np.nan)):
             line(thresholds[modality], color=LIGHT["red"], linewidth=1.4)
+    if border is not None:
+        a, b, c = border
+        axes.axline((0, c / b), slope=-a / b, color=LIGHT["red"], linewidth=1.4)
     axes.set(xlabel=f"{modalities[0]}: log loss", ylabel=f"{modalities[1]}: log loss")
     figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", handletextpad=0.2, reverse=True)
     return figure

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from avspk.data.files import whole_or_absent
+from avspk.extras import explained
 from avspk.report.evaluation_plots import DetCurve, det_curves
 from avspk.report.style import LIGHT, STYLE, panels
 from avspk.scoring.metrics import det_curve, eer, eer_threshold
@@ -23,7 +24,8 @@ BINS = 80
 
 def save_score_figures(scored: Scored, folder: Path) -> None:
     """Write det.png and histograms.png of list -> system -> scored trials into `folder`."""
-    import matplotlib
+    with explained():
+        import matplotlib
 
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
@@ -45,14 +47,21 @@ def _save(figure: "Figure", path: Path) -> None:
         figure.savefig(part, format="png")
 
 
-def score_histograms(scored: Scored) -> "Figure":
-    """Densities of target and non-target scores, one row a list, one column a system; a line at the EER threshold."""
+def score_histograms(scored: Scored, thresholds: Mapping[str, float] | None = None) -> "Figure":
+    """Densities of target and non-target scores, a panel for each list and system; a line at the EER threshold.
+
+    Lists are rows and systems columns; of one system, all panels are in one row. `thresholds`: name -> score, of
+    further lines.
+    """
     systems = list(dict.fromkeys(system for by_system in scored.values() for system in by_system))
     figure, axes = panels(len(scored), len(systems), 4.2, 2.6)
+    if len(systems) == 1:
+        figure, axes = panels(1, len(scored), 4.2, 2.6)
+        axes = axes.T
     for row, (trials, by_system) in enumerate(scored.items()):
         for column, system in enumerate(systems):
             if system in by_system:
-                _draw_histogram(axes[row, column], by_system[system])
+                _draw_histogram(axes[row, column], by_system[system], thresholds or {})
                 axes[row, column].set_title(f"{trials}, {system}")
             else:
                 axes[row, column].set_axis_off()
@@ -62,7 +71,7 @@ def score_histograms(scored: Scored) -> "Figure":
     return figure
 
 
-def _draw_histogram(axes: "Axes", table: pd.DataFrame) -> None:
+def _draw_histogram(axes: "Axes", table: pd.DataFrame, thresholds: Mapping[str, float]) -> None:
     finite = table[np.isfinite(table["score"])]
     edges = np.histogram_bin_edges(finite["score"], BINS)
     for label, name, colour in ((0, "non-target", LIGHT["orange"]), (1, "target", LIGHT["blue"])):
@@ -72,4 +81,6 @@ def _draw_histogram(axes: "Axes", table: pd.DataFrame) -> None:
     threshold = eer_threshold(table["score"], table["label"])
     if np.isfinite(threshold):
         axes.axvline(threshold, color=LIGHT["ink"], linewidth=1, linestyle="--", label="threshold at EER")
+    for (name, value), colour in zip(thresholds.items(), (LIGHT["green"], LIGHT["purple"], LIGHT["red"]), strict=False):
+        axes.axvline(value, color=colour, linewidth=1.4, label=f"calibrated, {name}")
     axes.set(xlabel="score", ylabel="density")

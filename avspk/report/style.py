@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, ParamSpec
 
 import numpy as np
 
+from avspk.extras import explained
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -77,7 +79,8 @@ def svg_figure(draw: Callable[Arguments, "Figure"]) -> Callable[Arguments, str]:
 
     @wraps(draw)
     def drawn(*args: Arguments.args, **kwargs: Arguments.kwargs) -> str:
-        import matplotlib
+        with explained():
+            import matplotlib
 
         with matplotlib.rc_context():
             matplotlib.rcdefaults()

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from avspk.report.run_folder import stage_name
+from avspk.evaluation.run_folder import stage_name
 from avspk.report.style import LIGHT, modality_colour, panels, svg_figure, whole_numbers
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ SCHEDULES = {"lr": "learning rate", "momentum": "teacher momentum (EMA)", "teach
 
 
 @svg_figure
-def dino_course(steps: pd.DataFrame, modalities: Sequence[str], num_prototypes: int | None) -> "Figure":
+def stage_one_course(steps: pd.DataFrame, modalities: Sequence[str], num_prototypes: int | None) -> "Figure":
     """Loss, entropies (nats) and centre norm of stage 1, a row a modality; the last row shows the schedules.
 
     `steps`: the step records of the pretrain stage. `num_prototypes` K draws ln K, the entropy of collapse to uniform.

@@ -70,12 +70,17 @@ class Stage(ABC):
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Groups for the optimiser: no weight decay on biases and norms, that is on what has one dimension."""
-        decayed = [p for p in self.model.parameters() if p.ndim > 1]
-        plain = [p for p in self.model.parameters() if p.ndim <= 1]
+        exempt = {id(p) for p in self.without_decay()}
+        decayed = [p for p in self.model.parameters() if p.ndim > 1 and id(p) not in exempt]
+        plain = [p for p in self.model.parameters() if p.ndim <= 1 or id(p) in exempt]
         return [
             {"params": decayed, "weight_decay": self.optimiser.weight_decay},
             {"params": plain, "weight_decay": 0.0},
         ]
+
+    def without_decay(self) -> list[nn.Parameter]:
+        """Parameters without weight decay, besides biases and norms."""
+        return []
 
     def batches(self, epoch: int, first_step: int, workers: int) -> Iterator[dict[str, Any]]:
         """Collated batches of this rank, from the epoch's `first_step`-th on."""

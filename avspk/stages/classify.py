@@ -13,12 +13,13 @@ from avspk import distributed, losses
 from avspk.config import ClassifySettings
 from avspk.data.dataset import ViewDataset, ViewSampler
 from avspk.data.sampler import ExampleSampler
+from avspk.modalities.base import ModalityKit, seeded
 from avspk.models.audio_visual import ClassifierBranch
 from avspk.models.encoder import Encoder
 from avspk.models.heads import CosineClassifier
 from avspk.schedules import ramp
 from avspk.stages.base import Metrics, Stage
-from avspk.stages.modalities import Materials, ModalityKit, seeded
+from avspk.stages.materials import Materials
 
 
 class Classify(Stage):

@@ -21,12 +21,13 @@ from avspk.config import RefineSettings
 from avspk.data.files import whole_or_absent
 from avspk.judges.base import Replacement
 from avspk.judges.ledger import Ledger
+from avspk.modalities.base import ModalityKit
 from avspk.models.audio_visual import ClassifierBranch, ParallelBranches
 from avspk.models.ema import ema_update, make_teacher
 from avspk.models.encoder import Encoder
 from avspk.stages.base import Metrics
 from avspk.stages.classify import Classify
-from avspk.stages.modalities import Materials, ModalityKit
+from avspk.stages.materials import Materials
 from avspk.stages.truth import Truth
 
 
@@ -177,6 +178,10 @@ class Refine(Classify):
         """Modality -> encoder that the round leaves: the last one, or the mean."""
         kept = self.mean if self.settings.keep == "ema" and self.mean is not None else self.model
         return kept.encoders()
+
+    def classifiers(self) -> dict[str, dict[str, Tensor]]:
+        """Modality -> weights of its classifier."""
+        return {name: dict(branch.classifier.state_dict()) for name, branch in self.model.items()}
 
     def state_dict(self) -> dict[str, Any]:
         """Collective: the ranks' pages are joined."""

@@ -18,6 +18,7 @@ class Truth:
 
     def __init__(self, utterances: Utterances) -> None:
         names, self._speakers = np.unique(utterances.speakers, return_inverse=True)
+        self._utterances = utterances
         self._known = names[self._speakers] != ""
         if len(names[names != ""]) < 2:
             self._known[:] = False
@@ -29,6 +30,16 @@ class Truth:
             return {}
         truth, labels = self._speakers[rows], labels[rows]
         return {"label/nmi": label_quality.nmi(truth, labels), "label/purity": label_quality.purity(truth, labels)}
+
+    def of_pairs(self, first: np.ndarray, second: np.ndarray) -> Figures:
+        """Pairs of utterances (P,) and (P,) -> share of one speaker, and of one speaker in two recordings."""
+        known = self._known[first] & self._known[second]
+        first, second = first[known], second[known]
+        if not first.size:
+            return {}
+        right = self._speakers[first] == self._speakers[second]
+        apart = self._utterances.videos[first] != self._utterances.videos[second]
+        return {"pairs/right": float(right.mean()), "pairs/right_apart": float((right & apart).mean())}
 
     def of_gate(self, labels: np.ndarray, trusted: np.ndarray) -> Figures:
         """Labels (N,) and which of them the gate trusts (N,) bool -> precision and recall of that."""

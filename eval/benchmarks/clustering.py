@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -115,7 +116,7 @@ def faiss_lloyd(values: np.ndarray, start: np.ndarray) -> Callable[[int], object
 
 def compare_fits(values: np.ndarray, truth: np.ndarray, clusters: int, clock: Clock) -> Iterator[Figure]:
     """Whole fits with their defaults, initialisation included: seconds, objective, agreement with the truth."""
-    results = {}
+    results: dict[str, Any] = {}
 
     def ours() -> None:
         results["ours"] = kmeans(torch.from_numpy(values), clusters, seed=0)

@@ -14,7 +14,7 @@ from avspk.data.manifest import Utterances, read_utterances, write_utterances
 from avspk.data.media import SAMPLE_RATE
 from avspk.data.noise import NoisePack, generate_noise_pack
 from avspk.data.sound import write_wav
-from avspk.stages.modalities import Materials
+from avspk.stages.materials import Materials
 
 VOXCELEB2_UTTERANCES = 1_092_009
 VOXCELEB2_SPEAKERS = 5_994

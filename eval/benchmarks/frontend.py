@@ -19,8 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from avspk.config import ImagePolicy
-from avspk.data.augmentation import draw_image
+from avspk.data.augmentation import ImagePolicy, draw_image
 from avspk.frontend.audio_augment import AudioAugment
 from avspk.frontend.fbank import Fbank
 from avspk.frontend.image_augment import ImageAugment

@@ -28,7 +28,7 @@ from avspk.data.media import SAMPLE_RATE
 from avspk.data.sampler import ClusterPositives, ExampleSampler
 from avspk.inference.embed import equal_length_batches
 from avspk.stages.cluster import class_vectors, cluster_embeddings
-from avspk.stages.modalities import Materials, build_kits
+from avspk.stages.materials import Materials, build_kits
 from avspk.stages.refine import Refine
 from avspk.stages.truth import Truth
 from benchmarks.corpus import (

@@ -16,7 +16,7 @@ import soundfile
 import torch
 from torch.utils.data import DataLoader
 
-from avspk.config import AudioSettings
+from avspk.config import Config
 from avspk.data.dataset import ViewDataset
 from avspk.data.manifest import read_utterances
 from avspk.data.sampler import EpochBatches, ExampleSampler
@@ -66,7 +66,7 @@ def reader(folder: Path, sizes: Sizes, views: type[AudioViews]) -> Callable[[int
     if not (folder / "manifest.parquet").is_file():
         write_corpus(folder, sizes.files, sizes.examples)
     config = paper_config(folder / "manifest.parquet")
-    cut = views(read_utterances(config.data.train), groups(config.audio), small_noise_pack(folder / "noise"))
+    cut = views(read_utterances(config.data.train), groups(config), small_noise_pack(folder / "noise"))
     dataset = ViewDataset({"audio": cut}, config.seed, "pretrain")
     usable = {"audio": np.ones(sizes.examples, bool)}
     sampler = ExampleSampler(np.arange(sizes.examples), sizes.batch, config.seed, "pretrain", usable)
@@ -79,10 +79,11 @@ def reader(folder: Path, sizes: Sizes, views: type[AudioViews]) -> Callable[[int
     return read
 
 
-def groups(audio: AudioSettings) -> dict[str, AudioGroup]:
+def groups(config: Config) -> dict[str, AudioGroup]:
     """Global and local crops of stage 1, with their augmentation."""
-    views = audio.views
+    views, policy = config.audio.views, config.audio.policy
+    long, short = views.counts(config.pretrain.objective.views)
     return {
-        "global": AudioGroup(views.global_crops, views.global_seconds, audio.policy),
-        "local": AudioGroup(views.local_crops, views.local_seconds, audio.policy),
+        "global": AudioGroup(long, views.global_seconds, policy),
+        "local": AudioGroup(short, views.local_seconds, policy),
     }

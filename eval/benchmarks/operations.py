@@ -13,15 +13,16 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode  # shapes and devices without content
 from torch.utils.flop_counter import FlopCounterMode
 
 from avspk.config import Config, load_config
 from avspk.data.media import SAMPLE_RATE
 from avspk.frontend.fbank import Fbank
-from avspk.models.audio_visual import ClassifierBranch, DinoBranch
-from avspk.models.heads import CosineClassifier, DinoHead
+from avspk.models.audio_visual import ClassifierBranch, PrototypeBranch
+from avspk.models.encoder import Encoder
+from avspk.models.heads import CosineClassifier
 from avspk.models.registry import build_encoder
 from benchmarks.corpus import PAPER, VOXCELEB2_UTTERANCES
 from benchmarks.figures import Figure
@@ -54,12 +55,12 @@ def run(device: torch.device, sizes: Sizes) -> Iterator[Figure]:
         kept = kept_for_backward(config, name) * config.pretrain.batch_size
         title = f"memory: stage 1, {name}, kept for the backward pass, batch of {config.pretrain.batch_size}"
         yield Figure(title, kept / GIB, "GiB", None, NO_BASELINE)
-    for name, settings, step, rounds in (
+    for stage, settings, step, rounds in (
         ("stage 1", config.pretrain, pretrain, 1),
         (f"{config.rounds} rounds", config.refine, refine, config.rounds),
     ):
         total = sum(step.values()) * rounds * settings.epochs * VOXCELEB2_UTTERANCES
-        yield Figure(f"operations: {name}, all of VoxCeleb2", total / EXA, "EFLOP", None, NO_BASELINE)
+        yield Figure(f"operations: {stage}, all of VoxCeleb2", total / EXA, "EFLOP", None, NO_BASELINE)
 
 
 def dino_step(config: Config, modality: str) -> float:
@@ -113,24 +114,25 @@ def refine_step(config: Config, modality: str, num_classes: int) -> float:
     return _count(step) / BATCH
 
 
-def _dino_branch(config: Config, modality: str) -> DinoBranch:
-    encoder, head = _encoder(config, modality), config.head
-    return DinoBranch(encoder, DinoHead(encoder.embedding_dim, head.hidden_dim, head.bottleneck_dim, head.out_dim))
+def _dino_branch(config: Config, modality: str) -> PrototypeBranch:
+    encoder = _encoder(config, modality)
+    return PrototypeBranch(encoder, config.pretrain.objective.head.build(encoder.embedding_dim))
 
 
-def _encoder(config: Config, modality: str) -> nn.Module:
+def _encoder(config: Config, modality: str) -> Encoder:
     settings = getattr(config, modality)
     audio = {"num_mels": settings.features.num_mels} if modality == "audio" else {}
     return build_encoder(**settings.encoder.model_dump(), **audio)
 
 
 def _views(config: Config, modality: str, batch: int = BATCH) -> list[Tensor]:
+    plan = config.pretrain.objective.views
     if modality == "audio":
         audio = config.audio.views
-        crops = ((audio.global_crops, audio.global_seconds), (audio.local_crops, audio.local_seconds))
+        crops = zip(audio.counts(plan), (audio.global_seconds, audio.local_seconds), strict=True)
         return [_audio(config, batch * count, seconds) for count, seconds in crops]
     face = config.face.views
-    sizes = ((face.global_crops, face.global_size), (face.local_crops, face.local_size))
+    sizes = zip(face.counts(plan), (face.global_size, face.local_size), strict=True)
     return [_face(batch * count, size) for count, size in sizes]
 
 

@@ -24,7 +24,7 @@ from typing import get_args
 import numpy as np
 import torch
 
-from avspk.config import AudioPolicy
+from avspk.data.augmentation import AudioPolicy
 from avspk.data.manifest import read_utterances
 from avspk.data.noise import read_noise_pack
 from avspk.data.sound_packing import PackSettings, pack_sound

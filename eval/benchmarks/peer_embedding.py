@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from avspk.config import FeatureSettings
 from avspk.frontend.fbank import Fbank
 from avspk.inference.speaker_model import SpeakerModel, save_model
+from avspk.modalities.audio import FeatureSettings
 from avspk.models.ecapa import EcapaTdnn
 from benchmarks.corpus import write_sound
 from benchmarks.figures import Figure, cost, rate

@@ -98,7 +98,7 @@ def augmentation(device: torch.device, groups: Groups, sizes: Sizes, folder: Pat
         ("crop by crop", [pair for group in groups for pair in pairs(group)]),
     ):
         what = missing(PEER) or named(PEER, f"AddReverb and AddNoise, {way}")
-        job = (lambda parts=parts: [theirs(part) for part in parts]) if theirs else None  # type: ignore[misc]
+        job = (lambda parts=parts: [theirs(part) for part in parts]) if theirs else None
         name = f"peers: reverberation and noise, theirs {way}"
         yield compare_rate(name, sizes.batch, "examples", clock_on(device), sizes.turns, ours, job, what)
 

@@ -52,7 +52,7 @@ def run(device: torch.device, sizes: Sizes) -> Iterator[Figure]:
             require_close(f"EERs (ours and {package})", abs(theirs(*part) - eer(*part)), limit)
         scale = (len(scores) / count) ** 2
         scaled = "" if scale == 1 else f", {count:,} scores timed, scaled by the square"
-        job: Job | None = None if lacking else lambda theirs=theirs, part=part: theirs(*part)  # type: ignore[misc]
+        job: Job | None = None if lacking else lambda theirs=theirs, part=part: theirs(*part)
         yield compare_cost(
             f"peers: EER of {len(scores):,} scores, against {package}", CPU_TIME, sizes.turns,
             lambda: eer(scores, labels), job, lacking or named([package], f"EER{scaled}"), scale,

@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import soundfile
@@ -79,7 +79,7 @@ def ecapa(device: torch.device, sizes: Sizes) -> Iterator[Figure]:
     """Inputs a second, without and with a training step."""
     peer = ("speechbrain",)
     inputs = torch.randn(sizes.batch, sizes.frames, 80, generator=torch.Generator().manual_seed(0)).to(device)
-    models = {"ours": EcapaTdnn(channels=sizes.channels, aggregate_channels=3 * sizes.channels)}
+    models: dict[str, nn.Module] = {"ours": EcapaTdnn(channels=sizes.channels, aggregate_channels=3 * sizes.channels)}
     if not missing(peer):
         models["theirs"] = speechbrain_ecapa(sizes.channels)
     steps = {name: _encoder_step(model.to(device), inputs) for name, model in models.items()}
@@ -141,7 +141,7 @@ class LightlyHead:
     """The same of lightly's, begun with the weights of ours."""
 
     def __init__(self, ours: OurHead, sizes: Sizes, device: torch.device) -> None:
-        self.student = lightly_head(sizes).to(device)
+        self.student: Any = lightly_head(sizes).to(device)
         layers = zip(self.student.layers, ours.student.projection, strict=True)
         for mine, source in layers:  # its layers before batch norm have no bias, ours begin with zeros
             mine.load_state_dict({key: value for key, value in source.state_dict().items() if key in mine.state_dict()})
@@ -166,7 +166,7 @@ class LightlyHead:
         return float(loss.detach())
 
 
-def lightly_head(sizes: Sizes) -> nn.Module:
+def lightly_head(sizes: Sizes) -> Any:
     """Its projection head with batch norm."""
     from lightly.models.modules import DINOProjectionHead
 
@@ -202,7 +202,7 @@ def dino(device: torch.device, sizes: Sizes) -> Iterator[Figure]:
         losses = [side.step(embeddings) for side in (ours, theirs)]
         # Sums of 4 million products in float32: from double precision ours was 1e-4 away, lightly's 3e-4.
         require_close("losses", abs(losses[0] - losses[1]) / losses[1], 1e-3)
-        gradients = [ours.student.projection[-1].weight.grad, theirs.student.layers[-1].weight.grad]
+        gradients = [cast(Any, ours.student.projection)[-1].weight.grad, theirs.student.layers[-1].weight.grad]
         apart = (gradients[0] - gradients[1]).abs().max() / gradients[1].abs().max()
         require_close("gradients", float(apart), 1e-3)
     what = missing(peer) or named(peer, "DINOProjectionHead, DINOLoss, update_momentum; losses and gradients agree")
@@ -267,7 +267,7 @@ class AssembledStep:
         self.optimiser.step()
         update_momentum(self.student, self.teacher, MOMENTUM)
 
-    def _outputs(self, branch: nn.ModuleList, inputs: Sequence[Tensor]) -> list[Tensor]:
+    def _outputs(self, branch: Any, inputs: Sequence[Tensor]) -> list[Tensor]:
         """Logits of every view: crops of one length share a pass of the encoder, all views one of the head."""
         counts = [count for count, _ in CROPS[: len(inputs)]]
         embeddings = [
@@ -282,7 +282,8 @@ def whole_step(device: torch.device, sizes: Sizes, folder: Path) -> Figure:
     """Examples a second from wav files to updated weights."""
     peers = ("speechbrain", "lightly")
     step_sizes = StepSizes(batch=sizes.batch, files=sizes.files, turns=sizes.turns, pseudo_speakers=1)
-    overrides = (*sizes.overrides, f"head.out_dim={sizes.outputs}", f"head.hidden_dim={sizes.hidden}",
+    head = "pretrain.objective.head"
+    overrides = (*sizes.overrides, f"{head}.out_dim={sizes.outputs}", f"{head}.hidden_dim={sizes.hidden}",
                  "audio.encoder.architecture=ecapa", f"audio.encoder.channels={sizes.channels}",
                  f"audio.encoder.aggregate_channels={3 * sizes.channels}")  # fmt: skip
     paper = paper_materials(folder, device, StepSizes(**{**step_sizes.__dict__, "overrides": overrides}))

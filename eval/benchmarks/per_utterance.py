@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 from torchaudio.compliance import kaldi
 
-from avspk.config import AudioPolicy
-from avspk.data.augmentation import draw_audio
+from avspk.data.augmentation import AudioPolicy, draw_audio
 from avspk.data.media import SAMPLE_RATE
 from avspk.data.noise import NoisePack, generated_rirs, write_noise_pack
 

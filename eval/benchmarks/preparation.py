@@ -34,7 +34,7 @@ from PIL import Image
 from avspk.data.clips import Clip, find_clips
 from avspk.data.crop_store import CropStore, CropWriter, encode_jpeg
 from avspk.data.demo_corpus import CorpusSettings, build_demo_corpus
-from avspk.data.face_crops import FaceSettings
+from avspk.data.face_crops import FaceSettings, FaceTracked
 from avspk.data.preparation import PreparationSettings, prepare
 from avspk.data.preparation_unit import Unit, prepare_unit
 from avspk.data.sound import read_audio, write_wav
@@ -92,9 +92,17 @@ def run(device: torch.device, sizes: Sizes) -> Iterator[Figure]:
 
 def make_clips(folder: Path, count: int, seconds: float) -> Path:
     """Procedural talking heads in VoxCeleb2's layout."""
-    size = {"training_identities": 4, "training_sessions": 2, "training_clips": -(-count // 8), "bad_clips": 0}
-    rest = {"test_identities": 2, "test_sessions": 2, "test_clips": 1, "clip_seconds": (seconds, seconds + 0.1)}
-    build_demo_corpus(folder / "corpus", CorpusSettings(**size, **rest), workers=cores())
+    settings = CorpusSettings(
+        training_identities=4,
+        training_sessions=2,
+        training_clips=-(-count // 8),
+        bad_clips=0,
+        test_identities=2,
+        test_sessions=2,
+        test_clips=1,
+        clip_seconds=(seconds, seconds + 0.1),
+    )
+    build_demo_corpus(folder / "corpus", settings, workers=cores())
     return folder / "corpus" / "voxceleb2"
 
 
@@ -184,7 +192,7 @@ def in_folder(job: Callable[[Path], None], out: Path) -> None:
     shutil.rmtree(out)
 
 
-def run_unit(raw: Path, out: Path, clips: list[Clip], face_tracked: str, device: torch.device) -> None:
+def run_unit(raw: Path, out: Path, clips: list[Clip], face_tracked: FaceTracked, device: torch.device) -> None:
     """What one process does with a unit of clips."""
     (out / "journal").mkdir(parents=True)
     settings = PreparationSettings(raw, out, FaceSettings(face_tracked=face_tracked))

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections import Counter, defaultdict
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,7 @@ def update(steps: Steps) -> float:
     return waited
 
 
-def timed(steps: Steps, count: int, batch: int) -> Iterator[Figure]:
+def timed(steps: Steps, count: int, batch: int) -> Generator[Figure, None, float]:
     """Steps on the wall, the host free to run ahead; returns examples a second."""
     update(steps)
     synchronise()
@@ -128,11 +129,11 @@ def profiled(steps: Steps, count: int, shown: int, device: torch.device) -> Iter
     events = list(record.key_averages())
     kernels = kernel_seconds(events)
     total = sum(kernels.values())
-    by_kind: Counter[str] = Counter()
+    by_kind: dict[str, float] = defaultdict(float)
     for name, seconds in kernels.items():
-        by_kind[kind_of(name)] += seconds  # type: ignore[assignment]
-    for kind, seconds in by_kind.most_common():
-        yield Figure(f"profile: {kind}", 100 * seconds / total, "% of kernels", None, NO_BASELINE)
+        by_kind[kind_of(name)] += seconds
+    for kind, taken in sorted(by_kind.items(), key=itemgetter(1), reverse=True):
+        yield Figure(f"profile: {kind}", 100 * taken / total, "% of kernels", None, NO_BASELINE)
     yield Figure(
         "profile: kernels at work, share of the wall", 100 * total / wall, "%", None, f"{NO_BASELINE}; profiled"
     )

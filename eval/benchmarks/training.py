@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from avspk.stages.base import Stage, to_device
-from avspk.stages.modalities import Materials, build_kits
+from avspk.stages.materials import Materials, build_kits
 from avspk.stages.pretrain import Pretrain
 from avspk.stages.refine import Refine
 from avspk.stages.truth import Truth
@@ -127,6 +127,7 @@ class Steps:
             autocast=lambda: torch.autocast(self.device.type, dtype, enabled=enabled),
             no_sync=lambda model: nullcontext(),
             backward=backward,
+            scaler=None,
         )
         trainer = Trainer(cast(Any, one_process), self.settings, cast(Any, None))
         trainer.guard = FiniteGuard(self.stage.name, self.optimiser)
@@ -182,11 +183,11 @@ class Steps:
             with self.clock.part("loss"):
                 return honest(*arguments)
 
-        self.stage.loss = loss
+        vars(self.stage)["loss"] = loss  # hides the method of the class
         try:
             yield
         finally:
-            del self.stage.loss
+            del vars(self.stage)["loss"]
 
 
 def _parts(seconds: Counter[str]) -> Counter[str]:

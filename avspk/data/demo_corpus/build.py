@@ -13,8 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
-from rich.text import Text
 
 from avspk.data.demo_corpus.contact_sheet import contact_sheet
 from avspk.data.demo_corpus.plan import GOOD, TEST_FOLDER, TRAINING_FOLDER, Session, plan_sessions
@@ -22,6 +20,7 @@ from avspk.data.demo_corpus.session import render_session
 from avspk.data.demo_corpus.settings import CorpusSettings, generator
 from avspk.data.demo_corpus.trials import TestClip, draw_trials, format_trials
 from avspk.data.files import whole_or_absent
+from avspk.progress import Progress
 
 GENERATOR_VERSION = 2  # raise it when the same settings give other bytes
 
@@ -36,22 +35,12 @@ def build_demo_corpus(root: Path, settings: CorpusSettings, workers: int) -> Non
     if _is_finished(root, settings):
         return
     _write_text(root / "corpus.json", _description(settings, sessions, finished=False))
-    with Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn()
-    ) as progress:
-        bar = progress.add_task("demo corpus, clips", total=sum(len(list(session.clips())) for session in sessions))
+    with Progress("demo corpus", sum(len(list(session.clips())) for session in sessions), unit="clips") as progress:
         for num_clips in _render_all(root, settings, sessions, workers):
-            progress.advance(bar, num_clips)
+            progress.advance(num_clips)
     _write_trials(root, settings, sessions)
     _write_samples(root, sessions)
     _write_text(root / "corpus.json", _description(settings, sessions, finished=True))
-
-
-class _Rate(ProgressColumn):
-    """Clips per second."""
-
-    def render(self, task: Task) -> Text:
-        return Text(f"{task.speed:.1f}/s" if task.speed else "-/s")
 
 
 def _render_all(root: Path, settings: CorpusSettings, sessions: list[Session], workers: int) -> Iterator[int]:

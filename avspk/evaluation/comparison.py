@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from avspk.evaluation.run_folder import Run
 from avspk.evaluation.trial_list import TrialList
-from avspk.report.run_folder import Run
 from avspk.scoring.bootstrap import Difference, SpeakerBootstrap
 from avspk.scoring.metrics import summarise
 from avspk.scoring.seeds import difference_of_seeds, mean_of_seeds
 
 BASELINE = "mean fbank"
-STAGE_ONE = "stage 1 (DINO)"
+STAGE_ONE = r"stage 1 \(\w+\)"  # with its objective; a difference of last stages is "<stage> against <stage>"
 LABEL_KEYS = ("label/nmi", "label/purity", "fraction/trusted", "fraction/confirmed", "fraction/corrected",
               "fraction/dropped", "gate/precision", "gate/recall", "correction/precision")  # fmt: skip
 METRICS = ("eer", "min_dcf_0.01", "min_dcf_0.05")
@@ -70,7 +70,7 @@ class Comparison:
     @property
     def same_start(self) -> bool | None:
         """Whether all methods score equally after stage 1, None if that was not evaluated."""
-        rows = self.differences[self.differences["stage"] == STAGE_ONE]
+        rows = self.differences[self.differences["stage"].str.fullmatch(STAGE_ONE)]
         return None if rows.empty else bool((rows["reading"] == "equal").all())
 
     @property
@@ -87,7 +87,7 @@ class Comparison:
     def stage_differences(self) -> pd.DataFrame:
         """The rows of `differences` that compare equal stages, but for a stage 1 that all share."""
         rows = self.differences[self.differences["stage"].isin(self.errors["stage"])]
-        later = rows[rows["stage"] != STAGE_ONE]
+        later = rows[~rows["stage"].str.fullmatch(STAGE_ONE)]
         return later if self.same_start and len(later) else rows
 
     @property

@@ -1,8 +1,7 @@
 """What a run folder holds, read back as tables and arrays; whatever a run did not write comes back as None or empty."""
 
-import json
+import math
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,11 +10,29 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import yaml
+from safetensors import safe_open
 
+from avspk.data.files import read_json
 from avspk.data.score_file import read_scores, score_file_name
+from avspk.inference.speaker_model import CALIBRATION
+from avspk.run import DONE, PSEUDO, RunFolder
+from avspk.runlog import read_records
+from avspk.scoring.calibration import Calibration
+from avspk.scoring.metrics import summarise
 
 METRIC_COLUMNS = ["system", "trials", "num_trials", "eer", "eer_low", "eer_high", "min_dcf_0.01", "min_dcf_0.05"]
+NOT_LEARNED = {"running_mean", "running_var", "num_batches_tracked", "training_mean"}
 STAGE_NAMES = {"pretrain": "Stage 1 (DINO)", "large_margin": "Large margin", "evaluation": "Evaluation"}
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """An encoder as its folder describes it; `stage` is the folder of the run that holds it."""
+
+    stage: str
+    architecture: str
+    parameters: int
+    embedding_dim: int
 
 
 @dataclass(frozen=True)
@@ -28,10 +45,15 @@ class Run:
         if not self.folder.is_dir():
             raise FileNotFoundError(f"{self.folder} is not a folder; give the run folder, the one with log.jsonl in it")
 
+    @property
+    def files(self) -> RunFolder:
+        """Names of what is in it."""
+        return RunFolder(self.folder)
+
     @cached_property
     def config_text(self) -> str:
         """The text of config.yaml, '' if there is none."""
-        path = self.folder / "config.yaml"
+        path = self.files.config
         return path.read_text() if path.exists() else ""
 
     @cached_property
@@ -43,27 +65,27 @@ class Run:
     @cached_property
     def environment(self) -> dict[str, Any]:
         """environment.json: versions, seed, num_processes."""
-        return _read_json(self.folder / "environment.json", {})
+        return self.files.facts()
 
     @property
     def supervised(self) -> bool:
         """Whether the rounds learned true speakers: an upper bound, not a result of the method."""
-        return self.environment.get("labels", "pseudo") != "pseudo"
+        return self.environment.get("labels", PSEUDO) != PSEUDO
 
     @cached_property
     def stage_one_source(self) -> str | None:
         """The run that stage 1 was copied from, None if this run trained it."""
-        return _read_json(self.folder / "pretrain" / "done.json", {}).get("copied_from")
+        return self.files.pretrain.facts().get("copied_from")
 
     @cached_property
     def metrics(self) -> pd.DataFrame:
         """metrics.json as a table with METRIC_COLUMNS; systems and lists stay in the file's order."""
-        return pd.DataFrame(_read_json(self.folder / "metrics.json", []), columns=METRIC_COLUMNS)
+        return pd.DataFrame(read_json(self.files.metrics, []), columns=METRIC_COLUMNS)
 
     @cached_property
     def log(self) -> pd.DataFrame:
         """log.jsonl, one row a record; of records logged twice (a run that was interrupted and resumed) the last."""
-        records = list(_read_json_lines(self.folder / "log.jsonl"))
+        records = list(read_records(self.files.log))
         table = pd.DataFrame(records, columns=_columns_of(records))
         return table.drop_duplicates(["kind", "stage", "epoch", "step"], keep="last", ignore_index=True)
 
@@ -75,7 +97,7 @@ class Run:
     @cached_property
     def stages(self) -> list[str]:
         """Stages that logged something or finished, in the order they run in."""
-        finished = [path.parent.name for path in self.folder.glob("*/done.json")]
+        finished = [path.parent.name for path in self.folder.glob(f"*/{DONE}")]
         return sorted({*self.log["stage"].dropna(), *finished}, key=_stage_order)
 
     @cached_property
@@ -94,8 +116,51 @@ class Run:
     @cached_property
     def seconds(self) -> dict[str, float]:
         """Wall time of each finished stage, from the 'seconds' of its done.json."""
-        done = {stage: _read_json(self.folder / stage / "done.json", {}) for stage in self.stages}
+        done = {stage: self.files.stage(stage).facts() for stage in self.stages}
         return {stage: float(record["seconds"]) for stage, record in done.items() if "seconds" in record}
+
+    @cached_property
+    def finished(self) -> bool:
+        """Whether every stage of the config has ended, and the trial lists, if there are any, were scored."""
+        rounds = int(self.config.get("rounds", 0))
+        stages = [self.files.round(number) for number in range(rounds + 1)]
+        if rounds and (self.config.get("large_margin") or {}).get("enabled", True):
+            stages.append(self.files.large_margin)
+        if not all(stage.done.is_file() for stage in stages):
+            return False
+        return not (self.config.get("data") or {}).get("trials") or not self.metrics.empty
+
+    @cached_property
+    def models(self) -> dict[str, ModelFacts]:
+        """Modality -> the encoder of the newest stage that has one."""
+        found = {}
+        for stage in self.stages:
+            for folder in sorted((self.folder / stage).glob("model_*")):
+                if (folder / "config.json").is_file() and (folder / "model.safetensors").is_file():
+                    found[folder.name.removeprefix("model_")] = _model_facts(stage, folder)
+        return found
+
+    @cached_property
+    def calibration(self) -> Calibration | None:
+        """Of the published model; None if it has none."""
+        found = read_json(self.files.model / CALIBRATION, None)
+        return None if found is None else Calibration.from_dict(found)
+
+    @cached_property
+    def last_scores(self) -> dict[tuple[str, str], pd.DataFrame]:
+        """(system, list) -> scores of the last system on each list, as `scores` gives them."""
+        last = self.metrics.groupby("trials", sort=False).tail(1)
+        pairs = list(zip(last["system"], last["trials"], strict=True))
+        tables = {pair: self.scores(*pair) for pair in pairs}
+        return {pair: table for pair, table in tables.items() if table is not None}
+
+    @cached_property
+    def calibration_costs(self) -> dict[str, dict[str, float]]:
+        """List -> Cllr and detection costs of the last system's calibrated scores; {} without calibration."""
+        if self.calibration is None:
+            return {}
+        scored = {trials: table for (_, trials), table in self.last_scores.items()}
+        return {name: summarise(self.calibration.llr(t["score"]), t["label"]) for name, t in scored.items()}
 
     def epoch_losses(self, stage: str) -> dict[int, np.ndarray]:
         """Epoch -> losses (N, M) float32 at its end, memory-mapped, a column a modality, NaN where never seen."""
@@ -108,8 +173,8 @@ class Run:
         The stage before has left them, beside the models that made them.
         """
         number = int(stage.removeprefix("round"))
-        before = self.folder / (f"round{number - 1}" if number > 1 else "pretrain")
-        paths = {name: before / f"training_embeddings_{name}.npy" for name in self.modalities}
+        before = self.files.round(number - 1)
+        paths = {name: before.embeddings(name) for name in self.modalities}
         return {name: np.load(path, mmap_mode="r") for name, path in paths.items() if path.exists()}
 
     def table(self, stage: str, name: str) -> pd.DataFrame | None:
@@ -119,8 +184,18 @@ class Run:
 
     def scores(self, system: str, trials: str) -> pd.DataFrame | None:
         """Columns enroll, test, score, label (1 = same speaker) of one system; None if there is no score file."""
-        path = self.folder / "evaluation" / score_file_name(system, trials)
+        path = self.files.evaluation / score_file_name(system, trials)
         return read_scores(path) if path.exists() else None
+
+
+def _model_facts(stage: str, folder: Path) -> ModelFacts:
+    config = read_json(folder / "config.json", {})
+    with safe_open(folder / "model.safetensors", "np") as file:
+        shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 - no mapping
+    learned = [shape for name, shape in shapes.items() if name.rsplit(".", 1)[-1].rsplit("/", 1)[-1] not in NOT_LEARNED]
+    return ModelFacts(
+        stage, config["architecture"]["architecture"], sum(map(math.prod, learned)), config["embedding_dim"]
+    )
 
 
 def stage_name(stage: str) -> str:
@@ -132,24 +207,6 @@ def _stage_order(stage: str) -> tuple[int, int, str]:
     known = {"pretrain": 0, "large_margin": 2, "evaluation": 3}
     number = re.fullmatch(r"round(\d+)", stage)
     return (1, int(number[1]), stage) if number else (known.get(stage, 4), 0, stage)
-
-
-def _read_json(path: Path, default: Any) -> Any:
-    return json.loads(path.read_text()) if path.exists() else default
-
-
-def _read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
-    if not path.exists():
-        return
-    with path.open() as lines:
-        for line in lines:
-            # A killed process leaves a torn line, on which the resumed one continues.
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError:
-                continue
-            if isinstance(record, dict):
-                yield record
 
 
 def _columns_of(records: list[dict[str, Any]]) -> list[str]:

@@ -1,0 +1,47 @@
+"""The scale that keeps float16 gradients from underflow; nothing where the precision needs none."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.amp import GradScaler
+
+
+class LossScale:
+    """A gradient scaler over the stages of a run.
+
+    The loss is multiplied by the scale before the backward pass, and the gradients are divided by it after. A scaled
+    gradient that is too large for float16 becomes infinite. Then the update is skipped and the scale is halved; after
+    2,000 good updates it is doubled (Micikevicius et al., 2018, arXiv 1710.03740). Nothing here makes the host wait.
+    """
+
+    def __init__(self, scaler: GradScaler | None) -> None:
+        self.scaler = scaler
+        self.initial = None if scaler is None else scaler.state_dict()
+
+    def restart(self) -> None:
+        """Forget the stage before: a stage is the same whether an interruption came before it or not."""
+        self.load_state_dict(self.initial)
+
+    def unscale(self, optimiser: torch.optim.Optimizer, like: Tensor) -> Tensor | None:
+        """Divide the gradients by the scale; the scale () on the device of `like`, None where there is none."""
+        if self.scaler is None:
+            return None
+        self.scaler.unscale_(optimiser)
+        return self.scaler.scale(torch.ones_like(like, dtype=torch.float32))
+
+    def update(self) -> None:
+        """Halve the scale after a gradient that was not finite, double it after many that were."""
+        if self.scaler is not None:
+            self.scaler.update()
+
+    def state_dict(self) -> dict[str, Any] | None:
+        """For a checkpoint; None where there is no scale. Waits for the device."""
+        return None if self.scaler is None else self.scaler.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any] | None) -> None:
+        """Go on with a checkpoint's scale. A run that has no scale, or whose checkpoint has none, keeps its own."""
+        if self.scaler is not None and state is not None:
+            self.scaler.load_state_dict(state)

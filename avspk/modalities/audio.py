@@ -1,0 +1,143 @@
+"""Audio: crops of the waveform -> filter bank -> ECAPA or ResNet."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from avspk.data.augmentation import AudioPolicy
+from avspk.data.dataset import ViewSampler
+from avspk.data.manifest import Utterances
+from avspk.data.views import AudioGroup, AudioViews, GroupedViews
+from avspk.frontend.audio_augment import AudioAugment
+from avspk.frontend.fbank import Fbank
+from avspk.frontend.front_end import AudioFrontEnd
+from avspk.inference.embed import embed_audio
+from avspk.modalities.base import CropCounts, Media, ModalityKit, ModalitySettings
+from avspk.models.ecapa import EcapaSettings
+from avspk.models.encoder import Encoder
+from avspk.models.registry import build_encoder
+from avspk.models.resnet import AudioResNetSettings
+from avspk.objectives.base import ViewPlan
+from avspk.settings import Count, Positive, Settings
+
+USUAL_FRAMES = 100  # a second
+
+
+class FeatureSettings(Settings):
+    """Kaldi-compatible log mel filter bank, 25 ms windows every 10 ms [S]."""
+
+    num_mels: Count = 80
+    window: Literal["hamming", "povey"] = "hamming"
+
+    def build(self) -> Fbank:
+        """Waveforms (B, T) -> features (B, frames, num_mels)."""
+        return Fbank(num_mels=self.num_mels, window=self.window)
+
+
+class AudioViewSettings(CropCounts):
+    """Crops of one utterance for stage 1 [S wespeaker v3/dino]."""
+
+    global_seconds: Positive = 3.0
+    local_seconds: Positive = 2.0
+
+
+class AudioSettings(ModalitySettings):
+    """The audio modality."""
+
+    first_read_by_rounds: ClassVar = ("refine_seconds",)
+
+    encoder: Annotated[EcapaSettings | AudioResNetSettings, Field(discriminator="architecture")] = EcapaSettings()
+    features: FeatureSettings = FeatureSettings()
+    views: AudioViewSettings = AudioViewSettings()
+    policy: AudioPolicy = AudioPolicy()
+    refine_seconds: Positive = Field(3.0, description="[C] crop length of the classifier rounds")
+
+    def build(self, name: str, media: Media) -> AudioKit:
+        """See `ModalitySettings`."""
+        return AudioKit(name, self, media)
+
+    def usable(self, utterances: Utterances) -> np.ndarray:
+        """All: preparation leaves out videos without sound."""
+        return np.ones(len(utterances), bool)
+
+    def require_media(self, utterances: Utterances, crops: Path, share: slice) -> None:
+        """Every audio file is there."""
+        missing = utterances.missing_audio(share)
+        if missing:
+            looked_at = len(range(*share.indices(len(utterances))))
+            raise FileNotFoundError(
+                f"{len(missing)} of {looked_at} audio files are not there, first {missing[0]}; "
+                "prepare the data again, or move the audio back to where the manifest says"
+            )
+
+    def example_inputs(self, batch_size: int) -> Tensor:
+        """Features (B, T, F) of a second."""
+        return torch.randn(batch_size, USUAL_FRAMES, self.features.num_mels)
+
+    def new_encoder(self) -> Encoder:
+        """See `ModalitySettings`."""
+        return build_encoder(**self.architecture())
+
+    def architecture(self) -> dict[str, Any]:
+        """Arguments of `build_encoder`."""
+        return {**self.encoder.model_dump(), "num_mels": self.features.num_mels}
+
+
+class AudioKit(ModalityKit):
+    """Views are segments of the waveform; the filter bank is computed on the device."""
+
+    def __init__(self, name: str, settings: AudioSettings, media: Media) -> None:
+        super().__init__(name, settings, media)
+        self.settings = settings
+
+    def pretrain_views(self, plan: ViewPlan, long_alone: bool = False) -> GroupedViews:
+        """See `ModalityKit`."""
+        views, policy = self.settings.views, self.settings.policy
+        long, short = views.counts(plan)
+        return self._views(
+            {
+                "global": AudioGroup(long, views.global_seconds, None if plan.clean_long else policy, long_alone),
+                "local": AudioGroup(short, views.local_seconds, policy),
+            }
+        )
+
+    def refine_views(
+        self, seconds: float | None = None, augmented: bool = True, clean_seconds: float | None = None
+    ) -> ViewSampler:
+        """See `ModalityKit`."""
+        policy = self.settings.policy if augmented else None
+        groups = {"refine": AudioGroup(1, seconds or self.settings.refine_seconds, policy)}
+        if clean_seconds is not None:
+            groups["clean"] = AudioGroup(1, clean_seconds, None)
+        return self._views(groups)
+
+    def front_end(self) -> nn.Module:
+        """See `ModalityKit`."""
+        return AudioFrontEnd(AudioAugment(self.media.noise), self.settings.features.build())
+
+    def embed(self, encoder: Encoder, rows: slice) -> np.ndarray:
+        """See `ModalityKit`."""
+        utterances, device = self.media.utterances, self.media.device
+        return embed_audio(
+            encoder,
+            self.settings.features.build().to(device),
+            [utterances.audio_path(row) for row in range(*rows.indices(len(utterances)))],
+            utterances.table["num_samples"].to_numpy()[rows],
+            device,
+            self.media.embed_seconds,
+            self.media.workers,
+        )
+
+    def describe_model(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """See `ModalityKit`."""
+        return self.settings.architecture(), self.settings.features.model_dump()
+
+    def _views(self, groups: dict[str, AudioGroup]) -> AudioViews:
+        wanted = {name: group for name, group in groups.items() if group.count}
+        return AudioViews(self.media.utterances, wanted, self.media.noise)

@@ -1,0 +1,122 @@
+"""Face: crops of the video -> image augmentation -> ResNet."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from avspk.data.augmentation import ImagePolicy
+from avspk.data.crop_store import CropStore
+from avspk.data.dataset import ViewSampler
+from avspk.data.manifest import Utterances
+from avspk.data.views import FaceGroup, FaceViews, GroupedViews
+from avspk.frontend.front_end import FaceFrontEnd
+from avspk.frontend.image_augment import ImageAugment
+from avspk.inference.embed import embed_faces
+from avspk.modalities.base import CropCounts, Media, ModalityKit, ModalitySettings
+from avspk.models.encoder import Encoder
+from avspk.models.registry import build_encoder
+from avspk.models.resnet import FaceResNetSettings
+from avspk.objectives.base import ViewPlan
+from avspk.settings import Count
+
+
+class FaceViewSettings(CropCounts):
+    """Crops of one utterance's faces for stage 1 [C]; sizes in pixels after augmentation."""
+
+    global_size: Count = 112
+    global_policy: ImagePolicy = ImagePolicy()
+    local_size: Count = 112
+    local_policy: ImagePolicy = ImagePolicy(scale=(0.15, 0.4))
+
+
+class FaceSettings(ModalitySettings):
+    """The face modality."""
+
+    first_read_by_rounds: ClassVar = ("refine_policy",)
+
+    encoder: FaceResNetSettings = FaceResNetSettings()
+    views: FaceViewSettings = FaceViewSettings()
+    refine_size: Count = 112
+    refine_policy: ImagePolicy = ImagePolicy(scale=(0.6, 1.0), grey=0.1, blur=0.2)
+
+    def build(self, name: str, media: Media) -> FaceKit:
+        """See `ModalitySettings`."""
+        return FaceKit(name, self, media)
+
+    def usable(self, utterances: Utterances) -> np.ndarray:
+        """Those that have face crops."""
+        found: np.ndarray = utterances.table["num_crops"].to_numpy() > 0
+        return found
+
+    def require_media(self, utterances: Utterances, crops: Path, share: slice) -> None:
+        """The store of face crops is there."""
+        if not crops.is_dir():
+            raise FileNotFoundError(f"no face crop store at {crops}; run `avspk prepare` or set data.crops")
+
+    def example_inputs(self, batch_size: int) -> Tensor:
+        """Images (B, 3, S, S)."""
+        size = self.views.global_size
+        return torch.rand(batch_size, 3, size, size)
+
+    def new_encoder(self) -> Encoder:
+        """See `ModalitySettings`."""
+        return build_encoder(**self.encoder.model_dump())
+
+
+class FaceKit(ModalityKit):
+    """Views are single crops; an utterance's embedding is the mean over its crops."""
+
+    def __init__(self, name: str, settings: FaceSettings, media: Media) -> None:
+        super().__init__(name, settings, media)
+        self.settings = settings
+
+    def pretrain_views(self, plan: ViewPlan, long_alone: bool = False) -> GroupedViews:
+        """See `ModalityKit`."""
+        views = self.settings.views
+        long, short = views.counts(plan)
+        return self._views(
+            {
+                "global": FaceGroup(long, None if plan.clean_long else views.global_policy, long_alone),
+                "local": FaceGroup(short, views.local_policy),
+            }
+        )
+
+    def refine_views(
+        self, seconds: float | None = None, augmented: bool = True, clean_seconds: float | None = None
+    ) -> ViewSampler:
+        """See `ModalityKit`. A clean view is the crop that is trained on, whole: there is no longer one."""
+        return self._views({"refine": FaceGroup(1, self.settings.refine_policy if augmented else None)})
+
+    def front_end(self) -> nn.Module:
+        """See `ModalityKit`."""
+        views = self.settings.views
+        return FaceFrontEnd(
+            {"global": views.global_size, "local": views.local_size, "refine": self.settings.refine_size}
+        )
+
+    def embed(self, encoder: Encoder, rows: slice) -> np.ndarray:
+        """See `ModalityKit`."""
+        table, device = self.media.utterances.table, self.media.device
+        resize = ImageAugment(self.settings.refine_size).to(device)
+        return embed_faces(
+            encoder,
+            lambda images: resize(images, None),
+            CropStore(self.media.crops),
+            table["first_crop"].to_numpy()[rows],
+            table["num_crops"].to_numpy()[rows],
+            device,
+            self.media.workers,
+        )
+
+    def describe_model(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """See `ModalityKit`."""
+        return self.settings.encoder.model_dump(), {}
+
+    def _views(self, groups: dict[str, FaceGroup]) -> FaceViews:
+        wanted = {name: group for name, group in groups.items() if group.count}
+        return FaceViews(self.media.utterances, self.media.crops, wanted)

@@ -1,0 +1,150 @@
+"""What a reader of a run's report may conclude, and what to do next. Each sentence follows from a logged number."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pandas as pd
+
+from avspk.evaluation.run_folder import Run, stage_name
+
+BASELINE = "mean fbank"
+WAITING = 0.2  # share of time without data above which the loader is the bottleneck [C]
+COLLAPSED = 0.98  # of ln K: a teacher of this entropy says nothing [C]
+MISCALIBRATED = 0.05  # Cllr above its minimum, in bits, that is worth a remark [C]
+
+
+def conclusions(run: Run) -> list[str]:
+    """What this run shows; nothing where it was not evaluated and has no labels."""
+    lists = [rows for _, rows in run.metrics.groupby("trials", sort=False)]
+    errors = [_error(rows) for rows in lists] + [text for rows in lists for text in _gains(rows)]
+    return [*errors, *_labels(run), *_costs(run)]
+
+
+def next_steps(run: Run) -> list[str]:
+    """What to do with this run, the most urgent first."""
+    return [*_unfinished(run), *_collapse(run), *_waiting(run), *_after_evaluation(run)]
+
+
+def reached(run: Run) -> str:
+    """How far the run is: 'Round 1, epoch 3 of 12', or 'finished'."""
+    if run.finished:
+        return "finished"
+    if not run.stages:
+        return "nothing yet"
+    stage = run.stages[-1]
+    if run.files.stage(stage).done.is_file():
+        return f"{stage_name(stage)}, complete"
+    epochs = run.records("step", stage)["epoch"]
+    settings = run.config.get("refine" if stage.startswith("round") else stage) or {}
+    of = f" of {settings['epochs']}" if "epochs" in settings else ""
+    return f"{stage_name(stage)}" + (f", epoch {int(epochs.max())}{of}" if len(epochs) else "")
+
+
+def _error(rows: pd.DataFrame) -> str:
+    last = rows.iloc[-1]
+    return (
+        f"On {last['trials']}, the model after '{last['system']}' has an EER of {last['eer']:.2f} %: at the threshold "
+        f"where both errors are equally frequent, {last['eer']:.2f} % of the same-speaker trials are missed and as "
+        f"many of the others are accepted. With other test speakers it would lie between {last['eer_low']:.2f} and "
+        f"{last['eer_high']:.2f} % (95 %)."
+    )
+
+
+def _gains(rows: pd.DataFrame) -> Iterator[str]:
+    """Which stages are better than the one before by more than their intervals; the intervals share their trials."""
+    trained = rows[rows["system"] != BASELINE]
+    shown, open_, worse = [], [], []
+    for (_, before), (_, after) in zip(trained.iloc[:-1].iterrows(), trained.iloc[1:].iterrows(), strict=True):
+        if after["eer_high"] < before["eer_low"]:
+            shown.append(after["system"])
+        elif after["eer_low"] > before["eer_high"]:
+            worse.append(after["system"])
+        else:
+            open_.append(after["system"])
+    trials = rows.iloc[0]["trials"]
+    if shown:
+        yield (f"On {trials}, {_and(shown)} lowered the EER: the 95 % intervals before and after do not overlap.")
+    if open_:
+        yield (
+            f"On {trials}, whether {_and(open_)} lowered the EER is open: the intervals of the stage before and after "
+            "overlap. A paired comparison over seeds can tell."
+        )
+    if worse:
+        yield f"On {trials}, {_and(worse)} made the EER worse by more than the intervals."
+
+
+def _labels(run: Run) -> Iterator[str]:
+    """Of the last round; only where true speakers were known."""
+    rounds = [stage for stage in run.refinements if stage.startswith("round")]
+    epochs = run.records("epoch", rounds[-1]) if rounds else pd.DataFrame()
+    if not {"label/purity", "gate/precision"} <= set(epochs.columns):
+        return
+    last = epochs.dropna(subset=["label/purity", "gate/precision"])
+    if last.empty:
+        return
+    purity, precision = (100 * float(last.iloc[-1][key]) for key in ("label/purity", "gate/precision"))
+    verdict = "keeps the better ones" if precision > purity else "does not find the better ones"
+    yield (
+        f"In {stage_name(rounds[-1])}, {purity:.1f} % of the pseudo labels agree with the true speakers, and "
+        f"{precision:.1f} % of those that the gate trusts: the gate {verdict}."
+    )
+
+
+def _costs(run: Run) -> Iterator[str]:
+    for trials, costs in run.calibration_costs.items():
+        loss = costs["cllr"] - costs["min_cllr"]
+        if loss > MISCALIBRATED:
+            yield (
+                f"On {trials}, probabilities of the model cost {costs['cllr']:.2f} bits a trial where its scores allow "
+                f"{costs['min_cllr']:.2f} (Cllr): its calibration, fitted on training data, does not fit these trials."
+            )
+
+
+def _unfinished(run: Run) -> Iterator[str]:
+    if not run.finished:
+        yield f"The run is not finished ({reached(run)}). The command that started it continues it."
+
+
+def _collapse(run: Run) -> Iterator[str]:
+    prototypes = int((run.config.get("head") or {}).get("out_dim", 0))
+    steps = run.records("step", "pretrain")
+    for modality in run.modalities if prototypes else ():
+        key = f"{modality}/teacher_entropy"
+        if key in steps and float(steps[key].iloc[-1]) > COLLAPSED * np.log(prototypes):
+            yield (
+                f"The {modality} teacher's targets are uniform (entropy at ln K): nothing is learned. Lower "
+                "pretrain.teacher_temperature or the learning rate."
+            )
+
+
+def _waiting(run: Run) -> Iterator[str]:
+    for stage in run.stages:
+        steps = run.records("step", stage)
+        share = float(steps["data_wait"].mean()) if "data_wait" in steps else 0.0
+        if share > WAITING:
+            yield (
+                f"{stage_name(stage)} spends {100 * share:.0f} % of its time waiting for data. Raise training.workers, "
+                "or put sound and crops on a local disk."
+            )
+
+
+def _after_evaluation(run: Run) -> Iterator[str]:
+    if run.metrics.empty:
+        if not run.config.get("data", {}).get("trials"):
+            yield "The run has no trial lists. Set data.trials and data.wav_root, and start the same command again."
+        return
+    yield (
+        "A single run says nothing about another seed. Before a claim about the method, train two more seeds and "
+        "compare them: eval/compare_modalities.py."
+    )
+    if run.calibration is None:
+        yield "The model has no calibration. Choose a threshold on trials of your own before you use its scores."
+    elif any(costs["cllr"] - costs["min_cllr"] > MISCALIBRATED for costs in run.calibration_costs.values()):
+        yield "Before use, choose the threshold on trials from your own recordings; the shipped calibration is a start."
+
+
+def _and(names: list[str]) -> str:
+    quoted = [f"'{name}'" for name in names]
+    return quoted[0] if len(quoted) == 1 else f"{', '.join(quoted[:-1])} and {quoted[-1]}"

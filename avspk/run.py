@@ -1,0 +1,141 @@
+"""Names of everything in a run's folder, in one place: what writes a file and what reads it ask here.
+
+config.yaml environment.json log.jsonl train.log lock metrics.json report.html
+noise/                          the generated noise pack, if the config names none
+pretrain/ round1/ ... large_margin/     a stage each, see `StageFolder`
+model/                          the published audio model
+evaluation/                     embeddings and scores of the trial lists
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from avspk.data.files import read_json, write_json
+from avspk.modalities.base import VERIFIED
+
+DONE = "done.json"
+PSEUDO = "pseudo"
+"""What a run that names no labels was trained on."""
+
+
+@dataclass(frozen=True)
+class StageFolder:
+    """One stage's folder. It is finished once `done.json` is there, which is written last."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """As the log, the sampler's seed and the report call the stage."""
+        return self.path.name
+
+    def model(self, modality: str) -> Path:
+        """The encoder that the stage leaves."""
+        return self.path / f"model_{modality}"
+
+    def embeddings(self, modality: str) -> Path:
+        """Training embeddings of its model: (N, D) float32, NaN where the modality is missing."""
+        return self.path / f"training_embeddings_{modality}.npy"
+
+    @property
+    def labels(self) -> Path:
+        """The pseudo labels that a round trains on."""
+        return self.path / "labels.parquet"
+
+    @property
+    def verdicts(self) -> Path:
+        """What the judge of a round thinks of them."""
+        return self.path / "gate.parquet"
+
+    @property
+    def classifiers(self) -> Path:
+        """The class vectors that a round leaves."""
+        return self.path / "classifiers.safetensors"
+
+    @property
+    def done(self) -> Path:
+        """There once the stage is finished."""
+        return self.path / DONE
+
+    def facts(self) -> dict[str, Any]:
+        """What `finish` wrote; empty before."""
+        return read_json(self.done, {})
+
+    def finish(self, **facts: Any) -> None:
+        """Mark the stage finished. Raises: OSError."""
+        write_json(self.done, {"stage": self.name, **facts})
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A run's folder."""
+
+    path: Path
+
+    @property
+    def pretrain(self) -> StageFolder:
+        """Stage 1."""
+        return self.stage("pretrain")
+
+    def round(self, number: int) -> StageFolder:
+        """Round `number` of stage 2, from 1; number 0 is stage 1, what the first round starts from."""
+        return self.stage(f"round{number}") if number else self.pretrain
+
+    @property
+    def large_margin(self) -> StageFolder:
+        """Fine-tuning after the last round."""
+        return self.stage("large_margin")
+
+    def stage(self, name: str) -> StageFolder:
+        """A stage by its name."""
+        return StageFolder(self.path / name)
+
+    @property
+    def config(self) -> Path:
+        """The whole config, as the run was last started."""
+        return self.path / "config.yaml"
+
+    @property
+    def environment(self) -> Path:
+        """Versions, machine, data, labels."""
+        return self.path / "environment.json"
+
+    @property
+    def log(self) -> Path:
+        """Records of steps and epochs."""
+        return self.path / "log.jsonl"
+
+    @property
+    def metrics(self) -> Path:
+        """Rows of all systems on all trial lists."""
+        return self.path / "metrics.json"
+
+    @property
+    def model(self) -> Path:
+        """The published audio model."""
+        return self.path / "model"
+
+    @property
+    def noise(self) -> Path:
+        """The noise pack that the run generated for itself."""
+        return self.path / "noise"
+
+    @property
+    def evaluation(self) -> Path:
+        """Embeddings and scores of the trial lists."""
+        return self.path / "evaluation"
+
+    def facts(self) -> dict[str, Any]:
+        """What environment.json holds; empty if there is none."""
+        return read_json(self.environment, {})
+
+    def systems(self, objective: str, rounds: int, large_margin: bool) -> list[tuple[str, Path]]:
+        """Display name and audio model of every system that a finished run has, in order."""
+        named = [(f"stage 1 ({objective})", self.pretrain)]
+        named += [(f"round {number}", self.round(number)) for number in range(1, rounds + 1)]
+        if rounds and large_margin:
+            named.append(("final", self.large_margin))
+        return [(name, stage.model(VERIFIED)) for name, stage in named]

@@ -1,0 +1,120 @@
+"""Batch-norm recalibration: statistics measured over clean crops, in place of training's running averages.
+
+In training the running averages follow augmented crops, short ones too, and weights that move; in the EMA teacher they
+are averages of the student's. Here they become the exact mean and variance of what each layer receives, over batches
+of clean crops under the final weights (Wu and Johnson 2021, arXiv 2105.07576, "precise batch norm").
+
+One pass serves all layers: each batch is normalised by its own statistics, as in training. So a layer is not measured
+under the recalibrated statistics of those before it, which would take a pass for each layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from itertools import chain, count, islice
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from avspk import distributed
+from avspk.config import RecalibrateSettings
+from avspk.data.dataset import Example, ViewDataset
+from avspk.data.loader import load
+from avspk.data.sampler import ExampleSampler
+from avspk.modalities.base import ModalityKit
+from avspk.stages.base import to_device
+
+
+def recalibrate(encoder: nn.Module, kit: ModalityKit, settings: RecalibrateSettings, stage: str) -> None:
+    """Recalibrate an encoder on clean crops of training utterances; nothing where `settings.batches` is 0. Collective.
+
+    Batches depend on (seed, stage) alone. Each rank takes every so-many-th of them whole, so that the number of ranks
+    changes nothing but rounding.
+    """
+    if not settings.batches:
+        return
+    media = kit.media
+    views = {kit.name: kit.refine_views(settings.seconds, augmented=False)}
+    loader = load(
+        ViewDataset(views, media.seed, f"{stage}/recalibrate"),
+        batch_sampler=_examples(kit, settings, f"{stage}/recalibrate"),
+        num_workers=media.workers,
+    )
+    front_end = kit.front_end().to(media.device)
+    groups = (to_device(batch[kit.name]["refine"], media.device) for batch in loader)
+    recalibrate_on(encoder.to(media.device), (front_end("refine", group, augmented=False) for group in groups))
+
+
+def _examples(kit: ModalityKit, settings: RecalibrateSettings, stage: str) -> list[list[Example]]:
+    """This rank's batches; all utterances that have the modality come once before any comes again."""
+    rows = np.flatnonzero(kit.usable)
+    size = min(settings.batch_size, len(rows))
+    sampler = ExampleSampler(rows, size, kit.media.seed, stage, {kit.name: kit.usable})
+    everyones = chain.from_iterable(sampler.batches(epoch) for epoch in count())
+    return list(islice(everyones, distributed.rank(), settings.batches, distributed.world_size()))
+
+
+@torch.no_grad()
+def recalibrate_on(encoder: nn.Module, batches: Iterable[Tensor]) -> None:
+    """Set the running statistics of every batch norm to those of its inputs over the batches of all ranks. Collective.
+
+    Args:
+        batches: encoder inputs (B, ...), B > 1, on the encoder's device; a rank may have none.
+
+    The variance is the unbiased one, as `nn.BatchNorm` keeps it. Modes are restored.
+    """
+    layers = [layer for layer in encoder.modules() if isinstance(layer, _BatchNorm)]
+    device = next(encoder.parameters()).device
+    sums = [torch.zeros(3, layer.num_features, dtype=torch.float64, device=device) for layer in layers]
+    with _measuring(encoder, layers, sums):
+        for batch in batches:
+            encoder(batch)
+    for layer, (total, squares, number) in zip(layers, _summed_over_ranks(sums), strict=True):
+        mean = total / number
+        variance = (squares / number - mean.square()).clamp(min=0) * number / (number - 1)
+        layer.running_mean.copy_(mean)  # type: ignore[union-attr]
+        layer.running_var.copy_(variance)  # type: ignore[union-attr]
+
+
+@contextmanager
+def _measuring(encoder: nn.Module, layers: list[_BatchNorm], sums: list[Tensor]) -> Iterator[None]:
+    """Batch norms normalise by the batch, leave their buffers, and add up what they see; all else is in evaluation."""
+    modes = [(module, module.training) for module in encoder.modules()]
+    tracked = [layer.track_running_stats for layer in layers]
+    hooks = [layer.register_forward_pre_hook(partial(_add, own)) for layer, own in zip(layers, sums, strict=True)]
+    encoder.eval()
+    for layer in layers:
+        layer.train()
+        layer.track_running_stats = False
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for layer, was in zip(layers, tracked, strict=True):
+            layer.track_running_stats = was
+        for module, training in modes:
+            module.training = training
+
+
+def _add(sums: Tensor, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    """Of inputs (B, C, ...): sum, sum of squares and count go to sums (3, C).
+
+    From the batch's mean and variance in float32: raw second moments would cancel.
+    """
+    values = inputs[0].float()
+    dims = [dim for dim in range(values.dim()) if dim != 1]
+    number = values.numel() // values.shape[1]
+    mean = values.mean(dims).double()
+    square = values.var(dims, correction=0).double() + mean.square()
+    sums += torch.stack([mean * number, square * number, torch.full_like(mean, number)])
+
+
+def _summed_over_ranks(sums: list[Tensor]) -> Iterator[Tensor]:
+    """In one collective operation."""
+    joint = distributed.sum_over_ranks(torch.cat(sums, 1)) if sums else torch.zeros(3, 0)
+    return iter(joint.split([own.shape[1] for own in sums], 1))

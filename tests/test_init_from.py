@@ -1,0 +1,65 @@
+"""Stage 1 that begins with a trained encoder, or is nothing but that."""
+
+import pytest
+import tiny
+from test_pipeline import assert_same_weights, short, weights
+
+from avspk import recipe
+from avspk.config import ConfigError, parse_config
+from avspk.session import Session
+from avspk.stages.pretrain import Pretrain
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory):
+    """Data, and the model of a stage 1 on it."""
+    root = tmp_path_factory.mktemp("init")
+    data = tiny.make_data(root / "data")
+    tree = audio(data, root / "exp", rounds=0)
+    recipe.run(Session(parse_config(tree)))
+    return data, root / "exp" / "pretrain" / "model_audio"
+
+
+def audio(data, output, init_from=None, **changes):
+    tree = short(data, output, modalities=["audio"], **changes)
+    tree["pretrain"]["recalibrate"] = {"batches": 0}
+    if init_from is not None:
+        tree["pretrain"]["init_from"] = {"audio": str(init_from)}
+    return tree
+
+
+def test_student_and_teacher_begin_with_it(first, tmp_path):
+    data, model = first
+    session = Session(parse_config(audio(data, tmp_path / "exp", model, seed=5)))
+    stage = Pretrain(session.materials, session.truth)
+    for network in (stage.model, stage.teacher):
+        assert_same_weights(dict(network["audio"].encoder.state_dict()), weights(model))
+    session.lock.close()
+
+
+def test_without_epochs_the_rounds_begin_from_it(first, tmp_path):
+    data, model = first
+    tree = audio(data, tmp_path / "exp", model, seed=5, rounds=1)
+    tree["pretrain"]["epochs"] = 0
+    recipe.run(Session(parse_config(tree)))
+    left = weights(tmp_path / "exp" / "pretrain" / "model_audio")
+    assert_same_weights(left, weights(model))
+    assert (tmp_path / "exp" / "round1" / "done.json").is_file()
+
+
+def test_what_cannot_be_begun_with_is_said_at_once(first, tmp_path):
+    data, model = first
+    tree = audio(data, tmp_path / "exp", tmp_path / "nothing")
+    with pytest.raises(ConfigError, match=r"no config\.json there; it must be a model folder"):
+        Session(parse_config(tree))
+    tree = audio(data, tmp_path / "exp", model)
+    tree["audio"]["encoder"]["embedding_dim"] += 1
+    with pytest.raises(ConfigError, match=r"another encoder than audio.encoder .*embedding_dim \d+ -> \d+"):
+        Session(parse_config(tree))
+    assert not (tmp_path / "exp").exists()
+    tree = audio(data, tmp_path / "exp")
+    tree["pretrain"]["epochs"] = 0
+    with pytest.raises(ConfigError, match=r"pretrain\.init_from names no model for audio"):
+        parse_config(tree)

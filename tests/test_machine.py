@@ -1,0 +1,38 @@
+"""What environment.json says of the machine."""
+
+import subprocess
+
+import torch
+
+from avspk import machine
+
+
+def test_versions_of_packages_that_are_missing_are_left_out():
+    found = machine.versions(("torch", "no-such-distribution"))
+    assert set(found) == {"python", "torch"}
+
+
+def test_hardware_says_what_torch_uses():
+    facts = machine.hardware(torch.device("cpu"))
+    assert facts["threads"] == torch.get_num_threads()
+    assert facts["cores"] >= 1
+    assert facts["processor"]
+    assert "gpu" not in facts
+
+
+def test_the_commit_is_that_of_the_source_and_a_plus_tells_of_changes(tmp_path, monkeypatch):
+    def git(*arguments):
+        identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        command = ["git", "-C", str(tmp_path), *identity, *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    (tmp_path / "avspk").mkdir()
+    monkeypatch.setattr(machine, "__file__", str(tmp_path / "avspk" / "machine.py"))
+    assert machine.commit() is None, "no checkout"
+    git("init")
+    (tmp_path / "file").write_text("1")
+    git("add", "file")
+    git("commit", "-m", "first")
+    assert machine.commit() == git("rev-parse", "--short=12", "HEAD")
+    (tmp_path / "file").write_text("2")
+    assert machine.commit() == git("rev-parse", "--short=12", "HEAD") + "+"

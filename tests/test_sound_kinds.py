@@ -1,0 +1,226 @@
+"""Sound of every kind that people have: read alike by every command, or refused by all of them in the same words."""
+
+import re
+import runpy
+import struct
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import soundfile
+import tiny
+from clips import RATE
+from small_model import write_model
+from sounds import EXACT, LOSSY, RESAMPLED, edited, speech, with_ffmpeg, with_libsndfile
+
+from avspk.data import preparation, sound_decoding
+from avspk.data.manifest import UTTERANCE_COLUMNS, Utterances, read_utterances
+from avspk.data.media import MediaError
+from avspk.data.noise import read_noise_pack
+from avspk.data.preparation import PreparationSettings, prepare
+from avspk.data.sound import audio_num_samples, read_audio, read_sound, write_wav
+from avspk.data.views import AudioGroup, AudioViews, generator
+from avspk.data.worker_pool import Task
+from avspk.evaluation.audio_files import measure
+from avspk.inference.speaker_model import load_model
+
+TOOL = Path(__file__).parents[1] / "tools" / "prepare_noise.py"
+SPEECH = speech()
+
+
+def closeness(sound: np.ndarray) -> float:
+    """Correlation with `speech` where it fits best; lossy codings come with a delay."""
+    lag = int(np.correlate(sound, SPEECH, "full").argmax()) - len(SPEECH) + 1
+    late, early = sound[max(0, lag) :], SPEECH[max(0, -lag) :]
+    length = min(len(late), len(early))
+    return float(np.corrcoef(late[:length], early[:length])[0, 1])
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_exact_kinds_are_read_exactly(tmp_path, name):
+    EXACT[name](tmp_path / name)
+    sound = read_sound(tmp_path / name)
+    step = 2 ** (-6) if any(kind in name for kind in ("PCM_U8", "LAW", "ulaw", "odd", "wv")) else 2**-14
+    assert len(sound) == RATE - name.startswith("odd")
+    assert np.abs(sound - SPEECH[: len(sound)]).max() < step
+    assert np.array_equal(read_audio(tmp_path / name, 7_000, 900), sound[7_000:7_900])
+    assert audio_num_samples(tmp_path / name) == len(sound)
+
+
+@pytest.mark.parametrize("name", RESAMPLED)
+def test_other_rates_are_resampled(tmp_path, name):
+    RESAMPLED[name](tmp_path / name)
+    sound = read_sound(tmp_path / name)
+    assert len(sound) == audio_num_samples(tmp_path / name) == RATE
+    assert np.abs(sound - SPEECH)[200:-200].max() < 1e-3
+
+
+@pytest.mark.parametrize("name", LOSSY)
+def test_lossy_kinds_are_read_whole(tmp_path, name):
+    LOSSY[name](tmp_path / name)
+    sound = read_sound(tmp_path / name)
+    assert abs(len(sound) - RATE) < 1_600
+    assert closeness(sound) > (0.5 if name.startswith("amr") else 0.99)
+    assert np.array_equal(read_audio(tmp_path / name, 7_000, 900), sound[7_000:7_900])
+    assert audio_num_samples(tmp_path / name) == len(sound)
+
+
+def half(content: bytes) -> bytes:
+    return content[: len(content) // 2]
+
+
+def with_nan(content: bytes) -> bytes:
+    return content[:-400] + struct.pack("<f", np.nan) + content[-396:]
+
+
+def constant(path: Path) -> None:
+    write_wav(path, np.full(RATE, 0.3, np.float32))
+
+
+def antiphase(path: Path) -> None:
+    soundfile.write(path, np.stack([SPEECH, -SPEECH], 1), RATE)
+
+
+FLAC, MP3 = with_libsndfile("FLAC"), with_ffmpeg("libmp3lame", form="mp3")
+REFUSED = {
+    "antiphase.wav": (antiphase, "the channels cancel each other"),
+    "constant.wav": (constant, "constant: the samples stay near 0.3"),
+    "silent.wav": (lambda path: write_wav(path, np.zeros(RATE, np.float32)), "silent: "),
+    "no_samples.wav": (lambda path: write_wav(path, np.zeros(0, np.float32)), "no samples: the sound is empty"),
+    "loud.wav": (edited(with_libsndfile("WAV", "FLOAT"), lambda wav: wav[:-4] + struct.pack("<f", 900)), "too loud: "),
+    "not_finite.wav": (edited(with_libsndfile("WAV", "FLOAT"), with_nan), "not finite: "),
+    "torn.wav": (edited(with_libsndfile("WAV"), half), "truncated: the WAV header announces 32044 bytes"),
+    "torn_tagged.wav": (edited(EXACT["tagged.wav"], half), "truncated: the WAV header announces 32182 bytes"),
+    "torn.aiff": (edited(with_libsndfile("AIFF"), half), "truncated: the AIFF header announces"),
+    "torn.flac": (edited(FLAC, half), "truncated or damaged: the header announces 16000 samples"),
+    "torn.mp3": (edited(MP3, half), "truncated: the MP3 header announces"),
+    "torn_named.wav": (edited(MP3, half), "truncated: the MP3 header announces"),
+    "torn.m4a": (edited(LOSSY["aac.m4a"], half), "truncated: the MP4 header announces"),
+    "torn.aac": (edited(LOSSY["adts.aac"], half), r"truncated or damaged: [0-9.]+ s can be decoded"),
+    "torn.ogg": (edited(LOSSY["opus.ogg"], half), "truncated: the Ogg header announces"),
+    "huge.caf": (
+        edited(with_libsndfile("CAF"), lambda caf: caf[:12] + b"\x7f" * 8 + caf[20:]),
+        "not recognised as sound",
+    ),
+    "unknown_codec.mka": (
+        edited(LOSSY["aac.mka"], lambda mka: mka.replace(b"A_AAC", b"A_XYZ")),
+        "cannot be decoded: Dec",
+    ),
+    "noise.wav": (lambda path: path.write_bytes(np.random.default_rng(0).bytes(5_000)), "not recognised as sound"),
+    "text.wav": (lambda path: path.write_text("Not Found\n" * 99), "not recognised as sound"),
+    "empty.mp3": (Path.touch, "empty file"),
+}
+USED = ("streamed_ones.flac", "pipe_zero.wav", "pipe_ones.wav", "44100_hz.wav", "mp3_named.wav", "m4a_named.wav")
+USED += ("flac.ogg", "opus.ogg", "g726_in.wav", "six_channels.wav")
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    """Good and bad files as a corpus, and what each command made of them: file name -> reason, "" if it was used."""
+    root = tmp_path_factory.mktemp("kinds")
+    raw, paths = root / "raw", []
+    writers = (EXACT | RESAMPLED | LOSSY).get
+    for name in (*USED, *REFUSED):
+        paths.append(raw / "wav" / name.replace(".", "_") / "video" / name)
+        paths[-1].parent.mkdir(parents=True)
+        (writers(name) or REFUSED[name][0])(paths[-1])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(preparation, "run_tasks", here)
+        prepare(PreparationSettings(raw, root / "out", min_seconds=0.5))
+        patch.setattr(sys, "argv", ["", "--out", str(root / "noise"), "--folder", f"noise={raw}"])
+        runpy.run_path(str(TOOL), run_name="__main__")
+    model = load_model(write_model(root / "model"), "cpu")
+    lengths, faults = measure(paths)
+    by_command = {
+        "prepare": read_rejected(root / "out" / "rejected.tsv"),
+        "prepare_noise": read_rejected(root / "noise" / "rejected.tsv"),
+        "evaluation": {paths[row].name: reason for row, reason in faults.items()},
+        "embed": refused(paths, model.embed),
+        "embed_files": refused(paths, lambda path: model.embed_files([path])),
+    }
+    return SimpleNamespace(root=root, paths=paths, lengths=lengths, model=model, by_command=by_command)
+
+
+def here(work, contents, num_workers, advance) -> None:
+    """Stands in for the pool of processes."""
+    reporter = SimpleNamespace(entering=lambda *_: None, alive=lambda: None, advance=advance)
+    for content in contents:
+        work(Task(content), reporter)
+
+
+def read_rejected(path: Path) -> dict[str, str]:
+    table = pd.read_csv(path, sep="\t")
+    return {Path(name).name: reason for name, reason in zip(table["path"], table["reason"], strict=True)}
+
+
+def refused(paths, use) -> dict[str, str]:
+    reasons, named = {}, True
+    for path in paths:
+        try:
+            use(path)
+        except MediaError as error:
+            name, _, reasons[path.name] = str(error).partition(": ")
+            named &= name == str(path)
+    assert named
+    return reasons
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_every_command_refuses_a_file_in_the_same_words(tree, name):
+    (reason,) = {reasons.get(name, "used") for reasons in tree.by_command.values()}
+    assert re.match(REFUSED[name][1], reason), reason
+
+
+@pytest.mark.parametrize("name", USED)
+def test_every_command_uses_a_file(tree, name):
+    assert {reasons.get(name, "used") for reasons in tree.by_command.values()} == {"used"}
+
+
+def test_nothing_vanishes(tree):
+    """What is prepared and what is refused are the inputs, with the same lengths everywhere."""
+    utterances = read_utterances(tree.root / "out" / "manifest.parquet")
+    table = {Path(name).name: length for name, length in utterances.table[["utterance", "num_samples"]].to_numpy()}
+    lengths = {path.stem: length for path, length in zip(tree.paths, tree.lengths.tolist(), strict=True) if length}
+    assert table == lengths
+    assert len(table) + len(tree.by_command["prepare"]) == len(tree.paths)
+    noise = read_noise_pack(tree.root / "noise").recordings
+    assert {Path(name).stem: length for name, length in noise[["name", "num_samples"]].to_numpy()} == lengths
+
+
+@pytest.mark.parametrize("name", USED)
+def test_one_file_and_many_are_embedded_alike(tree, name):
+    path = next(path for path in tree.paths if path.name == name)
+    assert np.array_equal(tree.model.embed(path), tree.model.embed_files([path])[0])
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [(with_nan, "not finite"), (half, "truncated: 16000 samples should be there"), (lambda _: b"", "empty file")],
+)
+def test_what_was_damaged_after_preparation_stops_the_loader_by_name(tmp_path, damage, reason):
+    path = tmp_path / "a.wav"
+    with_libsndfile("WAV", "FLOAT")(path)
+    table = pd.DataFrame([("a/b/c", "a.wav", RATE, -1, 0)], columns=list(UTTERANCE_COLUMNS))
+    noise = tiny.noise_pack(tmp_path / "noise")
+    views = AudioViews(Utterances(table, tmp_path), {"global": AudioGroup(1, 1.0, None)}, noise)
+    assert views([0], generator(0))["global"]["signal"].any()
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(MediaError, match=f"a.wav: {reason}.*prepare the data again"):
+        views([0], generator(0))
+
+
+@pytest.mark.parametrize("error", [ValueError("odd"), OverflowError("large"), RuntimeError("inside"), KeyError(3)])
+@pytest.mark.parametrize("write", [with_libsndfile("WAV"), with_ffmpeg("aac")], ids=["libsndfile", "ffmpeg"])
+def test_whatever_a_decoder_raises_is_a_reason(tmp_path, monkeypatch, error, write):
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    path = tmp_path / ("a.wav" if write.__qualname__.startswith("with_libsndfile") else "a.m4a")
+    write(path)
+    monkeypatch.setattr(sound_decoding.ChannelSum, "mix", fail)
+    monkeypatch.setattr("av.AudioResampler", fail)
+    _, faults = measure([path])
+    assert type(error).__name__ in faults[0]
