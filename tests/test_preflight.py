@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 import tiny
+import torch
 from test_pipeline import assert_same_weights, short, weights
 
 from avspk import recipe
