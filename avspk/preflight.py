@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, ParamSpec, TypeVar
 
 import torch
 
@@ -31,56 +31,87 @@ from avspk.machine import commit, hardware, versions
 from avspk.modalities.base import VERIFIED
 from avspk.run import PSEUDO, RunFolder
 
+Arguments = ParamSpec("Arguments")
+Checked = TypeVar("Checked")
 RESULTS = ("metrics.json", "report.html")
 PACKAGES = ("avspk", "torch", "torchvision", "torchaudio", "accelerate", "numpy", "scikit-learn", "pandas")
 
 
-def check_launch(config: Config, device: torch.device) -> None:
-    """Precision, processes and batch sizes now, not when a stage begins days later. Raises ConfigError."""
+class Checks:
+    """Makes checks whose errors are raised together: a config is mended once, not once an error."""
+
+    def __init__(self) -> None:
+        self._errors: list[Exception] = []
+
+    def __call__(
+        self, check: Callable[Arguments, Checked], *args: Arguments.args, **kw: Arguments.kwargs
+    ) -> Checked | None:
+        """What the check returns; None if it raised an error that a user can mend."""
+        try:
+            return check(*args, **kw)
+        except (ValueError, OSError) as error:
+            self._errors.append(error)
+            return None
+
+    def note(self, problems: Iterable[str]) -> None:
+        """Problems that are no errors yet."""
+        self._errors += map(ConfigError, problems)
+
+    def finish(self) -> None:
+        """Raises: the only error as it was, several as one ConfigError that lists them."""
+        if len(self._errors) == 1:
+            raise self._errors[0]
+        if self._errors:
+            found = "".join(f"\n- {error}" for error in self._errors)
+            raise ConfigError(f"{len(self._errors)} things are to be mended before this run can begin:{found}")
+
+
+def launch_problems(config: Config, device: torch.device) -> Iterator[str]:
+    """Precision, processes and batch sizes now, not when a stage begins days later."""
     if config.training.precision == "fp16" and device.type != "cuda":
-        raise ConfigError(
+        yield (
             f"training.precision is fp16, which needs a CUDA GPU, and this run is on {device.type}. Use "
             "training.precision=no, or bf16, which has float32's range"
         )
     wanted, processes = config.training.processes, distributed.world_size()
     if wanted is not None and wanted != processes:
-        raise ConfigError(
+        yield (
             f"training.processes is {wanted}, but {processes} were launched. On CPUs, plain "
             "`accelerate launch --cpu --num_processes N` starts one process; the README shows what works."
         )
     for stage in _stages(config):
         size, parts = getattr(config, stage).batch_size, processes * config.training.accumulation
         if size % parts:
-            raise ConfigError(
+            yield (
                 f"{stage}.batch_size is {size}; it must be a multiple of {parts}: {processes} processes times "
                 f"training.accumulation {config.training.accumulation}"
             )
 
 
-def check_sizes(utterances: Utterances, config: Config) -> None:
-    """Modalities, batches and numbers of clusters against the data now, not when a stage begins. Raises ConfigError."""
+def size_problems(utterances: Utterances, config: Config) -> Iterator[str]:
+    """Modalities, batches and numbers of clusters against the data now, not when a stage begins."""
     total = len(utterances)
     usable = {name: int(one.usable(utterances).sum()) for name, one in config.modality_settings().items()}
-    for modality in config.modalities:
-        if not usable[modality]:
-            raise ConfigError(
-                f"{config.data.train}: none of {total} utterances has the modality {modality}; see the preparation's "
-                "summary.json and rejected.tsv, or leave it out of modalities"
-            )
+    missing = [modality for modality in config.modalities if not usable[modality]]
+    for modality in missing:
+        yield (
+            f"{config.data.train}: none of {total} utterances has the modality {modality}; see the preparation's "
+            "summary.json and rejected.tsv, or leave it out of modalities"
+        )
     for stage in _stages(config):
         if (size := getattr(config, stage).batch_size) > total:
-            raise ConfigError(
+            yield (
                 f"{stage}.batch_size: {total} usable utterances are fewer than one batch of {size}; lower it to at "
                 f"most {total}"
             )
     for key, clusters, name in _clusterings(config):
         members = usable[name]
+        if name in missing:
+            continue
         if clusters > members:
-            raise ConfigError(
-                f"{key} is {clusters}, but only {members} utterances have the modality {name}: take 1 to {members}"
-            )
-        if problem := config.cluster.problem(clusters, members, config.modalities):
-            raise ConfigError(f"cluster.{problem} ({key}, modality {name})")
+            yield f"{key} is {clusters}, but only {members} utterances have the modality {name}: take 1 to {members}"
+        elif problem := config.cluster.problem(clusters, members, config.modalities):
+            yield f"cluster.{problem} ({key}, modality {name})"
 
 
 def _stages(config: Config) -> list[str]:
@@ -224,7 +255,6 @@ def _environment(
         "versions": versions(PACKAGES),
         "commit": commit(),
         "started": RunFolder(config.output).facts().get("started", now),
-        "last_start": now,
         "seed": config.seed,
         "num_processes": distributed.world_size(),
         "device": str(device),

@@ -20,7 +20,15 @@ from avspk.extras import explained
 from avspk.labellers import ClusterLabeller, Labeller
 from avspk.memory import keep_freed_memory
 from avspk.precision import FLOAT32, choose_precision
-from avspk.preflight import check_initial_models, check_launch, check_media, check_sizes, claim_folder, manifest_digest
+from avspk.preflight import (
+    Checks,
+    check_initial_models,
+    check_media,
+    claim_folder,
+    launch_problems,
+    manifest_digest,
+    size_problems,
+)
 from avspk.run import RunFolder
 from avspk.runlog import RunLog, setup_logging
 from avspk.stage_one import copy_stage_one, require_stage_one
@@ -90,18 +98,20 @@ class Session:
     def _check(self, device: torch.device) -> Utterances:
         """The utterances, after all checks that do not need the run folder."""
         config = self.config
-        check_launch(config, device)
-        check_initial_models(config)
-        utterances = read_utterances(config.data.train)
-        check_sizes(utterances, config)
-        check_media(utterances, config)
-        self.labeller.check(utterances, config)
-        self.trials = None
-        if config.data.trials:
-            if config.data.wav_root is None:
-                raise ConfigError("data.trials is given without data.wav_root, the folder its names are relative to")
-            self.trials = TrialSet(config.data.trials, config.data.wav_root)
-        require_stage_one(config, manifest_digest(utterances))
+        checks = Checks()
+        checks.note(launch_problems(config, device))
+        checks(check_initial_models, config)
+        utterances = checks(read_utterances, config.data.train)
+        if utterances is not None:
+            checks.note(size_problems(utterances, config))
+            checks(check_media, utterances, config)
+            checks(self.labeller.check, utterances, config)
+            checks(require_stage_one, config, manifest_digest(utterances))
+        if config.data.noise is not None:
+            checks(read_noise_pack, config.data.noise)
+        self.trials = checks(_trials, config)
+        checks.finish()
+        assert utterances is not None  # else there was an error
         return utterances
 
     def is_there(self, path: Path) -> bool:
@@ -120,6 +130,14 @@ class Session:
             generate_noise_pack(folder, self.config.seed, speech)
         distributed.barrier()
         return distributed.wait_for_file(folder)
+
+
+def _trials(config: Config) -> TrialSet | None:
+    if not config.data.trials:
+        return None
+    if config.data.wav_root is None:
+        raise ConfigError("data.trials is given without data.wav_root, the folder its names are relative to")
+    return TrialSet(config.data.trials, config.data.wav_root)
 
 
 def _join_processes(settings: TrainingSettings) -> torch.device:

@@ -32,7 +32,7 @@ def write_run(
     (folder / "config.yaml").write_text(config)
     versions = {"python": "3.11.2", "torch": "2.12.1", "numpy": "2.4.6"}
     environment = {"versions": versions, "seed": seed, "num_processes": 1, "commit": "0123abc+", "device": "cpu"}
-    environment |= {"started": "2026-01-02T03:04:05+00:00", "last_start": "2026-01-03T03:04:05+00:00"}
+    environment |= {"started": "2026-01-02T03:04:05+00:00"}
     environment |= {"precision": "no"}
     environment["hardware"] = {"processor": "A Processor 9000", "cores": 2, "memory_gb": 8, "threads": 2}
     environment["data"] = {"utterances": 240, "hours": 0.4, "with_face": 225, "face_crops": 2250}

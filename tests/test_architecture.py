@@ -52,6 +52,7 @@ ALLOWED = {
     "stage_one": {"config", "data", "run"},
     "precision": {"config", "distributed"},
     "preflight": {"config", "data", "distributed", "machine", "modalities", "run"},
+    "scaling": {"config", "data"},
     "labellers": {"config", "data", "modalities", "run", "stages"},
     "session": BOTTOM
     | STORAGE

@@ -1,6 +1,7 @@
 """A model's calibration on pseudo speakers: right where it can be, absent where it cannot."""
 
 import re
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,6 +14,7 @@ from avspk import load_model, systems
 from avspk.data.manifest import Utterances
 from avspk.evaluation import calibrate as module
 from avspk.evaluation.calibrate import calibrate
+from avspk.inference.speaker_model import CARD, load_calibration, save_calibration
 from avspk.round_labels import calibration_labels
 from avspk.run import RunFolder
 from avspk.scoring.metrics import cllr, min_cllr
@@ -66,6 +68,23 @@ def test_new_trials_of_the_same_kind_come_out_calibrated(tmp_path):
     assert cllr(llr, target) < min_cllr(llr, target) + 0.05
     assert cllr(scores, target) > cllr(llr, target) + 0.1
     assert calibration.names == ("score",)
+    assert re.search(r"target trials of 30 pseudo speakers, EER .*no true speakers", calibration.fitted_on)
+
+
+def test_the_folder_of_a_model_says_what_its_calibration_was_fitted_on(tmp_path):
+    (tmp_path / CARD).write_text("# a model\n")
+    save_calibration(tmp_path, replace(CALIBRATION, fitted_on="7 trials"))
+    assert (tmp_path / CARD).read_text() == "# a model\n\nCalibration fitted on 7 trials.\n"
+    assert load_calibration(tmp_path).fitted_on == "7 trials"
+
+
+def test_parts_of_one_recording_make_no_trials_whatever_they_are_called(tmp_path):
+    """Flat names: the manifest's column says what was recorded together."""
+    table, labels, videos = corpus(np.random.default_rng(0), noise=0.2, channel=1.0)
+    given = utterances(labels, videos, tmp_path)
+    rows = range(len(labels))
+    flat = given.table.assign(utterance=[f"cut_{row}" for row in rows], recording=[f"v{video}" for video in videos])
+    assert calibrate(Model(table), Utterances(flat, tmp_path), labels, 0) == calibrate(Model(table), given, labels, 0)
 
 
 def test_one_recording_makes_no_trials(tmp_path):

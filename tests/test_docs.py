@@ -70,7 +70,11 @@ def test_settings_exist(page):
         load_config(VOXCELEB, [override])
     known = {".".join(key.split(".")[:depth]) for key in all_settings() for depth in range(1, key.count(".") + 2)}
     named = set(re.findall(r"(?<![\w./])[a-z_]+(?:\.[a-z_]+)+(?![\w./])", code))
-    named = {name for name in named if name.split(".")[0] in Config.model_fields and not name.endswith((".py", ".npy", ".json"))}
+    named = {
+        name
+        for name in named
+        if name.split(".")[0] in Config.model_fields and not name.endswith((".py", ".npy", ".json"))
+    }
     assert named <= known
 
 

@@ -12,7 +12,7 @@ from avspk.checkpoint import CheckpointFolder
 from avspk.comparison_runs import PlannedRun
 from avspk.config import ConfigError, load_config, parse_config
 from avspk.data.manifest import Utterances, read_utterances, write_utterances
-from avspk.preflight import check_launch, manifest_digest
+from avspk.preflight import launch_problems, manifest_digest
 from avspk.session import Session
 
 
@@ -185,5 +185,18 @@ def test_a_modality_that_nobody_has(data, tmp_path):
 def test_float16_on_a_cpu_is_refused(data, tmp_path):
     settings = tiny.tree(data, tmp_path / "exp")
     settings["training"] |= {"precision": "fp16"}
-    with pytest.raises(ConfigError, match=r"needs a CUDA GPU, and this run is on cpu. Use training.precision=no"):
-        check_launch(parse_config(settings), torch.device("cpu"))
+    (problem,) = launch_problems(parse_config(settings), torch.device("cpu"))
+    assert "needs a CUDA GPU, and this run is on cpu. Use training.precision=no" in problem
+
+
+def test_all_that_is_wrong_is_said_at_once_and_no_folder_is_claimed(data, tmp_path):
+    config = tiny.write_config(tmp_path / "config.yaml", tiny.tree(data, tmp_path / "exp"))
+    wrong = ["pretrain.batch_size=50", "cluster.num_clusters=49", "data.noise=nowhere", "data.trials.gone=gone.txt"]
+    wrong += ["training.accumulation=4", "training.processes=3"]
+    with pytest.raises(ConfigError, match=r"^7 things are to be mended") as error:
+        Session(load_config(config, wrong))
+    lines = str(error.value).splitlines()[1:]
+    assert all(line.startswith("- ") for line in lines)
+    for text in ("processes is 3", "pretrain.batch_size is 50", "fewer than one batch of 50", "nowhere", "gone"):
+        assert sum(text in line for line in lines) == 1, text
+    assert not (tmp_path / "exp").exists()

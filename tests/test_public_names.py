@@ -88,7 +88,6 @@ for name in {modules}:
         "avspk.inference.speaker_model",
         "avspk.inference.export",
         "avspk.cli",
-        "avspk.config",
         "avspk.progress",
     }
 

@@ -1,10 +1,14 @@
 """Train; the same command resumes.
 
+avspk train --data data/own/manifest.parquet output=exp/own       a config that fits this many utterances
+
 avspk train [--config CONFIG] [key.path=value ...]                                       one process
 accelerate launch -m avspk.cli train [--config CONFIG] [key.path=value ...]              many
 """
 
 import argparse
+import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +18,8 @@ from torch.distributed.elastic.multiprocessing.errors import record
 from avspk import distributed, recipe
 from avspk.commands.console import add_config
 from avspk.config import ConfigError, load_config
+from avspk.data.manifest import read_utterances
+from avspk.scaling import scaled_settings
 from avspk.session import Session
 from avspk.shipped import find_config
 
@@ -24,16 +30,22 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
         prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_config(parser, default="demo")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        help="a manifest; clusters, batches, epochs and modalities follow from its size and are printed, trial lists "
+        "that are not there left out. Overrides have the last word",
+    )
     parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="settings that differ from the file's")
     args = parser.parse_args(arguments)
-    _train(args.config, args.overrides)
+    _train(args.config, args.overrides, args.data)
     return 0
 
 
 @record  # the launcher then shows the error of the process that failed first
-def _train(config: Path, overrides: list[str]) -> None:
+def _train(config: Path, overrides: list[str], data: Path | None = None) -> None:
     try:
-        recipe.run(build(config, overrides))
+        recipe.run(build(config, overrides, data))
     except Exception as error:
         if not distributed.is_lost_connection(error):
             raise
@@ -44,12 +56,26 @@ def _train(config: Path, overrides: list[str]) -> None:
         )
 
 
-def build(config: Path, overrides: list[str]) -> Session:
+def build(config: Path, overrides: list[str], data: Path | None = None) -> Session:
     """The run; what is wrong with its settings or files ends the program with one line, not with a traceback."""
     try:
-        return Session(load_config(find_config(config), overrides))
+        file = find_config(config)
+        if data is not None:
+            overrides = [*_fitting(file, data), *overrides]
+        return Session(load_config(file, overrides))
     except (ConfigError, ValueError, OSError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
+
+
+def _fitting(file: Path, data: Path) -> list[str]:
+    """Overrides by the size of a manifest, which are printed once."""
+    utterances, config = read_utterances(data), load_config(file)
+    scaled = [f"{key}={json.dumps(value)}" for key, value in scaled_settings(utterances, config).items()]
+    scaled += [f"data.train={data}"]
+    scaled += [f"data.trials.{name}=null" for name, path in (config.data.trials or {}).items() if not path.is_file()]
+    if os.environ.get("RANK", "0") == "0":
+        print(f"{data}: {len(utterances)} utterances; {file.name} with", *scaled, sep="\n  ", flush=True)
+    return scaled
 
 
 if __name__ == "__main__":

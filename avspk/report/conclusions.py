@@ -108,7 +108,8 @@ def _unfinished(run: Run) -> Iterator[str]:
 
 
 def _collapse(run: Run) -> Iterator[str]:
-    prototypes = int((run.config.get("head") or {}).get("out_dim", 0))
+    objective = (run.config.get("pretrain") or {}).get("objective") or {}
+    prototypes = int((objective.get("head") or {}).get("out_dim", 0))
     steps = run.records("step", "pretrain")
     for modality in run.modalities if prototypes else ():
         key = f"{modality}/teacher_entropy"

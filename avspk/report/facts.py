@@ -56,10 +56,7 @@ def _machine(run: Run) -> Iterator[Row]:
 def _origin(run: Run) -> Iterator[Row]:
     environment = run.environment
     if "started" in environment:
-        again = (
-            "" if environment["last_start"] == environment["started"] else f", last start {environment['last_start']}"
-        )
-        yield "started", f"{environment['started']}{again}"
+        yield "started", str(environment["started"])
     if "seed" in environment:
         yield "seed", str(environment["seed"])
     commit = environment.get("commit") or environment.get("git")

@@ -1,0 +1,68 @@
+"""A config that fits the data: it runs for any number of utterances, and is the demo's for the demo's."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import tiny
+import torch
+from test_pipeline import settings_of
+
+from avspk import recipe
+from avspk.commands import train
+from avspk.config import load_config
+from avspk.data.manifest import Utterances
+from avspk.preflight import launch_problems, size_problems
+from avspk.scaling import scaled_settings
+from avspk.session import Session
+from avspk.shipped import find_config
+
+
+def utterances(num: int, faces: bool = True) -> Utterances:
+    crops = np.full(num, int(faces))
+    rows = {"utterance": np.arange(num).astype(str), "num_samples": 1, "first_crop": 0, "num_crops": crops}
+    return Utterances(pd.DataFrame(rows), None)
+
+
+@pytest.mark.parametrize("num", [8, 50, 500, 10_000, 1_092_009])
+@pytest.mark.parametrize("name", ["demo", "voxceleb2_av"])
+def test_what_is_scaled_to_the_data_passes_the_checks(num, name):
+    data, file = utterances(num), find_config(Path(name))
+    scaled = [f"{key}={value}" for key, value in scaled_settings(data, load_config(file)).items()]
+    config = load_config(file, scaled)
+    assert [*launch_problems(config, torch.device("cpu")), *size_problems(data, config)] == []
+    assert config.pretrain.epochs * max(1, num // config.pretrain.batch_size) >= 1000
+
+
+def test_the_demo_is_scaled_to_itself_and_voxceleb_nearly():
+    demo, full = load_config(find_config(Path("demo"))), load_config(find_config(Path("voxceleb2_av")))
+    found = scaled_settings(utterances(960), demo)
+    assert abs(found["cluster.num_clusters"] - demo.cluster.num_clusters) <= 5
+    assert (found["pretrain.batch_size"], found["pretrain.epochs"]) == (demo.pretrain.batch_size, demo.pretrain.epochs)
+    found = scaled_settings(utterances(1_092_009), full)
+    assert 0.8 < found["cluster.num_clusters"] / full.cluster.num_clusters < 1.25
+    assert (found["pretrain.batch_size"], found["pretrain.epochs"]) == (full.pretrain.batch_size, full.pretrain.epochs)
+
+
+def test_without_faces_the_voice_is_trained_alone():
+    config = load_config(find_config(Path("demo")))
+    assert scaled_settings(utterances(50, faces=False), config)["modalities"] == ["audio"]
+
+
+def test_train_prints_what_it_scales_and_overrides_have_the_last_word(tmp_path, monkeypatch, capsys):
+    """`avspk train --data`, up to where it would train."""
+    data = tiny.make_data(tmp_path / "data")
+    tree = settings_of(data, tmp_path / "exp")
+    tree["data"]["trials"]["gone"] = str(tmp_path / "gone.txt")
+    config = tiny.write_config(tmp_path / "config.yaml", tree)
+    runs: list[Session] = []
+    monkeypatch.setattr(recipe, "run", runs.append)
+    manifest = data / "train" / "manifest.parquet"
+    assert train.main(["--config", str(config), "--data", str(manifest), "pretrain.epochs=2"]) == 0
+    used, shown = runs[0].config, capsys.readouterr().out
+    assert (used.data.train, list(used.data.trials), used.pretrain.epochs) == (manifest, ["tiny"], 2)
+    assert used.pretrain.batch_size == 8
+    assert "48 utterances" in shown
+    assert f"cluster.num_clusters={used.cluster.num_clusters}" in shown
+    assert "pretrain.epochs=167" in shown
