@@ -108,14 +108,15 @@ def _unfinished(run: Run) -> Iterator[str]:
 
 
 def _collapse(run: Run) -> Iterator[str]:
-    prototypes = int((run.config.get("head") or {}).get("out_dim", 0))
+    objective = run.config.get("pretrain", {}).get("objective", {})
+    prototypes = int(objective.get("head", {}).get("out_dim", 0))
     steps = run.records("step", "pretrain")
     for modality in run.modalities if prototypes else ():
         key = f"{modality}/teacher_entropy"
         if key in steps and float(steps[key].iloc[-1]) > COLLAPSED * np.log(prototypes):
             yield (
                 f"The {modality} teacher's targets are uniform (entropy at ln K): nothing is learned. Lower "
-                "pretrain.teacher_temperature or the learning rate."
+                "pretrain.objective.teacher_temperature or the learning rate."
             )
 
 
