@@ -1,3 +1,5 @@
+# mypy: disable-error-code="name-defined"
+# It does not know what the README defines.
 """The parts that the README adds, each named in one line here: they train, are saved, go on, and are loaded."""
 
 # The examples are defined by text of the README, which mypy does not see.
@@ -144,7 +146,8 @@ def test_an_encoder_of_waveforms_trains_all_but_what_is_frozen(tree, tmp_path):
 
 def _loaded_model_hears_what_the_run_heard(stage, folder):
     kit, trained = stage.kits["audio"], stage.teachers()["audio"]
-    save_model(folder, trained, *kit.describe_model(), np.zeros(16, np.float32), "# card")
+    architecture, features = kit.describe_model()
+    save_model(folder, trained, architecture, features, np.zeros(16, np.float32), "# card")
     assert json.loads((folder / "config.json").read_text())["input"] == {
         "takes": "waveform", "frame_length": 400, "hop_length": 320,
     }  # fmt: skip
@@ -206,7 +209,8 @@ def test_a_third_modality_goes_through_both_stages(tree, tmp_path):
     left, right = go_on(first, second, tmp_path / "state.safetensors")
     assert left == right
     kit, trained = first.kits["loudness"], first.teachers()["loudness"]
-    save_model(tmp_path / "model", trained, *kit.describe_model(), np.zeros(16, np.float32), "# card")
+    architecture, features = kit.describe_model()
+    save_model(tmp_path / "model", trained, architecture, features, np.zeros(16, np.float32), "# card")
     np.testing.assert_array_equal(
         kit.embed(load_encoder(tmp_path / "model")[0], slice(0, 3)), kit.embed(trained, slice(0, 3))
     )
