@@ -15,7 +15,9 @@ _FRAME = SAMPLE_RATE // 40  # samples
 
 
 class SoundCheck:
-    """Sees a recording part by part, at 16 kHz, and raises MediaError where it cannot be used.
+    """Sees a recording part by part, at 16 kHz; in the end it raises MediaError if the recording cannot be used.
+
+    Nothing is raised before, so that of a recording whose decoder fails later, everybody gives that reason.
 
     Attributes:
         num_samples: seen so far.
@@ -25,18 +27,19 @@ class SoundCheck:
     def __init__(self, min_seconds: float = 0.0, silence_db: float = SILENCE_DB) -> None:
         self.min_seconds, self.silence_db = min_seconds, silence_db
         self.num_samples = self.num_clipped = 0
+        self._problem = ""
         self._sum = 0.0
         self._powers: list[np.ndarray] = []  # of the whole frames seen, without their means
         self._held = np.zeros(0, np.float32)  # the frame that is not yet whole
 
     def see(self, part: np.ndarray) -> None:
-        """The next samples (n,). Raises: MediaError if they are not finite or far beyond full scale."""
-        if len(part) == 0:
+        """The next samples (n,)."""
+        if len(part) == 0 or self._problem:
             return
-        require_finite(part)
+        self._problem = _problem_of(part)
+        if self._problem:
+            return
         peak = max(-float(part.min()), float(part.max()))
-        if peak > LOUDEST:
-            raise MediaError(f"too loud: the peak is {peak:.3g}, full scale is 1; divide 16-bit integers by 32768")
         if peak >= FULL_SCALE:
             self.num_clipped += int(np.count_nonzero(np.abs(part) >= FULL_SCALE))
         self.num_samples += len(part)
@@ -47,7 +50,9 @@ class SoundCheck:
         self._held = samples[whole:]
 
     def finish(self) -> None:
-        """No more samples. Raises: MediaError if there were too few, or if they are silent or constant."""
+        """No more samples. Raises: MediaError if they cannot be used; see `SoundCheck` and the constants above."""
+        if self._problem:
+            raise MediaError(self._problem)
         if self.num_samples == 0:
             raise MediaError(EMPTY)
         seconds = self.num_samples / SAMPLE_RATE
@@ -72,6 +77,18 @@ def check_sound(waveform: np.ndarray, min_seconds: float = 0.0, silence_db: floa
     check = SoundCheck(min_seconds, silence_db)
     check.see(waveform)
     check.finish()
+
+
+def _problem_of(part: np.ndarray) -> str:
+    """Why samples (n,) cannot be part of a recording; "" if they can."""
+    try:
+        require_finite(part)
+    except MediaError as error:
+        return str(error)
+    peak = max(-float(part.min()), float(part.max()))
+    if peak > LOUDEST:
+        return f"too loud: the peak is {peak:.3g}, full scale is 1; divide 16-bit integers by 32768"
+    return ""
 
 
 def require_finite(samples: np.ndarray) -> None:
