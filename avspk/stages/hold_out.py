@@ -1,8 +1,9 @@
 """Clusters that the last round and the large margin are not trained on, for the calibration.
 
 A model scores the voices that it was trained to tell apart better than new ones, so a calibration fitted on them errs
-on the confident side. Whole clusters are held out: their voices are nearly new to the last model. Not entirely, since
-stage 1 and the rounds before have heard them.
+on the confident side. Whole clusters are held out: their voices are new to the classifier of the last round. Its
+encoder knows them from the rounds before, if it starts from those and not from stage 1 (`refine.start_from`): then what
+is left of the error is smaller, not gone. The README has figures.
 """
 
 from __future__ import annotations
