@@ -15,7 +15,7 @@ from small_model import write_model
 from sounds import EXACT, LOSSY, RESAMPLED, edited, speech, with_ffmpeg, with_libsndfile
 
 from avspk.cli import main as avspk
-from avspk.data import preparation, sound_decoding
+from avspk.data import preparation, sound, sound_decoding
 from avspk.data.manifest import UTTERANCE_COLUMNS, Utterances, read_utterances
 from avspk.data.media import MediaError
 from avspk.data.noise import read_noise_pack
@@ -225,3 +225,17 @@ def test_whatever_a_decoder_raises_is_a_reason(tmp_path, monkeypatch, error, wri
     monkeypatch.setattr("av.AudioResampler", fail)
     _, faults = measure([path])
     assert type(error).__name__ in faults[0]
+
+
+@pytest.mark.parametrize("samples", [np.full(500, 9.0, np.float32), np.full(500, np.nan, np.float32)])
+def test_a_decoder_that_fails_after_bad_samples_is_the_reason_everywhere(tmp_path, monkeypatch, samples):
+    """Commands that judge a recording while they read it say the same as those that read it first."""
+
+    def torn(path, first_channel=False):
+        yield samples
+        raise MediaError("truncated or damaged")
+
+    monkeypatch.setattr(sound, "sound_pieces", torn)
+    for use in (sound.checked_num_samples, sound.read_sound):
+        with pytest.raises(MediaError, match=r"^truncated or damaged$"):
+            use(tmp_path / "a.mp3")
