@@ -39,7 +39,9 @@ from avspk.text_files import read_text
 ClusterSettings = Annotated[MetricSettings | JointKmeansSettings, Field(discriminator="kind"), DefaultKind("metric")]
 
 # Beginnings of dotted keys, by what depends on them.
-ALWAYS_FREE = ("training.", "evaluation.", "data.trials", "data.wav_root", "rounds")
+PLACES = ("output", "data.train", "data.crops")
+"""Where things are. A run knows its utterances by what the manifest holds, so they may move."""
+ALWAYS_FREE = ("training.", "evaluation.", "data.trials", "data.wav_root", "rounds", *PLACES)
 """Without a say in what a stage learns: free to change at any time."""
 
 

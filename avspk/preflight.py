@@ -15,6 +15,7 @@ import torch
 from avspk import distributed
 from avspk.config import (
     ALWAYS_FREE,
+    PLACES,
     Config,
     ConfigError,
     Differences,
@@ -192,7 +193,7 @@ def claim_folder(config: Config, labels: str, utterances: Utterances, device: to
     lock = _hold(folder) if distributed.rank() == 0 else None
     distributed.barrier()
     if distributed.rank() == 0:
-        if any(not key.startswith("training.") for key in changed):
+        if any(not key.startswith(("training.", *PLACES)) for key in changed):
             for name in RESULTS:  # before the new config, beside which they would pass for its results
                 (folder / name).unlink(missing_ok=True)
         with whole_or_absent(files.config) as part:

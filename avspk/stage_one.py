@@ -17,7 +17,7 @@ def stage_one_differences(first: Config, second: Config) -> list[str]:
 
     Modalities are independent in stage 1, and the second may have fewer of them, unless they were clustered together.
     """
-    later = ("output", "stage_one", "modalities", *ALWAYS_FREE, *chain(*first_read_by(second).values()))
+    later = ("stage_one", "modalities", *ALWAYS_FREE, *chain(*first_read_by(second).values()))
     unused = [f"{name}." for name in second.modality_names() if name not in second.modalities]
     ignored = (*later, *unused)
     differing = differing_keys(first, second)

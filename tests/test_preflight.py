@@ -87,6 +87,23 @@ def test_a_reordered_manifest_does_not_continue_a_run(data, tmp_path):
     Session(parse_config(tree))
 
 
+def test_run_and_data_may_move(data, tmp_path):
+    """A moved run goes on, and lends its stage 1 to a run on the same data elsewhere."""
+    shutil.copytree(data / "train", tmp_path / "train")
+    tree = settings(data, tmp_path / "exp", rounds=0)
+    tree["data"]["train"] = str(tmp_path / "train" / "manifest.parquet")
+    recipe.run(Session(parse_config(tree)))
+    stage_one = weights(tmp_path / "exp" / "pretrain" / "model_audio")
+    for name in ("exp", "train"):
+        (tmp_path / name).rename(tmp_path / f"moved_{name}")
+    tree["data"]["train"] = str(tmp_path / "moved_train" / "manifest.parquet")
+    recipe.run(Session(parse_config(tree | {"output": str(tmp_path / "moved_exp"), "rounds": 1})))
+    assert_same_weights(weights(tmp_path / "moved_exp" / "pretrain" / "model_audio"), stage_one)
+    assert (tmp_path / "moved_exp" / "round1" / "done.json").is_file()
+    Session(parse_config(tree | {"output": str(tmp_path / "new"), "stage_one": str(tmp_path / "moved_exp")}))
+    assert_same_weights(weights(tmp_path / "new" / "pretrain" / "model_audio"), stage_one)
+
+
 @pytest.mark.parametrize("column", ["utterance", "num_samples", "num_crops"])
 def test_the_digest_of_a_manifest_sees_every_column_that_a_run_counts_by(data, column):
     utterances = read_utterances(data / "train" / "manifest.parquet")
