@@ -10,7 +10,7 @@ from avspk.data.manifest import Utterances
 # [C] The power that gives the demo's 75 clusters for its 960 utterances, and VoxCeleb2's 7,000 for its 1.1 million.
 CLUSTER_POWER = 0.635
 BATCHES = (8, 512)
-LEAST_UPDATES = {"pretrain": 1000, "refine": 350}
+LEAST_UPDATES = {"pretrain": 700, "refine": 350}
 """[C] As many as the demo makes; with fewer a stage does not settle."""
 
 
@@ -18,7 +18,7 @@ def scaled_settings(utterances: Utterances, config: Config) -> dict[str, object]
     """Keys of a config and values that fit N utterances.
 
     num_clusters: N^0.635. batch_size: the power of two nearest to the root of N, from 8 to 512. epochs: the config's,
-    or more, so that stage 1 makes at least 1,000 updates and a round 350. modalities: those of the config that there
+    or more, so that stage 1 makes at least 700 updates and a round 350. modalities: those of the config that there
     are.
     """
     total = len(utterances)
