@@ -11,6 +11,7 @@ LOUDEST = 4.0  # [C] of full scale; lossy codings overshoot it, integers that we
 FULL_SCALE = 0.999  # a sample at or beyond it counts as clipped
 CANCELLED = 0.02  # [C] share of what independent channels leave of their power in their mean, which is 1 / number
 EMPTY = "no samples: the sound is empty"
+NOT_FINITE = "not finite: some samples are NaN or infinite"
 _FRAME = SAMPLE_RATE // 40  # samples
 
 
@@ -36,10 +37,13 @@ class SoundCheck:
         """The next samples (n,)."""
         if len(part) == 0 or self._problem:
             return
-        self._problem = _problem_of(part)
+        peak = max(-float(part.min()), float(part.max()))
+        if not _finite(part):
+            self._problem = NOT_FINITE
+        elif peak > LOUDEST:
+            self._problem = f"too loud: the peak is {peak:.3g}, full scale is 1; divide 16-bit integers by 32768"
         if self._problem:
             return
-        peak = max(-float(part.min()), float(part.max()))
         if peak >= FULL_SCALE:
             self.num_clipped += int(np.count_nonzero(np.abs(part) >= FULL_SCALE))
         self.num_samples += len(part)
@@ -79,25 +83,17 @@ def check_sound(waveform: np.ndarray, min_seconds: float = 0.0, silence_db: floa
     check.finish()
 
 
-def _problem_of(part: np.ndarray) -> str:
-    """Why samples (n,) cannot be part of a recording; "" if they can."""
-    try:
-        require_finite(part)
-    except MediaError as error:
-        return str(error)
-    peak = max(-float(part.min()), float(part.max()))
-    if peak > LOUDEST:
-        return f"too loud: the peak is {peak:.3g}, full scale is 1; divide 16-bit integers by 32768"
-    return ""
-
-
 def require_finite(samples: np.ndarray) -> None:
     """Raises: MediaError if samples (n,) hold a NaN or an infinite value."""
+    if not _finite(samples):
+        raise MediaError(NOT_FINITE)
+
+
+def _finite(samples: np.ndarray) -> bool:
     # The product is the fastest look at all of them; where it is too large for a float32, each is looked at.
     with np.errstate(over="ignore", invalid="ignore"):
         power = float(np.dot(samples, samples))
-    if not math.isfinite(power) and not np.isfinite(samples).all():
-        raise MediaError("not finite: some samples are NaN or infinite")
+    return math.isfinite(power) or bool(np.isfinite(samples).all())
 
 
 def require_length(samples: np.ndarray, expected: int) -> None:
