@@ -5,7 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import av
@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from avspk.commands.corpus import main as make_corpus
 from avspk.data.demo_corpus import CorpusSettings, Nuisance, build_demo_corpus
 from avspk.data.demo_corpus.canvas import AXIS, PIXEL, Canvas
 from avspk.data.demo_corpus.channel import (
@@ -517,3 +518,34 @@ def test_the_face_detector_finds_every_head_and_nothing_else() -> None:
         boxes, _ = detector.detect(np.stack(pictures))
         found = [0 if box is None else len(box) for box in boxes]
         assert np.mean(np.array(found) == expected) > 0.9
+
+
+def test_the_command_takes_nuisances(tmp_path):
+    sizes = [
+        "--training-identities",
+        "2",
+        "--training-sessions",
+        "1",
+        "--training-clips",
+        "1",
+        "--test-identities",
+        "2",
+    ]
+    nuisances = ["--nuisance", "snr_db=10,25", "equaliser_db=3", "band_limited=1"]
+    assert make_corpus(["--out", str(tmp_path / "new"), "--workers", "1", *sizes, *nuisances]) == 0
+    settings = json.loads((tmp_path / "new" / "corpus.json").read_text())["settings"]["nuisance"]
+    assert settings == asdict(Nuisance(snr_db=(10.0, 25.0), equaliser_db=3.0, band_limited=True)) | {
+        "snr_db": [10, 25],
+        "rt60_s": list(Nuisance().rt60_s),
+        "direct_db": list(Nuisance().direct_db),
+    }
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [("snr=10", "valid ones are"), ("snr_db=10", "is a range"), ("blur=1,2", "is a number"), ("blur=x", "is a number")],
+)
+def test_a_wrong_nuisance_is_explained(tmp_path, capsys, value, reason):
+    with pytest.raises(SystemExit):
+        make_corpus(["--out", str(tmp_path / "new"), "--nuisance", value])
+    assert reason in capsys.readouterr().err
