@@ -28,21 +28,20 @@ class SoundCheck:
     def __init__(self, min_seconds: float = 0.0, silence_db: float = SILENCE_DB) -> None:
         self.min_seconds, self.silence_db = min_seconds, silence_db
         self.num_samples = self.num_clipped = 0
-        self._problem = ""
+        self._finite, self._peak = True, 0.0
         self._sum = 0.0
         self._powers: list[np.ndarray] = []  # of the whole frames seen, without their means
         self._held = np.zeros(0, np.float32)  # the frame that is not yet whole
 
     def see(self, part: np.ndarray) -> None:
         """The next samples (n,)."""
-        if len(part) == 0 or self._problem:
+        if len(part) == 0 or not self._finite:
             return
+        self._finite = _finite(part)
         peak = max(-float(part.min()), float(part.max()))
-        if not _finite(part):
-            self._problem = NOT_FINITE
-        elif peak > LOUDEST:
-            self._problem = f"too loud: the peak is {peak:.3g}, full scale is 1; divide 16-bit integers by 32768"
-        if self._problem:
+        # The reason names the peak of the whole recording, not that of one part: callers cut the parts differently.
+        self._peak = max(self._peak, peak)
+        if not self._finite or self._peak > LOUDEST:
             return
         if peak >= FULL_SCALE:
             self.num_clipped += int(np.count_nonzero(np.abs(part) >= FULL_SCALE))
@@ -55,8 +54,10 @@ class SoundCheck:
 
     def finish(self) -> None:
         """No more samples. Raises: MediaError if they cannot be used; see `SoundCheck` and the constants above."""
-        if self._problem:
-            raise MediaError(self._problem)
+        if not self._finite:
+            raise MediaError(NOT_FINITE)
+        if self._peak > LOUDEST:
+            raise MediaError(f"too loud: the peak is {self._peak:.3g}, full scale is 1; divide 16-bit integers by 32768")
         if self.num_samples == 0:
             raise MediaError(EMPTY)
         seconds = self.num_samples / SAMPLE_RATE
