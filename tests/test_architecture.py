@@ -45,12 +45,12 @@ ALLOWED = {
     },
     "stages": ALGORITHMS | BOTTOM | {"inference"},
     "evaluation": {"data", "distributed", "inference", "progress", "run", "runlog", "scoring", "text_files"},
-    "trackers": {"config"},
+    "trackers": {"settings"},
     "training": BOTTOM | STORAGE | {"finiteness", "loss_scale", "poll", "stages"},
     "report": {"data", "evaluation", "judges", "modalities", "scoring"},
     "run": {"data", "modalities"},
     "stage_one": {"config", "data", "run"},
-    "precision": {"config", "distributed"},
+    "precision": {"distributed", "modalities"},
     "preflight": {"config", "data", "distributed", "machine", "modalities", "run"},
     "scaling": {"config", "data"},
     "labellers": {"config", "data", "modalities", "run", "stages"},
@@ -206,6 +206,16 @@ def test_only_their_folder_tells_modalities_apart():
         if isinstance(node, ast.Constant) and node.value in NAMED
     }
     assert {file for file in named if not file.startswith(("modalities/", *ALSO_OTHER_THINGS))} == set()
+
+
+WHOLE_RUN = {"config", "labellers", "preflight", "scaling", "session", "stage_one", "comparison_runs"}
+
+
+def test_only_what_is_about_whole_runs_knows_the_whole_config():
+    """The stages and all below them get the settings and the built parts that they read."""
+    users = {part_of(found.file) for found in imports() if found.module in ("avspk.config", "avspk.config.Config")}
+    assert "session" in users, "else nothing is looked at"
+    assert users - TOP <= WHOLE_RUN
 
 
 def test_accelerate_stays_in_the_loop_and_the_session():

@@ -13,8 +13,7 @@ from avspk.checkpoint import load_tree, load_weights, save_tree
 from avspk.data.views import rows_of_views
 from avspk.objectives.dino import DinoSettings
 from avspk.stages import pretrain
-from avspk.stages.pretrain import CollapseError, Pretrain
-from avspk.stages.truth import Truth
+from avspk.stages.pretrain import CollapseError
 
 TAU_STUDENT, BATCH, STEPS_AN_EPOCH, EPOCHS = 0.1, 12, 4, 3
 PROTOTYPES = "head.prototype_weight"
@@ -44,8 +43,7 @@ def build(data, modalities=("audio", "face"), **changes):
     objective = tree["pretrain"]["objective"] | {"teacher_temperature_warmup": 0.5}
     objective |= {key: changes.pop(key) for key in changes.keys() & DinoSettings.model_fields}
     tree["pretrain"] |= {"optimiser": SGD, "teacher_momentum": 0.9, "objective": objective} | changes
-    materials = tiny.materials(tree)
-    return Pretrain(materials, Truth(materials.utterances))
+    return tiny.pretrain(tiny.parts(tree))
 
 
 class Textbook:

@@ -14,9 +14,7 @@ from avspk.checkpoint import load_tree, load_weights, save_tree
 from avspk.judges.label_correction import CorrectionSettings
 from avspk.stages.classify import Classify
 from avspk.stages.cluster import class_vectors
-from avspk.stages.materials import build_kits
 from avspk.stages.refine import Refine
-from avspk.stages.truth import Truth
 from avspk.training import build_optimiser
 
 NUM, BATCH, CLASSES, SCALE, MARGIN = 48, 12, 8, 8.0, 0.2
@@ -50,11 +48,9 @@ def build(data, folder, labels=LABELS, modalities=("audio", "face"), correction=
     judge = tree["refine"]["judge"]
     judge["gate"] |= {"rule": "both", **(gate or {})}
     judge["correction"] |= correction or {}
-    materials = tiny.materials(tree)
-    kits = build_kits(materials)
-    encoders = {name: kit.encoder() for name, kit in kits.items()}
-    settings, truth = materials.config.refine, Truth(materials.utterances)
-    return Refine(materials, "round1", settings, kits, encoders, labels, truth, folder)
+    parts = tiny.parts(tree)
+    encoders = {name: kit.encoder() for name, kit in parts.kits.items()}
+    return Refine(parts.materials, "round1", parts.config.refine, parts.kits, encoders, labels, parts.truth, folder)
 
 
 def distrust(stage, rows):
@@ -440,15 +436,15 @@ def test_state_survives_a_checkpoint_in_the_middle(data, tmp_path, gated):
 
 def test_fine_tuning_starts_from_class_vectors_and_hears_clean_crops(data, tmp_path):
     """As large-margin fine-tuning builds it; labels of -1 take no part, unknown classes start at random."""
-    materials = tiny.materials(tiny.tree(data, tmp_path))
-    kit = build_kits(materials)["audio"]
+    parts = tiny.parts(tiny.tree(data, tmp_path))
+    kit = parts.kits["audio"]
     encoder = kit.encoder()
     vectors = torch.randn(100, encoder.embedding_dim, generator=torch.Generator().manual_seed(0))
     vectors[7] = 0
     labels = np.where(np.arange(NUM) % 2, LABELS, -1)
     views = {"audio": kit.refine_views(0.8, augmented=False)}
     stage = Classify(
-        materials, "large_margin", materials.config.large_margin, {"audio": kit}, views, {"audio": encoder}, labels,
+        parts.materials, "large_margin", parts.config.large_margin, {"audio": kit}, views, {"audio": encoder}, labels,
         {"audio": vectors},
     )  # fmt: skip
     weight = stage.model["audio"].classifier.weight

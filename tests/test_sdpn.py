@@ -16,8 +16,6 @@ from avspk.objectives.base import Course
 from avspk.objectives.dino import DinoSettings
 from avspk.objectives.regularisers import koleo, mean_entropy_gap
 from avspk.objectives.sdpn import SdpnSettings, cross_entropy_of_pairs, sinkhorn
-from avspk.stages.pretrain import Pretrain
-from avspk.stages.truth import Truth
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -173,8 +171,7 @@ def tree(data, **objective):
 
 
 def build(data, **objective):
-    materials = tiny.materials(tree(data, **objective))
-    return Pretrain(materials, Truth(materials.utterances))
+    return tiny.pretrain(tiny.parts(tree(data, **objective)))
 
 
 def test_a_step_trains_student_prototypes_and_teacher_alike(data):

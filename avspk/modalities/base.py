@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -158,6 +158,11 @@ class ModalityKit(ABC):
     def describe_model(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """What a saved model says of itself: arguments of `build_encoder`, and of `Fbank` (empty without one)."""
         return self.settings.encoder.model_dump(), {}
+
+
+def build_kits(modalities: Mapping[str, ModalitySettings], media: Media) -> dict[str, ModalityKit]:
+    """Modality -> its kit, in the order of the modalities."""
+    return {name: settings.build(name, media) for name, settings in modalities.items()}
 
 
 def seeded(build: Callable[[], Module], seed: int, *key: str) -> Module:

@@ -44,17 +44,17 @@ class Classify(Stage):
             labels: (N,) pseudo labels, -1: not used in training.
             classes: modality -> (C, D) class vectors to start from, 0 where unknown; without them, random ones.
         """
-        config = materials.config
+        seed = materials.seed
         self.name, self.settings, self.kits, self.device = name, settings, kits, materials.device
         self.num_epochs, self.optimiser, self.batch_size = settings.epochs, settings.optimiser, settings.batch_size
         self.utterances = materials.utterances
         self.front_ends = {key: kit.front_end().to(self.device) for key, kit in kits.items()}
-        self.dataset = ViewDataset(views, config.seed, name)
+        self.dataset = ViewDataset(views, seed, name)
         usable = {key: kit.usable for key, kit in kits.items()}
         self.sampler = ExampleSampler(
             np.flatnonzero(labels >= 0),
             self.batch_size,
-            config.seed,
+            seed,
             name,
             usable,
             distributed.rank(),
@@ -64,12 +64,10 @@ class Classify(Stage):
         self.present = {key: torch.from_numpy(mask) for key, mask in usable.items()}
         num_classes = len(next(iter(classes.values()))) if classes else int(labels.max()) + 1
         branches = {
-            key: ClassifierBranch(
-                encoders[key], self._classifier(encoders[key], num_classes, config.seed, key, classes)
-            )
+            key: ClassifierBranch(encoders[key], self._classifier(encoders[key], num_classes, seed, key, classes))
             for key in kits
         }
-        self.model = self.build_model(branches, config.training)
+        self.model = self.build_model(branches, materials.training)
 
     def _classifier(
         self, encoder: Encoder, num_classes: int, seed: int, modality: str, classes: Mapping[str, Tensor] | None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -10,11 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from avspk import distributed
+from avspk.clusterers.base import Clusterer
+from avspk.config import PretrainSettings
 from avspk.data.dataset import ViewDataset
 from avspk.data.sampler import ClusterPositives, ExampleSampler
 from avspk.data.views import rows_of_views
 from avspk.inference.speaker_model import load_encoder
-from avspk.modalities.base import seeded
+from avspk.modalities.base import ModalityKit, seeded
 from avspk.models.audio_visual import EncoderBranch
 from avspk.models.ema import ema_update, make_teacher, running_mean
 from avspk.models.encoder import Encoder
@@ -22,7 +25,7 @@ from avspk.objectives.base import Course
 from avspk.schedules import cosine
 from avspk.stages.base import Metrics, Stage
 from avspk.stages.cluster import cluster_embeddings
-from avspk.stages.materials import Materials, build_kits
+from avspk.stages.materials import Materials
 from avspk.stages.truth import Truth
 
 STAGE = "pretrain"
@@ -34,31 +37,42 @@ class CollapseError(RuntimeError):
 
 
 class Pretrain(Stage):
-    """Student and EMA teacher of every modality; `pretrain.objective` compares them."""
+    """Student and EMA teacher of every modality; the settings' objective compares them."""
 
     name = STAGE
 
-    def __init__(self, materials: Materials, truth: Truth) -> None:
-        config = materials.config
-        self.settings = config.pretrain
-        self.config = config
+    def __init__(
+        self,
+        materials: Materials,
+        settings: PretrainSettings,
+        kits: Mapping[str, ModalityKit],
+        clusterer: Clusterer,
+        truth: Truth,
+    ) -> None:
+        """Build the stage.
+
+        Args:
+            kits: modality -> the builder of its parts.
+            clusterer: finds the clusters that positives are drawn from.
+            truth: for the log.
+        """
+        self.settings, self.kits, self.clusterer, self.truth = settings, kits, clusterer, truth
+        self.seed = materials.seed
         self.device = materials.device
-        self.truth = truth
         self.utterances = materials.utterances
         self.num_epochs = self.settings.epochs
         self.optimiser = self.settings.optimiser
         self.batch_size = self.settings.batch_size
-        self.kits = build_kits(materials)
         self.front_ends = {name: kit.front_end().to(self.device) for name, kit in self.kits.items()}
         plan = self.settings.objective.views
         alone = self.settings.cluster_aware.teacher_alone
         views = {name: kit.pretrain_views(plan, alone) for name, kit in self.kits.items()}
         self.groups = {name: sampler.groups for name, sampler in views.items()}
-        self.dataset = ViewDataset(views, config.seed, STAGE)
+        self.dataset = ViewDataset(views, self.seed, STAGE)
         self.sampler = ExampleSampler(
             np.arange(len(materials.utterances)),
             self.batch_size,
-            config.seed,
+            self.seed,
             STAGE,
             {name: kit.usable for name, kit in self.kits.items()},
             distributed.rank(),
@@ -67,7 +81,7 @@ class Pretrain(Stage):
         self.sampler.num_sources = self.settings.cluster_aware.utterances
         course = Course(self.num_epochs, self.steps_per_epoch)
         self.objectives = {name: self.settings.objective.build(course, self.device) for name in self.kits}
-        self.model = self.build_model({name: self._network(name) for name in self.kits}, config.training)
+        self.model = self.build_model({name: self._network(name) for name in self.kits}, materials.training)
         self.teacher = make_teacher(self.model)
         self.labels: dict[str, Tensor] = {}
         self.average: dict[str, Tensor] = {}
@@ -77,7 +91,7 @@ class Pretrain(Stage):
         encoder, objective = self.kits[name].encoder(), self.objectives[name]
         if name in self.settings.init_from:
             encoder.load_state_dict(load_encoder(self.settings.init_from[name])[0].state_dict())
-        return seeded(lambda: objective.network(encoder), self.config.seed, name, "head")
+        return seeded(lambda: objective.network(encoder), self.seed, name, "head")
 
     # What one step is.
 
@@ -149,10 +163,10 @@ class Pretrain(Stage):
 
     def _cluster(self, names: list[str], num_clusters: int) -> np.ndarray:
         """Labels (N,) by the teachers' embeddings of these modalities together, -1 where an utterance has none."""
-        share, seed = distributed.local_share(len(self.utterances)), self.config.seed
+        share = distributed.local_share(len(self.utterances))
         rows = {name: self.kits[name].embed(self.teacher[name].encoder, share) for name in names}
         usable = {name: self.kits[name].usable for name in names}
-        labels, _ = cluster_embeddings(rows, usable, self.config.cluster.build(), num_clusters, seed, self.device)
+        labels, _ = cluster_embeddings(rows, usable, self.clusterer, num_clusters, self.seed, self.device)
         return labels
 
     def _use_positives(self, name: str, labels: Tensor) -> None:
