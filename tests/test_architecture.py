@@ -49,9 +49,10 @@ ALLOWED = {
     "training": BOTTOM | STORAGE | {"finiteness", "loss_scale", "poll", "stages"},
     "report": {"data", "evaluation", "judges", "modalities", "scoring"},
     "run": {"data", "modalities"},
-    "stage_one": {"config", "data", "run"},
+    "resume": {"config", "settings"},
+    "stage_one": {"config", "data", "resume", "run", "settings"},
     "precision": {"distributed", "modalities"},
-    "preflight": {"config", "data", "distributed", "machine", "modalities", "run"},
+    "preflight": {"config", "data", "distributed", "machine", "modalities", "resume", "run"},
     "scaling": {"config", "data"},
     "labellers": {"config", "data", "modalities", "run", "stages"},
     "session": BOTTOM
@@ -208,7 +209,7 @@ def test_only_their_folder_tells_modalities_apart():
     assert {file for file in named if not file.startswith(("modalities/", *ALSO_OTHER_THINGS))} == set()
 
 
-WHOLE_RUN = {"config", "labellers", "preflight", "scaling", "session", "stage_one", "comparison_runs"}
+WHOLE_RUN = {"config", "labellers", "preflight", "resume", "scaling", "session", "stage_one", "comparison_runs"}
 
 
 def test_only_what_is_about_whole_runs_knows_the_whole_config():

@@ -25,7 +25,7 @@ from avspk.data.noise import NoisePack
 from avspk.data.views import GroupedViews
 from avspk.models.encoder import Encoder, EncoderSettings
 from avspk.objectives.base import ViewPlan
-from avspk.settings import Count, Settings
+from avspk.settings import Count, FirstReader, Settings
 
 Module = TypeVar("Module", bound=nn.Module)
 VERIFIED = "audio"
@@ -70,11 +70,10 @@ class CropCounts(Settings):
 class ModalitySettings(Settings, ABC):
     """Settings of one modality. A subclass says which encoders and views it has.
 
-    Attributes:
-        first_read_by_rounds: names of the fields that stage 1 does not read; they may change until round 1 begins.
+    A setting that stage 1 does not read is an `Annotated[..., FirstReader.ROUNDS]`: it may change until round 1 begins.
     """
 
-    first_read_by_rounds: ClassVar[tuple[str, ...]] = ()
+    first_reader: ClassVar = FirstReader.STAGE_ONE
 
     encoder: EncoderSettings
     views: CropCounts
