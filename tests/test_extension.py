@@ -115,7 +115,7 @@ def test_an_objective_trains_and_resumes(tree, tmp_path):
 def test_an_objective_gets_the_views_it_asked_for(tree):
     tree["audio"]["views"].pop("local_crops")
     batch = next(build(tree).batches(0, 0, workers=0))
-    assert [batch["audio"][group]["signal"].shape[1] for group in ("global", "local")] == [1, 2]
+    assert [batch.groups["audio"][group].signal.shape[1] for group in ("global", "local")] == [1, 2]
 
 
 def test_settings_of_an_objective_are_as_strict_as_all(tree):

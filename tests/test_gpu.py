@@ -38,7 +38,6 @@ from avspk.models.ecapa import EcapaTdnn
 from avspk.models.norm import CudaCrossRankBatchNorm
 from avspk.models.resnet import AudioResNet34, FaceResNet34
 from avspk.session import Session
-from avspk.stages.base import to_device
 from avspk.stages.refine import Refine
 from avspk.training import build_optimiser
 
@@ -449,7 +448,7 @@ def begin(trainer, stage, scale):
 
 
 def batch_of(stage, step):
-    return to_device(next(stage.batches(0, step % stage.steps_per_epoch, workers=0)), stage.device)
+    return next(stage.batches(0, step % stage.steps_per_epoch, workers=0)).to(stage.device)
 
 
 def update(trainer, stage, optimiser, step):

@@ -117,7 +117,7 @@ def test_two_steps_equal_the_textbook(data, freeze, consistency):
     for step in (0, 1):
         batch = next(batches)
         for name, textbook in textbooks.items():
-            views = [stage.front_ends[name](group, batch[name][group]) for group in ("global", "local")]
+            views = [stage.front_ends[name](group, batch.groups[name][group]) for group in ("global", "local")]
             loss, figures = textbook.loss(views, 0.04 + 0.03 * step / 6, consistency)
             for key, value in figures.items():
                 assert metrics[step][f"{name}/{key}"].item() == pytest.approx(value.item(), rel=2e-4), (step, name, key)

@@ -202,9 +202,9 @@ def test_who_sees_which_views(data, objective, clean, long, seen):
     stage = build(data, **objective)
     batch = next(stage.batches(0, 0, workers=0))
     for name in ("audio", "face"):
-        front_end, groups = stage.front_ends[name], batch[name]
+        front_end, groups = stage.front_ends[name], batch.groups[name]
         student, teacher = stage._views(name, groups)
-        assert groups["global"]["signal"].shape[:2] == (12, long)
+        assert groups["global"].signal.shape[:2] == (12, long)
         assert torch.equal(teacher[0], front_end("global", groups["global"], augmented=not clean))
         assert len(teacher) == 1
         assert len(student) == len(seen)

@@ -46,7 +46,7 @@ def poison(stage, monkeypatch, poisoned_step):
         value, metrics = honest(model, batch, step)
         if step == poisoned_step:
             names = stage.utterances.table["utterance"]
-            seen["utterances"] = names.iloc[batch["index"].tolist()].tolist()
+            seen["utterances"] = names.iloc[batch.index.tolist()].tolist()
             seen["weights"] = {name: p.detach().clone() for name, p in stage.model.named_parameters()}
             value = value * torch.nan
         return value, metrics

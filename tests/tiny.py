@@ -20,7 +20,7 @@ from avspk.data.sound import write_wav
 from avspk.finiteness import FiniteGuard
 from avspk.modalities.base import Media, ModalityKit, build_kits
 from avspk.session import Session
-from avspk.stages.base import Stage, to_device
+from avspk.stages.base import Stage
 from avspk.stages.materials import Materials
 from avspk.stages.pretrain import Pretrain
 from avspk.stages.truth import Truth
@@ -209,6 +209,4 @@ def train(
     trainer.guard = FiniteGuard(stage.name, optimiser)
     stage.model.train()
     batches = stage.batches(epoch, first_step, workers=0)
-    return [
-        trainer.update(stage, stage.model, optimiser, to_device(next(batches), stage.device), step) for step in steps
-    ]
+    return [trainer.update(stage, stage.model, optimiser, next(batches).to(stage.device), step) for step in steps]

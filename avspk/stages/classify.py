@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from avspk import distributed, losses
 from avspk.config import ClassifySettings
+from avspk.data.batch import Batch
 from avspk.data.dataset import ViewDataset, ViewSampler
 from avspk.data.sampler import ExampleSampler
 from avspk.modalities.base import ModalityKit, seeded
@@ -90,9 +91,9 @@ class Classify(Stage):
             split.append({**group, "params": outside})
         return [group for group in split if group["params"]]
 
-    def loss(self, model: nn.Module, batch: dict[str, Any], step: int) -> tuple[Tensor, Metrics]:
+    def loss(self, model: nn.Module, batch: Batch, step: int) -> tuple[Tensor, Metrics]:
         """Sum over modalities of the mean loss; an utterance without a modality counts 0 there."""
-        index, margin = batch["index"], self.margin(step)
+        index, margin = batch.index, self.margin(step)
         labels, cosines = self.here(self.labels[index]), self.cosines(model, batch)
         metrics: Metrics = {"margin": margin}
         total = torch.zeros((), device=self.device)
@@ -102,9 +103,9 @@ class Classify(Stage):
             total = total + loss
         return total, metrics
 
-    def cosines(self, model: nn.Module, batch: dict[str, Any]) -> dict[str, Tensor]:
+    def cosines(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Modality -> cosines (B, C) of the augmented views with the class vectors."""
-        inputs = {name: self.front_ends[name]("refine", batch[name]["refine"]) for name in self.kits}
+        inputs = {name: self.front_ends[name]("refine", batch.groups[name]["refine"]) for name in self.kits}
         result: dict[str, Tensor] = model({name: (features,) for name, features in inputs.items()})
         return result
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from avspk import distributed
 from avspk.clusterers.base import Clusterer
 from avspk.config import PretrainSettings
+from avspk.data.batch import Batch, Groups
 from avspk.data.dataset import ViewDataset
 from avspk.data.sampler import ClusterPositives, ExampleSampler
 from avspk.data.views import rows_of_views
@@ -95,10 +96,10 @@ class Pretrain(Stage):
 
     # What one step is.
 
-    def loss(self, model: nn.Module, batch: dict[str, Any], step: int) -> tuple[Tensor, Metrics]:
+    def loss(self, model: nn.Module, batch: Batch, step: int) -> tuple[Tensor, Metrics]:
         """Sum over modalities of the objective's loss."""
-        batch_size = len(batch["index"])
-        views = {name: self._views(name, batch[name]) for name in self.kits}
+        batch_size = len(batch)
+        views = {name: self._views(name, batch.groups[name]) for name in self.kits}
         student = model({name: (groups, batch_size) for name, (groups, _) in views.items()})
         with torch.no_grad():
             teacher = self.teacher({name: (groups, batch_size) for name, (_, groups) in views.items()})
@@ -111,7 +112,7 @@ class Pretrain(Stage):
             total = total + loss
         return total, metrics
 
-    def _views(self, name: str, groups: dict[str, Any]) -> tuple[list[Tensor], list[Tensor]]:
+    def _views(self, name: str, groups: Groups) -> tuple[list[Tensor], list[Tensor]]:
         """The student's groups of views and the teacher's, the long ones first."""
         plan, front_end = self.settings.objective.views, self.front_ends[name]
         short = [front_end("local", groups["local"])] if "local" in groups else []

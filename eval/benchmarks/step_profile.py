@@ -21,7 +21,6 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from avspk.stages.base import to_device
 from avspk.training import tensor_float32
 from benchmarks.figures import Figure
 from benchmarks.measure import GIB, peak_gib, synchronise
@@ -82,7 +81,7 @@ def update(steps: Steps) -> float:
     batch = next(steps.batches)
     waited = time.perf_counter() - start
     with tensor_float32(steps.settings.tf32):
-        batch = to_device(batch, steps.device)
+        batch = batch.to(steps.device)
         steps.trainers["bf16"].update(steps.stage, steps.stage.model, steps.optimiser, batch, steps.step)
     steps.step += 1
     return waited

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from avspk.stages.base import Stage, to_device
+from avspk.stages.base import Stage
 from avspk.stages.pretrain import Pretrain
 from avspk.stages.refine import Refine
 from avspk.stages.truth import Truth
@@ -133,7 +133,7 @@ class Steps:
 
     def _update(self, precision: str) -> None:
         with self.clock.part("data wait"):
-            batch = to_device(next(self.batches), self.device)
+            batch = next(self.batches).to(self.device)
         with self.clock.part("update"), tensor_float32(self.settings.tf32):
             self.trainers[precision].update(self.stage, self.stage.model, self.optimiser, batch, self.step)
         self.step += 1
