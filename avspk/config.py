@@ -13,7 +13,7 @@ import difflib
 from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
@@ -30,6 +30,7 @@ from avspk.settings import (
     ConfigError,
     Count,
     DefaultKind,
+    FirstReader,
     Positive,
     Probability,
     Settings,
@@ -38,30 +39,32 @@ from avspk.text_files import read_text
 
 ClusterSettings = Annotated[MetricSettings | JointKmeansSettings, Field(discriminator="kind"), DefaultKind("metric")]
 
-# Beginnings of dotted keys, by what depends on them.
-PLACES = ("output", "data.train", "data.crops")
-"""Where things are. A run knows its utterances by what the manifest holds, so they may move."""
-ALWAYS_FREE = ("training.", "evaluation.", "data.trials", "data.wav_root", "rounds", *PLACES)
-"""Without a say in what a stage learns: free to change at any time."""
-
-
 JudgeSettings = Annotated[GatedCorrectionSettings, DefaultKind("gate_and_correction")]
 ObjectiveSettings = Annotated[DinoSettings | SdpnSettings, Field(discriminator="kind"), DefaultKind("dino")]
 
 
 class DataSettings(Settings):
-    """Where the media is. Relative paths are relative to the working directory."""
+    """Where the media is. Relative paths are relative to the working directory.
 
-    train: Path = Field(description="manifest of the training utterances")
-    crops: Path | None = Field(None, description="face crop store; default: `crops` beside the manifest")
+    A run knows its utterances by what the manifest holds, so manifest and crops may move.
+    """
+
+    first_reader: ClassVar = FirstReader.STAGE_ONE
+
+    train: Annotated[Path, FirstReader.NOTHING] = Field(description="manifest of the training utterances")
+    crops: Annotated[Path | None, FirstReader.NOTHING] = Field(
+        None, description="face crop store; default: `crops` beside the manifest"
+    )
     noise: Path | None = Field(None, description="noise pack (`avspk noise`); none: one is generated in the run folder")
     noise_gigabytes: Positive = Field(
         18.0, description="at most this much noise is kept on the device; MUSAN and RIRS_NOISES take 16.4"
     )
-    trials: dict[str, Path] = Field(
+    trials: Annotated[dict[str, Path], FirstReader.RESULTS] = Field(
         default_factory=dict, description="name -> trial list; null takes an inherited one out"
     )
-    wav_root: Path | None = Field(None, description="folder that the names in the trial lists are relative to")
+    wav_root: Annotated[Path | None, FirstReader.RESULTS] = Field(
+        None, description="folder that the names in the trial lists are relative to"
+    )
 
 
 class OptimiserSettings(Settings):
@@ -106,6 +109,8 @@ class RecalibrateSettings(Settings):
 class PretrainSettings(Settings):
     """Stage 1 [S wespeaker v3/dino]."""
 
+    first_reader: ClassVar = FirstReader.STAGE_ONE
+
     objective: ObjectiveSettings = DinoSettings()
     init_from: dict[str, Path] = Field(
         default_factory=dict, description="modality -> model folder whose encoder stage 1 begins with; default: random"
@@ -138,6 +143,8 @@ class ClassifySettings(Settings):
 class RefineSettings(ClassifySettings):
     """Stage 2: one round of classification on judged pseudo labels [S where the method gives it]."""
 
+    first_reader: ClassVar = FirstReader.ROUNDS
+
     judge: JudgeSettings = GatedCorrectionSettings()
     clean_seconds: Positive | None = Field(
         None, description="length of the clean view that the judge hears; default: the crop that is trained on [C]"
@@ -156,6 +163,8 @@ class LargeMarginSettings(ClassifySettings):
 
     Margin and seconds are [S]. Without augmentation is [C]: public recipes keep it on; see eval/README.md.
     """
+
+    first_reader: ClassVar = FirstReader.LARGE_MARGIN
 
     enabled: bool = True
     epochs: Count = 5
@@ -179,6 +188,8 @@ class CalibrationSettings(Settings):
     Without any, the calibration reads labels that the model was trained on, and errs on the confident side.
     """
 
+    first_reader: ClassVar = FirstReader.ROUNDS
+
     held_out: Probability = Field(0.05, description="share of the clusters; 0: none")
     least: Count = Field(10, description="clusters at least; a calibration takes 10")
     most: Probability = Field(0.2, description="share of the clusters; where `least` are more, none is held out")
@@ -186,6 +197,8 @@ class CalibrationSettings(Settings):
 
 class TrainingSettings(Settings):
     """How the loop runs; none of these changes what is learned beyond rounding, except by what batch norm sees."""
+
+    first_reader: ClassVar = FirstReader.NOTHING
 
     precision: Annotated[Literal["auto", "no", "bf16", "fp16"], BeforeValidator(_yaml_no)] = Field(
         "auto",
@@ -219,19 +232,23 @@ class TrainingSettings(Settings):
 class EvaluationSettings(Settings):
     """Audio-only scoring of the trial lists."""
 
+    first_reader: ClassVar = FirstReader.RESULTS
+
     bootstrap: Count = Field(500, description="speaker bootstrap replicates for the 95 % intervals")
 
 
 class Config(Settings):
     """A run: data, models, stages."""
 
-    output: Path = Field(description="run folder")
-    seed: int = Field(0, ge=0)
-    stage_one: Path | None = Field(
+    output: Annotated[Path, FirstReader.NOTHING] = Field(description="run folder")
+    seed: Annotated[int, FirstReader.STAGE_ONE] = Field(0, ge=0)
+    stage_one: Annotated[Path | None, FirstReader.STAGE_ONE] = Field(
         None, description="folder of a run whose finished stage 1 is copied, not trained again; settings must agree"
     )
-    modalities: list[str] = Field(["audio", "face"], description="names of the groups below that are used")
-    rounds: int = Field(2, ge=0)
+    modalities: Annotated[list[str], FirstReader.STAGE_ONE] = Field(
+        ["audio", "face"], description="names of the groups below that are used"
+    )
+    rounds: Annotated[int, FirstReader.RESULTS] = Field(2, ge=0, description="the first ones do not depend on it")
     data: DataSettings
     audio: AudioSettings = AudioSettings()
     face: FaceSettings = FaceSettings()
@@ -293,23 +310,6 @@ def _modalities(config: type[Config]) -> Iterator[tuple[str, type[ModalitySettin
     for name, field in config.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, ModalitySettings):
             yield name, field.annotation
-
-
-FIRST_READ_BY = {
-    "round1": (
-        *(f"{name}.{key}" for name, kind in _modalities(Config) for key in kind.first_read_by_rounds),
-        *("cluster.num_clusters", "cluster.weights", "refine.", "calibration."),
-    ),
-    "large_margin": ("large_margin.",),
-}
-"""Stage folder -> settings that no stage before reads: free to change until it is there; see `first_read_by`."""
-
-
-def first_read_by(config: Config) -> dict[str, tuple[str, ...]]:
-    """`FIRST_READ_BY`, less what stage 1 reads with joint clusters: the weights of the modalities."""
-    if not config.pretrain.cluster_aware.is_joint:
-        return FIRST_READ_BY
-    return {stage: tuple(key for key in keys if key != "cluster.weights") for stage, keys in FIRST_READ_BY.items()}
 
 
 def load_config(path: Path | str, overrides: Iterable[str] = ()) -> Config:

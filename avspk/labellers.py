@@ -7,7 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
-from avspk.config import Config
+from avspk.config import ClusterSettings, Config
 from avspk.data.manifest import Utterances
 from avspk.modalities.base import ModalityKit
 from avspk.run import PSEUDO
@@ -51,6 +51,9 @@ class ClusterLabeller:
     name = PSEUDO
     claim = "Method of arXiv 2304.05754. No speaker label and no pretrained weights were used in training."
 
+    def __init__(self, settings: ClusterSettings) -> None:
+        self.clusterer, self.num_clusters = settings.build(), settings.num_clusters
+
     def settle(self, config: Config) -> Config:
         """See `Labeller`; unchanged here."""
         return config
@@ -67,6 +70,4 @@ class ClusterLabeller:
     ) -> tuple[np.ndarray, dict[str, float]]:
         """See `Labeller`."""
         usable = {name: kit.usable for name, kit in kits.items()}
-        config = materials.config
-        clusterer, num_clusters = config.cluster.build(), config.cluster.num_clusters
-        return cluster_embeddings(rows, usable, clusterer, num_clusters, config.seed, materials.device)
+        return cluster_embeddings(rows, usable, self.clusterer, self.num_clusters, materials.seed, materials.device)

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from itertools import pairwise
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
 
 from avspk import distributed
-from avspk.config import Config
+from avspk.modalities.base import ModalitySettings
 
 FLOAT32, BF16, FP16 = "no", "bf16", "fp16"
 """As accelerate calls mixed precisions."""
@@ -37,19 +36,24 @@ class Precision(NamedTuple):
     reason: str
 
 
-def choose_precision(config: Config, device: torch.device, begun: str | None) -> Precision:
-    """`training.precision`, or what `auto` means: rank 0 decides for all, called by every process.
+def choose_precision(
+    wanted: str, modalities: Iterable[ModalitySettings], device: torch.device, begun: str | None
+) -> Precision:
+    """The precision that is wanted, or what `auto` means: rank 0 decides for all, called by every process.
 
-    `begun`: the precision that the run folder records, None for a new run. It is kept, so that an interruption does not
-    change the numbers.
+    Args:
+        wanted: `training.precision`.
+        modalities: whose encoders will be trained.
+        begun: the precision that the run folder records, None for a new run. It is kept, so that an interruption does
+            not change the numbers.
     """
-    if config.training.precision != "auto":
-        return Precision(config.training.precision, "as configured")
-    chosen = _decide(config, device, begun) if distributed.rank() == 0 else Precision("", "")
+    if wanted != "auto":
+        return Precision(wanted, "as configured")
+    chosen = _decide(modalities, device, begun) if distributed.rank() == 0 else Precision("", "")
     return Precision(*distributed.from_rank_zero(tuple(chosen)))
 
 
-def _decide(config: Config, device: torch.device, begun: str | None) -> Precision:
+def _decide(modalities: Iterable[ModalitySettings], device: torch.device, begun: str | None) -> Precision:
     on_gpu = device.type == "cuda"
     has_bf16 = not on_gpu or torch.cuda.is_bf16_supported(including_emulation=False)
     if begun == FLOAT32 or (begun == BF16 and has_bf16) or (begun == FP16 and on_gpu):
@@ -58,7 +62,7 @@ def _decide(config: Config, device: torch.device, begun: str | None) -> Precisio
         return Precision(BF16, "this GPU has it") if has_bf16 else Precision(FP16, "this GPU has no bf16")
     if device.type != "cpu":
         return Precision(FLOAT32, f"bf16 was never tried on {device.type}")
-    step = encoder_step(config, MOST)
+    step = encoder_step(modalities, MOST)
     with _one_thread():
         return judge(time_in_turns(partial(step, affordable(step))))
 
@@ -116,10 +120,10 @@ def _turn(step: Step, dtypes: tuple[torch.dtype, ...], clock: Clock) -> list[flo
     return [after - before for before, after in pairwise(times)]
 
 
-def encoder_step(config: Config, most: int) -> StepOf:
-    """Forward and backward pass of the configured encoders on the CPU over up to `most` examples."""
+def encoder_step(modalities: Iterable[ModalitySettings], most: int) -> StepOf:
+    """Forward and backward pass of the modalities' encoders on the CPU over up to `most` examples."""
     with torch.random.fork_rng(devices=[]):  # a run's random numbers are its own
-        parts = list(_encoders(config, most))
+        parts = [(settings.new_encoder(), settings.example_inputs(most)) for settings in modalities]
 
     def step(examples: int, dtype: torch.dtype) -> None:
         for encoder, inputs in parts:
@@ -129,9 +133,3 @@ def encoder_step(config: Config, most: int) -> StepOf:
             encoder.zero_grad(set_to_none=True)
 
     return step
-
-
-def _encoders(config: Config, examples: int) -> Iterator[tuple[nn.Module, Tensor]]:
-    """Every modality's encoder and a batch for it."""
-    for settings in config.modality_settings().values():
-        yield settings.new_encoder(), settings.example_inputs(examples)

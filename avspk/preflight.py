@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from itertools import chain
 from pathlib import Path
 from typing import IO, Any, ParamSpec, TypeVar
 
@@ -14,15 +13,12 @@ import torch
 
 from avspk import distributed
 from avspk.config import (
-    ALWAYS_FREE,
-    PLACES,
     Config,
     ConfigError,
     Differences,
     describe,
     differing_keys,
     dump_config,
-    first_read_by,
     load_config,
 )
 from avspk.data.files import hold_for_life, read_json, whole_or_absent, write_json
@@ -30,6 +26,7 @@ from avspk.data.manifest import Utterances
 from avspk.data.media import SAMPLE_RATE
 from avspk.machine import commit, hardware, versions
 from avspk.modalities.base import VERIFIED
+from avspk.resume import already_read, change_results
 from avspk.run import PSEUDO, RunFolder
 
 Arguments = ParamSpec("Arguments")
@@ -193,7 +190,7 @@ def claim_folder(config: Config, labels: str, utterances: Utterances, device: to
     lock = _hold(folder) if distributed.rank() == 0 else None
     distributed.barrier()
     if distributed.rank() == 0:
-        if any(not key.startswith(("training.", *PLACES)) for key in changed):
+        if change_results(changed, config):
             for name in RESULTS:  # before the new config, beside which they would pass for its results
                 (folder / name).unlink(missing_ok=True)
         with whole_or_absent(files.config) as part:
@@ -214,9 +211,7 @@ def _require_same_run(files: RunFolder, config: Config, labels: str, utterances:
     """Settings that differ and may."""
     folder = files.path
     differing = differing_keys(load_config(files.config), config) if files.config.is_file() else {}
-    waiting = [keys for stage, keys in first_read_by(config).items() if not files.stage(stage).path.exists()]
-    free = (*ALWAYS_FREE, *chain(*waiting))
-    fixed = {key: values for key, values in differing.items() if not key.startswith(free)}
+    fixed = already_read(differing, config, lambda stage: files.stage(stage).path.exists())
     if fixed:
         raise ConfigError(
             f"{folder} holds a run with other settings (was -> now):\n  " + "\n  ".join(describe(fixed))

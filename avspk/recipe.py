@@ -43,13 +43,13 @@ def run(session: Session) -> list[dict[str, Any]]:
 
 def pretrain(session: Session) -> Encoders:
     """Stage 1: each modality is trained separately."""
-    folder = session.files.pretrain
+    folder, settings = session.files.pretrain, session.config.pretrain
     if not is_finished(session, folder):
         work = StageWork(session, folder)
-        stage = work.train(Pretrain(session.materials, session.truth))
-        objective = session.config.pretrain.objective.kind.upper()
-        description = f"{objective} pretraining, mean of the last teachers"
-        work.export(stage.teachers(), description, session.config.pretrain.recalibrate)
+        clusterer = session.config.cluster.build()
+        stage = work.train(Pretrain(session.materials, settings, session.kits, clusterer, session.truth))
+        description = f"{settings.objective.kind.upper()} pretraining, mean of the last teachers"
+        work.export(stage.teachers(), description, settings.recalibrate)
         work.finish()
     return load_encoders(session, folder)
 

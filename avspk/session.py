@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from avspk import distributed
-from avspk.config import Config, ConfigError, TrainingSettings, describe
+from avspk.config import Config, ConfigError, TrainingSettings, describe, flat_settings
 from avspk.data.manifest import Utterances, read_utterances
 from avspk.data.noise import generate_noise_pack, read_noise_pack
 from avspk.data.sound_store import SoundStore
@@ -19,6 +19,7 @@ from avspk.evaluation.trial_set import TrialSet
 from avspk.extras import explained
 from avspk.labellers import ClusterLabeller, Labeller
 from avspk.memory import keep_freed_memory
+from avspk.modalities.base import Media, build_kits
 from avspk.precision import FLOAT32, choose_precision
 from avspk.preflight import (
     Checks,
@@ -32,7 +33,7 @@ from avspk.preflight import (
 from avspk.run import RunFolder
 from avspk.runlog import RunLog, setup_logging
 from avspk.stage_one import copy_stage_one, require_stage_one
-from avspk.stages.materials import Materials, build_kits
+from avspk.stages.materials import Materials
 from avspk.stages.truth import Truth
 from avspk.trackers import check_trackers, start_trackers
 from avspk.training import Trainer
@@ -53,7 +54,7 @@ class Session:
         labeller: makes the labels of its rounds.
         folder, files: the run folder as a path, and the names of its files.
         main: whether this is the process that writes.
-        materials, kits: the inputs of the stages, and modality -> the builder of its parts.
+        materials, kits: what all stages work on, and modality -> the builder of its parts.
         truth: true speakers for the log; not used in training.
         trainer: trains a stage.
         trials: the trial lists, None without any.
@@ -62,7 +63,7 @@ class Session:
 
     def __init__(self, config: Config, labeller: Labeller | None = None) -> None:
         """Check everything that can be checked before training. Raises: the errors of the parts."""
-        self.labeller: Labeller = labeller or ClusterLabeller()
+        self.labeller: Labeller = labeller or ClusterLabeller(config.cluster)
         self.config = config = self.labeller.settle(config)
         self.folder, self.files = config.output, RunFolder(config.output)
         check_trackers(config.training.trackers)
@@ -70,7 +71,9 @@ class Session:
         torch.set_num_threads(config.training.threads or default_threads())
         if device.type == "cpu":
             keep_freed_memory()
-        precision = choose_precision(config, device, self.files.facts().get("precision"))
+        begun = self.files.facts().get("precision")
+        encoders = config.modality_settings().values()
+        precision = choose_precision(config.training.precision, encoders, device, begun)
         self.accelerator = _accelerator(config.training, config.output, precision.name)
         self.main = self.accelerator.is_main_process
         torch.backends.cudnn.allow_tf32 = config.training.tf32  # torch allows it for convolutions by default
@@ -86,12 +89,11 @@ class Session:
         logger.info("precision: %s, %s", precision.name.replace(FLOAT32, "float32"), precision.reason)
         for line in describe(claim.changed):
             logger.info("changed since the last start: %s", line)
-        noise = read_noise_pack(self._noise_folder(utterances), config.data.noise_gigabytes)
-        crops = config.data.crops or config.data.train.parent / "crops"
-        self.materials = Materials(config, utterances, crops, noise, self.accelerator.device)
-        self.kits = build_kits(self.materials)
+        self.materials = Materials(utterances, config.seed, config.training, self.accelerator.device)
+        self.kits = build_kits(config.modality_settings(), self._media(utterances))
         self.truth = Truth(utterances)
-        start_trackers(self.accelerator, config, resumed=self.files.log.is_file())
+        resumed = self.files.log.is_file()
+        start_trackers(self.accelerator, self.folder, None if resumed else flat_settings(config))
         track = self.accelerator.log if config.training.trackers else None
         self.trainer = Trainer(self.accelerator, config.training, RunLog(self.folder, self.main, track))
 
@@ -117,6 +119,14 @@ class Session:
     def is_there(self, path: Path) -> bool:
         """Whether the main process sees a file. All processes then do the same, whatever their nodes have cached."""
         return distributed.from_rank_zero(path.is_file())
+
+    def _media(self, utterances: Utterances) -> Media:
+        """What the kits of the modalities work on."""
+        data, training = self.config.data, self.config.training
+        noise = read_noise_pack(self._noise_folder(utterances), data.noise_gigabytes)
+        crops = data.crops or data.train.parent / "crops"
+        device, seed = self.accelerator.device, self.config.seed
+        return Media(utterances, crops, noise, device, seed, training.embed_seconds, training.workers)
 
     def _noise_folder(self, utterances: Utterances) -> Path:
         """The configured noise pack, or a generated one whose babble is training speech."""

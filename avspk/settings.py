@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from enum import Enum
+from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -28,11 +29,33 @@ def DefaultKind(kind: str) -> BeforeValidator:  # noqa: N802 - stands among pyda
     return BeforeValidator(lambda value: {"kind": kind, **value} if isinstance(value, dict) else value)
 
 
+class FirstReader(Enum):
+    """What reads a setting first in a run. Once it has, the setting may not change; see avspk/resume.py.
+
+    A section says it by its attribute `first_reader`, a single setting in its annotation:
+    `Annotated[int, FirstReader.ROUNDS]`. What says nothing has the reader of the section around it. The values of
+    stages are the names of their folders.
+    """
+
+    STAGE_ONE = "pretrain"
+    JOINT_CLUSTERING = "the first clustering of all modalities together, in stage 1 or in a round"
+    ROUNDS = "round1"
+    LARGE_MARGIN = "large_margin"
+    RESULTS = "no stage, but results depend on it"
+    NOTHING = "neither stages nor results depend on it: where things are, how the loop runs"
+
+
 class ConfigError(ValueError):
     """A setting that cannot be used. The message fits one screen and says what to do."""
 
 
 class Settings(BaseModel):
-    """Base of every node: unknown keys fail, and values never change after loading."""
+    """Base of every node: unknown keys fail, and values never change after loading.
+
+    Attributes:
+        first_reader: what reads the settings of this section first; None: what reads the section around it.
+    """
+
+    first_reader: ClassVar[FirstReader | None] = None
 
     model_config = ConfigDict(extra="forbid", frozen=True)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shutil
-from itertools import chain
 from pathlib import Path
 
-from avspk.config import ALWAYS_FREE, Config, ConfigError, describe, differing_keys, first_read_by, load_config
+from avspk.config import Config, ConfigError, describe, differing_keys, load_config
 from avspk.data.files import whole_or_absent
 from avspk.data.noise import replace_folder
+from avspk.resume import first_reader
 from avspk.run import RunFolder
+from avspk.settings import FirstReader
 
 
 def stage_one_differences(first: Config, second: Config) -> list[str]:
@@ -17,11 +18,10 @@ def stage_one_differences(first: Config, second: Config) -> list[str]:
 
     Modalities are independent in stage 1, and the second may have fewer of them, unless they were clustered together.
     """
-    later = ("stage_one", "modalities", *ALWAYS_FREE, *chain(*first_read_by(second).values()))
-    unused = [f"{name}." for name in second.modality_names() if name not in second.modalities]
-    ignored = (*later, *unused)
-    differing = differing_keys(first, second)
-    matter = {key: values for key, values in differing.items() if not key.startswith(ignored)}
+    unused = (f"{name}." for name in second.modality_names() if name not in second.modalities)
+    ignored = ("stage_one", "modalities", *unused)
+    differing = {key: values for key, values in differing_keys(first, second).items() if not key.startswith(ignored)}
+    matter = {key: both for key, both in differing.items() if first_reader(key, second) is FirstReader.STAGE_ONE}
     missing = [name for name in second.modalities if name not in first.modalities]
     if first.pretrain.cluster_aware.is_joint and set(first.modalities) != set(second.modalities):
         return [*describe(matter), f"modalities: {first.modalities}, clustered together, -> {second.modalities}"]

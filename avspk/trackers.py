@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from avspk.config import Config, ConfigError, flat_settings
 from avspk.extras import explained
+from avspk.settings import ConfigError
 
 with explained():
     from accelerate import Accelerator
@@ -29,10 +30,12 @@ def check_trackers(names: Sequence[str]) -> None:
             raise ConfigError(f"training.trackers names {name}, whose package is not installed: pip install {what}")
 
 
-def start_trackers(accelerator: Accelerator, config: Config, resumed: bool) -> None:
-    """Open the configured trackers; a resumed run continues in them, and its settings are not sent again."""
-    settings = None if resumed else flat_settings(config)
-    accelerator.init_trackers(PROJECT, settings, _options(config))
+def start_trackers(accelerator: Accelerator, folder: Path, settings: Mapping[str, Any] | None) -> None:
+    """Open the configured trackers for the run in this folder.
+
+    `settings`: dotted key -> number or text, which they show; None for a resumed run, which has sent them before.
+    """
+    accelerator.init_trackers(PROJECT, None if settings is None else dict(settings), _options(folder))
 
 
 def finish_trackers(accelerator: Accelerator) -> None:
@@ -41,11 +44,11 @@ def finish_trackers(accelerator: Accelerator) -> None:
         tracker.finish()
 
 
-def _options(config: Config) -> dict[str, dict[str, Any]]:
+def _options(folder: Path) -> dict[str, dict[str, Any]]:
     """Arguments of each tracker's start: a run has the name of its folder, so that a resumed run finds it."""
-    name = config.output.resolve().name
+    name = folder.resolve().name
     return {
-        "wandb": {"name": name, "id": name, "resume": "allow", "dir": str(config.output)},
+        "wandb": {"name": name, "id": name, "resume": "allow", "dir": str(folder)},
         "trackio": {"name": name, "resume": "allow"},
         "mlflow": {"run_name": name},
     }

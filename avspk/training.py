@@ -18,13 +18,14 @@ from torch.optim import Optimizer
 from avspk import distributed
 from avspk.checkpoint import CheckpointError, CheckpointFolder, load_weights
 from avspk.config import OptimiserSettings, TrainingSettings
+from avspk.data.batch import Batch
 from avspk.extras import explained
 from avspk.finiteness import FiniteGuard
 from avspk.loss_scale import LossScale
 from avspk.poll import Poll
 from avspk.progress import Progress
 from avspk.runlog import RunLog
-from avspk.stages.base import Metrics, Stage, split_batch, to_device
+from avspk.stages.base import Metrics, Stage
 
 with explained():
     from accelerate import Accelerator
@@ -94,7 +95,7 @@ class Trainer:
         batches = stage.batches(epoch, done, self.settings.workers)
         for within in range(done, stage.steps_per_epoch):
             with watch.waiting():
-                batch = to_device(next(batches), stage.device)
+                batch = next(batches).to(stage.device)
             step = epoch * stage.steps_per_epoch + within
             with tensor_float32(self.settings.tf32):
                 metrics = self.update(stage, model, optimiser, batch, step)
@@ -109,7 +110,7 @@ class Trainer:
                 saved = time.monotonic()
         self.guard.settle()
 
-    def update(self, stage: Stage, model: nn.Module, optimiser: Optimizer, batch: dict[str, Any], step: int) -> Metrics:
+    def update(self, stage: Stage, model: nn.Module, optimiser: Optimizer, batch: Batch, step: int) -> Metrics:
         """One update: forward and backward, clipping, finiteness, optimiser, teacher."""
         metrics = self._backward(stage, model, batch, step)
         metrics |= stage.before_update(step)
@@ -127,9 +128,9 @@ class Trainer:
         metrics |= {"lr": learning_rate, "gradient_norm": gradient_norm}
         return metrics if scale is None else {**metrics, "loss_scale": scale}
 
-    def _backward(self, stage: Stage, model: nn.Module, batch: dict[str, Any], step: int) -> Metrics:
+    def _backward(self, stage: Stage, model: nn.Module, batch: Batch, step: int) -> Metrics:
         """Gradients of the batch's loss, the mean over its equal parts; ranks sum them after the last part."""
-        parts = split_batch(batch, self.settings.accumulation)
+        parts = batch.split(self.settings.accumulation)
         results: list[Metrics] = []
         for part in parts:
             last = len(results) + 1 == len(parts)

@@ -30,7 +30,7 @@ ALLOWED = {
     "machine": set(),
     "memory": set(),
     "data": {"progress", "schedules", "settings", "text_files"},
-    "frontend": set(),
+    "frontend": {"data"},
     "scoring": set(),
     "losses": set(),
     "models": {"settings"},
@@ -45,13 +45,14 @@ ALLOWED = {
     },
     "stages": ALGORITHMS | BOTTOM | {"inference"},
     "evaluation": {"data", "distributed", "inference", "progress", "run", "runlog", "scoring", "text_files"},
-    "trackers": {"config"},
-    "training": BOTTOM | STORAGE | {"finiteness", "loss_scale", "poll", "stages"},
+    "trackers": {"settings"},
+    "training": BOTTOM | STORAGE | {"data", "finiteness", "loss_scale", "poll", "stages"},
     "report": {"data", "evaluation", "judges", "modalities", "scoring"},
     "run": {"data", "modalities"},
-    "stage_one": {"config", "data", "run"},
-    "precision": {"config", "distributed"},
-    "preflight": {"config", "data", "distributed", "machine", "modalities", "run"},
+    "resume": {"config", "settings"},
+    "stage_one": {"config", "data", "resume", "run", "settings"},
+    "precision": {"distributed", "modalities"},
+    "preflight": {"config", "data", "distributed", "machine", "modalities", "resume", "run"},
     "scaling": {"config", "data"},
     "labellers": {"config", "data", "modalities", "run", "stages"},
     "session": BOTTOM
@@ -97,7 +98,7 @@ ALLOWED = {
     "comparison_runs": {"config", "data", "stage_one"},
     "study": {"comparison_runs", "config", "data", "settings", "stage_one"},
 }
-TOP = {"__init__", "cli", "commands", "publish", "shipped"}  # these may import anything
+TOP = {"__init__", "__main__", "cli", "commands", "publish", "shipped"}  # these may import anything
 
 
 class Import(NamedTuple):
@@ -206,6 +207,16 @@ def test_only_their_folder_tells_modalities_apart():
         if isinstance(node, ast.Constant) and node.value in NAMED
     }
     assert {file for file in named if not file.startswith(("modalities/", *ALSO_OTHER_THINGS))} == set()
+
+
+WHOLE_RUN = {"config", "labellers", "preflight", "resume", "scaling", "session", "stage_one", "comparison_runs"}
+
+
+def test_only_what_is_about_whole_runs_knows_the_whole_config():
+    """The stages and all below them get the settings and the built parts that they read."""
+    users = {part_of(found.file) for found in imports() if found.module in ("avspk.config", "avspk.config.Config")}
+    assert "session" in users, "else nothing is looked at"
+    assert users - TOP <= WHOLE_RUN
 
 
 def test_accelerate_stays_in_the_loop_and_the_session():

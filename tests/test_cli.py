@@ -273,6 +273,19 @@ def test_help_takes_less_than_half_a_second():
     assert min(seconds() for _ in range(3)) < 0.5
 
 
+def test_the_package_is_run_as_the_program_is():
+    """`python -m avspk` prints and returns what `python -m avspk.cli` does."""
+
+    def run(module, *arguments):
+        result = subprocess.run([sys.executable, "-m", module, *arguments], capture_output=True, text=True, check=False)
+        return result.returncode, result.stdout, result.stderr
+
+    assert run("avspk", "--version") == run("avspk.cli", "--version")
+    assert run("avspk", "--version")[1].startswith("avspk ")
+    assert run("avspk", "embedd") == run("avspk.cli", "embedd")
+    assert run("avspk", "embedd")[0] == 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [(["embedd"], "there is no command 'embedd'; did you mean 'embed'?"), (["--modle"], "arguments: --modle")],

@@ -1,4 +1,3 @@
-from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -6,11 +5,8 @@ import tiny
 import yaml
 
 from avspk.config import (
-    ALWAYS_FREE,
-    FIRST_READ_BY,
     Config,
     ConfigError,
-    _known_keys,
     describe,
     differing_keys,
     dump_config,
@@ -171,13 +167,6 @@ def test_differing_keys_name_both_values(settings):
     other = parse_config({**settings, "seed": 5})
     assert differing_keys(config, other) == {"seed": (1, 5)}
     assert describe(differing_keys(config, other)) == ["seed: 1 -> 5"]
-
-
-def test_every_entry_of_the_tables_of_free_settings_begins_a_key():
-    """A typing error there would refuse, or free, nothing."""
-    known = list(_known_keys(Config))
-    for beginning in (*ALWAYS_FREE, *chain(*FIRST_READ_BY.values())):
-        assert any(key.startswith(beginning) for key in known), beginning
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,6 @@ from avspk.modalities.face import FaceKit
 from avspk.session import Session
 from avspk.stages import embedding_files
 from avspk.stages.embedding_files import mean_row, read_rows, write_rows
-from avspk.stages.materials import build_kits
 
 CPU = torch.device("cpu")
 
@@ -168,8 +167,7 @@ def test_embeddings_go_along_with_a_copied_stage_one_and_are_made_where_there_ar
 
 def test_a_share_without_a_face_is_a_share_of_nan(data, tmp_path):
     """Of several processes, one may get a stretch of the manifest where nobody's face was found."""
-    materials = tiny.materials(tiny.tree(data, tmp_path))
-    kit = build_kits(materials)["face"]
+    kit = tiny.parts(tiny.tree(data, tmp_path)).kits["face"]
     faceless = int(np.flatnonzero(~kit.usable)[0])
     rows = kit.embed(kit.encoder(), slice(faceless, faceless + 1))
     assert rows.shape == (1, 16)

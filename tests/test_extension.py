@@ -29,10 +29,7 @@ from avspk.modalities.audio import AudioSettings
 from avspk.models import registry
 from avspk.models.ecapa import EcapaSettings
 from avspk.objectives.dino import DinoSettings
-from avspk.stages.materials import build_kits
-from avspk.stages.pretrain import Pretrain
 from avspk.stages.refine import Refine
-from avspk.stages.truth import Truth
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -92,8 +89,7 @@ def tree(data, tmp_path, monkeypatch):
 
 
 def build(tree):
-    materials = tiny.materials(tree)
-    return Pretrain(materials, Truth(materials.utterances))
+    return tiny.pretrain(tiny.parts(tree))
 
 
 def go_on(first, second, path):
@@ -119,7 +115,7 @@ def test_an_objective_trains_and_resumes(tree, tmp_path):
 def test_an_objective_gets_the_views_it_asked_for(tree):
     tree["audio"]["views"].pop("local_crops")
     batch = next(build(tree).batches(0, 0, workers=0))
-    assert [batch["audio"][group]["signal"].shape[1] for group in ("global", "local")] == [1, 2]
+    assert [batch.groups["audio"][group].signal.shape[1] for group in ("global", "local")] == [1, 2]
 
 
 def test_settings_of_an_objective_are_as_strict_as_all(tree):
@@ -171,21 +167,20 @@ def test_a_saved_model_whose_encoder_now_takes_something_else_is_refused(tree, t
 
 def test_a_clusterer_labels_all_utterances(tree):
     tree["cluster"] = {"kind": "random", "num_clusters": 5}
-    materials = tiny.materials(tree)
-    kits = build_kits(materials)
-    rows = {name: np.random.default_rng(0).normal(size=(len(materials.utterances), 16)) for name in kits}
-    labels, _ = ClusterLabeller()(rows, materials, kits)
-    assert labels.shape == (len(materials.utterances),)
+    parts = tiny.parts(tree)
+    num_rows = len(parts.materials.utterances)
+    rows = {name: np.random.default_rng(0).normal(size=(num_rows, 16)) for name in parts.kits}
+    labels, _ = ClusterLabeller(parts.config.cluster)(rows, parts.materials, parts.kits)
+    assert labels.shape == (num_rows,)
     assert set(labels) == set(range(labels.max() + 1))
     assert 1 < labels.max() + 1 <= 5
 
 
 def refine(tree, folder):
-    materials = tiny.materials(tree)
-    kits = build_kits(materials)
-    encoders = {name: kit.encoder() for name, kit in kits.items()}
-    labels, truth = np.arange(len(materials.utterances)) % 8, Truth(materials.utterances)
-    return Refine(materials, "round1", materials.config.refine, kits, encoders, labels, truth, folder)
+    parts = tiny.parts(tree)
+    encoders = {name: kit.encoder() for name, kit in parts.kits.items()}
+    labels = np.arange(len(parts.materials.utterances)) % 8
+    return Refine(parts.materials, "round1", parts.config.refine, parts.kits, encoders, labels, parts.truth, folder)
 
 
 def test_a_judge_reviews_and_resumes(tree, tmp_path):

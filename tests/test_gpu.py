@@ -4,7 +4,6 @@
 """
 
 import copy
-import dataclasses
 import json
 from contextlib import nullcontext
 from itertools import pairwise
@@ -39,11 +38,7 @@ from avspk.models.ecapa import EcapaTdnn
 from avspk.models.norm import CudaCrossRankBatchNorm
 from avspk.models.resnet import AudioResNet34, FaceResNet34
 from avspk.session import Session
-from avspk.stages.base import to_device
-from avspk.stages.materials import build_kits
-from avspk.stages.pretrain import Pretrain
 from avspk.stages.refine import Refine
-from avspk.stages.truth import Truth
 from avspk.training import build_optimiser
 
 REAL = torch.cuda.is_available()
@@ -240,34 +235,31 @@ def test_embeddings_are_a_cpus_in_batches_and_one_by_one(gpu, tmp_path):
 # Updates.
 
 
-def materials(data, folder, device):
+def parts(data, folder, device):
     tree = tiny.tree(data, folder)
     tree["pretrain"]["objective"]["consistency"] = 0.5
     for stage in ("pretrain", "refine"):  # AdamW would make steps out of rounding errors
         tree[stage]["optimiser"] |= {"name": "sgd", "learning_rate": 0.05}
-    return dataclasses.replace(tiny.materials(tree), device=torch.device(device))
+    return tiny.parts(tree, device)
 
 
 def pretrain(data, folder, device):
-    made = materials(data, folder, device)
-    return Pretrain(made, Truth(made.utterances))
+    return tiny.pretrain(parts(data, folder, device))
 
 
 def sdpn(data, folder, device):
     tree = tiny.tree(data, folder)
     tree["pretrain"]["objective"] |= {"kind": "sdpn"}
     tree["pretrain"]["optimiser"] |= {"name": "sgd", "learning_rate": 0.05}
-    made = dataclasses.replace(tiny.materials(tree), device=torch.device(device))
-    return Pretrain(made, Truth(made.utterances))
+    return tiny.pretrain(tiny.parts(tree, device))
 
 
 def refine(data, folder, device):
     """Half of the labels are doubtful and get corrected."""
-    made = materials(data, folder, device)
-    kits = build_kits(made)
-    encoders = {name: kit.encoder() for name, kit in kits.items()}
-    labels, truth = np.arange(48) % 8, Truth(made.utterances)
-    stage = Refine(made, "round1", made.config.refine, kits, encoders, labels, truth, folder)
+    made = parts(data, folder, device)
+    encoders = {name: kit.encoder() for name, kit in made.kits.items()}
+    labels = np.arange(48) % 8
+    stage = Refine(made.materials, "round1", made.config.refine, made.kits, encoders, labels, made.truth, folder)
     stage.judge.trust[::2] = 0
     return stage
 
@@ -383,8 +375,7 @@ def test_compiled_encoders_train_as_plain_ones(data, tmp_path):
     for compiled in (False, True):
         settings = tiny.tree(data, tmp_path / str(compiled))
         settings["training"]["compile"] = compiled
-        made = dataclasses.replace(tiny.materials(settings), device=DEVICE)
-        stage = Pretrain(made, Truth(made.utterances))
+        stage = tiny.pretrain(tiny.parts(settings, DEVICE))
         losses[compiled] = [float(step["audio/loss"]) for step in tiny.train(stage, range(3))]
     assert losses[True] == pytest.approx(losses[False], rel=1e-2)
 
@@ -442,7 +433,7 @@ def fp16(data, tmp_path, accelerate_on_it):
     settings["pretrain"]["optimiser"]["name"] = "sgd"
     settings["training"] |= {"precision": "fp16", "checkpoint_steps": 0, "log_steps": 1000}
     pipeline = Session(parse_config(settings))
-    stage = Pretrain(pipeline.materials, pipeline.truth)
+    stage = tiny.pretrain(pipeline)
     return pipeline.trainer, stage
 
 
@@ -457,7 +448,7 @@ def begin(trainer, stage, scale):
 
 
 def batch_of(stage, step):
-    return to_device(next(stage.batches(0, step % stage.steps_per_epoch, workers=0)), stage.device)
+    return next(stage.batches(0, step % stage.steps_per_epoch, workers=0)).to(stage.device)
 
 
 def update(trainer, stage, optimiser, step):
@@ -531,8 +522,8 @@ def test_float16_learns_what_float32_learns(fp16, data, tmp_path):
     settings = tiny.tree(data, tmp_path / "float32")
     settings["modalities"] = ["audio"]
     settings["pretrain"]["optimiser"]["name"] = "sgd"
-    materials = tiny.materials(settings)
-    single = [float(m["audio/loss"]) for m in tiny.train(Pretrain(materials, Truth(materials.utterances)), range(2))]
+    stage = tiny.pretrain(tiny.parts(settings))
+    single = [float(m["audio/loss"]) for m in tiny.train(stage, range(2))]
     assert half == pytest.approx(single, rel=2e-2)
 
 

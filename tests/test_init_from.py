@@ -7,7 +7,6 @@ from test_pipeline import assert_same_weights, short, weights
 from avspk import recipe
 from avspk.config import ConfigError, parse_config
 from avspk.session import Session
-from avspk.stages.pretrain import Pretrain
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -33,7 +32,7 @@ def audio(data, output, init_from=None, **changes):
 def test_student_and_teacher_begin_with_it(first, tmp_path):
     data, model = first
     session = Session(parse_config(audio(data, tmp_path / "exp", model, seed=5)))
-    stage = Pretrain(session.materials, session.truth)
+    stage = tiny.pretrain(session)
     for network in (stage.model, stage.teacher):
         assert_same_weights(dict(network["audio"].encoder.state_dict()), weights(model))
     session.lock.close()

@@ -22,7 +22,6 @@ from avspk.config import ConfigError, parse_config
 from avspk.data.manifest import ManifestError, read_utterances, write_utterances
 from avspk.inference.speaker_model import load_encoder
 from avspk.session import Session
-from avspk.stages.materials import build_kits
 from avspk.stages.recalibrate import recalibrate
 
 ROOT = Path(__file__).parent.parent
@@ -93,11 +92,11 @@ def test_every_stage_leaves_its_files(finished):
 def test_stage_one_leaves_recalibrated_encoders_and_their_embeddings(finished, data):
     """Statistics over batches that are normalised by themselves depend on weights alone: once more changes nothing."""
     output, _ = finished
-    materials = tiny.materials(settings_of(data, output))
-    for name, kit in build_kits(materials).items():
+    parts = tiny.parts(settings_of(data, output))
+    for name, kit in parts.kits.items():
         encoder, *_ = load_encoder(output / "pretrain" / f"model_{name}")
         exported = {key: value.clone() for key, value in encoder.state_dict().items()}
-        recalibrate(encoder, kit, materials.config.pretrain.recalibrate, "pretrain")
+        recalibrate(encoder, kit, parts.config.pretrain.recalibrate, "pretrain")
         assert_same_weights(encoder.state_dict(), exported)
         rows = np.load(output / "pretrain" / f"training_embeddings_{name}.npy")
         np.testing.assert_allclose(kit.embed(encoder, slice(0, 3)), rows[:3], rtol=1e-4, atol=1e-5)
@@ -126,7 +125,7 @@ def test_without_a_noise_pack_one_is_generated_from_training_speech(data, tmp_pa
     settings = short(data, tmp_path / "exp")
     del settings["data"]["noise"]
     pipeline = Session(parse_config(settings))
-    categories = set(pipeline.materials.noise.recordings["category"])
+    categories = set(pipeline.kits["audio"].media.noise.recordings["category"])
     assert categories == {"noise", "music", "speech"}
     assert (tmp_path / "exp" / "noise" / "rirs.npy").is_file()
 

@@ -24,7 +24,6 @@ from avspk.precision import (
     time_in_turns,
 )
 from avspk.session import Session
-from avspk.stages.pretrain import Pretrain
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 
@@ -45,6 +44,11 @@ def config(data, tmp_path):
         return parse_config(settings)
 
     return build
+
+
+def chosen_for(config, device, begun=None):
+    """As a session asks."""
+    return choose_precision(config.training.precision, config.modality_settings().values(), device, begun)
 
 
 @pytest.fixture
@@ -96,7 +100,7 @@ def test_other_precisions_are_refused(config, wanted):
 )
 def test_a_cpu_takes_what_is_clearly_faster(config, timed, seconds, name, told):
     timed(seconds)
-    chosen = choose_precision(config(), CPU, begun=None)
+    chosen = chosen_for(config(), CPU, begun=None)
     assert chosen == judge(seconds)
     assert chosen.name == name
     assert f"{told} times as long in bf16 as in float32" in chosen.reason
@@ -107,13 +111,13 @@ def test_a_gpu_takes_bf16_if_it_has_it(config, timed, monkeypatch, has_bf16, nam
     monkeypatch.setattr(
         torch.cuda, "is_bf16_supported", lambda including_emulation=True: has_bf16 or including_emulation
     )
-    assert choose_precision(config(), GPU, begun=None).name == name
+    assert chosen_for(config(), GPU, begun=None).name == name
 
 
 @pytest.mark.parametrize("wanted", ["no", "bf16", "fp16"])
 def test_what_is_configured_is_not_timed(config, timed, wanted):
     other = "no" if wanted == "bf16" else "bf16"
-    assert choose_precision(config(wanted), CPU, begun=other) == Precision(wanted, "as configured")
+    assert chosen_for(config(wanted), CPU, begun=other) == Precision(wanted, "as configured")
 
 
 @pytest.mark.parametrize(
@@ -121,19 +125,19 @@ def test_what_is_configured_is_not_timed(config, timed, wanted):
 )
 def test_a_run_keeps_what_it_was_begun_with(config, timed, monkeypatch, begun, device):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
-    chosen = choose_precision(config(), device, begun)
+    chosen = chosen_for(config(), device, begun)
     assert chosen.name == begun
     assert "as this run was begun" in chosen.reason
 
 
 def test_a_gpu_without_bf16_does_not_keep_it(config, timed, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
-    assert choose_precision(config(), GPU, begun="bf16").name == "fp16"
+    assert chosen_for(config(), GPU, begun="bf16").name == "fp16"
 
 
 def test_a_cpu_does_not_keep_fp16(config, timed):
     timed((1.0, 1.0))
-    assert choose_precision(config(), CPU, begun="fp16").name == "no"
+    assert chosen_for(config(), CPU, begun="fp16").name == "no"
 
 
 def test_rank_0_decides_for_all(config, timed, monkeypatch):
@@ -141,7 +145,7 @@ def test_rank_0_decides_for_all(config, timed, monkeypatch):
     decided = ("bf16", "rank 0 says so")
     monkeypatch.setattr(distributed, "rank", lambda: 1)
     monkeypatch.setattr(distributed, "from_rank_zero", lambda value: decided)
-    assert choose_precision(config(), CPU, begun=None) == decided
+    assert chosen_for(config(), CPU, begun=None) == decided
 
 
 class Machine:
@@ -200,9 +204,9 @@ def test_the_step_trains_the_configured_encoders_and_draws_nothing(data, tmp_pat
 
     for name, kind in (("audio", AudioSettings), ("face", FaceSettings)):
         monkeypatch.setattr(kind, "new_encoder", watch(name, kind.new_encoder))
-    settings = parse_config(short(data, tmp_path / "exp", modalities=modalities))
+    settings = parse_config(short(data, tmp_path / "exp", modalities=modalities)).modality_settings()
     before = torch.random.get_rng_state()
-    step = encoder_step(settings, 4)
+    step = encoder_step(settings.values(), 4)
     for dtype in (torch.float32, torch.bfloat16):
         seen.clear()
         step(3, dtype)
@@ -213,7 +217,7 @@ def test_the_step_trains_the_configured_encoders_and_draws_nothing(data, tmp_pat
 def test_the_real_timing_on_this_machine(config):
     """Whatever it finds, it says so, and leaves the number of threads as it was."""
     before = torch.get_num_threads()
-    chosen = choose_precision(config(), CPU, begun=None)
+    chosen = chosen_for(config(), CPU, begun=None)
     assert chosen.name in ("no", "bf16")
     assert "on this CPU" in chosen.reason
     assert torch.get_num_threads() == before
@@ -233,7 +237,7 @@ def test_a_run_records_its_precision_and_says_why(config, timed, fresh_accelerat
     word = {"no": "float32", "bf16": "bf16"}[first]
     assert f"precision: {word}, on this CPU a step of the encoders takes" in log_of(pipeline)
     folder = CheckpointFolder(pipeline.folder / "checkpoints", 2)
-    pipeline.trainer.run(Pretrain(pipeline.materials, pipeline.truth), folder)
+    pipeline.trainer.run(tiny.pretrain(pipeline), folder)
     pipeline.lock.close()
 
     timed(seconds[other])
@@ -247,7 +251,7 @@ def test_a_run_records_its_precision_and_says_why(config, timed, fresh_accelerat
 
     fresh_accelerate()
     pipeline = Session(config(other))
-    stage = Pretrain(pipeline.materials, pipeline.truth)
+    stage = tiny.pretrain(pipeline)
     stage.num_epochs += 1
     pipeline.trainer.run(stage, folder)
     assert f"changed since the last start: training.precision: 'auto' -> '{other}'" in log_of(pipeline)

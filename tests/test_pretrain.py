@@ -13,8 +13,7 @@ from avspk.checkpoint import load_tree, load_weights, save_tree
 from avspk.data.views import rows_of_views
 from avspk.objectives.dino import DinoSettings
 from avspk.stages import pretrain
-from avspk.stages.pretrain import CollapseError, Pretrain
-from avspk.stages.truth import Truth
+from avspk.stages.pretrain import CollapseError
 
 TAU_STUDENT, BATCH, STEPS_AN_EPOCH, EPOCHS = 0.1, 12, 4, 3
 PROTOTYPES = "head.prototype_weight"
@@ -44,8 +43,7 @@ def build(data, modalities=("audio", "face"), **changes):
     objective = tree["pretrain"]["objective"] | {"teacher_temperature_warmup": 0.5}
     objective |= {key: changes.pop(key) for key in changes.keys() & DinoSettings.model_fields}
     tree["pretrain"] |= {"optimiser": SGD, "teacher_momentum": 0.9, "objective": objective} | changes
-    materials = tiny.materials(tree)
-    return Pretrain(materials, Truth(materials.utterances))
+    return tiny.pretrain(tiny.parts(tree))
 
 
 class Textbook:
@@ -119,7 +117,7 @@ def test_two_steps_equal_the_textbook(data, freeze, consistency):
     for step in (0, 1):
         batch = next(batches)
         for name, textbook in textbooks.items():
-            views = [stage.front_ends[name](group, batch[name][group]) for group in ("global", "local")]
+            views = [stage.front_ends[name](group, batch.groups[name][group]) for group in ("global", "local")]
             loss, figures = textbook.loss(views, 0.04 + 0.03 * step / 6, consistency)
             for key, value in figures.items():
                 assert metrics[step][f"{name}/{key}"].item() == pytest.approx(value.item(), rel=2e-4), (step, name, key)

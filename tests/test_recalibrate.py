@@ -12,7 +12,6 @@ from torch import nn
 from avspk import distributed
 from avspk.config import RecalibrateSettings
 from avspk.models.ema import make_teacher
-from avspk.stages.materials import build_kits
 from avspk.stages.recalibrate import recalibrate, recalibrate_on
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -23,7 +22,7 @@ SETTINGS = RecalibrateSettings(batches=5, batch_size=16, seconds=0.5)
 def kits(tmp_path_factory):
     """48 utterances, one of them (row 3) without a face."""
     data = tiny.make_data(tmp_path_factory.mktemp("data"))
-    return build_kits(tiny.materials(tiny.tree(data, data / "unused")))
+    return tiny.parts(tiny.tree(data, data / "unused")).kits
 
 
 def statistics(module):

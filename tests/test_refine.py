@@ -11,12 +11,11 @@ import torch
 from reference import ClippedSgd, assert_same_course
 
 from avspk.checkpoint import load_tree, load_weights, save_tree
+from avspk.data.batch import Views
 from avspk.judges.label_correction import CorrectionSettings
 from avspk.stages.classify import Classify
 from avspk.stages.cluster import class_vectors
-from avspk.stages.materials import build_kits
 from avspk.stages.refine import Refine
-from avspk.stages.truth import Truth
 from avspk.training import build_optimiser
 
 NUM, BATCH, CLASSES, SCALE, MARGIN = 48, 12, 8, 8.0, 0.2
@@ -50,11 +49,9 @@ def build(data, folder, labels=LABELS, modalities=("audio", "face"), correction=
     judge = tree["refine"]["judge"]
     judge["gate"] |= {"rule": "both", **(gate or {})}
     judge["correction"] |= correction or {}
-    materials = tiny.materials(tree)
-    kits = build_kits(materials)
-    encoders = {name: kit.encoder() for name, kit in kits.items()}
-    settings, truth = materials.config.refine, Truth(materials.utterances)
-    return Refine(materials, "round1", settings, kits, encoders, labels, truth, folder)
+    parts = tiny.parts(tree)
+    encoders = {name: kit.encoder() for name, kit in parts.kits.items()}
+    return Refine(parts.materials, "round1", parts.config.refine, parts.kits, encoders, labels, parts.truth, folder)
 
 
 def distrust(stage, rows):
@@ -136,10 +133,10 @@ class Textbook:
 def first_batch(stage):
     """Utterances, augmented and clean inputs of each modality."""
     batch = next(stage.batches(0, 0, workers=0))
-    inputs = {name: stage.front_ends[name]("refine", batch[name]["refine"]) for name in stage.kits}
-    signals = {name: {"signal": batch[name]["refine"]["signal"]} for name in stage.kits}
+    inputs = {name: stage.front_ends[name]("refine", batch.groups[name]["refine"]) for name in stage.kits}
+    signals = {name: Views(batch.groups[name]["refine"].signal) for name in stage.kits}
     clean = {name: stage.front_ends[name]("refine", signals[name]) for name in stage.kits}
-    return batch["index"].tolist(), inputs, clean
+    return batch.index.tolist(), inputs, clean
 
 
 @torch.no_grad()
@@ -196,7 +193,7 @@ def test_without_correction_doubtful_labels_count_nothing(data, tmp_path):
     distrust(stage, np.arange(0, NUM, 2))
     batch = next(stage.batches(0, 0, workers=0))
     loss, _ = stage.loss(stage.model, batch, 5)
-    rows = [i for i in batch["index"].tolist() if i % 2]
+    rows = [i for i in batch.index.tolist() if i % 2]
     assert 0 < len(rows) < BATCH
     assert loss.item() == pytest.approx(stage.ledger.page[rows, 0].sum().item() / BATCH, rel=1e-5)
 
@@ -242,10 +239,10 @@ def test_the_judge_hears_the_mean_of_the_model_on_a_longer_clean_view(data, tmp_
     heard = []
     stage.mean["audio"].register_forward_hook(lambda module, inputs, output: heard.append((inputs[0], output)))
     batch = next(stage.batches(0, 0, workers=0))
-    assert batch["audio"]["clean"]["signal"].shape == (BATCH, 1, 14400)
-    assert "augmentation" not in batch["audio"]["clean"]
+    assert batch.groups["audio"]["clean"].signal.shape == (BATCH, 1, 14400)
+    assert batch.groups["audio"]["clean"].augmentation is None
     stage.loss(stage.model, batch, 4)
-    clean = stage.front_ends["audio"]("clean", batch["audio"]["clean"])
+    clean = stage.front_ends["audio"]("clean", batch.groups["audio"]["clean"])
     ((features, _),) = heard
     torch.testing.assert_close(features, clean)
     assert not stage.mean.training
@@ -256,7 +253,7 @@ def test_no_mean_is_kept_where_nobody_hears_it(data, tmp_path):
         stage = build(data, tmp_path / str(number), ema_momentum=0.9, clean_seconds=0.9, **off)
         assert stage.mean is None
         assert "mean" not in stage.state_dict()
-        assert set(next(stage.batches(0, 0, workers=0))["audio"]) == {"refine"}
+        assert set(next(stage.batches(0, 0, workers=0)).groups["audio"]) == {"refine"}
     assert build(data, tmp_path, ema_momentum=0.9, keep="ema", gate={"enabled": False}).mean is not None
 
 
@@ -333,7 +330,7 @@ def run_epoch(stage, epoch):
     seen = []
     for within, batch in enumerate(stage.batches(epoch, 0, workers=0)):
         stage.loss(stage.model, batch, epoch * stage.steps_per_epoch + within)
-        seen += batch["index"].tolist()
+        seen += batch.index.tolist()
     table = stage.ledger.page.clone()
     return seen, table, stage.end_epoch(epoch)
 
@@ -440,15 +437,15 @@ def test_state_survives_a_checkpoint_in_the_middle(data, tmp_path, gated):
 
 def test_fine_tuning_starts_from_class_vectors_and_hears_clean_crops(data, tmp_path):
     """As large-margin fine-tuning builds it; labels of -1 take no part, unknown classes start at random."""
-    materials = tiny.materials(tiny.tree(data, tmp_path))
-    kit = build_kits(materials)["audio"]
+    parts = tiny.parts(tiny.tree(data, tmp_path))
+    kit = parts.kits["audio"]
     encoder = kit.encoder()
     vectors = torch.randn(100, encoder.embedding_dim, generator=torch.Generator().manual_seed(0))
     vectors[7] = 0
     labels = np.where(np.arange(NUM) % 2, LABELS, -1)
     views = {"audio": kit.refine_views(0.8, augmented=False)}
     stage = Classify(
-        materials, "large_margin", materials.config.large_margin, {"audio": kit}, views, {"audio": encoder}, labels,
+        parts.materials, "large_margin", parts.config.large_margin, {"audio": kit}, views, {"audio": encoder}, labels,
         {"audio": vectors},
     )  # fmt: skip
     weight = stage.model["audio"].classifier.weight
@@ -456,9 +453,9 @@ def test_fine_tuning_starts_from_class_vectors_and_hears_clean_crops(data, tmp_p
     assert torch.equal(weight[known], vectors[known])
     assert weight[7].norm() > 0
     batch = next(stage.batches(0, 0, workers=0))
-    assert set(batch["audio"]["refine"]) == {"signal"}
-    assert batch["audio"]["refine"]["signal"].shape == (6, 1, 12800)
-    assert (batch["index"] % 2 == 1).all()
+    assert batch.groups["audio"]["refine"].augmentation is None
+    assert batch.groups["audio"]["refine"].signal.shape == (6, 1, 12800)
+    assert (batch.index % 2 == 1).all()
     assert stage.loss(stage.model, batch, 0)[0].isfinite()
 
 

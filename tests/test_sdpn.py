@@ -16,8 +16,6 @@ from avspk.objectives.base import Course
 from avspk.objectives.dino import DinoSettings
 from avspk.objectives.regularisers import koleo, mean_entropy_gap
 from avspk.objectives.sdpn import SdpnSettings, cross_entropy_of_pairs, sinkhorn
-from avspk.stages.pretrain import Pretrain
-from avspk.stages.truth import Truth
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -173,8 +171,7 @@ def tree(data, **objective):
 
 
 def build(data, **objective):
-    materials = tiny.materials(tree(data, **objective))
-    return Pretrain(materials, Truth(materials.utterances))
+    return tiny.pretrain(tiny.parts(tree(data, **objective)))
 
 
 def test_a_step_trains_student_prototypes_and_teacher_alike(data):
@@ -205,9 +202,9 @@ def test_who_sees_which_views(data, objective, clean, long, seen):
     stage = build(data, **objective)
     batch = next(stage.batches(0, 0, workers=0))
     for name in ("audio", "face"):
-        front_end, groups = stage.front_ends[name], batch[name]
+        front_end, groups = stage.front_ends[name], batch.groups[name]
         student, teacher = stage._views(name, groups)
-        assert groups["global"]["signal"].shape[:2] == (12, long)
+        assert groups["global"].signal.shape[:2] == (12, long)
         assert torch.equal(teacher[0], front_end("global", groups["global"], augmented=not clean))
         assert len(teacher) == 1
         assert len(student) == len(seen)

@@ -207,7 +207,7 @@ def test_what_was_damaged_after_preparation_stops_the_loader_by_name(tmp_path, d
     table = pd.DataFrame([("a/b/c", "a.wav", RATE, -1, 0)], columns=list(UTTERANCE_COLUMNS))
     noise = tiny.noise_pack(tmp_path / "noise")
     views = AudioViews(Utterances(table, tmp_path), {"global": AudioGroup(1, 1.0, None)}, noise)
-    assert views([0], generator(0))["global"]["signal"].any()
+    assert views([0], generator(0))["global"].signal.any()
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(MediaError, match=f"a.wav: {reason}.*prepare the data again"):
         views([0], generator(0))

@@ -259,7 +259,7 @@ def test_crops_are_the_same_and_no_file_is_opened_for_them(data, packed):
         crops = views[1]([row, (row + 5) % 48], generator(0, row))
         assert not opened
         for name, group in views[0]([row, (row + 5) % 48], generator(0, row)).items():
-            np.testing.assert_array_equal(crops[name]["signal"], group["signal"])
+            np.testing.assert_array_equal(crops[name].signal, group.signal)
         del opened[:]
 
 

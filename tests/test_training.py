@@ -20,10 +20,7 @@ from avspk.checkpoint import CheckpointFolder, load_tree
 from avspk.config import ConfigError, OptimiserSettings, parse_config
 from avspk.finiteness import NonFiniteLossError
 from avspk.session import Session
-from avspk.stages.materials import build_kits
-from avspk.stages.pretrain import Pretrain
 from avspk.stages.refine import Refine
-from avspk.stages.truth import Truth
 from avspk.training import build_optimiser, load_optimiser
 
 
@@ -49,7 +46,7 @@ def poison(stage, monkeypatch, poisoned_step):
         value, metrics = honest(model, batch, step)
         if step == poisoned_step:
             names = stage.utterances.table["utterance"]
-            seen["utterances"] = names.iloc[batch["index"].tolist()].tolist()
+            seen["utterances"] = names.iloc[batch.index.tolist()].tolist()
             seen["weights"] = {name: p.detach().clone() for name, p in stage.model.named_parameters()}
             value = value * torch.nan
         return value, metrics
@@ -59,7 +56,7 @@ def poison(stage, monkeypatch, poisoned_step):
 
 
 def test_a_non_finite_loss_stops_before_the_optimiser_and_names_the_batch(pipeline, monkeypatch):
-    stage = Pretrain(pipeline.materials, pipeline.truth)
+    stage = tiny.pretrain(pipeline)
     seen = poison(stage, monkeypatch, 2)
     with pytest.raises(NonFiniteLossError) as error:
         pipeline.trainer.run(stage, CheckpointFolder(pipeline.folder / "checkpoints", 2))
@@ -84,14 +81,14 @@ def train_again(pipeline, folder):
     """A new stage, trained from what the folder holds: the stage, and the number of steps it went on from."""
     log, before = pipeline.folder / "train.log", len(tiny.records(pipeline.folder))
     said = len(log.read_text())
-    stage = Pretrain(pipeline.materials, pipeline.truth)
+    stage = tiny.pretrain(pipeline)
     pipeline.trainer.run(stage, folder)
     return stage, resumed_at(pipeline.folder, log.read_text()[said:], before)[1]
 
 
 def test_a_full_disk_leaves_the_previous_checkpoint_whole(pipeline, monkeypatch):
     """The third checkpoint does not fit; from the second, the run ends as an undisturbed one does."""
-    undisturbed = Pretrain(pipeline.materials, pipeline.truth)
+    undisturbed = tiny.pretrain(pipeline)
     pipeline.trainer.run(undisturbed, CheckpointFolder(pipeline.folder / "a", 2))
 
     folder, sizes = CheckpointFolder(pipeline.folder / "b", 2), []
@@ -103,7 +100,7 @@ def test_a_full_disk_leaves_the_previous_checkpoint_whole(pipeline, monkeypatch)
 
     monkeypatch.setattr(folder, "save", third_does_not_fit)
     with pytest.raises((OSError, SafetensorError), match="File too large"):
-        pipeline.trainer.run(Pretrain(pipeline.materials, pipeline.truth), folder)
+        pipeline.trainer.run(tiny.pretrain(pipeline), folder)
     assert sorted(path.name for path in folder.folder.iterdir()) == [f"step_0000000{n}.safetensors" for n in (2, 4)]
     resumed, position = train_again(pipeline, CheckpointFolder(folder.folder, 2))
     assert position == 4
@@ -111,7 +108,7 @@ def test_a_full_disk_leaves_the_previous_checkpoint_whole(pipeline, monkeypatch)
 
 
 def test_a_torn_checkpoint_falls_back_and_still_ends_the_same(pipeline):
-    stage = Pretrain(pipeline.materials, pipeline.truth)
+    stage = tiny.pretrain(pipeline)
     folder = CheckpointFolder(pipeline.folder / "a", 4)
     pipeline.trainer.run(stage, folder)
     newest = sorted((pipeline.folder / "a").glob("step_*"))[-1]
@@ -122,14 +119,14 @@ def test_a_torn_checkpoint_falls_back_and_still_ends_the_same(pipeline):
 
 
 def test_a_checkpoint_of_another_model_is_refused_in_one_screen(data, pipeline, tmp_path):
-    stage = Pretrain(pipeline.materials, pipeline.truth)
+    stage = tiny.pretrain(pipeline)
     folder = CheckpointFolder(pipeline.folder / "a", 2)
     pipeline.trainer.run(stage, folder)
     settings = short(data, tmp_path / "other", modalities=["audio"])
     settings["pretrain"]["objective"]["head"]["bottleneck_dim"] = 8
     other = Session(parse_config(settings))
     with pytest.raises(RuntimeError, match="do not fit the configured model") as error:
-        other.trainer.run(Pretrain(other.materials, other.truth), folder)
+        other.trainer.run(tiny.pretrain(other), folder)
     assert len(str(error.value).splitlines()) < 12
 
 
@@ -198,7 +195,7 @@ def test_sigterm_between_epochs_ends_at_once(data, tmp_path):
 
 def test_a_sigterm_after_the_last_question_is_not_forgotten(pipeline, monkeypatch):
     """It comes when the state at an epoch's end is written and all ranks have been asked."""
-    stage, save = Pretrain(pipeline.materials, pipeline.truth), pipeline.trainer._save
+    stage, save = tiny.pretrain(pipeline), pipeline.trainer._save
 
     def save_and_be_told(*arguments):
         save(*arguments)
@@ -256,7 +253,7 @@ def test_a_device_skips_a_bad_update_and_the_host_hears_of_it_in_time(data, tmp_
     settings["training"] |= {"log_steps": 1000, "checkpoint_steps": 0}
     pipeline = Session(parse_config(settings))
     defer(monkeypatch)
-    stage = Pretrain(pipeline.materials, pipeline.truth)
+    stage = tiny.pretrain(pipeline)
     seen, steps = poison(stage, monkeypatch, poisoned), []
     moved = stage.after_update
     monkeypatch.setattr(stage, "after_update", lambda step: (steps.append(step), moved(step)))
@@ -276,7 +273,7 @@ def test_fused_and_watched_updates_are_the_plain_ones(data, tmp_path, monkeypatc
         pipeline = Session(parse_config(short(data, tmp_path / str(deferred), modalities=["audio"])))
         if deferred:
             defer(monkeypatch)
-        stage = Pretrain(pipeline.materials, pipeline.truth)
+        stage = tiny.pretrain(pipeline)
         pipeline.trainer.run(stage, CheckpointFolder(tmp_path / f"checkpoints {deferred}", 2))
         assert pipeline.trainer.guard.deferred == deferred
         weights.append(snapshot(stage.teacher))
@@ -286,8 +283,7 @@ def test_fused_and_watched_updates_are_the_plain_ones(data, tmp_path, monkeypatc
 
 def test_utterances_that_lent_views_are_named_too(data, tmp_path):
     """In a cluster-aware epoch: all that the loader was asked for, by their ids, once."""
-    materials = tiny.materials(tiny.tree(data, tmp_path))
-    stage = Pretrain(materials, Truth(materials.utterances))
+    stage = tiny.pretrain(tiny.parts(tiny.tree(data, tmp_path)))
     stage.begin_epoch(2)
     steps = stage.steps_per_epoch
     for step in (2 * steps, 3 * steps - 1):
@@ -337,7 +333,7 @@ def test_a_run_on_other_conditions_says_what_that_changes(data, tmp_path):
         pipeline = Session(parse_config(settings))
         log = pipeline.folder / "train.log"
         said = len(log.read_text())
-        stage = Pretrain(pipeline.materials, pipeline.truth)
+        stage = tiny.pretrain(pipeline)
         stage.num_epochs += len(outputs)
         pipeline.trainer.run(stage, folder)
         outputs.append(log.read_text()[said:])
@@ -391,11 +387,10 @@ def reads_of(stage, steps, epoch):
 
 
 def refine_stage(data, folder, doubtful):
-    materials = tiny.materials(tiny.tree(data, folder))
-    kits = build_kits(materials)
-    encoders = {name: kit.encoder() for name, kit in kits.items()}
-    labels, truth = np.arange(48) % 8, Truth(materials.utterances)
-    stage = Refine(materials, "round1", materials.config.refine, kits, encoders, labels, truth, folder)
+    parts = tiny.parts(tiny.tree(data, folder))
+    encoders = {name: kit.encoder() for name, kit in parts.kits.items()}
+    labels = np.arange(48) % 8
+    stage = Refine(parts.materials, "round1", parts.config.refine, parts.kits, encoders, labels, parts.truth, folder)
     stage.judge.trust[::2] = float(not doubtful)
     return stage
 
@@ -404,8 +399,7 @@ def test_the_device_is_not_waited_for_between_log_steps(data, tmp_path):
     """With cluster-aware views; with labels that are corrected, which are found in a table on the host."""
     tree = tiny.tree(data, tmp_path)
     tree["pretrain"]["objective"]["consistency"] = 0.5
-    materials = tiny.materials(tree)
-    assert reads_of(Pretrain(materials, Truth(materials.utterances)), [8, 9], 2) == {}
+    assert reads_of(tiny.pretrain(tiny.parts(tree)), [8, 9], 2) == {}
     assert reads_of(refine_stage(data, tmp_path, doubtful=True), [0, 1], 0) == {"nonzero": 2}
 
 
@@ -432,8 +426,7 @@ def without_batchnorm(module):
 def pretrain_stage(data, folder):
     tree = tiny.tree(data, folder)
     tree["pretrain"]["objective"]["freeze_last_layer_epochs"] = 0
-    materials = tiny.materials(tree)
-    return Pretrain(materials, Truth(materials.utterances))
+    return tiny.pretrain(tiny.parts(tree))
 
 
 @pytest.mark.parametrize("parts", [2, 4])
@@ -485,7 +478,7 @@ def test_channels_last_changes_the_layout_alone(data, tmp_path, monkeypatch):
         settings["training"] |= {"channels_last": channels_last}
         settings["pretrain"] |= {"epochs": 1}
         pipeline = Session(parse_config(settings))
-        stage = Pretrain(pipeline.materials, pipeline.truth)
+        stage = tiny.pretrain(pipeline)
         folder = CheckpointFolder(tmp_path / f"checkpoints {channels_last}", 2)
         pipeline.trainer.run(stage, folder)
         weight = next(p for p in stage.model["face"].parameters() if p.ndim == 4 and p.shape[1] > 1)
@@ -497,7 +490,7 @@ def test_channels_last_changes_the_layout_alone(data, tmp_path, monkeypatch):
 
 
 def test_the_seconds_of_a_stage_add_up_over_runs(pipeline):
-    stage = Pretrain(pipeline.materials, pipeline.truth)
+    stage = tiny.pretrain(pipeline)
     folder = CheckpointFolder(pipeline.folder / "checkpoints", 2)
     begin = time.monotonic()
     assert begin - 100 <= pipeline.trainer.run(stage, folder, begin - 100) <= begin - 99

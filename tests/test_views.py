@@ -1,7 +1,7 @@
 """Views: samples and pixels that tell where they were cut, the same views whatever surrounds them."""
 
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import asdict, is_dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from avspk.data.augmentation import AudioPolicy, ImagePolicy
+from avspk.data.batch import collate
 from avspk.data.crop_store import CropWriter
 from avspk.data.dataset import Example, ViewDataset
 from avspk.data.manifest import UTTERANCE_COLUMNS, Utterances
@@ -60,9 +61,10 @@ def face_views(corpus, policy=None):
 
 
 def assert_equal_trees(first, second):
+    first, second = (asdict(tree) if is_dataclass(tree) else tree for tree in (first, second))
     assert first.keys() == second.keys()
     for name in first:
-        if isinstance(first[name], dict):
+        if isinstance(first[name], dict) or is_dataclass(first[name]):
             assert_equal_trees(first[name], second[name])
         else:
             np.testing.assert_array_equal(first[name], second[name])
@@ -74,13 +76,13 @@ def test_segments_lie_inside_the_file(corpus):
     for seed in range(60):
         views = sampler([0], np.random.default_rng(seed))
         for name, count, length in (("global", 2, 3200), ("local", 3, 800)):
-            signal = views[name]["signal"]
+            signal = views[name].signal
             assert signal.dtype == np.int16
             assert signal.shape == (count, length)
             assert (np.diff(signal.astype(int)) == 1).all()
             assert signal.min() >= 0
             assert signal.max() <= 15999
-        starts += views["local"]["signal"][:, 0].tolist()
+        starts += views["local"].signal[:, 0].tolist()
     assert min(starts) < 400
     assert max(starts) > 15200 - 400
     assert len(set(starts)) > 150
@@ -88,19 +90,19 @@ def test_segments_lie_inside_the_file(corpus):
 
 def test_a_crop_as_long_as_the_file_is_the_file(corpus):
     views = audio_views(corpus, global_seconds=1.0)([0], np.random.default_rng(0))
-    np.testing.assert_array_equal(views["global"]["signal"], np.stack([ramp(0)] * 2))
+    np.testing.assert_array_equal(views["global"].signal, np.stack([ramp(0)] * 2))
 
 
 def test_short_clips_are_tiled(corpus):
     views = audio_views(corpus)([2], np.random.default_rng(0))
-    np.testing.assert_array_equal(views["global"]["signal"], np.stack([np.resize(ramp(2), 3200)] * 2))
+    np.testing.assert_array_equal(views["global"].signal, np.stack([np.resize(ramp(2), 3200)] * 2))
 
 
 def test_a_file_shorter_than_its_crop_among_longer_ones(corpus):
     """Two files in one group: each row is cut by its own length."""
     views = audio_views(corpus)([2, 0], np.random.default_rng(0))
-    np.testing.assert_array_equal(views["global"]["signal"][0], np.resize(ramp(2), 3200))
-    assert (np.diff(views["global"]["signal"][1].astype(int)) == 1).all()
+    np.testing.assert_array_equal(views["global"].signal[0], np.resize(ramp(2), 3200))
+    assert (np.diff(views["global"].signal[1].astype(int)) == 1).all()
 
 
 def test_a_file_is_opened_once_for_all_that_is_cut_from_it(corpus, monkeypatch):
@@ -122,15 +124,15 @@ def test_view_v_is_cut_from_source_v_modulo_their_number(corpus, tmp_path):
     rows = [(f"a/b/{utterance}", f"{utterance}.wav", 4000, -1, 0) for utterance in range(3)]
     marked = Utterances(pd.DataFrame(rows, columns=list(UTTERANCE_COLUMNS)), tmp_path)
     views = audio_views((marked, corpus[1]))([2, 0, 1], np.random.default_rng(0))
-    assert views["global"]["signal"][:, 0].tolist() == [300, 100]
-    assert views["local"]["signal"][:, 0].tolist() == [200, 300, 100]
+    assert views["global"].signal[:, 0].tolist() == [300, 100]
+    assert views["local"].signal[:, 0].tolist() == [200, 300, 100]
 
 
 def test_face_v_shows_source_v_modulo_their_number(corpus):
     """JPEG keeps a grey level within a unit or two; utterance 0 has levels 0 30 60, 1 has 90 120, 3 has 150."""
     views = face_views(corpus)([3, 0], np.random.default_rng(0))
     for name, expected in (("global", [3, 0]), ("local", [3, 0, 3])):
-        signal = views[name]["signal"]
+        signal = views[name].signal
         assert signal.shape == (len(expected), 112, 112, 3)
         assert signal.dtype == np.uint8
         numbers = np.round(signal.mean((1, 2, 3)) / 30).astype(int)
@@ -139,20 +141,20 @@ def test_face_v_shows_source_v_modulo_their_number(corpus):
 
 def test_every_crop_of_an_utterance_is_picked_and_no_other(corpus):
     sampler = face_views(corpus)
-    picked = [sampler([1], np.random.default_rng(seed))["global"]["signal"].mean((1, 2, 3)) for seed in range(20)]
+    picked = [sampler([1], np.random.default_rng(seed))["global"].signal.mean((1, 2, 3)) for seed in range(20)]
     assert set(np.round(np.concatenate(picked) / 30).astype(int).tolist()) == {3, 4}
 
 
 def test_clean_groups_have_no_augmentation(corpus):
     for sampler in (audio_views(corpus), face_views(corpus)):
-        assert set(sampler([0], np.random.default_rng(0))["global"]) == {"signal"}
+        assert sampler([0], np.random.default_rng(0))["global"].augmentation is None
 
 
 def test_every_view_has_its_own_augmentation(corpus):
     audio = audio_views(corpus, AudioPolicy(equaliser_db=3.0))([0], np.random.default_rng(0))
     face = face_views(corpus, ImagePolicy())([0], np.random.default_rng(0))
     for views, key in ((audio, "equaliser"), (face, "box")):
-        numbers = np.concatenate([views["global"]["augmentation"][key], views["local"]["augmentation"][key]])
+        numbers = np.concatenate([views["global"].augmentation[key], views["local"].augmentation[key]])
         assert len(np.unique(numbers, axis=0)) == 5
 
 
@@ -175,15 +177,16 @@ def test_an_example_is_a_function_of_seed_stage_epoch_and_index(corpus):
     others = [both[example(epoch=1)], dataset(corpus, "audio", "face", seed=1)[example()]]
     others.append(dataset(corpus, "audio", "face", stage="round1")[example()])
     for other in others:
-        assert (first["audio"]["local"]["signal"] != other["audio"]["local"]["signal"]).any()
-        assert (first["face"]["local"]["augmentation"]["box"] != other["face"]["local"]["augmentation"]["box"]).any()
+        assert (first.groups["audio"]["local"].signal != other.groups["audio"]["local"].signal).any()
+        boxes = [item.groups["face"]["local"].augmentation["box"] for item in (first, other)]
+        assert (boxes[0] != boxes[1]).any()
 
 
 @pytest.mark.parametrize("modality", ["audio", "face"])
 def test_views_of_a_modality_do_not_depend_on_the_other(corpus, modality):
     both, alone = dataset(corpus, "face", "audio")[example()], dataset(corpus, modality)[example()]
-    assert set(alone) == {"index", modality}
-    assert_equal_trees(both[modality], alone[modality])
+    assert set(alone.groups) == {modality}
+    assert_equal_trees(both.groups[modality], alone.groups[modality])
 
 
 def test_only_the_index_leaves_with_the_views(corpus):
@@ -192,22 +195,23 @@ def test_only_the_index_leaves_with_the_views(corpus):
     def leaves(tree):
         return [leaf for value in tree.values() for leaf in (leaves(value) if isinstance(value, dict) else [value])]
 
-    item = dataset(corpus, "audio", "face")[example(index=1)]
-    assert set(item) == {"index", "audio", "face"}
+    item = asdict(dataset(corpus, "audio", "face")[example(index=1)])
+    assert set(item) == {"index", "groups"}
+    assert set(item["groups"]) == {"audio", "face"}
     assert item["index"] == 1
     assert all(isinstance(leaf, (np.ndarray, int)) for leaf in leaves(item))
 
 
 def test_views_do_not_depend_on_the_number_of_workers(corpus):
     batches = [[example(0, 4), example(1, 4)], [example(3, 4), example(0, 5)], [example(1, 5)]]
+    views = dataset(corpus, "audio", "face")
     loaded = [
-        list(DataLoader(dataset(corpus, "audio", "face"), batch_sampler=batches, num_workers=workers))
-        for workers in (0, 2)
+        list(DataLoader(views, batch_sampler=batches, num_workers=workers, collate_fn=collate)) for workers in (0, 2)
     ]
     for first, second in zip(*loaded, strict=True):
         assert_equal_trees(first, second)
-    assert [batch["index"].tolist() for batch in loaded[1]] == [[0, 1], [3, 0], [1]]
-    assert loaded[0][0]["audio"]["global"]["signal"].shape == (2, 2, 3200)
+    assert [batch.index.tolist() for batch in loaded[1]] == [[0, 1], [3, 0], [1]]
+    assert loaded[0][0].groups["audio"]["global"].signal.shape == (2, 2, 3200)
 
 
 def test_generator_depends_on_every_part_of_its_key():
@@ -245,4 +249,4 @@ def test_a_file_shorter_than_the_manifest_says_gives_no_silence(corpus, tmp_path
     for seed in range(20):
         with suppress(MediaError):
             views = sampler([0], np.random.default_rng(seed))
-            assert all(group["signal"].all() for group in views.values())
+            assert all(group.signal.all() for group in views.values())

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,14 +12,18 @@ import pandas as pd
 import torch
 import yaml
 
-from avspk.config import TrainingSettings, parse_config
+from avspk.config import Config, TrainingSettings, parse_config
 from avspk.data.crop_store import CropWriter
 from avspk.data.manifest import read_utterances, write_utterances
 from avspk.data.noise import CATEGORIES, NoisePack, read_noise_pack, write_noise_pack
 from avspk.data.sound import write_wav
 from avspk.finiteness import FiniteGuard
-from avspk.stages.base import Stage, to_device
+from avspk.modalities.base import Media, ModalityKit, build_kits
+from avspk.session import Session
+from avspk.stages.base import Stage
 from avspk.stages.materials import Materials
+from avspk.stages.pretrain import Pretrain
+from avspk.stages.truth import Truth
 from avspk.training import Trainer, build_optimiser
 
 NUM_SPEAKERS, NUM_CLIPS, CROPS_A_CLIP = 6, 8, 3
@@ -162,12 +167,29 @@ def noise_pack(folder: Path) -> NoisePack:
     return write_noise_pack(folder, recordings, rirs)
 
 
-def materials(settings: dict) -> Materials:
-    """What stages are built from, without a run folder."""
-    config = parse_config(settings)
-    folder = config.data.train.parent
-    noise = noise_pack(folder.parent / "noise")
-    return Materials(config, read_utterances(config.data.train), folder / "crops", noise, torch.device("cpu"))
+@dataclass(frozen=True)
+class Parts:
+    """What stages are built from, without a run folder; a session has the same."""
+
+    config: Config
+    materials: Materials
+    kits: dict[str, ModalityKit]
+    truth: Truth
+
+
+def parts(settings: dict, device: torch.device | str = "cpu") -> Parts:
+    """The parts that these settings build."""
+    config, device = parse_config(settings), torch.device(device)
+    folder, training = config.data.train.parent, config.training
+    utterances, noise = read_utterances(config.data.train), noise_pack(folder.parent / "noise")
+    media = Media(utterances, folder / "crops", noise, device, config.seed, training.embed_seconds, training.workers)
+    kits = build_kits(config.modality_settings(), media)
+    return Parts(config, Materials(utterances, config.seed, training, device), kits, Truth(utterances))
+
+
+def pretrain(of: Parts | Session) -> Pretrain:
+    """Stage 1, as the recipe builds it."""
+    return Pretrain(of.materials, of.config.pretrain, of.kits, of.config.cluster.build(), of.truth)
 
 
 def train(
@@ -187,6 +209,4 @@ def train(
     trainer.guard = FiniteGuard(stage.name, optimiser)
     stage.model.train()
     batches = stage.batches(epoch, first_step, workers=0)
-    return [
-        trainer.update(stage, stage.model, optimiser, to_device(next(batches), stage.device), step) for step in steps
-    ]
+    return [trainer.update(stage, stage.model, optimiser, next(batches).to(stage.device), step) for step in steps]

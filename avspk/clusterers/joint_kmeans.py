@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -14,7 +14,7 @@ from avspk.clusterers.base import Clustering, Embeddings
 from avspk.clusterers.joint import JointRows, check_embeddings, join, missing_weight
 from avspk.clusterers.kmeans import Clusters, Reducer, kmeans
 from avspk.clusterers.ward import ward
-from avspk.settings import Count, Positive, Settings
+from avspk.settings import Count, FirstReader, Positive, Settings
 
 
 class JointKmeansSettings(Settings):
@@ -23,12 +23,16 @@ class JointKmeansSettings(Settings):
     `centroids` > 0 is the variant with k-means centroids that Ward's method merges [S sslsv].
     """
 
+    first_reader: ClassVar = FirstReader.STAGE_ONE  # which clusters too, with a number of its own
+
     kind: Literal["kmeans"] = "kmeans"
-    num_clusters: Count = 7500
+    num_clusters: Annotated[Count, FirstReader.ROUNDS] = 7500
     centroids: int = Field(0, ge=0, description="k-means centroids that are merged to num_clusters; 0: plain k-means")
     iterations: Count = 30
     restarts: Count = 1
-    weights: dict[str, Positive] | Literal["equal"] = Field("equal", description="of the modalities' unit blocks")
+    weights: Annotated[dict[str, Positive] | Literal["equal"], FirstReader.JOINT_CLUSTERING] = Field(
+        "equal", description="of the modalities' unit blocks"
+    )
 
     def build(self) -> JointKmeans:
         """The clusterer."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from avspk.clusterers.joint import JointRows, Transform, check_embeddings, chunk
 from avspk.clusterers.joint_kmeans import fit_kmeans, merged_labels, numbered
 from avspk.clusterers.kmeans import Reducer
 from avspk.clusterers.ward import ward
-from avspk.settings import Count, Positive, Probability, Settings
+from avspk.settings import Count, FirstReader, Positive, Probability, Settings
 
 FLOOR = 1e-3  # added to the eigenvalues of the first whitening, in units of the largest one
 
@@ -36,11 +36,13 @@ class MetricSettings(Settings):
     at VoxCeleb2's size take 10 GB in the first process.
     """
 
+    first_reader: ClassVar = FirstReader.STAGE_ONE  # which clusters too, with a number of its own
+
     kind: Literal["metric"] = "metric"
-    num_clusters: Count = 7500
+    num_clusters: Annotated[Count, FirstReader.ROUNDS] = 7500
     refinements: int = Field(4, ge=0, description="clusterings after the first one, each in the metric of the last one")
     shrinkage: Probability = Field(0.1, description="of the within-cluster covariance towards its mean eigenvalue")
-    weights: dict[str, Positive] | Literal["auto"] = Field(
+    weights: Annotated[dict[str, Positive] | Literal["auto"], FirstReader.JOINT_CLUSTERING] = Field(
         "auto", description="of the modalities' unit blocks; auto: see agreement.py, no speaker labels"
     )
     ward_rows: Count = Field(20_000, description="at most this many utterances are merged one by one")

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from torch.utils.data import Dataset
 
-from avspk.data.views import ViewBatch, generator
+from avspk.data.batch import ExampleGroups, ExampleViews
+from avspk.data.views import generator
 
-ViewSampler = Callable[[Sequence[int], np.random.Generator], ViewBatch]
+ViewSampler = Callable[[Sequence[int], np.random.Generator], ExampleGroups]
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,8 +23,8 @@ class Example:
     sources: dict[str, tuple[int, ...]]
 
 
-class ViewDataset(Dataset[dict[str, Any]]):
-    """dataset[Example] -> {"index": i, "<modality>": {group: {"signal", "augmentation"}}}, as numpy arrays.
+class ViewDataset(Dataset[ExampleViews]):
+    """dataset[Example] -> its views, as numpy arrays.
 
     The random numbers depend on (seed, stage, epoch, index, modality) and on nothing else, so neither the other
     modality, nor the number of workers or ranks, nor a resume changes a view.
@@ -35,9 +35,9 @@ class ViewDataset(Dataset[dict[str, Any]]):
         self.seed = seed
         self.stage = stage
 
-    def __getitem__(self, example: Example) -> dict[str, Any]:
-        views: dict[str, Any] = {"index": example.index}
+    def __getitem__(self, example: Example) -> ExampleViews:
+        groups = {}
         for modality, sampler in self.samplers.items():
             rng = generator(self.seed, self.stage, example.epoch, example.index, modality)
-            views[modality] = sampler(example.sources[modality], rng)
-        return views
+            groups[modality] = sampler(example.sources[modality], rng)
+        return ExampleViews(example.index, groups)

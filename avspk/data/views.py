@@ -15,15 +15,12 @@ from typing import Protocol
 import numpy as np
 
 from avspk.data.augmentation import AudioPolicy, ImagePolicy, draw_audio, draw_image
+from avspk.data.batch import ExampleGroups, Views
 from avspk.data.crop_store import CropStore
 from avspk.data.manifest import Utterances
 from avspk.data.media import SAMPLE_RATE
 from avspk.data.noise import NoisePack
 from avspk.data.sound_store import SoundStore
-
-ViewBatch = dict[str, dict[str, np.ndarray | dict[str, np.ndarray]]]
-"""Group name -> {"signal": (n, ...), "augmentation": {name: (n, ...)}} for the n views of the group."""
-
 
 Segment = tuple[int, int, np.ndarray]
 """Utterance, first sample, and the array (T,) that its samples are written to."""
@@ -75,7 +72,7 @@ class GroupedViews(Protocol):
     def groups(self) -> Mapping[str, ViewGroup]:
         """Name -> group."""
 
-    def __call__(self, sources: Sequence[int], rng: np.random.Generator) -> ViewBatch:
+    def __call__(self, sources: Sequence[int], rng: np.random.Generator) -> ExampleGroups:
         """Views of an example's groups, cut from these utterances."""
 
 
@@ -108,18 +105,18 @@ class AudioViews:
         self.recordings, self.num_rirs = noise.table, len(noise.rirs)
         self.num_samples = utterances.table["num_samples"].to_numpy()
 
-    def __call__(self, sources: Sequence[int], rng: np.random.Generator) -> ViewBatch:
+    def __call__(self, sources: Sequence[int], rng: np.random.Generator) -> ExampleGroups:
         """Views of the groups, cut from the utterances that `rows_of_views` names."""
-        views: ViewBatch = {}
+        views: dict[str, Views[np.ndarray]] = {}
         wanted: list[Segment] = []
         for name, rows in rows_of_views(self.groups, sources).items():
             group = self.groups[name]
             signal = np.empty((group.count, round(group.seconds * SAMPLE_RATE)), np.int16)
             wanted += zip(rows, self._starts(rows, signal.shape[1], rng), signal, strict=True)
-            views[name] = {"signal": signal}
+            drawn = None
             if group.policy is not None:
                 drawn = draw_audio(rng, group.policy, self.recordings, self.num_rirs, group.count)
-                views[name]["augmentation"] = drawn
+            views[name] = Views(signal, drawn)
         self._fill(wanted)
         return views
 
@@ -151,13 +148,13 @@ class FaceViews:
         self.first_crop = utterances.table["first_crop"].to_numpy()
         self.num_crops = utterances.table["num_crops"].to_numpy()
 
-    def __call__(self, sources: Sequence[int], rng: np.random.Generator) -> ViewBatch:
+    def __call__(self, sources: Sequence[int], rng: np.random.Generator) -> ExampleGroups:
         """Random crops of the utterances that `rows_of_views` names; every source must have a face."""
-        views: ViewBatch = {}
+        views: dict[str, Views[np.ndarray]] = {}
         for name, chosen in rows_of_views(self.groups, sources).items():
             group, rows = self.groups[name], np.array(chosen)
             picks = self.first_crop[rows] + (rng.random(group.count) * self.num_crops[rows]).astype(np.int64)
-            views[name] = {"signal": np.stack([self.store.read(int(pick)) for pick in picks])}
-            if group.policy is not None:
-                views[name]["augmentation"] = draw_image(rng, group.policy, group.count)
+            images = np.stack([self.store.read(int(pick)) for pick in picks])
+            drawn = None if group.policy is None else draw_image(rng, group.policy, group.count)
+            views[name] = Views(images, drawn)
         return views

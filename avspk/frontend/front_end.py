@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
+from avspk.data.batch import Views
 from avspk.frontend.audio_augment import AudioAugment
 from avspk.frontend.image_augment import ImageAugment
 from avspk.frontend.waveform import SoundInput
-
-Group = dict[str, Any]
-"""{"signal": (B, n, ...), "augmentation": {name: (B, n, ...)}}: n views of each example."""
 
 
 class AudioFrontEnd(nn.Module):
@@ -24,16 +20,14 @@ class AudioFrontEnd(nn.Module):
         self.sound_input = sound_input
 
     @torch.no_grad()
-    def forward(self, name: str, group: Group, augmented: bool = True) -> Tensor:
+    def forward(self, name: str, group: Views[Tensor], augmented: bool = True) -> Tensor:
         """Signal int16 (B, n, T) -> features (n * B, frames, mels) or waveforms (n * B, T), view-major.
 
         `augmented` False: the clean view.
         """
-        waveforms = view_major(group["signal"]).float() / 32768  # (n * B, T)
-        if augmented and "augmentation" in group:
-            waveforms = self.augment(
-                waveforms, {key: view_major(value) for key, value in group["augmentation"].items()}
-            )
+        waveforms = view_major(group.signal).float() / 32768  # (n * B, T)
+        if augmented and group.augmentation is not None:
+            waveforms = self.augment(waveforms, {key: view_major(value) for key, value in group.augmentation.items()})
         inputs: Tensor = self.sound_input(waveforms)
         return inputs
 
@@ -46,12 +40,12 @@ class FaceFrontEnd(nn.Module):
         self.augments = nn.ModuleDict({name: ImageAugment(size) for name, size in sizes.items()})
 
     @torch.no_grad()
-    def forward(self, name: str, group: Group, augmented: bool = True) -> Tensor:
+    def forward(self, name: str, group: Views[Tensor], augmented: bool = True) -> Tensor:
         """Signal uint8 (B, n, H, W, 3) -> images (n * B, 3, S, S), view-major; `augmented` False: resized only."""
-        images = view_major(group["signal"])  # (n * B, H, W, 3)
-        if not augmented or "augmentation" not in group:
+        images = view_major(group.signal)  # (n * B, H, W, 3)
+        if not augmented or group.augmentation is None:
             return self.augments[name](images, None)
-        return self.augments[name](images, {key: view_major(value) for key, value in group["augmentation"].items()})
+        return self.augments[name](images, {key: view_major(value) for key, value in group.augmentation.items()})
 
 
 def view_major(value: Tensor) -> Tensor:

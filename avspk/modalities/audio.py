@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from avspk.models.ecapa import EcapaSettings
 from avspk.models.encoder import Encoder
 from avspk.models.registry import AudioEncoderSettings
 from avspk.objectives.base import ViewPlan
-from avspk.settings import Count, Positive, Settings
+from avspk.settings import Count, FirstReader, Positive, Settings
 
 USUAL_FRAMES = 100  # a second
 
@@ -51,13 +51,13 @@ class AudioViewSettings(CropCounts):
 class AudioSettings(ModalitySettings):
     """The audio modality."""
 
-    first_read_by_rounds: ClassVar = ("refine_seconds",)
-
     encoder: AudioEncoderSettings = EcapaSettings()
     features: FeatureSettings = FeatureSettings()
     views: AudioViewSettings = AudioViewSettings()
     policy: AudioPolicy = AudioPolicy()
-    refine_seconds: Positive = Field(3.0, description="[C] crop length of the classifier rounds")
+    refine_seconds: Annotated[Positive, FirstReader.ROUNDS] = Field(
+        3.0, description="[C] crop length of the classifier rounds"
+    )
 
     def build(self, name: str, media: Media) -> AudioKit:
         """See `ModalitySettings`."""

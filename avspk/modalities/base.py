@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -25,7 +25,7 @@ from avspk.data.noise import NoisePack
 from avspk.data.views import GroupedViews
 from avspk.models.encoder import Encoder, EncoderSettings
 from avspk.objectives.base import ViewPlan
-from avspk.settings import Count, Settings
+from avspk.settings import Count, FirstReader, Settings
 
 Module = TypeVar("Module", bound=nn.Module)
 VERIFIED = "audio"
@@ -70,11 +70,10 @@ class CropCounts(Settings):
 class ModalitySettings(Settings, ABC):
     """Settings of one modality. A subclass says which encoders and views it has.
 
-    Attributes:
-        first_read_by_rounds: names of the fields that stage 1 does not read; they may change until round 1 begins.
+    A setting that stage 1 does not read is an `Annotated[..., FirstReader.ROUNDS]`: it may change until round 1 begins.
     """
 
-    first_read_by_rounds: ClassVar[tuple[str, ...]] = ()
+    first_reader: ClassVar = FirstReader.STAGE_ONE
 
     encoder: EncoderSettings
     views: CropCounts
@@ -158,6 +157,11 @@ class ModalityKit(ABC):
     def describe_model(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """What a saved model says of itself: arguments of `build_encoder`, and of `Fbank` (empty without one)."""
         return self.settings.encoder.model_dump(), {}
+
+
+def build_kits(modalities: Mapping[str, ModalitySettings], media: Media) -> dict[str, ModalityKit]:
+    """Modality -> its kit, in the order of the modalities."""
+    return {name: settings.build(name, media) for name, settings in modalities.items()}
 
 
 def seeded(build: Callable[[], Module], seed: int, *key: str) -> Module:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from avspk.modalities.base import CropCounts, Media, ModalityKit, ModalitySettin
 from avspk.models.encoder import Encoder
 from avspk.models.registry import FaceEncoderSettings
 from avspk.objectives.base import ViewPlan
-from avspk.settings import Count
+from avspk.settings import Count, FirstReader
 
 
 class FaceViewSettings(CropCounts):
@@ -36,12 +36,10 @@ class FaceViewSettings(CropCounts):
 class FaceSettings(ModalitySettings):
     """The face modality."""
 
-    first_read_by_rounds: ClassVar = ("refine_policy",)
-
     encoder: FaceEncoderSettings = FaceEncoderSettings()
     views: FaceViewSettings = FaceViewSettings()
     refine_size: Count = 112
-    refine_policy: ImagePolicy = ImagePolicy(scale=(0.6, 1.0), grey=0.1, blur=0.2)
+    refine_policy: Annotated[ImagePolicy, FirstReader.ROUNDS] = ImagePolicy(scale=(0.6, 1.0), grey=0.1, blur=0.2)
 
     def build(self, name: str, media: Media) -> FaceKit:
         """See `ModalitySettings`."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from avspk.config import OptimiserSettings, TrainingSettings
+from avspk.data.batch import Batch, collate
 from avspk.data.dataset import ViewDataset
 from avspk.data.loader import load
 from avspk.data.manifest import Utterances
@@ -85,12 +86,13 @@ class Stage(ABC):
         """Parameters without weight decay, besides biases and norms."""
         return []
 
-    def batches(self, epoch: int, first_step: int, workers: int) -> Iterator[dict[str, Any]]:
-        """Collated batches of this rank, from the epoch's `first_step`-th on."""
+    def batches(self, epoch: int, first_step: int, workers: int) -> Iterator[Batch]:
+        """Batches of this rank, from the epoch's `first_step`-th on."""
         return load(
             self.dataset,
             batch_sampler=EpochBatches(self.sampler, epoch, first_step),
             num_workers=workers,
+            collate_fn=collate,
             pin_memory=self.device.type == "cuda",
             prefetch_factor=4 if workers else None,
         )
@@ -108,7 +110,7 @@ class Stage(ABC):
         return {}
 
     @abstractmethod
-    def loss(self, model: nn.Module, batch: dict[str, Any], step: int) -> tuple[Tensor, Metrics]:
+    def loss(self, model: nn.Module, batch: Batch, step: int) -> tuple[Tensor, Metrics]:
         """Scalar loss of (an equal part of) this rank's batch, and device tensors to log; `model` may be wrapped."""
 
     def before_update(self, step: int) -> Metrics:
@@ -136,31 +138,3 @@ class Stage(ABC):
     @abstractmethod
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Inverse of `state_dict`."""
-
-
-ON_THE_HOST = ("index", "augmentation")
-"""Parts of a batch that rows are chosen by, which on a GPU would wait for the device every time."""
-
-
-def to_device(batch: Any, device: torch.device) -> Any:
-    """A nested batch on the device, copied asynchronously where the memory is pinned; `ON_THE_HOST` stays there."""
-    if isinstance(batch, dict):
-        return {key: value if key in ON_THE_HOST else to_device(value, device) for key, value in batch.items()}
-    return batch.to(device, non_blocking=True)
-
-
-def split_batch(batch: dict[str, Any], parts: int) -> list[dict[str, Any]]:
-    """A nested batch of tensors (B, ...) in equal consecutive parts (B / parts, ...).
-
-    Raises ValueError if B does not divide.
-    """
-    if parts == 1:
-        return [batch]
-    size, rest = divmod(len(batch["index"]), parts)
-    if rest:
-        raise ValueError(f"{size * parts + rest} examples do not divide into {parts} equal parts (accumulation)")
-    return [_rows(batch, slice(begin, begin + size)) for begin in range(0, size * parts, size)]
-
-
-def _rows(batch: Any, rows: slice) -> Any:
-    return {key: _rows(value, rows) for key, value in batch.items()} if isinstance(batch, dict) else batch[rows]

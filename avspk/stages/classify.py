@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from avspk import distributed, losses
 from avspk.config import ClassifySettings
+from avspk.data.batch import Batch
 from avspk.data.dataset import ViewDataset, ViewSampler
 from avspk.data.sampler import ExampleSampler
 from avspk.modalities.base import ModalityKit, seeded
@@ -44,17 +45,17 @@ class Classify(Stage):
             labels: (N,) pseudo labels, -1: not used in training.
             classes: modality -> (C, D) class vectors to start from, 0 where unknown; without them, random ones.
         """
-        config = materials.config
+        seed = materials.seed
         self.name, self.settings, self.kits, self.device = name, settings, kits, materials.device
         self.num_epochs, self.optimiser, self.batch_size = settings.epochs, settings.optimiser, settings.batch_size
         self.utterances = materials.utterances
         self.front_ends = {key: kit.front_end().to(self.device) for key, kit in kits.items()}
-        self.dataset = ViewDataset(views, config.seed, name)
+        self.dataset = ViewDataset(views, seed, name)
         usable = {key: kit.usable for key, kit in kits.items()}
         self.sampler = ExampleSampler(
             np.flatnonzero(labels >= 0),
             self.batch_size,
-            config.seed,
+            seed,
             name,
             usable,
             distributed.rank(),
@@ -64,12 +65,10 @@ class Classify(Stage):
         self.present = {key: torch.from_numpy(mask) for key, mask in usable.items()}
         num_classes = len(next(iter(classes.values()))) if classes else int(labels.max()) + 1
         branches = {
-            key: ClassifierBranch(
-                encoders[key], self._classifier(encoders[key], num_classes, config.seed, key, classes)
-            )
+            key: ClassifierBranch(encoders[key], self._classifier(encoders[key], num_classes, seed, key, classes))
             for key in kits
         }
-        self.model = self.build_model(branches, config.training)
+        self.model = self.build_model(branches, materials.training)
 
     def _classifier(
         self, encoder: Encoder, num_classes: int, seed: int, modality: str, classes: Mapping[str, Tensor] | None
@@ -92,9 +91,9 @@ class Classify(Stage):
             split.append({**group, "params": outside})
         return [group for group in split if group["params"]]
 
-    def loss(self, model: nn.Module, batch: dict[str, Any], step: int) -> tuple[Tensor, Metrics]:
+    def loss(self, model: nn.Module, batch: Batch, step: int) -> tuple[Tensor, Metrics]:
         """Sum over modalities of the mean loss; an utterance without a modality counts 0 there."""
-        index, margin = batch["index"], self.margin(step)
+        index, margin = batch.index, self.margin(step)
         labels, cosines = self.here(self.labels[index]), self.cosines(model, batch)
         metrics: Metrics = {"margin": margin}
         total = torch.zeros((), device=self.device)
@@ -104,9 +103,9 @@ class Classify(Stage):
             total = total + loss
         return total, metrics
 
-    def cosines(self, model: nn.Module, batch: dict[str, Any]) -> dict[str, Tensor]:
+    def cosines(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Modality -> cosines (B, C) of the augmented views with the class vectors."""
-        inputs = {name: self.front_ends[name]("refine", batch[name]["refine"]) for name in self.kits}
+        inputs = {name: self.front_ends[name]("refine", batch.groups[name]["refine"]) for name in self.kits}
         result: dict[str, Tensor] = model({name: (features,) for name, features in inputs.items()})
         return result
 

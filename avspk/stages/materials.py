@@ -1,34 +1,27 @@
-"""What the stages work on: settings, data, device."""
+"""What every training stage works on, besides its own settings and the kits of its modalities."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
-from avspk.config import Config
+from avspk.config import TrainingSettings
 from avspk.data.manifest import Utterances
-from avspk.data.noise import NoisePack
-from avspk.modalities.base import Media, ModalityKit
 
 
 @dataclass(frozen=True)
 class Materials:
-    """Settings of the run, its data, the device."""
+    """The same for all stages of a run.
 
-    config: Config
+    Attributes:
+        utterances: the manifest.
+        seed: of the run.
+        training: how batch norm, memory layout and compilation are wanted.
+        device: where it is trained.
+    """
+
     utterances: Utterances
-    crops: Path
-    noise: NoisePack
+    seed: int
+    training: TrainingSettings
     device: torch.device
-
-
-def build_kits(materials: Materials) -> dict[str, ModalityKit]:
-    """One kit for each of the config's modalities, in its order."""
-    config, training = materials.config, materials.config.training
-    media = Media(
-        materials.utterances, materials.crops, materials.noise, materials.device, config.seed, training.embed_seconds,
-        training.workers,
-    )  # fmt: skip
-    return {name: settings.build(name, media) for name, settings in config.modality_settings().items()}

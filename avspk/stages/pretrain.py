@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -10,11 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from avspk import distributed
+from avspk.clusterers.base import Clusterer
+from avspk.config import PretrainSettings
+from avspk.data.batch import Batch, Groups
 from avspk.data.dataset import ViewDataset
 from avspk.data.sampler import ClusterPositives, ExampleSampler
 from avspk.data.views import rows_of_views
 from avspk.inference.speaker_model import load_encoder
-from avspk.modalities.base import seeded
+from avspk.modalities.base import ModalityKit, seeded
 from avspk.models.audio_visual import EncoderBranch
 from avspk.models.ema import ema_update, make_teacher, running_mean
 from avspk.models.encoder import Encoder
@@ -22,7 +26,7 @@ from avspk.objectives.base import Course
 from avspk.schedules import cosine
 from avspk.stages.base import Metrics, Stage
 from avspk.stages.cluster import cluster_embeddings
-from avspk.stages.materials import Materials, build_kits
+from avspk.stages.materials import Materials
 from avspk.stages.truth import Truth
 
 STAGE = "pretrain"
@@ -34,31 +38,42 @@ class CollapseError(RuntimeError):
 
 
 class Pretrain(Stage):
-    """Student and EMA teacher of every modality; `pretrain.objective` compares them."""
+    """Student and EMA teacher of every modality; the settings' objective compares them."""
 
     name = STAGE
 
-    def __init__(self, materials: Materials, truth: Truth) -> None:
-        config = materials.config
-        self.settings = config.pretrain
-        self.config = config
+    def __init__(
+        self,
+        materials: Materials,
+        settings: PretrainSettings,
+        kits: Mapping[str, ModalityKit],
+        clusterer: Clusterer,
+        truth: Truth,
+    ) -> None:
+        """Build the stage.
+
+        Args:
+            kits: modality -> the builder of its parts.
+            clusterer: finds the clusters that positives are drawn from.
+            truth: for the log.
+        """
+        self.settings, self.kits, self.clusterer, self.truth = settings, kits, clusterer, truth
+        self.seed = materials.seed
         self.device = materials.device
-        self.truth = truth
         self.utterances = materials.utterances
         self.num_epochs = self.settings.epochs
         self.optimiser = self.settings.optimiser
         self.batch_size = self.settings.batch_size
-        self.kits = build_kits(materials)
         self.front_ends = {name: kit.front_end().to(self.device) for name, kit in self.kits.items()}
         plan = self.settings.objective.views
         alone = self.settings.cluster_aware.teacher_alone
         views = {name: kit.pretrain_views(plan, alone) for name, kit in self.kits.items()}
         self.groups = {name: sampler.groups for name, sampler in views.items()}
-        self.dataset = ViewDataset(views, config.seed, STAGE)
+        self.dataset = ViewDataset(views, self.seed, STAGE)
         self.sampler = ExampleSampler(
             np.arange(len(materials.utterances)),
             self.batch_size,
-            config.seed,
+            self.seed,
             STAGE,
             {name: kit.usable for name, kit in self.kits.items()},
             distributed.rank(),
@@ -67,7 +82,7 @@ class Pretrain(Stage):
         self.sampler.num_sources = self.settings.cluster_aware.utterances
         course = Course(self.num_epochs, self.steps_per_epoch)
         self.objectives = {name: self.settings.objective.build(course, self.device) for name in self.kits}
-        self.model = self.build_model({name: self._network(name) for name in self.kits}, config.training)
+        self.model = self.build_model({name: self._network(name) for name in self.kits}, materials.training)
         self.teacher = make_teacher(self.model)
         self.labels: dict[str, Tensor] = {}
         self.average: dict[str, Tensor] = {}
@@ -77,14 +92,14 @@ class Pretrain(Stage):
         encoder, objective = self.kits[name].encoder(), self.objectives[name]
         if name in self.settings.init_from:
             encoder.load_state_dict(load_encoder(self.settings.init_from[name])[0].state_dict())
-        return seeded(lambda: objective.network(encoder), self.config.seed, name, "head")
+        return seeded(lambda: objective.network(encoder), self.seed, name, "head")
 
     # What one step is.
 
-    def loss(self, model: nn.Module, batch: dict[str, Any], step: int) -> tuple[Tensor, Metrics]:
+    def loss(self, model: nn.Module, batch: Batch, step: int) -> tuple[Tensor, Metrics]:
         """Sum over modalities of the objective's loss."""
-        batch_size = len(batch["index"])
-        views = {name: self._views(name, batch[name]) for name in self.kits}
+        batch_size = len(batch)
+        views = {name: self._views(name, batch.groups[name]) for name in self.kits}
         student = model({name: (groups, batch_size) for name, (groups, _) in views.items()})
         with torch.no_grad():
             teacher = self.teacher({name: (groups, batch_size) for name, (_, groups) in views.items()})
@@ -97,7 +112,7 @@ class Pretrain(Stage):
             total = total + loss
         return total, metrics
 
-    def _views(self, name: str, groups: dict[str, Any]) -> tuple[list[Tensor], list[Tensor]]:
+    def _views(self, name: str, groups: Groups) -> tuple[list[Tensor], list[Tensor]]:
         """The student's groups of views and the teacher's, the long ones first."""
         plan, front_end = self.settings.objective.views, self.front_ends[name]
         short = [front_end("local", groups["local"])] if "local" in groups else []
@@ -149,10 +164,10 @@ class Pretrain(Stage):
 
     def _cluster(self, names: list[str], num_clusters: int) -> np.ndarray:
         """Labels (N,) by the teachers' embeddings of these modalities together, -1 where an utterance has none."""
-        share, seed = distributed.local_share(len(self.utterances)), self.config.seed
+        share = distributed.local_share(len(self.utterances))
         rows = {name: self.kits[name].embed(self.teacher[name].encoder, share) for name in names}
         usable = {name: self.kits[name].usable for name in names}
-        labels, _ = cluster_embeddings(rows, usable, self.config.cluster.build(), num_clusters, seed, self.device)
+        labels, _ = cluster_embeddings(rows, usable, self.clusterer, num_clusters, self.seed, self.device)
         return labels
 
     def _use_positives(self, name: str, labels: Tensor) -> None:

@@ -22,11 +22,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from avspk import distributed
 from avspk.config import RecalibrateSettings
+from avspk.data.batch import collate, move
 from avspk.data.dataset import Example, ViewDataset
 from avspk.data.loader import load
 from avspk.data.sampler import ExampleSampler
 from avspk.modalities.base import ModalityKit
-from avspk.stages.base import to_device
 
 
 def recalibrate(encoder: nn.Module, kit: ModalityKit, settings: RecalibrateSettings, stage: str) -> None:
@@ -43,9 +43,10 @@ def recalibrate(encoder: nn.Module, kit: ModalityKit, settings: RecalibrateSetti
         ViewDataset(views, media.seed, f"{stage}/recalibrate"),
         batch_sampler=_examples(kit, settings, f"{stage}/recalibrate"),
         num_workers=media.workers,
+        collate_fn=collate,
     )
     front_end = kit.front_end().to(media.device)
-    groups = (to_device(batch[kit.name]["refine"], media.device) for batch in loader)
+    groups = (move(batch.groups[kit.name]["refine"], media.device) for batch in loader)
     recalibrate_on(encoder.to(media.device), (front_end("refine", group, augmented=False) for group in groups))
 
 

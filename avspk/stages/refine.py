@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from avspk import distributed, losses
 from avspk.config import RefineSettings
+from avspk.data.batch import Batch, Views
 from avspk.data.files import whole_or_absent
 from avspk.judges.base import Replacement
 from avspk.judges.ledger import Ledger
@@ -73,9 +74,9 @@ class Refine(Classify):
 
     # What one step is.
 
-    def loss(self, model: nn.Module, batch: dict[str, Any], step: int) -> tuple[Tensor, Metrics]:
+    def loss(self, model: nn.Module, batch: Batch, step: int) -> tuple[Tensor, Metrics]:
         """Sum over modalities of the judged loss, divided by the batch size, never by what was selected."""
-        index, margin = batch["index"], self.margin(step)
+        index, margin = batch.index, self.margin(step)
         labels, trust = self.here(self.labels[index]), self.here(self.judge.trust[index])
         cosines = self.cosines(model, batch)
         replaced = self._replacements(batch, index, step // self.steps_per_epoch)
@@ -92,7 +93,7 @@ class Refine(Classify):
         return total, metrics
 
     @torch.no_grad()
-    def _replacements(self, batch: dict[str, Any], index: Tensor, epoch: int) -> tuple[Tensor, Replacement] | None:
+    def _replacements(self, batch: Batch, index: Tensor, epoch: int) -> tuple[Tensor, Replacement] | None:
         """The batch's doubtful rows and what replaces their labels; None if nothing does."""
         doubtful = (self.judge.trust[index] == 0).nonzero().flatten()
         if len(doubtful) == 0 or not self.judge.asks(epoch):
@@ -101,8 +102,9 @@ class Refine(Classify):
         hearer = self.model if self.mean is None else self.mean
         with _evaluation(hearer):
             for name in self.kits:
-                group = batch[name].get("clean", batch[name]["refine"])
-                clean = self.front_ends[name]("refine", {"signal": group["signal"][rows]}, augmented=False)
+                groups = batch.groups[name]
+                group = groups.get("clean", groups["refine"])
+                clean = self.front_ends[name]("refine", Views(group.signal[rows]), augmented=False)
                 logits.append(self.settings.scale * hearer[name](clean).float())
         present = torch.stack([self.present[name][index[doubtful]] for name in self.kits])
         labels = self.here(self.labels[index[doubtful]])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,10 @@ from avspk.data.manifest import Utterances, read_utterances, write_utterances
 from avspk.data.media import SAMPLE_RATE
 from avspk.data.noise import NoisePack, generate_noise_pack
 from avspk.data.sound import write_wav
+from avspk.modalities.base import Media, ModalityKit, build_kits
 from avspk.stages.materials import Materials
+from avspk.stages.pretrain import Pretrain
+from avspk.stages.truth import Truth
 
 VOXCELEB2_UTTERANCES = 1_092_009
 VOXCELEB2_SPEAKERS = 5_994
@@ -63,10 +67,31 @@ def paper_config(manifest: Path, overrides: Iterable[str] = ()) -> Config:
     return load_config(PAPER, [f"data.train={manifest}", f"output={manifest.parent / 'run'}", *overrides])
 
 
-def materials(folder: Path, files: int, utterances: int, device: torch.device, overrides: Iterable[str]) -> Materials:
+@dataclass(frozen=True)
+class Parts:
+    """What stages are built from."""
+
+    config: Config
+    materials: Materials
+    kits: dict[str, ModalityKit]
+
+    def pretrain(self) -> Pretrain:
+        """Stage 1, as the recipe builds it."""
+        settings, clusterer = self.config.pretrain, self.config.cluster.build()
+        return Pretrain(self.materials, settings, self.kits, clusterer, Truth(self.materials.utterances))
+
+
+def parts(config: Config, folder: Path, device: torch.device) -> Parts:
+    """The parts that a config builds over the utterances it names; crops and noise are in `folder`."""
+    utterances, noise, training = read(config), small_noise_pack(folder / "noise"), config.training
+    media = Media(utterances, folder / "crops", noise, device, config.seed, training.embed_seconds, training.workers)
+    kits = build_kits(config.modality_settings(), media)
+    return Parts(config, Materials(utterances, config.seed, training, device), kits)
+
+
+def paper_parts(folder: Path, files: int, utterances: int, device: torch.device, overrides: Iterable[str]) -> Parts:
     """What the paper's stages are built from, over a corpus written to `folder`."""
-    config = paper_config(write_corpus(folder, files, utterances), overrides)
-    return Materials(config, read(config), folder / "crops", small_noise_pack(folder / "noise"), device)
+    return parts(paper_config(write_corpus(folder, files, utterances), overrides), folder, device)
 
 
 def read(config: Config) -> Utterances:

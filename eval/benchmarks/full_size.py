@@ -28,7 +28,6 @@ from avspk.data.media import SAMPLE_RATE
 from avspk.data.sampler import ClusterPositives, ExampleSampler
 from avspk.inference.embed import equal_length_batches
 from avspk.stages.cluster import class_vectors, cluster_embeddings
-from avspk.stages.materials import Materials, build_kits
 from avspk.stages.refine import Refine
 from avspk.stages.truth import Truth
 from benchmarks.corpus import (
@@ -36,7 +35,7 @@ from benchmarks.corpus import (
     VOXCELEB2_SPEAKERS,
     VOXCELEB2_UTTERANCES,
     paper_config,
-    small_noise_pack,
+    parts,
 )
 from benchmarks.figures import Figure
 from benchmarks.measure import CPU_TIME, in_child
@@ -248,15 +247,12 @@ def a_round(folder: Path, sizes: Sizes) -> Seconds:
 
 def make_round(folder: Path, config: Config) -> Refine:
     """A round over the whole manifest, with encoders that take no time."""
-    utterances = read_utterances(config.data.train)
-    noise = small_noise_pack(folder / "noise")
     with CropWriter(folder / "crops") as writer:
         writer.append(np.zeros((1, CROP_SIZE, CROP_SIZE, 3), np.uint8), np.zeros((1, 5, 2), np.float32))
-    materials = Materials(config, utterances, folder / "crops", noise, HOST)
-    kits = build_kits(materials)
-    encoders = {name: kit.encoder() for name, kit in kits.items()}
-    truth, found = Truth(utterances), read_labels(folder)
-    return Refine(materials, "round1", config.refine, kits, encoders, found, truth, folder / "round1")
+    made = parts(config, folder, HOST)
+    encoders = {name: kit.encoder() for name, kit in made.kits.items()}
+    truth, found = Truth(made.materials.utterances), read_labels(folder)
+    return Refine(made.materials, "round1", config.refine, made.kits, encoders, found, truth, folder / "round1")
 
 
 def note(stage: Refine, rows: torch.Tensor, sizes: Sizes) -> None:

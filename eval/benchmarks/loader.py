@@ -17,6 +17,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from avspk.config import Config
+from avspk.data.batch import collate
 from avspk.data.dataset import ViewDataset
 from avspk.data.manifest import read_utterances
 from avspk.data.sampler import EpochBatches, ExampleSampler
@@ -72,7 +73,8 @@ def reader(folder: Path, sizes: Sizes, views: type[AudioViews]) -> Callable[[int
     sampler = ExampleSampler(np.arange(sizes.examples), sizes.batch, config.seed, "pretrain", usable)
 
     def read(workers: int) -> None:
-        loader = DataLoader(dataset, batch_sampler=EpochBatches(sampler, 0, 0), num_workers=workers)
+        batches = EpochBatches(sampler, 0, 0)
+        loader = DataLoader(dataset, batch_sampler=batches, num_workers=workers, collate_fn=collate)
         for _ in loader:
             pass
 

@@ -74,7 +74,7 @@ def cut_all(kind: str, folder: Path, manifest: Path, rows: Sequence[int]) -> lis
     """The crops of these examples."""
     views = AudioViews(read_utterances(manifest), EXAMPLES[kind], read_noise_pack(folder / "noise"))
     drawn = (views([row], generator(0, row)) for row in rows)
-    return [{name: np.asarray(group["signal"]) for name, group in example.items()} for example in drawn]
+    return [{name: group.signal for name, group in example.items()} for example in drawn]
 
 
 def require_equal(kind: str, folder: Path, manifests: Mapping[str, Path], rows: Sequence[int]) -> None:

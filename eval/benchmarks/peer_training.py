@@ -27,15 +27,13 @@ from avspk.losses import dino_loss, teacher_targets, update_center
 from avspk.models.ecapa import EcapaTdnn
 from avspk.models.ema import ema_update, make_teacher
 from avspk.models.heads import DinoHead
-from avspk.stages.pretrain import Pretrain
-from avspk.stages.truth import Truth
 from benchmarks.figures import Figure
 from benchmarks.measure import clock_on
 from benchmarks.peer_frontend import speechbrain_augmentation, speechbrain_features, write_sources
 from benchmarks.peers import compare_cost, compare_rate, missing, named, require_close
 from benchmarks.per_utterance import CROPS
 from benchmarks.training import Sizes as StepSizes
-from benchmarks.training import Steps, paper_materials
+from benchmarks.training import Steps, prepare
 
 TEMPERATURES = 0.1, 0.04  # student, teacher
 MOMENTUM = 0.996
@@ -286,8 +284,8 @@ def whole_step(device: torch.device, sizes: Sizes, folder: Path) -> Figure:
     overrides = (*sizes.overrides, f"{head}.out_dim={sizes.outputs}", f"{head}.hidden_dim={sizes.hidden}",
                  "audio.encoder.architecture=ecapa", f"audio.encoder.channels={sizes.channels}",
                  f"audio.encoder.aggregate_channels={3 * sizes.channels}")  # fmt: skip
-    paper = paper_materials(folder, device, StepSizes(**{**step_sizes.__dict__, "overrides": overrides}))
-    ours = Steps(Pretrain(paper, Truth(paper.utterances)), step_sizes, paper)
+    paper = prepare(folder, device, StepSizes(**{**step_sizes.__dict__, "overrides": overrides}))
+    ours = Steps(paper.pretrain(), step_sizes, paper)
     theirs: Any = None
     if not missing(peers):
         paths = sorted((folder / "audio").glob("*.wav"))

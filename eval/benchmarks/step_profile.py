@@ -21,15 +21,12 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from avspk.stages.base import to_device
-from avspk.stages.pretrain import Pretrain
-from avspk.stages.truth import Truth
 from avspk.training import tensor_float32
 from benchmarks.figures import Figure
 from benchmarks.measure import GIB, peak_gib, synchronise
 from benchmarks.operations import dino_step, kept_for_backward
 from benchmarks.training import Sizes as StepSizes
-from benchmarks.training import Steps, paper_materials
+from benchmarks.training import Steps, prepare
 
 # Dense bfloat16 TFLOP/s as the makers state them, by a part of torch's name of the device.
 PEAKS = {"H200": 989, "H100 PCIe": 756, "H100": 989, "B200": 2250, "A100": 312, "L40S": 362, "A10G": 70, "4090": 165}
@@ -67,8 +64,8 @@ def run(device: torch.device, sizes: Sizes) -> Iterator[Figure]:
     )
     chosen = StepSizes(**{**chosen.__dict__, "steps_a_turn": 1})
     with tempfile.TemporaryDirectory() as scratch:
-        paper = paper_materials(Path(scratch), device, chosen)
-        steps = Steps(Pretrain(paper, Truth(paper.utterances)), chosen, paper)
+        paper = prepare(Path(scratch), device, chosen)
+        steps = Steps(paper.pretrain(), chosen, paper)
         rate = yield from timed(steps, sizes.steps, chosen.batch)
         yield from efficiency(rate, dino_step(paper.config, "audio"), device)
         yield from profiled(steps, sizes.profiled, sizes.shown, device)
@@ -84,7 +81,7 @@ def update(steps: Steps) -> float:
     batch = next(steps.batches)
     waited = time.perf_counter() - start
     with tensor_float32(steps.settings.tf32):
-        batch = to_device(batch, steps.device)
+        batch = batch.to(steps.device)
         steps.trainers["bf16"].update(steps.stage, steps.stage.model, steps.optimiser, batch, steps.step)
     steps.step += 1
     return waited

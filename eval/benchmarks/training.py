@@ -24,13 +24,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from avspk.stages.base import Stage, to_device
-from avspk.stages.materials import Materials, build_kits
+from avspk.stages.base import Stage
 from avspk.stages.pretrain import Pretrain
 from avspk.stages.refine import Refine
 from avspk.stages.truth import Truth
 from avspk.training import FiniteGuard, Trainer, build_optimiser, tensor_float32
-from benchmarks.corpus import materials
+from benchmarks.corpus import Parts, paper_parts
 from benchmarks.figures import Figure, cost, rate
 from benchmarks.measure import GIB, WALL, Clock, clock_on, cores, peak_gib, threads
 from benchmarks.per_utterance import PerUtterance, draw_examples, write_noises
@@ -69,8 +68,8 @@ def run(device: torch.device, sizes: Sizes) -> Iterator[Figure]:
     """Stage 1 and its parts, stage 2, and on a GPU the comparison with a CPU front end."""
     sizes = sizes.on(device)
     with tempfile.TemporaryDirectory() as scratch:
-        paper = paper_materials(Path(scratch), device, sizes)
-        pretrain = Steps(Pretrain(paper, Truth(paper.utterances)), sizes, paper)
+        paper = prepare(Path(scratch), device, sizes)
+        pretrain = Steps(paper.pretrain(), sizes, paper)
         yield from pretrain.parts("dino step")
         yield pretrain.rate("dino step")
         yield memory(device)
@@ -80,21 +79,20 @@ def run(device: torch.device, sizes: Sizes) -> Iterator[Figure]:
         yield Steps(refine(paper, sizes, Path(scratch)), sizes, paper).rate("stage-2 step")
 
 
-def paper_materials(folder: Path, device: torch.device, sizes: Sizes) -> Materials:
+def prepare(folder: Path, device: torch.device, sizes: Sizes) -> Parts:
     """The paper's config, its audio branch alone, over enough utterances for all turns."""
     steps = 4 + 4 * sizes.turns * sizes.steps_a_turn + 8 * sizes.workers  # loaders read ahead
     utterances = max(sizes.batch * steps, 2 * sizes.pseudo_speakers)
     overrides = ["modalities=[audio]", f"pretrain.batch_size={sizes.batch}", f"refine.batch_size={sizes.batch}"]
-    return materials(folder, sizes.files, utterances, device, [*overrides, *sizes.overrides])
+    return paper_parts(folder, sizes.files, utterances, device, [*overrides, *sizes.overrides])
 
 
-def refine(paper: Materials, sizes: Sizes, folder: Path) -> Refine:
+def refine(paper: Parts, sizes: Sizes, folder: Path) -> Refine:
     """A round as it is after its gate has opened."""
-    kits = build_kits(paper)
-    labels = np.arange(len(paper.utterances)) % sizes.pseudo_speakers
-    truth = Truth(paper.utterances)
-    encoders = {name: kit.encoder() for name, kit in kits.items()}
-    stage = Refine(paper, "round1", paper.config.refine, kits, encoders, labels, truth, folder / "round1")
+    utterances, settings = paper.materials.utterances, paper.config.refine
+    labels, truth = np.arange(len(utterances)) % sizes.pseudo_speakers, Truth(utterances)
+    encoders = {name: kit.encoder() for name, kit in paper.kits.items()}
+    stage = Refine(paper.materials, "round1", settings, paper.kits, encoders, labels, truth, folder / "round1")
     stage.judge.trust[::3] = 0
     return stage
 
@@ -102,10 +100,10 @@ def refine(paper: Materials, sizes: Sizes, folder: Path) -> Refine:
 class Steps:
     """Updates of a stage in either precision, timed."""
 
-    def __init__(self, stage: Stage, sizes: Sizes, paper: Materials) -> None:
-        self.stage, self.sizes, self.device = stage, sizes, paper.device
+    def __init__(self, stage: Stage, sizes: Sizes, paper: Parts) -> None:
+        self.stage, self.sizes, self.device = stage, sizes, stage.device
         self.settings = paper.config.training
-        self.clock = PartClock(clock_on(paper.device))
+        self.clock = PartClock(clock_on(stage.device))
         self.seconds: dict[str, list[float]] = {}
         self.optimiser = build_optimiser(stage.parameter_groups(), stage.optimiser, stage.device)
         self.trainers = {name: self._trainer(dtype) for name, dtype in PRECISIONS.items()}
@@ -135,7 +133,7 @@ class Steps:
 
     def _update(self, precision: str) -> None:
         with self.clock.part("data wait"):
-            batch = to_device(next(self.batches), self.device)
+            batch = next(self.batches).to(self.device)
         with self.clock.part("update"), tensor_float32(self.settings.tf32):
             self.trainers[precision].update(self.stage, self.stage.model, self.optimiser, batch, self.step)
         self.step += 1

@@ -1,0 +1,52 @@
+"""Which settings of a begun run may change. Each setting says itself what reads it first; see `FirstReader`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from pydantic.fields import FieldInfo
+
+from avspk.config import Config, Differences
+from avspk.settings import FirstReader, Settings
+
+
+def first_reader(key: str, config: Config) -> FirstReader:
+    """What reads the setting at this dotted key first in a run of this config.
+
+    The innermost declaration on the way to the key holds. Where there is none, stage 1 reads it: the strictest answer.
+    """
+    node: Any = config
+    found = FirstReader.STAGE_ONE
+    for part in key.split("."):
+        field = type(node).model_fields.get(part) if isinstance(node, Settings) else None
+        if field is None:  # an entry of a free dictionary, or a setting of another kind
+            break
+        node = getattr(node, part)
+        found = declared(field, node) or found
+    if found is FirstReader.JOINT_CLUSTERING:
+        return FirstReader.STAGE_ONE if config.pretrain.cluster_aware.is_joint else FirstReader.ROUNDS
+    return found
+
+
+def declared(field: FieldInfo, value: Any) -> FirstReader | None:
+    """What the field's annotation says, or else the section of settings that is its value."""
+    said = [mark for mark in field.metadata if isinstance(mark, FirstReader)]
+    if said:
+        return said[0]
+    return value.first_reader if isinstance(value, Settings) else None
+
+
+def already_read(differing: Differences, config: Config, is_begun: Callable[[str], bool]) -> Differences:
+    """Those of the differing settings that a stage has read, so that they may not change.
+
+    `is_begun`: whether the stage with a folder of this name has begun. Stage 1 has begun as soon as there is a run.
+    """
+    readers = {key: first_reader(key, config) for key in differing}
+    begun = {one for one in (FirstReader.ROUNDS, FirstReader.LARGE_MARGIN) if is_begun(one.value)}
+    return {key: values for key, values in differing.items() if readers[key] in {FirstReader.STAGE_ONE, *begun}}
+
+
+def change_results(differing: Differences, config: Config) -> bool:
+    """Whether one of the differing settings has a say in the results of a run."""
+    return any(first_reader(key, config) is not FirstReader.NOTHING for key in differing)
