@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 
-
 TRACKED_NAMES = {"lr": "learning_rate", "rate": "examples_per_second", "data_wait": "data_wait_share"}
 """Of metrics whose short names in log.jsonl do not explain themselves on a tracker's page."""
 

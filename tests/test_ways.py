@@ -22,12 +22,30 @@ pytest.importorskip("onnxruntime", reason="pip install avspk[export]")
 pytest.importorskip("tensorboard", reason="pip install avspk[tensorboard]")
 
 PAGE = Path(__file__).parent.parent / "eval" / "WAYS.md"
-SMALL = """rounds=1 pretrain.epochs=1 refine.epochs=1 large_margin.epochs=1 audio.encoder.channels=16
-    audio.encoder.aggregate_channels=24 audio.encoder.embedding_dim=16 audio.views.global_seconds=0.6
-    audio.views.local_seconds=0.3 audio.refine_seconds=0.6 large_margin.seconds=0.8 face.encoder.width=4
-    face.views.global_size=32 face.views.local_size=16 face.refine_size=32 pretrain.objective.head.hidden_dim=32
-    pretrain.objective.head.bottleneck_dim=16 pretrain.objective.head.out_dim=64 pretrain.recalibrate.batches=1
-    training.precision=no training.log_steps=1 data.noise=noise""".split()
+SMALL = [
+    "rounds=1",
+    "pretrain.epochs=1",
+    "refine.epochs=1",
+    "large_margin.epochs=1",
+    "audio.encoder.channels=16",
+    "audio.encoder.aggregate_channels=24",
+    "audio.encoder.embedding_dim=16",
+    "audio.views.global_seconds=0.6",
+    "audio.views.local_seconds=0.3",
+    "audio.refine_seconds=0.6",
+    "large_margin.seconds=0.8",
+    "face.encoder.width=4",
+    "face.views.global_size=32",
+    "face.views.local_size=16",
+    "face.refine_size=32",
+    "pretrain.objective.head.hidden_dim=32",
+    "pretrain.objective.head.bottleneck_dim=16",
+    "pretrain.objective.head.out_dim=64",
+    "pretrain.recalibrate.batches=1",
+    "training.precision=no",
+    "training.log_steps=1",
+    "data.noise=noise",
+]
 BLOCK = re.compile(r"^```(console|python)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
