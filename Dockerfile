@@ -24,7 +24,8 @@ COPY . .
 ENV PATH="/avspk/.venv/bin:$PATH"
 
 # Files in mounted folders do not belong to root; for another user than 1000: docker run --user "$(id -u)".
-RUN useradd --create-home --uid 1000 avspk && mkdir -p data exp && chown -R 1000 data exp
+# That user, too, writes data/demo.
+RUN useradd --create-home --uid 1000 avspk && mkdir -p data exp && chmod 1777 data exp
 USER 1000
 
 CMD ["make", "demo", "EXTRAS=all"]

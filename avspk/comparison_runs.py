@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +51,9 @@ class PlannedRun:
     overrides: tuple[str, ...]
     shown: bool = True
 
-    @property
+    @cached_property
     def settings(self) -> Config:
-        """Its settings, without those that its module enforces."""
+        """Its settings, without those that its module enforces; the files are read once."""
         return load_config(self.config, self.overrides)
 
     @property

@@ -12,6 +12,9 @@ from typing import Any
 
 import torch
 
+TRACKED_NAMES = {"lr": "learning_rate", "rate": "examples_per_second", "data_wait": "data_wait_share"}
+"""Of metrics whose short names in log.jsonl do not explain themselves on a tracker's page."""
+
 
 class RunLog:
     """Appends records to `log.jsonl` and lines to `train.log`, and sends the numbers to experiment trackers.
@@ -80,7 +83,8 @@ def read_records(path: Path) -> Iterator[dict[str, Any]]:
 
 def _numbers(stage: str, values: dict[str, Any]) -> dict[str, float]:
     """The metrics that a tracker can draw, with the stage in their names."""
-    return {f"{stage}/{key}": value for key, value in values.items() if isinstance(value, (int, float))}
+    numbers = {key: value for key, value in values.items() if isinstance(value, (int, float))}
+    return {f"{stage}/{TRACKED_NAMES.get(key, key)}": value for key, value in numbers.items()}
 
 
 def setup_logging(folder: Path, rank: int) -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -92,6 +93,16 @@ def compared(configs, calls, tmp_path_factory):
 
 
 # The plan.
+
+
+def test_a_plan_reads_the_settings_of_a_run_once(configs, tmp_path, monkeypatch):
+    (first, *_) = plan_runs(configs, [0], (), tmp_path)
+    read, load = [], comparison_runs.load_config
+    monkeypatch.setattr(comparison_runs, "load_config", lambda *given: read.append(given) or load(*given))
+    fresh = replace(first)
+    assert fresh.settings is fresh.settings
+    assert fresh.settings == first.settings
+    assert len(read) == 1
 
 
 def test_one_stage_one_a_seed_and_everything_from_it(configs, tmp_path):

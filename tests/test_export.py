@@ -61,6 +61,11 @@ def synthetic(speaker, seconds):
     return synthesise(person, mood, articulate(person, mood, num_samples, rng), num_samples, rng)
 
 
+def speech(number, seconds):
+    """Sounds of as many procedural voices."""
+    return [synthetic(speaker, seconds) for speaker in range(number)]
+
+
 # Features to embeddings.
 
 
@@ -180,7 +185,7 @@ def test_the_front_end_adds_less_than_a_megabyte(tmp_path, ecapa80):
 def test_int8_costs_what_it_says(tmp_path, form):
     """The cosines of the held-out sounds, counted again; the front end keeps its float32 weights."""
     model, exact, _ = exported(tmp_path, form=form, channels=64, embedding_dim=24)
-    sounds = quantise.synthetic_speech(12, 2)
+    sounds = speech(12, 2)
     cost = quantise.export_int8(model, tmp_path / "int8.onnx", form, sounds)
     inputs = [s[None] if form.waveform else model.sound_input(torch.from_numpy(s)[None]).numpy() for s in sounds[1::2]]
     embeddings = []
@@ -189,7 +194,10 @@ def test_int8_costs_what_it_says(tmp_path, form):
         embeddings.append(np.concatenate([session.run(["embs"], {form.input_name: x})[0] for x in inputs]))
     a, b = (rows - (0 if form.subtract_mean else model.training_mean) for rows in embeddings)
     cosines = (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
-    assert (cost.lowest, cost.mean) == (pytest.approx(cosines.min(), abs=1e-5), pytest.approx(cosines.mean(), abs=1e-5))
+    assert cost.lowest == pytest.approx(cosines.min(), abs=1e-5)
+    assert cost.median == pytest.approx(np.median(cosines), abs=1e-5)
+    scores = [[[x @ y / np.sqrt((x @ x) * (y @ y)) for x in rows] for y in rows] for rows in (a, b)]
+    assert cost.score_change == pytest.approx(np.abs(np.subtract(*scores)).max(), abs=1e-5)
     assert 0.97 < cost.lowest < 1
     assert cost.num_sounds == 6
     graph = onnx.load(tmp_path / "int8.onnx")
@@ -198,12 +206,15 @@ def test_int8_costs_what_it_says(tmp_path, form):
     assert properties(exact).items() <= properties(tmp_path / "int8.onnx").items()
     stored = {tensor.data_type for tensor in graph.graph.initializer if tensor.dims and np.prod(tensor.dims) > 1000}
     assert onnx.TensorProto.INT8 in stored
-    assert (onnx.TensorProto.FLOAT in stored) == form.waveform
+    floats = [tensor.name for tensor in graph.graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT]
+    assert any("stem" in name for name in floats), "the first layer stays in float32"
+    weights = [onnx.numpy_helper.to_array(x) for x in graph.graph.initializer if x.data_type == onnx.TensorProto.INT8]
+    assert max(np.abs(tensor).max() for tensor in weights) <= 64, "7 bits, which overflow on no processor"
 
 
 def test_int8_is_a_third_of_the_size_at_most(tmp_path):
     model = load_model(write_model(tmp_path / "model", channels=256, aggregate_channels=512), "cpu")
-    cost = quantise.export_int8(model, tmp_path / "x.onnx", ExportForm(), quantise.synthetic_speech(8, 1))
+    cost = quantise.export_int8(model, tmp_path / "x.onnx", ExportForm(), speech(8, 1))
     assert (tmp_path / "x.onnx").stat().st_size == cost.bytes_int8 < cost.bytes_float / 3
 
 
@@ -243,18 +254,66 @@ def test_the_command_prints_the_difference(tmp_path, capsys):
     assert errors == "note: takes 40 mels; sherpa-onnx and wespeaker's runtime compute 80\n"
 
 
-def test_the_command_prints_what_int8_costs(tmp_path, capsys):
-    folder = write_model(tmp_path / "model")
-    files = [write_sound(tmp_path / f"{k}.wav", voice(1.2, speaker=k)) for k in range(8)]
-    options = ["--waveform", "--quantise", "int8", "--sounds", *map(str, files)]
+@pytest.fixture
+def recordings(tmp_path):
+    """A folder of ten, two of which cannot be used."""
+    folder = tmp_path / "recordings"
+    folder.mkdir()
+    for number in range(8):
+        write_sound(folder / f"{number}.wav", voice(1.2, speaker=number))
+    write_sound(folder / "silent.wav", np.zeros(16000, np.float32))
+    (folder / "broken.wav").write_bytes(b"RIFF")
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["folder", "files", "list", "wav.scp"])
+def test_the_command_prints_what_int8_costs_and_on_what(tmp_path, recordings, capsys, kind):
+    folder, files = write_model(tmp_path / "model"), sorted(recordings.iterdir())
+    (tmp_path / "list.txt").write_text("".join(f"{path}\n" for path in files))
+    (tmp_path / "wav.scp").write_text("".join(f"{path.stem} {path}\n" for path in files))
+    given = {"folder": [recordings], "files": files, "list": [tmp_path / "list.txt"], "wav.scp": [tmp_path / "wav.scp"]}
+    options = ["--waveform", "--quantise", "int8", "--calibrate", *map(str, given[kind])]
     assert main(["export", "--model", str(folder), "--out", str(tmp_path / "x.onnx"), *options]) == 0
-    found = re.search(r"cosine with float32 (\S+), lowest (\S+), on 4 given sounds", capsys.readouterr().out)
-    assert 0.9 < float(found[2]) <= float(found[1]) <= 1
+    output, errors = capsys.readouterr()
+    assert "measured on 4 of the recordings given, which set no range" in output
+    found = re.search(r"float32 lowest (\S+), median (\S+); scores of pairs change by at most (\S+)", output)
+    assert 0.9 < float(found[1]) <= float(found[2]) <= 1
+    assert 0 <= float(found[3]) < 0.5
+    assert [line.split(": ")[1] for line in errors.splitlines() if "left out" in line] == [
+        str(recordings / "broken.wav"), str(recordings / "silent.wav")
+    ]  # fmt: skip
+
+
+def test_the_command_warns_where_int8_is_poor(tmp_path, recordings, capsys, monkeypatch):
+    cost = quantise.QuantisationCost(0.95, 0.99, 0.1, 4, 3_000_000, 1_000_000)
+    monkeypatch.setattr(quantise, "export_int8", lambda *_: cost)
+    options = ["--quantise", "int8", "--calibrate", str(recordings)]
+    folder = write_model(tmp_path / "model", **EIGHTY)
+    assert main(["export", "--model", str(folder), "--out", str(tmp_path / "x.onnx"), *options]) == 0
+    assert "warning: int8 costs accuracy here: the lowest cosine is below 0.98" in capsys.readouterr().err
+
+
+def test_int8_takes_no_ranges_from_nothing(tmp_path, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["export", "--model", "m", "--out", str(tmp_path / "x.onnx"), "--quantise", "int8"])
+    assert "give --calibrate a folder or a list of sounds" in capsys.readouterr().err
 
 
 def test_a_sound_that_cannot_be_read_is_named(tmp_path, capsys):
     folder, out = write_model(tmp_path / "model"), tmp_path / "x.onnx"
-    options = ["--quantise", "int8", "--sounds", str(tmp_path / "missing.wav")]
+    options = ["--quantise", "int8", "--calibrate", str(tmp_path / "missing.wav")]
     assert main(["export", "--model", str(folder), "--out", str(out), *options]) == 2
-    assert f"error: {tmp_path / 'missing.wav'}: no such file" in capsys.readouterr().err
+    warning, error = capsys.readouterr().err.splitlines()
+    assert warning.startswith(f"warning: {tmp_path / 'missing.wav'}: no such file")
+    assert error.startswith("error: got 0 sounds to take ranges from; give 8 or more")
     assert not out.exists()
+
+
+def test_of_many_recordings_a_spread_of_them_is_read(monkeypatch):
+    read = []
+    monkeypatch.setattr(quantise, "read_audio", lambda path, first, number: read.append(path) or voice(0.1))
+    paths = [str(number) for number in range(1000)]
+    assert len(quantise.read_sounds(paths, pytest.fail)) == quantise.MAX_SOUNDS
+    assert (read[0], read[-1]) == ("0", "999")
+    assert len(quantise.read_sounds(paths[:5], pytest.fail)) == 5
+    assert read[-5:] == paths[:5]

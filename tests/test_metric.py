@@ -47,6 +47,14 @@ def test_spread_is_the_covariance_of_all_rows_and_within_clusters(monkeypatch):
     np.testing.assert_allclose(spread.within, inside.T @ inside / len(there), atol=1e-9)
 
 
+@pytest.mark.parametrize("weights", [None, "auto"])
+def test_clusters_of_copies_do_not_teach_a_metric(weights):
+    """Rows of a cluster that are all equal have no spread to whiten by."""
+    rows = {"audio": np.repeat(corpus(3, 3)[0]["audio"], 4, 0), "face": np.repeat(corpus(3, 3)[0]["face"], 4, 0)}
+    found = cluster(rows, 3, weights=weights)
+    assert found.labels.tolist() == [0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2]
+
+
 def test_whiteners_whiten():
     rng = np.random.default_rng(0)
     root = torch.from_numpy(rng.standard_normal((5, 5)))

@@ -229,6 +229,17 @@ def test_sound_that_tells_nothing(model, tmp_path, waveform, message, rate):
             model.embed(audio, rate)
 
 
+def test_nothing_is_embedded_of_sound_that_was_found_unusable(monkeypatch):
+    """Its parts before are given out; the rest is read, since a decoder may have a reason of its own, but kept."""
+    monkeypatch.setattr(module, "MAX_SECONDS", 1.0)
+    waveform = voice(5.0)
+    waveform[2 * 16000 + 7] = np.nan
+    given = []
+    with pytest.raises(MediaError, match="NaN or infinite"):
+        given.extend(iter(module.CheckedSound(waveform, 16000)))
+    assert [len(part) for part in given] == [16000, 16000]
+
+
 def test_absurdly_loud_sound_is_refused_not_nan(model):
     with pytest.raises(MediaError, match=r"too loud: the peak is .*e\+2"):
         model.embed(1e30 * voice(1.5), 16000)

@@ -146,6 +146,15 @@ def test_what_is_no_number_stays_in_the_json_log(tmp_path):
     assert json.loads((tmp_path / "log.jsonl").read_text())["gate/status"] == "fitted"
 
 
+def test_short_names_are_written_out_for_trackers(tmp_path):
+    sent = []
+    log = RunLog(tmp_path, True, lambda values, step: sent.append(values))
+    log.record("step", "pretrain", 1, 1, {"lr": 0.1, "rate": 30.0, "data_wait": 0.2})
+    spelt = {"learning_rate": 0.1, "examples_per_second": 30.0, "data_wait_share": 0.2}
+    assert sent == [{f"pretrain/{name}": value for name, value in spelt.items()}]
+    assert json.loads((tmp_path / "log.jsonl").read_text())["rate"] == 30.0
+
+
 def test_other_ranks_send_nothing(tmp_path):
     log = RunLog(tmp_path, False, lambda values, step: pytest.fail("sent"))
     log.record("step", "pretrain", 1, 1, {"loss": 1.0})

@@ -23,6 +23,13 @@ def test_equals_scipy(num, clusters):
     assert len(np.unique(labels)) == clusters
 
 
+def test_points_without_distances_are_refused():
+    rows = points(10)
+    rows[3, 2] = np.nan
+    with pytest.raises(ValueError, match="not finite"):
+        ward(rows, 4)
+
+
 def test_a_point_of_weight_n_is_n_equal_points():
     rows, counts = points(60), np.random.default_rng(1).integers(1, 6, 60)
     repeated = ward(np.repeat(rows, counts, 0), 8)

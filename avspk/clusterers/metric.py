@@ -26,6 +26,7 @@ from avspk.clusterers.kmeans import Reducer
 from avspk.clusterers.ward import ward
 from avspk.settings import Count, FirstReader, Positive, Probability, Settings
 
+NO_SPREAD = 1e-9  # of the variance, within clusters: rounding, as where the rows of each cluster are copies
 FLOOR = 1e-3  # added to the eigenvalues of the first whitening, in units of the largest one
 
 
@@ -121,7 +122,10 @@ class MetricClusterer:
         return labels.numpy()
 
     def _whitener(self, spread: Spread, clustered: bool) -> Tensor:
-        return within_whitener(spread.within, self.settings.shrinkage) if clustered else total_whitener(spread.total)
+        """Clusters of copies, or of one row each, do not tell how a speaker varies."""
+        if clustered and spread.within.trace() > NO_SPREAD * spread.total.trace():
+            return within_whitener(spread.within, self.settings.shrinkage)
+        return total_whitener(spread.total)
 
     def _group(self, joint: JointRows, num_clusters: int, seed: int, reducer: Reducer) -> Tensor:
         """Labels (n,) of this process's joint rows."""

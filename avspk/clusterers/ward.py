@@ -45,10 +45,12 @@ def ward(
         (N,) labels 0 .. K - 1, numbered by the first point of each cluster.
 
     Raises:
-        ValueError: if K is less than 1.
+        ValueError: if K is less than 1, or a point is not finite.
     """
     if num_clusters < 1:
         raise ValueError(f"num_clusters must be at least 1; got {num_clusters}")
+    if not np.isfinite(points).all():
+        raise ValueError("got points that are not finite, which have no distances")  # the search would never end
     num = len(points)
     if num_clusters >= num:
         return np.arange(num)

@@ -111,7 +111,8 @@ def main(given: Sequence[str] | None = None, prog: str | None = None) -> int:
         raise SystemExit(f"prepare: {error}") from None
     if summary:
         print(json.dumps(asdict(summary), indent=1))
-        print(f"{arguments.out}: manifest.parquet, rejected.tsv, contact_sheet.png")
+        names = ("manifest.parquet", "rejected.tsv", "contact_sheet.png")  # no sheet where there are no faces
+        print(f"{arguments.out}: {', '.join(name for name in names if (arguments.out / name).is_file())}")
     else:
         print("this slice is done; the last slice to end writes the manifest")
     return 0

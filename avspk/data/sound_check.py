@@ -33,6 +33,11 @@ class SoundCheck:
         self._powers: list[np.ndarray] = []  # of the whole frames seen, without their means
         self._held = np.zeros(0, np.float32)  # the frame that is not yet whole
 
+    @property
+    def hopeless(self) -> bool:
+        """Whether `finish` will raise, whatever comes."""
+        return bool(self._problem)
+
     def see(self, part: np.ndarray) -> None:
         """The next samples (n,)."""
         if len(part) == 0 or not self._finite:

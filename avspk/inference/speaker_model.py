@@ -134,8 +134,9 @@ def finite_mean(rows: Sequence[Floats], name: str) -> Floats:
 class CheckedSound:
     """The sound of a file or a waveform in parts of at most 320 s, those of digital silence left out.
 
-    Iterating raises and warns as `SpeakerModel.embed`, of the sound as a whole at its end. Who reads many packed
-    recordings gives the `sounds` that keep their shards open.
+    After a part that makes the sound unusable, the rest is read, since the decoder may have a reason of its own, but
+    no longer given out. Iterating raises and warns as `SpeakerModel.embed`, of the sound as a whole at its end. Who
+    reads many packed recordings gives the `sounds` that keep their shards open.
     """
 
     def __init__(
@@ -151,7 +152,7 @@ class CheckedSound:
         try:
             for part in self.parts:
                 check.see(part)
-                if part.any():
+                if part.any() and not check.hopeless:
                     yield part
             check.finish()
         except MediaError as error:

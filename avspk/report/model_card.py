@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import yaml
 
+from avspk.data.files import read_json
 from avspk.evaluation.run_folder import Run
 
 CARD = "README.md"
@@ -31,7 +31,7 @@ def model_card(folder: Path, repo: str, license_id: str, training_data: str | No
     missing = [name for name in MODEL_FILES if not (folder / name).is_file()]
     if missing:
         raise ValueError(f"{folder} is not a model folder: there is no {missing[0]} in it")
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = read_json(folder / "config.json", {})
     if not config.get("features"):
         raise ValueError(f"{folder} holds a face encoder; speaker models are audio only")
     run = _run_of(folder)
