@@ -138,13 +138,11 @@ def check_initial_models(config: Config) -> None:
         path = folder / "config.json"
         if not path.is_file():
             raise ConfigError(f"{key}: no config.json there; it must be a model folder, as exp/demo/model")
-        settings = getattr(config, modality)
-        wanted = settings.encoder.model_dump()
-        found = {name: value for name, value in read_json(path, {})["architecture"].items() if name != "num_mels"}
+        wanted, found = getattr(config, modality).architecture(), read_json(path, {})["architecture"]
         if found != wanted:
             differing = sorted(name for name in {*wanted, *found} if wanted.get(name) != found.get(name))
             shown = ", ".join(f"{name} {found.get(name)} -> {wanted.get(name)}" for name in differing)
-            raise ConfigError(f"{key} has another encoder than {modality}.encoder (there -> here): {shown}")
+            raise ConfigError(f"{key} has another encoder than {modality} here (there -> here): {shown}")
 
 
 def check_media(utterances: Utterances, config: Config) -> None:
