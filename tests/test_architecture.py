@@ -44,7 +44,10 @@ ALLOWED = {
         *("checkpoint", "data", "distributed", "extras", "frontend", "models", "progress", "scoring", "settings"),
     },
     "stages": ALGORITHMS | BOTTOM | {"inference"},
-    "evaluation": {"data", "distributed", "inference", "progress", "run", "runlog", "scoring", "text_files"},
+    "sources": set(),
+    "evaluation": {
+        *("data", "distributed", "inference", "progress", "run", "runlog", "scoring", "sources", "text_files"),
+    },
     "trackers": {"config"},
     "training": BOTTOM | STORAGE | {"finiteness", "loss_scale", "poll", "stages"},
     "report": {"data", "evaluation", "judges", "modalities", "scoring"},
@@ -53,17 +56,20 @@ ALLOWED = {
     "precision": {"config", "distributed"},
     "preflight": {"config", "data", "distributed", "machine", "modalities", "run"},
     "scaling": {"config", "data"},
-    "labellers": {"config", "data", "modalities", "run", "stages"},
+    "given": {"config", "data", "run"},
+    "labellers": {"config", "data", "modalities", "run", "sources", "stages"},
     "session": BOTTOM
     | STORAGE
     | ALGORITHMS
     | {
         "evaluation",
+        "given",
         "labellers",
         "memory",
         "precision",
         "preflight",
         "run",
+        "sources",
         "stage_one",
         "stages",
         "trackers",
@@ -80,7 +86,7 @@ ALLOWED = {
         "session",
         "stages",
     },
-    "round_labels": {"config", "data", "distributed", "extras", "run", "session", "stages"},
+    "round_labels": {"config", "data", "distributed", "extras", "given", "run", "session", "stages"},
     "systems": {"data", "evaluation", "frontend", "inference", "models", "session"},
     "recipe": {
         "checkpoint",
