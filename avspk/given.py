@@ -116,9 +116,9 @@ def _embeddings(path: Path, modality: str, config: Config, utterances: Utterance
     given[where[where >= 0]] = True
     ids = utterances.table["utterance"].to_numpy()
     if len(lacking := ids[usable & ~given]):
-        problems.append(f"{_some(lacking)} of the manifest with the modality {modality} have no row")
+        problems.append(f"without a row, of those with the modality {modality}: {_some(lacking)}")
     if len(broken := ids[usable & given & ~np.isfinite(found).all(1)]):
-        problems.append(f"{_some(broken)} have a row that is not finite")
+        problems.append(f"with a row that is not finite: {_some(broken)}")
     return found, problems
 
 
@@ -128,10 +128,10 @@ def _rows_of(names: Sequence[str], config: Config, utterances: Utterances) -> tu
     rows = np.array([number.get(name, number.get(utterance_of(name), -1)) for name in names], np.int64)
     problems = []
     if (unknown := rows < 0).any():
-        problems.append(f"{_some(np.array(names)[unknown])} are not in {config.data.train}")
+        problems.append(f"not in {config.data.train}: {_some(np.array(names)[unknown])}")
     counts = np.bincount(rows[~unknown], minlength=len(utterances))
     if len(twice := utterances.table["utterance"].to_numpy()[counts > 1]):
-        problems.append(f"{_some(twice)} stand there more than once")
+        problems.append(f"there more than once: {_some(twice)}")
     return rows, problems
 
 

@@ -217,8 +217,8 @@ def test_all_that_is_wrong_with_labels_is_said_at_once(data, names, tmp_path):
         Session(parse_config(settings(data, tmp_path / "exp", file)))
     text = str(error.value)
     assert text.startswith(f"refine.labels={file}: ")
-    assert "4 utterances (id9/v/1, id9/v/2, id9/v/3, ...) are not in " in text
-    assert f"1 utterance ({names[2]}) stand there more than once" in text
+    assert "manifest.parquet: 4 utterances (id9/v/1, id9/v/2, id9/v/3, ...)" in text
+    assert f"there more than once: 1 utterance ({names[2]})" in text
     assert "only 4 utterances have a label, fewer than a batch of refine.batch_size=12" in text
     assert "there are not two different labels" in text
     assert not (tmp_path / "exp").exists()
@@ -251,9 +251,9 @@ def test_all_that_is_wrong_with_embeddings_is_said_at_once(data, names, tmp_path
         Session(parse_config(settings(data, tmp_path / "exp", embeddings={"audio": tmp_path / "own.npy"})))
     text = str(error.value)
     assert "pretrain.embeddings.audio=" in text
-    assert "1 utterance (id9/v/1) are not in " in text
-    assert f"3 utterances ({names[2]}, {names[4]}, {names[-1]}) of the manifest with the modality audio have no" in text
-    assert f"1 utterance ({names[1]}) have a row that is not finite" in text
+    assert "manifest.parquet: 1 utterance (id9/v/1)" in text
+    assert f"of those with the modality audio: 3 utterances ({names[2]}, {names[4]}, {names[-1]})" in text
+    assert f"with a row that is not finite: 1 utterance ({names[1]})" in text
 
 
 @pytest.mark.parametrize(
