@@ -115,7 +115,17 @@ class PretrainSettings(Settings):
     init_from: dict[str, Path] = Field(
         default_factory=dict, description="modality -> model folder whose encoder stage 1 begins with; default: random"
     )
-    epochs: int = Field(150, ge=0, description="0: stage 1 is what init_from names, and the rounds begin from it")
+    embeddings: Annotated[dict[str, Path], FirstReader.ROUNDS] = Field(
+        default_factory=dict,
+        description="modality -> embeddings from elsewhere (.npy with a list of names beside it, .scp, .ark), which "
+        "round 1 clusters instead of those of stage 1",
+    )
+    epochs: int = Field(
+        150,
+        ge=0,
+        description="0: stage 1 is what init_from names, and the rounds begin from it; from random weights if the "
+        "labels of round 1 do not need it (embeddings, refine.labels)",
+    )
     batch_size: Count = Field(512, description="over all processes")
     optimiser: OptimiserSettings = OptimiserSettings()
     teacher_momentum: Probability = Field(0.996, description="rises to 1 by a cosine")
@@ -145,6 +155,11 @@ class RefineSettings(ClassifySettings):
 
     first_reader: ClassVar = FirstReader.ROUNDS
 
+    labels: Path | None = Field(
+        None,
+        description="labels of round 1 (.tsv, .csv, .parquet: utterance, label) instead of clusters; later rounds "
+        "cluster. Log, report and cards name the file",
+    )
     judge: JudgeSettings = GatedCorrectionSettings()
     clean_seconds: Positive | None = Field(
         None, description="length of the clean view that the judge hears; default: the crop that is trained on [C]"
@@ -277,11 +292,11 @@ class Config(Settings):
         for name, settings in self.modality_settings().items():
             if problem := plan.problem(*settings.views.counts(plan)):
                 raise ValueError(f"{name}.views.{problem}")
-        if unknown := set(self.pretrain.init_from) - set(valid):
-            raise ValueError(f"pretrain.init_from: {sorted(unknown)} are no modalities; valid: {valid}")
-        missing = [name for name in self.modalities if name not in self.pretrain.init_from]
-        if missing and self.pretrain.epochs == 0:
-            raise ValueError(f"pretrain.epochs is 0, and pretrain.init_from names no model for {missing[0]}")
+        for key in ("init_from", "embeddings"):
+            if unknown := set(getattr(self.pretrain, key)) - set(valid):
+                raise ValueError(f"pretrain.{key}: {sorted(unknown)} are no modalities; valid: {valid}")
+        if (why := self._start_problem()) is not None:
+            raise ValueError(why)
         if problem := self.refine.judge.problem(self.modalities):
             raise ValueError(f"refine.judge.{problem}")
         if self.calibration.held_out > self.calibration.most:
@@ -295,6 +310,21 @@ class Config(Settings):
                 "the gate reads losses after the ramp"
             )
         return self
+
+    def _start_problem(self) -> str | None:
+        """What is wrong with that from which the rounds start."""
+        stage_one, labels = self.pretrain, self.refine.labels
+        if labels is not None and stage_one.embeddings:
+            return "refine.labels and pretrain.embeddings both say what the labels of round 1 are; give one of them"
+        missing = [name for name in self.modalities if name not in stage_one.init_from]
+        if self.rounds:  # may start from random weights
+            missing = [name for name in missing if labels is None and name not in stage_one.embeddings]
+        if missing and stage_one.epochs == 0:
+            return (
+                f"pretrain.epochs is 0, and pretrain.init_from names no model for {missing[0]}; a round starts from "
+                "random weights only where refine.labels or pretrain.embeddings give its labels"
+            )
+        return None
 
     @classmethod
     def modality_names(cls) -> list[str]:

@@ -11,6 +11,7 @@ from avspk.config import ClusterSettings, Config
 from avspk.data.manifest import Utterances
 from avspk.modalities.base import ModalityKit
 from avspk.run import PSEUDO
+from avspk.sources import sources
 from avspk.stages.cluster import cluster_embeddings
 from avspk.stages.materials import Materials
 
@@ -20,11 +21,9 @@ class Labeller(Protocol):
 
     Attributes:
         name: recorded in the run folder, which continues only with labels of the same name.
-        claim: what the cards of the models say about the labels.
     """
 
     name: str
-    claim: str
 
     def settle(self, config: Config) -> Config:
         """The config, changed as these labels require."""
@@ -34,6 +33,9 @@ class Labeller(Protocol):
 
     def describe(self, stage: str, description: str) -> str:
         """Description of a stage for its model card."""
+
+    def claim(self, stage: str, config: Config) -> str:
+        """What the cards of a stage's models say about the labels."""
 
     def __call__(
         self, rows: Mapping[str, np.ndarray], materials: Materials, kits: Mapping[str, ModalityKit]
@@ -49,7 +51,6 @@ class ClusterLabeller:
     """Pseudo labels by joint clustering of all modalities: the method."""
 
     name = PSEUDO
-    claim = "Method of arXiv 2304.05754. No speaker label and no pretrained weights were used in training."
 
     def __init__(self, settings: ClusterSettings) -> None:
         self.clusterer, self.num_clusters = settings.build(), settings.num_clusters
@@ -64,6 +65,13 @@ class ClusterLabeller:
     def describe(self, stage: str, description: str) -> str:
         """See `Labeller`."""
         return description
+
+    def claim(self, stage: str, config: Config) -> str:
+        """See `Labeller`: what came from elsewhere is named."""
+        found = sources(config.model_dump(mode="json"), rounds=stage != "pretrain")
+        other = "other " if found else ""
+        rest = f"No {other}speaker label and no {other}pretrained weights were used in training."
+        return " ".join(["Method of arXiv 2304.05754.", *found, rest])
 
     def __call__(
         self, rows: Mapping[str, np.ndarray], materials: Materials, kits: Mapping[str, ModalityKit]

@@ -29,6 +29,8 @@ from avspk.modalities.base import VERIFIED
 from avspk.resume import already_read, change_results
 from avspk.run import PSEUDO, RunFolder
 
+Content = dict[str, dict[str, str]]
+"""Setting that names a file or folder -> that, and a digest of what is in it, by which a run knows it."""
 Arguments = ParamSpec("Arguments")
 Checked = TypeVar("Checked")
 RESULTS = ("metrics.json", "report.html")
@@ -124,7 +126,7 @@ def _clusterings(config: Config) -> Iterator[tuple[str, int, str]]:
         # Each on its own, or all together: audio is there for all.
         for modality in [VERIFIED] if config.pretrain.cluster_aware.joint else config.modalities:
             yield "pretrain.cluster_aware.num_clusters", max(counts) if isinstance(counts, list) else counts, modality
-    if config.rounds:
+    if config.rounds > (config.refine.labels is not None):
         yield "cluster.num_clusters", config.cluster.num_clusters, VERIFIED  # which all have
 
 
@@ -135,13 +137,11 @@ def check_initial_models(config: Config) -> None:
         path = folder / "config.json"
         if not path.is_file():
             raise ConfigError(f"{key}: no config.json there; it must be a model folder, as exp/demo/model")
-        settings = getattr(config, modality)
-        wanted = settings.encoder.model_dump()
-        found = {name: value for name, value in read_json(path, {})["architecture"].items() if name != "num_mels"}
+        wanted, found = getattr(config, modality).architecture(), read_json(path, {})["architecture"]
         if found != wanted:
             differing = sorted(name for name in {*wanted, *found} if wanted.get(name) != found.get(name))
             shown = ", ".join(f"{name} {found.get(name)} -> {wanted.get(name)}" for name in differing)
-            raise ConfigError(f"{key} has another encoder than {modality}.encoder (there -> here): {shown}")
+            raise ConfigError(f"{key} has another encoder than {modality} here (there -> here): {shown}")
 
 
 def check_media(utterances: Utterances, config: Config) -> None:
@@ -171,31 +171,35 @@ class Claim:
     changed: Differences
 
 
-def claim_folder(config: Config, labels: str, utterances: Utterances, device: torch.device, precision: str) -> Claim:
+def claim_folder(
+    config: Config, labels: str, utterances: Utterances, content: Content, device: torch.device, precision: str
+) -> Claim:
     """Keep config and versions in the run's folder; results of other settings are removed. Called by every process.
 
     Args:
         labels: what the run is trained on.
         utterances: of its manifest.
+        content: of the other files that it learns from.
         device: what it runs on.
         precision: in which it computes; a continued run keeps it where the config leaves it to the machine.
 
     Raises:
-        ConfigError: if the folder holds a run with other labels or utterances, or with other settings that a stage
-            has read, or is in use.
+        ConfigError: if the folder holds a run with other labels or utterances, or with other settings or files that
+            a stage has read, or is in use.
     """
     folder, files = config.output, RunFolder(config.output)
     digest = manifest_digest(utterances)
-    changed = _require_same_run(files, config, labels, digest)
+    changed = _require_same_run(files, config, labels, digest, content)
     lock = _hold(folder) if distributed.rank() == 0 else None
     distributed.barrier()
     if distributed.rank() == 0:
-        if change_results(changed, config):
+        if change_results({key: both for key, both in changed.items() if key not in content}, config):
             for name in RESULTS:  # before the new config, beside which they would pass for its results
                 (folder / name).unlink(missing_ok=True)
         with whole_or_absent(files.config) as part:
             part.write_text(dump_config(config), encoding="utf-8")
-        write_json(files.environment, _environment(config, labels, digest, utterances, device, precision))
+        facts = _environment(config, utterances, device, precision)
+        write_json(files.environment, facts | {"labels": labels, "utterances": digest, "content": content})
     return Claim(lock, changed)
 
 
@@ -207,17 +211,24 @@ def manifest_digest(utterances: Utterances) -> str:
     return digest.hexdigest()[:16]
 
 
-def _require_same_run(files: RunFolder, config: Config, labels: str, utterances: str) -> Differences:
+def _require_same_run(files: RunFolder, config: Config, labels: str, utterances: str, content: Content) -> Differences:
     """Settings that differ and may."""
-    folder = files.path
+    folder, facts = files.path, files.facts()
     differing = differing_keys(load_config(files.config), config) if files.config.is_file() else {}
+    known = {key: one for key, one in facts.get("content", {}).items() if key in content}
     fixed = already_read(differing, config, lambda stage: files.stage(stage).path.exists())
+    fixed = {key: values for key, values in fixed.items() if key not in known}
     if fixed:
         raise ConfigError(
             f"{folder} holds a run with other settings (was -> now):\n  " + "\n  ".join(describe(fixed))
             + "\nContinue it with its own config, or choose another folder with output=..."
         )  # fmt: skip
-    facts = files.facts()
+    for key in known:
+        if known[key]["digest"] != content[key]["digest"] and not key.startswith(tuple(chain(*waiting))):
+            raise ConfigError(
+                f"{folder} holds a run that has read another {key} ({known[key]['file']}) than there is now in "
+                f"{content[key]['file']}. Put that content back, or choose another folder with output=..."
+            )
     if facts and (before := facts.get("labels", PSEUDO)) != labels:
         raise ConfigError(
             f"{folder} holds a run on {before} labels, not on {labels} ones; choose another folder with output=..."
@@ -242,9 +253,7 @@ def _hold(folder: Path) -> IO[str]:
     return lock
 
 
-def _environment(
-    config: Config, labels: str, digest: str, utterances: Utterances, device: torch.device, precision: str
-) -> dict[str, Any]:
+def _environment(config: Config, utterances: Utterances, device: torch.device, precision: str) -> dict[str, Any]:
     now = datetime.now(UTC).isoformat(timespec="seconds")
     num_crops = utterances.table["num_crops"].to_numpy()
     return {
@@ -262,6 +271,4 @@ def _environment(
             "with_face": int((num_crops > 0).sum()),
             "face_crops": int(num_crops.sum()),
         },
-        "labels": labels,
-        "utterances": digest,
     }

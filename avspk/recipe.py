@@ -12,7 +12,7 @@ from avspk import distributed
 from avspk.checkpoint import load_tree, save_tree
 from avspk.modalities.base import VERIFIED
 from avspk.report import write_report
-from avspk.round_labels import calibration_labels, round_labels, trusted_labels
+from avspk.round_labels import calibration_labels, name_of_labels, round_labels, trusted_labels
 from avspk.session import Session
 from avspk.stage_work import Encoders, StageWork, is_finished, load_encoders, training_embeddings
 from avspk.stages.classify import Classify
@@ -48,7 +48,8 @@ def pretrain(session: Session) -> Encoders:
         work = StageWork(session, folder)
         clusterer = session.config.cluster.build()
         stage = work.train(Pretrain(session.materials, settings, session.kits, clusterer, session.truth))
-        description = f"{settings.objective.kind.upper()} pretraining, mean of the last teachers"
+        trained = f"{settings.objective.kind.upper()} pretraining, mean of the last teachers"
+        description = trained if settings.epochs else "stage 1 without training"
         work.export(stage.teachers(), description, settings.recalibrate)
         work.finish()
     return load_encoders(session, folder)
@@ -70,7 +71,8 @@ def refine(session: Session, number: int, encoders: Encoders) -> Encoders:
         work.train(stage)
         if session.main:
             save_tree(folder.classifiers, stage.classifiers())
-        work.export(stage.encoders(), f"round {number} of judged {session.labeller.name} labels", settings.recalibrate)
+        description = f"round {number} of judged {name_of_labels(session, number)}"
+        work.export(stage.encoders(), description, settings.recalibrate)
         work.finish()
     return load_encoders(session, folder)
 

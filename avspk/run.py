@@ -2,6 +2,7 @@
 
 config.yaml environment.json log.jsonl train.log lock metrics.json report.html
 noise/                          the generated noise pack, if the config names none
+given/                          copies of the files that the user gave for round 1
 pretrain/ round1/ ... large_margin/     one stage each, see `StageFolder`
 model/                          the published audio model
 evaluation/                     embeddings and scores of the trial lists
@@ -122,6 +123,10 @@ class RunFolder:
     def noise(self) -> Path:
         """The noise pack that the run generated for itself."""
         return self.path / "noise"
+
+    def given(self, key: str, digest: str) -> Path:
+        """Copy of the file that the setting `key` names, by its content."""
+        return self.path / "given" / f"{key}.{digest}.npy"
 
     @property
     def evaluation(self) -> Path:

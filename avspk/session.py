@@ -13,16 +13,18 @@ import torch
 from avspk import distributed
 from avspk.config import Config, ConfigError, TrainingSettings, describe, flat_settings
 from avspk.data.manifest import Utterances, read_utterances
-from avspk.data.noise import generate_noise_pack, read_noise_pack
+from avspk.data.noise import NoisePack, fit_to_memory, generate_noise_pack, pack_digest, read_noise_pack
 from avspk.data.sound_store import SoundStore
 from avspk.evaluation.trial_set import TrialSet
 from avspk.extras import explained
+from avspk.given import Given, given_files, read_given
 from avspk.labellers import ClusterLabeller, Labeller
 from avspk.memory import keep_freed_memory
 from avspk.modalities.base import Media, build_kits
 from avspk.precision import FLOAT32, choose_precision
 from avspk.preflight import (
     Checks,
+    Content,
     check_initial_models,
     check_media,
     claim_folder,
@@ -32,6 +34,7 @@ from avspk.preflight import (
 )
 from avspk.run import RunFolder
 from avspk.runlog import RunLog, setup_logging
+from avspk.sources import sources
 from avspk.stage_one import copy_stage_one, require_stage_one
 from avspk.stages.materials import Materials
 from avspk.stages.truth import Truth
@@ -53,6 +56,7 @@ class Session:
         config: of the whole run.
         labeller: makes the labels of its rounds.
         folder, files: the run folder as a path, and the names of its files.
+        content: what is in the files that the config names besides its data, by digest.
         main: whether this is the process that writes.
         materials, kits: what all stages work on, and modality -> the builder of its parts.
         truth: true speakers for the log; not used in training.
@@ -77,61 +81,66 @@ class Session:
         self.accelerator = _accelerator(config.training, config.output, precision.name)
         self.main = self.accelerator.is_main_process
         torch.backends.cudnn.allow_tf32 = config.training.tf32  # torch allows it for convolutions by default
-        utterances = self._check(device)
-        claim = claim_folder(config, self.labeller.name, utterances, device, precision.name)
+        utterances, configured_noise, given = self._check(device)
+        self.content = _content(config, configured_noise, given)
+        claim = claim_folder(config, self.labeller.name, utterances, self.content, device, precision.name)
         self.lock = claim.lock
         if self.main:
             copy_stage_one(config)
+            for one in given:
+                one.keep(self.files)
         distributed.barrier()
         setup_logging(self.folder, distributed.rank())
         logger.info("%s: %d utterances, %d processes on %s", self.folder, len(utterances), distributed.world_size(),
                     self.accelerator.device)  # fmt: skip
         logger.info("precision: %s, %s", precision.name.replace(FLOAT32, "float32"), precision.reason)
+        for line in sources(config.model_dump(mode="json")):
+            logger.info("%s", line)
         for line in describe(claim.changed):
             logger.info("changed since the last start: %s", line)
+        noise = fit_to_memory(configured_noise or self._generated_noise(utterances), config.data.noise_gigabytes)
         self.materials = Materials(utterances, config.seed, config.training, self.accelerator.device)
-        self.kits = build_kits(config.modality_settings(), self._media(utterances))
+        self.kits = build_kits(config.modality_settings(), self._media(utterances, noise))
         self.truth = Truth(utterances)
         resumed = self.files.log.is_file()
         start_trackers(self.accelerator, self.folder, None if resumed else flat_settings(config))
         track = self.accelerator.log if config.training.trackers else None
         self.trainer = Trainer(self.accelerator, config.training, RunLog(self.folder, self.main, track))
 
-    def _check(self, device: torch.device) -> Utterances:
-        """The utterances, after all checks that do not need the run folder."""
+    def _check(self, device: torch.device) -> tuple[Utterances, NoisePack | None, list[Given]]:
+        """Utterances, configured noise and, in the main process, given files, after all checks that need no claim."""
         config = self.config
         checks = Checks()
         checks.note(launch_problems(config, device))
         checks(check_initial_models, config)
+        noise = checks(read_noise_pack, config.data.noise) if config.data.noise is not None else None
+        given: list[Given | None] = []
         utterances = checks(read_utterances, config.data.train)
         if utterances is not None:
             checks.note(size_problems(utterances, config))
             checks(check_media, utterances, config)
             checks(self.labeller.check, utterances, config)
-            checks(require_stage_one, config, manifest_digest(utterances))
-        if config.data.noise is not None:
-            checks(read_noise_pack, config.data.noise)
+            checks(require_stage_one, config, manifest_digest(utterances), pack_digest(noise) if noise else None)
+            files = given_files(config) if self.main else {}
+            given = [checks(read_given, key, path, config, utterances) for key, path in files.items()]
         self.trials = checks(_trials, config)
         checks.finish()
         assert utterances is not None  # else there was an error
-        return utterances
+        return utterances, noise, [one for one in given if one is not None]
 
     def is_there(self, path: Path) -> bool:
         """Whether the main process sees a file. All processes then do the same, whatever their nodes have cached."""
         return distributed.from_rank_zero(path.is_file())
 
-    def _media(self, utterances: Utterances) -> Media:
+    def _media(self, utterances: Utterances, noise: NoisePack) -> Media:
         """What the kits of the modalities work on."""
         data, training = self.config.data, self.config.training
-        noise = read_noise_pack(self._noise_folder(utterances), data.noise_gigabytes)
         crops = data.crops or data.train.parent / "crops"
         device, seed = self.accelerator.device, self.config.seed
         return Media(utterances, crops, noise, device, seed, training.embed_seconds, training.workers)
 
-    def _noise_folder(self, utterances: Utterances) -> Path:
-        """The configured noise pack, or a generated one whose babble is training speech."""
-        if self.config.data.noise is not None:
-            return self.config.data.noise
+    def _generated_noise(self, utterances: Utterances) -> NoisePack:
+        """The run's own noise pack, whose babble is training speech."""
         folder = self.files.noise
         if self.main and not folder.is_dir():
             rows = np.random.default_rng(self.config.seed).permutation(len(utterances))[:GENERATED_BABBLE]
@@ -139,7 +148,16 @@ class Session:
             speech = (sounds.read(utterances.audio_path(int(row))) for row in rows)
             generate_noise_pack(folder, self.config.seed, speech)
         distributed.barrier()
-        return distributed.wait_for_file(folder)
+        return read_noise_pack(distributed.wait_for_file(folder))
+
+
+def _content(config: Config, noise: NoisePack | None, given: list[Given]) -> Content:
+    """What is in the configured noise pack and in the given files, which the main process has read."""
+    found = distributed.from_rank_zero(tuple((one.key, one.file, one.digest) for one in given))
+    content = {key: {"file": file, "digest": digest} for key, file, digest in found}
+    if noise is not None:
+        content["data.noise"] = {"file": str(config.data.noise), "digest": pack_digest(noise)}
+    return content
 
 
 def _trials(config: Config) -> TrialSet | None:

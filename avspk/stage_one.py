@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 
 from avspk.config import Config, ConfigError, describe, differing_keys, load_config
@@ -13,13 +14,15 @@ from avspk.run import RunFolder
 from avspk.settings import FirstReader
 
 
-def stage_one_differences(first: Config, second: Config) -> list[str]:
+def stage_one_differences(first: Config, second: Config, known: Collection[str] = ()) -> list[str]:
     """Settings that make the second's stage 1 another one than the first's, as `key: first -> second`.
+
+    Paths at the keys in `known` do not matter: their content is compared elsewhere.
 
     Modalities are independent in stage 1, and the second may have fewer of them, unless they were clustered together.
     """
     unused = (f"{name}." for name in second.modality_names() if name not in second.modalities)
-    ignored = ("stage_one", "modalities", *unused)
+    ignored = ("stage_one", "modalities", *known, *unused)
     differing = {key: values for key, values in differing_keys(first, second).items() if not key.startswith(ignored)}
     matter = {key: both for key, both in differing.items() if first_reader(key, second) is FirstReader.STAGE_ONE}
     missing = [name for name in second.modalities if name not in first.modalities]
@@ -28,10 +31,12 @@ def stage_one_differences(first: Config, second: Config) -> list[str]:
     return describe(matter) + [f"modalities: {first.modalities} lacks {name}" for name in missing]
 
 
-def require_stage_one(config: Config, utterances: str) -> None:
+def require_stage_one(config: Config, utterances: str, noise: str | None = None) -> None:
     """Check that the run named by `stage_one` has finished the stage 1 that this config would train.
 
-    `utterances`: digest of this run's manifest, as `environment.json` holds it.
+    Args:
+        config: of the run that would copy it.
+        utterances, noise: digests of its manifest and of its configured noise pack, as `environment.json` holds them.
 
     Raises ConfigError naming what is missing or what differs.
     """
@@ -45,7 +50,11 @@ def require_stage_one(config: Config, utterances: str) -> None:
                 f"stage_one={source}: no {path.relative_to(source)} there; it must be the folder of a run after its "
                 "stage 1"
             )
-    differences = stage_one_differences(load_config(files.config), config)
+    there = files.facts().get("content", {}).get("data.noise", {}).get("digest")
+    both = there is not None and noise is not None
+    if both and there != noise:
+        raise ConfigError(f"stage_one={source} was trained with another noise pack than data.noise={config.data.noise}")
+    differences = stage_one_differences(load_config(files.config), config, ["data.noise"] if both else [])
     if differences:
         raise ConfigError(
             f"stage_one={source} was trained with other settings (there -> here):\n  " + "\n  ".join(differences)

@@ -65,7 +65,8 @@ class StageWork:
     def _save(self, modality: str, encoder: Encoder, mean: np.ndarray, description: str) -> None:
         config = self.session.config
         architecture, features = self.session.kits[modality].describe_model()
-        card = _card(modality, f"{description}, modalities {config.modalities}, seed {config.seed}", self.session)
+        claim = self.session.labeller.claim(self.folder.name, config)
+        card = _card(modality, f"{description}, modalities {config.modalities}, seed {config.seed}", claim)
         save_model(self.folder.model(modality), encoder, architecture, features, mean, card)
 
     def finish(self, **facts: str) -> None:
@@ -112,10 +113,10 @@ def embed(session: Session, modality: str, encoder: Encoder) -> np.ndarray:
     return session.kits[modality].embed(encoder.to(session.materials.device), share)
 
 
-def _card(modality: str, description: str, session: Session) -> str:
+def _card(modality: str, description: str, claim: str) -> str:
     use = (
         "Load with `avspk.load_model(folder)`; see the README of avspk."
         if modality == VERIFIED
         else "It served to make and correct pseudo labels; speaker verification uses the audio model."
     )
-    return f"# {modality} encoder\n\n{description}.\n{session.labeller.claim}\n\n{use}\n"
+    return f"# {modality} encoder\n\n{description}.\n{claim}\n\n{use}\n"

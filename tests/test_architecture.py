@@ -44,7 +44,10 @@ ALLOWED = {
         *("checkpoint", "data", "distributed", "extras", "frontend", "models", "progress", "scoring", "settings"),
     },
     "stages": ALGORITHMS | BOTTOM | {"inference"},
-    "evaluation": {"data", "distributed", "inference", "progress", "run", "runlog", "scoring", "text_files"},
+    "sources": set(),
+    "evaluation": {
+        *("data", "distributed", "inference", "progress", "run", "runlog", "scoring", "sources", "text_files"),
+    },
     "trackers": {"settings"},
     "training": BOTTOM | STORAGE | {"data", "finiteness", "loss_scale", "poll", "stages"},
     "report": {"data", "evaluation", "judges", "modalities", "scoring"},
@@ -54,17 +57,20 @@ ALLOWED = {
     "precision": {"distributed", "modalities"},
     "preflight": {"config", "data", "distributed", "machine", "modalities", "resume", "run"},
     "scaling": {"config", "data"},
-    "labellers": {"config", "data", "modalities", "run", "stages"},
+    "given": {"config", "data", "run"},
+    "labellers": {"config", "data", "modalities", "run", "sources", "stages"},
     "session": BOTTOM
     | STORAGE
     | ALGORITHMS
     | {
         "evaluation",
+        "given",
         "labellers",
         "memory",
         "precision",
         "preflight",
         "run",
+        "sources",
         "stage_one",
         "stages",
         "trackers",
@@ -81,7 +87,7 @@ ALLOWED = {
         "session",
         "stages",
     },
-    "round_labels": {"config", "data", "distributed", "extras", "run", "session", "stages"},
+    "round_labels": {"config", "data", "distributed", "extras", "given", "run", "session", "stages"},
     "systems": {"data", "evaluation", "frontend", "inference", "models", "session"},
     "recipe": {
         "checkpoint",

@@ -320,7 +320,7 @@ def test_train_av_does_not_go_on_with_a_supervised_run(compared):
         Session(load_config(pseudo / "config.yaml"), SpeakerLabeller())
 
 
-@pytest.mark.parametrize("key", ["labels", "supervised", "data.labels", "refine.labels", "data.speakers"])
+@pytest.mark.parametrize("key", ["labels", "supervised", "data.labels", "data.speakers"])
 def test_no_setting_leads_to_supervision(configs, key):
     with pytest.raises(ConfigError, match="unknown key"):
         load_config(configs[0], [f"{key}=x"])
@@ -337,10 +337,11 @@ def test_the_package_does_not_import_supervision():
 
 
 def test_gate_and_correction_stay_off_whatever_the_config_says(configs, tmp_path):
-    config = load_config(configs[1], [f"output={tmp_path / 'run'}"])
+    config = load_config(configs[1], [f"output={tmp_path / 'run'}", "refine.labels=not/read.tsv"])
     assert config.refine.judge.gate.enabled
     run = Session(config, SpeakerLabeller())
     assert run.config.modalities == ["audio"]
+    assert run.config.refine.labels is None
     assert not run.config.refine.judge.gate.enabled
     assert not run.config.refine.judge.correction.enabled
     assert np.array_equal(np.unique(run.labeller({}, run.materials, run.kits)[0]), np.arange(tiny.NUM_SPEAKERS))

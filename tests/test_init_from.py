@@ -55,7 +55,11 @@ def test_what_cannot_be_begun_with_is_said_at_once(first, tmp_path):
         Session(parse_config(tree))
     tree = audio(data, tmp_path / "exp", model)
     tree["audio"]["encoder"]["embedding_dim"] += 1
-    with pytest.raises(ConfigError, match=r"another encoder than audio.encoder .*embedding_dim \d+ -> \d+"):
+    with pytest.raises(ConfigError, match=r"another encoder than audio here .*embedding_dim 16 -> 17"):
+        Session(parse_config(tree))
+    tree = audio(data, tmp_path / "exp", model)
+    tree["audio"]["features"]["num_mels"] = 24
+    with pytest.raises(ConfigError, match=r"\(there -> here\): num_mels 40 -> 24"):
         Session(parse_config(tree))
     assert not (tmp_path / "exp").exists()
     tree = audio(data, tmp_path / "exp")

@@ -13,6 +13,7 @@ from avspk.data.noise import (
     NoisePackError,
     align_rir,
     generate_noise_pack,
+    pack_digest,
     read_noise_pack,
     water_level,
     write_noise_pack,
@@ -28,6 +29,21 @@ def some_recordings() -> list[tuple[str, str, np.ndarray]]:
         for category in CATEGORIES
         for k, n in enumerate(lengths[category])
     ]
+
+
+def test_the_digest_tells_packs_apart_by_their_content(tmp_path: Path) -> None:
+    rirs = np.eye(2, 8, dtype=np.float32)
+
+    def digest(name: str, recordings: Any = None, responses: np.ndarray = rirs) -> str:
+        return pack_digest(write_noise_pack(tmp_path / name, recordings or some_recordings(), responses))
+
+    same = digest("a")
+    assert digest("b") == same
+    other = some_recordings()
+    other[1] = (other[1][0], other[1][1], -other[1][2])  # other samples under the same table
+    renamed = [(name + "x", category, waveform) for name, category, waveform in some_recordings()]
+    assert len({same, digest("c", other), digest("d", renamed), digest("e", responses=rirs[::-1])}) == 4
+    assert digest("f", [("one", "noise", np.zeros(3))], rirs[:0]) != same
 
 
 def test_round_trip(tmp_path: Path) -> None:

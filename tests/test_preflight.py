@@ -7,11 +7,12 @@ import tiny
 import torch
 from test_pipeline import assert_same_weights, short, weights
 
-from avspk import recipe
+from avspk import recipe, session
 from avspk.checkpoint import CheckpointFolder
 from avspk.comparison_runs import PlannedRun
 from avspk.config import ConfigError, load_config, parse_config
 from avspk.data.manifest import Utterances, read_utterances, write_utterances
+from avspk.data.noise import generate_noise_pack, read_noise_pack
 from avspk.preflight import launch_problems, manifest_digest
 from avspk.session import Session
 
@@ -102,6 +103,33 @@ def test_run_and_data_may_move(data, tmp_path):
     assert (tmp_path / "moved_exp" / "round1" / "done.json").is_file()
     Session(parse_config(tree | {"output": str(tmp_path / "new"), "stage_one": str(tmp_path / "moved_exp")}))
     assert_same_weights(weights(tmp_path / "new" / "pretrain" / "model_audio"), stage_one)
+
+
+def test_a_noise_pack_is_known_by_what_is_in_it(data, tmp_path, monkeypatch):
+    """Elsewhere it continues a run and lends its stage 1; with other recordings it does not. It is opened once."""
+    opened = []
+    monkeypatch.setattr(session, "read_noise_pack", lambda path, *rest: opened.append(path) or read_noise_pack(path))
+    tree = settings(data, tmp_path / "exp", rounds=0)
+    recipe.run(Session(parse_config(tree)))
+    assert opened == [data / "noise"]
+    moved = tree | {"data": tree["data"] | {"noise": str(tmp_path / "moved")}}
+    lent = {"stage_one": str(tmp_path / "exp"), "output": str(tmp_path / "other")}
+    shutil.copytree(data / "noise", tmp_path / "moved")
+    Session(parse_config(moved)).lock.close()
+    Session(parse_config(moved | lent)).lock.close()
+    shutil.rmtree(tmp_path / "other")
+    generate_noise_pack(tmp_path / "moved", 0, num_noises=1, num_music=1, num_rirs=1)
+    with pytest.raises(
+        ConfigError, match=r"has read another data\.noise \(.*moved\) than there is now in .*moved\. Put"
+    ):
+        Session(parse_config(moved))
+    with pytest.raises(
+        ConfigError, match=r"stage_one=.*exp was trained with another noise pack than data\.noise=.*moved"
+    ):
+        Session(parse_config(moved | lent))
+    del moved["data"]["noise"]
+    with pytest.raises(ConfigError, match=r"data\.noise: '.*moved' -> None"):
+        Session(parse_config(moved))
 
 
 @pytest.mark.parametrize("column", ["utterance", "num_samples", "num_crops"])

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import yaml
 from scipy.special import ndtri
 from synthetic_run import EPOCHS, LISTS, write_run
 
@@ -310,6 +311,17 @@ def test_an_upper_bound_and_a_copied_stage_one_are_said_to_be_so(run: Path, tmp_
     assert "without speaker labels" not in other
     assert "nothing in training reads them" not in other
     assert "Copied from exp/av, whose report shows its course." in other
+
+
+def test_what_a_run_took_from_elsewhere_is_said_instead(run: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(run, tmp_path / "run")
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    config.setdefault("refine", {})["labels"] = "own/labels.tsv"
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    page = write_report(folder).read_text(encoding="utf-8")
+    assert "Round 1 was trained on labels from own/labels.tsv" in page
+    assert "without speaker labels" not in page
+    assert "nothing in training reads them" not in page
 
 
 def test_what_it_was_trained_on_and_with_is_said(page: str) -> None:

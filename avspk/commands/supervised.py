@@ -32,15 +32,15 @@ class SpeakerLabeller:
     """The TRUE speakers, audio alone, every label trusted: an upper bound, never a result of the method."""
 
     name = "TRUE SPEAKER"
-    claim = (
-        "**TRAINED WITH TRUE SPEAKER LABELS.** An upper bound that the label-free method is compared with, not a "
-        "result of that method."
-    )
 
     def settle(self, config: Config) -> Config:
-        """See `avspk.labellers.Labeller`: gate and correction are off, since they judge labels that may be wrong."""
-        refine = config.refine.model_copy(update={"judge": config.refine.judge.off()})
-        return config.model_copy(update={"modalities": [VERIFIED], "refine": refine})
+        """See `avspk.labellers.Labeller`: gate and correction are off, since they judge labels that may be wrong.
+
+        Labels and embeddings that the config gives are not read.
+        """
+        refine = config.refine.model_copy(update={"judge": config.refine.judge.off(), "labels": None})
+        pretrain = config.pretrain.model_copy(update={"embeddings": {}})
+        return config.model_copy(update={"modalities": [VERIFIED], "refine": refine, "pretrain": pretrain})
 
     def check(self, utterances: Utterances, config: Config) -> None:
         """See `avspk.labellers.Labeller`."""
@@ -53,6 +53,13 @@ class SpeakerLabeller:
     def describe(self, stage: str, description: str) -> str:
         """See `avspk.labellers.Labeller`."""
         return f"Supervised upper bound, {stage}"
+
+    def claim(self, stage: str, config: Config) -> str:
+        """See `avspk.labellers.Labeller`."""
+        return (
+            "**TRAINED WITH TRUE SPEAKER LABELS.** An upper bound that the label-free method is compared with, not a "
+            "result of that method."
+        )
 
     def __call__(
         self, rows: Mapping[str, np.ndarray], materials: Materials, kits: Mapping[str, ModalityKit]

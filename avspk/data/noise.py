@@ -1,5 +1,6 @@
 """The noise pack: additive noises and room impulse responses in the form that loaders and the device read fast."""
 
+import hashlib
 import itertools
 import shutil
 from collections.abc import Iterable, Iterator
@@ -20,6 +21,7 @@ with explained():
 CATEGORIES = ("noise", "music", "speech")
 COLUMNS = ("name", "category", "start", "num_samples")
 SAMPLES_FILE, TABLE_FILE, RIRS_FILE = "samples.npy", "recordings.tsv", "rirs.npy"
+PROBES = 256  # samples that the digest of a pack looks at, in each of its arrays
 RIR_SHARE = 0.25  # of a memory budget, at most
 
 Recording = tuple[str, str, np.ndarray]
@@ -79,6 +81,19 @@ class NoisePack:
     def lengths(self) -> np.ndarray:
         """Samples of each recording, int64 (n,)."""
         return self.recordings["num_samples"].to_numpy(np.int64)
+
+
+def pack_digest(pack: NoisePack) -> str:
+    """A name for the content of a pack: its table, and some samples and responses, spread evenly over all.
+
+    It takes the same moment for any size. A change of single samples of a recording may go unnoticed.
+    """
+    digest = hashlib.sha256(pack.recordings.to_csv(sep="\t", index=False, lineterminator="\n").encode())
+    for values in (pack.samples, pack.rirs):
+        flat = values.reshape(-1)
+        digest.update(f"{values.dtype.str} {values.shape}".encode())
+        digest.update(flat[np.linspace(0, max(0, len(flat) - 1), min(PROBES, len(flat))).astype(np.int64)].tobytes())
+    return digest.hexdigest()[:16]
 
 
 def read_noise_pack(folder: Path | str, max_gigabytes: float | None = None) -> NoisePack:

@@ -62,7 +62,9 @@ class SoundCheck:
         if not self._finite:
             raise MediaError(NOT_FINITE)
         if self._peak > LOUDEST:
-            raise MediaError(f"too loud: the peak is {self._peak:.3g}, full scale is 1; divide 16-bit integers by 32768")
+            raise MediaError(
+                f"too loud: the peak is {self._peak:.3g}, full scale is 1; divide 16-bit integers by 32768"
+            )
         if self.num_samples == 0:
             raise MediaError(EMPTY)
         seconds = self.num_samples / SAMPLE_RATE

@@ -19,6 +19,7 @@ from avspk.run import DONE, PSEUDO, RunFolder
 from avspk.runlog import read_records
 from avspk.scoring.calibration import Calibration
 from avspk.scoring.metrics import summarise
+from avspk.sources import sources
 
 METRIC_COLUMNS = ["system", "trials", "num_trials", "eer", "eer_low", "eer_high", "min_dcf_0.01", "min_dcf_0.05"]
 NOT_LEARNED = {"running_mean", "running_var", "num_batches_tracked", "training_mean"}
@@ -71,6 +72,11 @@ class Run:
     def supervised(self) -> bool:
         """Whether the rounds learned true speakers: an upper bound, not a result of the method."""
         return self.environment.get("labels", PSEUDO) != PSEUDO
+
+    @cached_property
+    def sources(self) -> list[str]:
+        """What it learned from besides its media, a sentence each; see `avspk.sources`."""
+        return sources(self.config)
 
     @cached_property
     def stage_one_source(self) -> str | None:

@@ -88,6 +88,11 @@ class AudioSettings(ModalitySettings):
         """See `ModalitySettings`."""
         return self.features.num_mels
 
+    def architecture(self) -> dict[str, Any]:
+        """See `ModalitySettings`."""
+        takes_features = self.encoder.takes == "features"
+        return super().architecture() | ({"num_mels": self.num_mels} if takes_features else {})
+
     def sound_input(self) -> SoundInput:
         """Waveforms (B, T) -> what the encoder takes."""
         if self.encoder.takes == "waveform":
@@ -140,10 +145,8 @@ class AudioKit(ModalityKit):
 
     def describe_model(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """See `ModalityKit`."""
-        architecture, _ = super().describe_model()
-        if self.settings.encoder.takes == "waveform":
-            return architecture, {}
-        return {**architecture, "num_mels": self.settings.num_mels}, self.settings.features.model_dump()
+        takes_features = self.settings.encoder.takes == "features"
+        return self.settings.architecture(), self.settings.features.model_dump() if takes_features else {}
 
     def _views(self, groups: dict[str, AudioGroup]) -> AudioViews:
         wanted = {name: group for name, group in groups.items() if group.count}

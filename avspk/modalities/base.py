@@ -99,6 +99,10 @@ class ModalitySettings(Settings, ABC):
         """Of a frame of features; 0 where the encoder takes none."""
         return 0
 
+    def architecture(self) -> dict[str, Any]:
+        """What a saved model says of its encoder: arguments of `avspk.models.registry.build_encoder`."""
+        return self.encoder.model_dump()
+
     def build_encoder(self) -> Encoder:
         """Encoder with random weights, for weights that come from elsewhere."""
         return self.encoder.build(self.num_mels)
@@ -155,8 +159,8 @@ class ModalityKit(ABC):
         """Embeddings of these utterances, (n, D) float32; NaN where the modality is missing."""
 
     def describe_model(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """What a saved model says of itself: arguments of `build_encoder`, and of `Fbank` (empty without one)."""
-        return self.settings.encoder.model_dump(), {}
+        """What a saved model says of itself: its architecture, and arguments of `Fbank` (empty without one)."""
+        return self.settings.architecture(), {}
 
 
 def build_kits(modalities: Mapping[str, ModalitySettings], media: Media) -> dict[str, ModalityKit]:

@@ -63,7 +63,7 @@ def _footer(run: Run) -> str:
     if not any(_tells_truth(run.records("epoch", stage)) for stage in run.stages):
         return text
     text += " NMI, purity and precision compare with the true speakers; they are diagnostics, written after the fact"
-    return text + ("." if run.supervised else ", and nothing in training reads them.")
+    return text + ("." if run.supervised or run.sources else ", and nothing in training reads them.")
 
 
 def _tells_truth(epochs: pd.DataFrame) -> bool:
@@ -76,8 +76,9 @@ def _subtitle(run: Run) -> str:
     if run.supervised:
         kind = "UPPER BOUND, TRAINED ON THE TRUE SPEAKERS; no result of the method. Speaker verification"
     else:
-        kind = "Speaker verification without speaker labels"
-    return f"{kind}, trained on {modalities}, tested on audio. Reached: {reached(run)}."
+        kind = "Speaker verification" + (" without speaker labels" if not run.sources else "")
+    known = "".join(f" {sentence}" for sentence in run.sources)
+    return f"{kind}, trained on {modalities}, tested on audio.{known} Reached: {reached(run)}."
 
 
 def _headline(run: Run) -> str:

@@ -72,8 +72,8 @@ def _front_matter(
         "metrics": ["eer"],
     }
     if run is not None:
-        matter["labels"] = "true speakers" if run.supervised else "none"
-        if not run.supervised:
+        matter["labels"] = "true speakers" if run.supervised else "see Training" if run.sources else "none"
+        if matter["labels"] == "none":
             matter["tags"].append("self-supervised")
     if training_data is not None:
         matter["training_data"] = training_data
@@ -99,7 +99,8 @@ def _training(training_data: str | None, run: Run | None) -> str:
     if run is not None and run.supervised:
         lines.append("**Trained with true speaker labels.** An upper bound, not a result of the label-free method.")
     elif run is not None:
-        lines.append("No speaker label was used: DINO, then pseudo labels from clusters, gated by their losses.")
+        no_label = f"No {'other ' if run.sources else ''}speaker label was used"
+        lines += [*run.sources, f"{no_label}: DINO, then pseudo labels from clusters, gated by their losses."]
     return "\n".join(lines)
 
 

@@ -1,0 +1,79 @@
+"""Labels of utterances in a table that a user has: columns `utterance` and `label`."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+
+from avspk.data.manifest import ManifestError
+from avspk.extras import explained
+from avspk.text_files import read_lines
+
+with explained():
+    import pandas as pd
+
+COLUMNS = ("utterance", "label")
+NO_LABEL = ("", "-1")
+SUFFIXES = (".tsv", ".csv", ".parquet")
+
+
+def read_labels(path: Path) -> tuple[list[str], list[str]]:
+    """Utterance and label of every row that has a label; any text or whole number is one, but not "" and -1.
+
+    Raises: ManifestError naming the file, and the line or the columns that are wrong.
+    """
+    if path.suffix not in SUFFIXES:
+        raise ManifestError(f"{path}: labels are a {', a '.join(SUFFIXES)} file with the columns utterance and label")
+    table = _read_parquet(path) if path.suffix == ".parquet" else _read_text(path)
+    kept = [(name, label) for name, label in zip(*table, strict=True) if label not in NO_LABEL]
+    if not kept:
+        raise ManifestError(f"{path}: no label in it")
+    names, labels = zip(*kept, strict=True)
+    return list(names), list(labels)
+
+
+def numbered(labels: list[str]) -> np.ndarray:
+    """(n,) int64 numbers from 0 of the labels (n,), in the order of their names."""
+    return np.unique(np.array(labels), return_inverse=True)[1].astype(np.int64)
+
+
+def _read_text(path: Path) -> tuple[list[str], list[str]]:
+    lines = read_lines(path, "table of labels", ManifestError)
+    rows = csv.reader(lines) if path.suffix == ".csv" else csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
+    header = next(rows, [])
+    where = [header.index(name) for name in _required(header, path)]
+    names, labels = [], []
+    for row in rows:
+        if not row:
+            continue
+        if len(row) != len(header):
+            raise ManifestError(f"{path}, line {rows.line_num}: {len(row)} fields under {len(header)} columns")
+        names.append(row[where[0]])
+        labels.append(row[where[1]].strip())
+    return names, labels
+
+
+def _read_parquet(path: Path) -> tuple[list[str], list[str]]:
+    if not path.is_file():
+        raise ManifestError(f"{path}: no such table of labels")
+    try:
+        table = pd.read_parquet(path)
+    except (OSError, ValueError) as error:
+        raise ManifestError(f"{path}: not a readable parquet file ({error})") from error
+    _required(list(table.columns), path)
+    return table["utterance"].astype(str).tolist(), [_text(value) for value in table["label"].tolist()]
+
+
+def _required(columns: list[str], path: Path) -> tuple[str, ...]:
+    if missing := [name for name in COLUMNS if name not in columns]:
+        raise ManifestError(f"{path}: columns are {columns}; there is no {' and no '.join(missing)}")
+    return COLUMNS
+
+
+def _text(value: object) -> str:
+    """A label of a typed table as text; a column of numbers with gaps has become one of floats."""
+    if value is None or value != value:
+        return ""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
