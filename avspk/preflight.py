@@ -214,21 +214,24 @@ def manifest_digest(utterances: Utterances) -> str:
 def _require_same_run(files: RunFolder, config: Config, labels: str, utterances: str, content: Content) -> Differences:
     """Settings that differ and may."""
     folder, facts = files.path, files.facts()
+
+    def is_begun(stage: str) -> bool:
+        return files.stage(stage).path.exists()
+
     differing = differing_keys(load_config(files.config), config) if files.config.is_file() else {}
     known = {key: one for key, one in facts.get("content", {}).items() if key in content}
-    fixed = already_read(differing, config, lambda stage: files.stage(stage).path.exists())
-    fixed = {key: values for key, values in fixed.items() if key not in known}
+    fixed = already_read({key: both for key, both in differing.items() if key not in known}, config, is_begun)
     if fixed:
         raise ConfigError(
             f"{folder} holds a run with other settings (was -> now):\n  " + "\n  ".join(describe(fixed))
             + "\nContinue it with its own config, or choose another folder with output=..."
         )  # fmt: skip
-    for key in known:
-        if known[key]["digest"] != content[key]["digest"] and not key.startswith(tuple(chain(*waiting))):
-            raise ConfigError(
-                f"{folder} holds a run that has read another {key} ({known[key]['file']}) than there is now in "
-                f"{content[key]['file']}. Put that content back, or choose another folder with output=..."
-            )
+    other = {key: (one["digest"], content[key]["digest"]) for key, one in known.items()}
+    for key in already_read({key: both for key, both in other.items() if both[0] != both[1]}, config, is_begun):
+        raise ConfigError(
+            f"{folder} holds a run that has read another {key} ({known[key]['file']}) than there is now in "
+            f"{content[key]['file']}. Put that content back, or choose another folder with output=..."
+        )
     if facts and (before := facts.get("labels", PSEUDO)) != labels:
         raise ConfigError(
             f"{folder} holds a run on {before} labels, not on {labels} ones; choose another folder with output=..."

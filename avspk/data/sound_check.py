@@ -36,7 +36,7 @@ class SoundCheck:
     @property
     def hopeless(self) -> bool:
         """Whether `finish` will raise, whatever comes."""
-        return bool(self._problem)
+        return not self._finite or self._peak > LOUDEST
 
     def see(self, part: np.ndarray) -> None:
         """The next samples (n,)."""
@@ -46,7 +46,7 @@ class SoundCheck:
         peak = max(-float(part.min()), float(part.max()))
         # The reason names the peak of the whole recording, not that of one part: callers cut the parts differently.
         self._peak = max(self._peak, peak)
-        if not self._finite or self._peak > LOUDEST:
+        if self.hopeless:
             return
         if peak >= FULL_SCALE:
             self.num_clipped += int(np.count_nonzero(np.abs(part) >= FULL_SCALE))
