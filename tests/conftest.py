@@ -1,7 +1,17 @@
-"""Fixtures that several files share."""
+"""What all tests share: one thread, so that several workers of pytest-xdist do not hinder one another, and fixtures."""
+
+import os
+
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported; commands that tests start inherit it
 
 import pytest
 import torch
+
+
+@pytest.fixture(autouse=True)
+def _threads():
+    """A run sets the number of its threads for the whole process."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="module")

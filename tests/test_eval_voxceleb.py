@@ -2,10 +2,9 @@ import json
 import os
 import re
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
+import forked
 import numpy as np
 import pandas as pd
 import pytest
@@ -396,10 +395,10 @@ def launch(script, *arguments, processes):
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
     several = ["--multi_gpu", "--main_process_port", port] if processes > 1 else []
-    command = [sys.executable, "-m", "accelerate.commands.launch", *several, "--num_processes", str(processes)]
+    command = ["-m", "accelerate.commands.launch", *several, "--num_processes", str(processes)]
     command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", str(script), *arguments]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    return forked.run(command, env=environment)
 
 
 def test_no_model_no_list(tmp_path, capsys):

@@ -5,11 +5,10 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
+import forked
 import numpy as np
 import pandas as pd
 import pytest
@@ -27,6 +26,7 @@ from avspk.stages.recalibrate import recalibrate
 
 ROOT = Path(__file__).parent.parent
 TRAIN = ROOT / "tools" / "train_av.py"
+UNDRAWN = ROOT / "tests" / "undrawn.py"
 MANY = ROOT / "configs" / "accelerate" / "eight_gpus.yaml"
 
 
@@ -169,9 +169,11 @@ time.sleep(60)
 def test_a_folder_is_one_runs_at_a_time(data, tmp_path):
     """Held by another process, until that is killed; a child that outlives it holds nothing."""
     config = parse_config(short(data, tmp_path / "exp"))
-    command = [sys.executable, "-c", HOLDER, str(tmp_path / "exp" / "lock")]
-    holder = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
-    child = int(holder.stdout.readline())
+    holder = forked.Popen(["-c", HOLDER, tmp_path / "exp" / "lock"])
+    while not (said := holder.stdout.read()):
+        assert holder.poll() is None
+        time.sleep(0.005)
+    child = int(said)
     with pytest.raises(ConfigError, match=rf"exp is in use by process {holder.pid} on "):
         Session(config)
     holder.kill()
@@ -217,14 +219,14 @@ def test_audio_of_stage_one_does_not_depend_on_the_face(finished, data, tmp_path
     )
 
 
-def launch(config, *overrides, processes=0, script=TRAIN, **options):
+def launch(config, *overrides, processes=0, script=UNDRAWN, **options):
     """The command a user types: plain (processes=0), or `accelerate launch` with that many processes on CPUs."""
-    command = [sys.executable]
+    command = []
     if processes:
-        command += ["-m", "accelerate.commands.launch", "--config_file", str(MANY), "--num_processes", str(processes)]
+        command = ["-m", "accelerate.commands.launch", "--config_file", str(MANY), "--num_processes", str(processes)]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
     command += [str(script), "--config", str(config), *overrides]
-    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, **options)
+    return forked.Popen(command, env=environment, **options)
 
 
 def resumed_at(folder, errors, before, steps_per_epoch=4):
@@ -340,7 +342,7 @@ def test_batch_larger_than_the_data(data, tmp_path):
 def test_the_command_line_says_what_is_wrong_in_one_screen(tmp_path):
     config = tmp_path / "config.yaml"
     config.write_text("output: exp\nseeed: 3\ndata: {train: m.parquet}\n")
-    process = launch(config)
+    process = launch(config, script=TRAIN)
     assert process.wait() == 1
     error = process.stderr.read()
     assert "seeed: unknown key; did you mean seed?" in error

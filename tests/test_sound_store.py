@@ -2,11 +2,11 @@
 
 import multiprocessing
 import pickle
-import subprocess
 import sys
 from functools import partial
 from pathlib import Path
 
+import forked
 import numpy as np
 import pytest
 import soundfile
@@ -232,16 +232,15 @@ def test_a_recording_that_is_not_what_the_manifest_says_stops_packing(tmp_path, 
 @pytest.fixture(scope="module")
 def packed(data):
     """As a user packs, beside the manifest."""
-    command = [sys.executable, str(TOOL), "--manifest", str(data / "train" / "manifest.parquet"), "--format", "flac"]
+    command = [TOOL, "--manifest", data / "train" / "manifest.parquet", "--format", "flac"]
     for _ in range(2):  # the second time nothing is left to do
-        done = subprocess.run([*command, "--workers", "2"], capture_output=True, text=True, check=True)
+        done = forked.run([*command, "--workers", "2"], check=True)
         assert done.stdout.splitlines()[-1] == f"train with data.train={data / 'train' / 'packed.parquet'}"
     return data / "train" / "packed.parquet"
 
 
 def test_the_tool_names_what_it_cannot_pack(tmp_path):
-    command = [sys.executable, str(TOOL), "--manifest", str(tmp_path / "manifest.parquet")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = forked.run([TOOL, "--manifest", tmp_path / "manifest.parquet"])
     assert done.returncode == 1
     assert "no such manifest" in done.stderr
     assert "Traceback" not in done.stderr

@@ -7,10 +7,10 @@ import signal
 import time
 from pathlib import Path
 
+import mortal
 import numpy as np
 import pytest
 import tiny
-from mortal import Runs
 from test_pipeline import launch, settings_of, short
 
 KILLS = 20
@@ -128,13 +128,12 @@ def test_a_kill_before_and_after_every_rename_changes_nothing(data, tmp_path, ki
     settings, every = (brief, 0) if kind == "brief" else (whole, 2)
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
     outputs, ended = [], False
-    with Runs() as run:
-        assert run(write(data, undisturbed, settings, checkpoint_steps=every))[0]
-        config = write(data, killed, settings, checkpoint_steps=every)
-        while not ended:
-            ended, output = run(config, 1, ("before", "after")[len(outputs) % 2])
-            outputs.append(output)
-            assert len(outputs) < 400, output
+    assert mortal.run(write(data, undisturbed, settings, checkpoint_steps=every))[0]
+    config = write(data, killed, settings, checkpoint_steps=every)
+    while not ended:
+        ended, output = mortal.run(config, 1, ("before", "after")[len(outputs) % 2])
+        outputs.append(output)
+        assert len(outputs) < 400, output
     print(f"\n{kind}: {len(outputs)} runs")
     assert len(outputs) > 40
     used = set(resumptions(outputs))
