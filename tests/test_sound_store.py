@@ -9,6 +9,7 @@ from pathlib import Path
 import forked
 import numpy as np
 import pytest
+import readers
 import soundfile
 import tiny
 
@@ -125,10 +126,6 @@ def test_names_that_only_look_like_places_are_files(tmp_path):
         assert missing_sounds([path]) == []
 
 
-def _sums(store, places, answers):
-    answers.put([float(store.read(place).sum()) for place in places])
-
-
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_many_processes_read_one_pack(files, tmp_path, method):
     places = pack(files, tmp_path / "0", "flac")
@@ -136,7 +133,7 @@ def test_many_processes_read_one_pack(files, tmp_path, method):
     expected = [float(store.read(place).sum()) for place in places]
     context = multiprocessing.get_context(method)
     answers = context.Queue()
-    workers = [context.Process(target=_sums, args=(store, places, answers)) for _ in range(2)]
+    workers = [context.Process(target=readers.sums, args=(store, places, answers)) for _ in range(2)]
     for worker in workers:
         worker.start()
     assert [answers.get(timeout=60) for _ in workers] == [expected] * 2
