@@ -1,11 +1,18 @@
 """What all tests share: one thread, so that several workers of pytest-xdist do not hinder one another, and fixtures."""
 
+import gc
 import os
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported; commands that tests start inherit it
 
 import pytest
 import torch
+
+
+def pytest_collection_finish():
+    """Every stage of a run collects garbage; what is imported is none."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

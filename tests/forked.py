@@ -16,6 +16,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -87,6 +88,20 @@ def run(arguments: list[str], check: bool = False, **options: Any) -> subprocess
     return done
 
 
+IMPORTED = [
+    "avspk.commands.embed",
+    "avspk.commands.train",
+    "matplotlib.backends.backend_svg",
+    "matplotlib.figure",
+    "pandas",
+    "pyarrow.parquet",
+    "scipy.stats",
+    "sklearn.manifold",
+    "torch._dynamo",
+    "torch.distributed.fsdp",
+]
+"""What most commands import at some time; the first optimiser imports torch._dynamo."""
+
 # The server: requests as lines of JSON on its standard input, one answer to each on its standard output.
 
 
@@ -107,7 +122,8 @@ def _ask(*request: Any) -> int:
 
 def _serve(requests: TextIO, answers: TextIO) -> None:
     """Until the requests end. In a child it returns, or ends, as the command does."""
-    _import_what_takes_long()
+    for name in IMPORTED:
+        import_module(name)
     gc.freeze()  # pages that the collector does not touch stay shared
     for line in iter(requests.readline, ""):
         kind, *given = json.loads(line)
@@ -119,13 +135,6 @@ def _serve(requests: TextIO, answers: TextIO) -> None:
                 return _become(*given)
         print(answer, file=answers, flush=True)
     return None
-
-
-def _import_what_takes_long() -> None:
-    """What most commands import at some time; huggingface_hub reads the environment when it is imported."""
-
-    import avspk.commands.embed
-    import avspk.commands.train  # noqa: F401
 
 
 def _become(
