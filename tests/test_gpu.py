@@ -351,7 +351,7 @@ def losses_of(folder):
     return [record["audio/loss"] for record in records if "audio/loss" in record]
 
 
-@pytest.mark.usefixtures("accelerate_on_it")
+@pytest.mark.usefixtures("accelerate_on_it", "undrawn")
 def test_a_whole_run(data, tmp_path):
     """Both modalities in bfloat16 and channels-last, to the report; begun and interrupted in between."""
     settings = tiny.tree(data, tmp_path / "exp")
@@ -418,7 +418,7 @@ def train_until(data, folder, device, stop_after=None):
     return losses_of(folder)
 
 
-@pytest.mark.usefixtures("gpu")
+@pytest.mark.usefixtures("gpu", "undrawn")
 @pytest.mark.parametrize("way", [("cpu", "cuda"), ("cuda", "cpu")], ids=" to ".join)
 def test_a_run_goes_on_where_the_other_device_stopped(data, tmp_path, way):
     try:

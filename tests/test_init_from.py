@@ -9,7 +9,7 @@ from avspk.config import ConfigError, parse_config
 from avspk.session import Session
 from avspk.stages.pretrain import Pretrain
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "undrawn")
 
 
 @pytest.fixture(scope="module")

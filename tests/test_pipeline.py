@@ -5,7 +5,9 @@ import os
 import re
 import shutil
 import signal
+import socket
 import time
+from functools import partial
 from pathlib import Path
 
 import forked
@@ -19,6 +21,7 @@ from avspk import recipe
 from avspk.checkpoint import load_tree
 from avspk.config import ConfigError, parse_config
 from avspk.data.manifest import ManifestError, read_utterances, write_utterances
+from avspk.data.noise import generate_noise_pack
 from avspk.inference.speaker_model import load_encoder
 from avspk.session import Session
 from avspk.stages.materials import build_kits
@@ -122,7 +125,9 @@ def test_gate_and_correction_are_logged(finished):
     assert {"label/nmi", "label/purity", "gate/precision", "joint/gate/threshold", "joint/gate/status"} <= last.keys()
 
 
-def test_without_a_noise_pack_one_is_generated_from_training_speech(data, tmp_path):
+def test_without_a_noise_pack_one_is_generated_from_training_speech(data, tmp_path, monkeypatch):
+    few = {"num_noises": 2, "num_music": 2, "num_rirs": 2, "seconds": 1.0, "rir_seconds": 0.2}
+    monkeypatch.setattr("avspk.session.generate_noise_pack", partial(generate_noise_pack, **few))
     settings = short(data, tmp_path / "exp")
     del settings["data"]["noise"]
     pipeline = Session(parse_config(settings))
@@ -131,6 +136,7 @@ def test_without_a_noise_pack_one_is_generated_from_training_speech(data, tmp_pa
     assert (tmp_path / "exp" / "noise" / "rirs.npy").is_file()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_finished_run_is_not_run_again(finished, data):
     output, rows = finished
     before = {
@@ -208,6 +214,7 @@ def test_a_flat_folder_trains_the_same_weights_and_shows_no_truth(data, tmp_path
             assert_same_weights(weights(tmp_path / "a" / name), weights(tmp_path / "b" / name))
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_audio_of_stage_one_does_not_depend_on_the_face(finished, data, tmp_path):
     """Single- and multi-modal runs start their rounds from the same audio encoder."""
     settings = settings_of(data, tmp_path / "audio", modalities=["audio"], rounds=0)
@@ -227,6 +234,17 @@ def launch(config, *overrides, processes=0, script=UNDRAWN, **options):
     environment = {**os.environ, "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
     command += [str(script), "--config", str(config), *overrides]
     return forked.Popen(command, env=environment, **options)
+
+
+def ranks(config, processes):
+    """The processes that `accelerate launch` starts, without the launcher: what test_ranks.py has."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
+    size = {name: str(processes) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE")}
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1", **meeting, **size}
+    places = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
+    return [forked.Popen([UNDRAWN, "--config", config], env={**environment, **place}) for place in places]
 
 
 def resumed_at(folder, errors, before, steps_per_epoch=4):
@@ -279,8 +297,7 @@ def test_two_processes_equal_one(data, tmp_path):
         settings["pretrain"]["epochs"] = settings["refine"]["epochs"] = 2
         settings["training"]["processes"] = 1 if name == "one" else 2
         tiny.write_config(tmp_path / f"{name}.yaml", settings)
-    runs = [launch(tmp_path / "one.yaml"), launch(tmp_path / "two.yaml", processes=2)]
-    for process in runs:
+    for process in [launch(tmp_path / "one.yaml"), *ranks(tmp_path / "two.yaml", 2)]:
         assert process.wait() == 0, process.stderr.read()
     one, two = (tiny.records(tmp_path / name) for name in ("one", "two"))
     steps = [[r for r in records if r["kind"] == "step" and r["stage"] == "pretrain"] for records in (one, two)]

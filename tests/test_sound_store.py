@@ -259,6 +259,7 @@ def test_crops_are_the_same_and_no_file_is_opened_for_them(data, packed):
         del opened[:]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_run_on_packed_sound_gives_the_same_bytes(data, packed, tmp_path, monkeypatch):
     """Both stages, embeddings, calibration and generated babble read it; the folder of one goes on with the other."""
     small = {"num_noises": 2, "num_music": 2, "num_rirs": 2, "seconds": 1.0, "rir_seconds": 0.2}

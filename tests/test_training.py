@@ -214,6 +214,7 @@ def test_a_sigterm_after_the_last_question_is_not_forgotten(pipeline, monkeypatc
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_loader_workers_do_not_change_the_weights(data, tmp_path):
     for workers in (0, 2):
         settings = short(data, tmp_path / str(workers), rounds=0)
@@ -463,6 +464,7 @@ def test_parts_of_a_batch_make_the_step_of_the_whole(data, tmp_path, kind, parts
         torch.testing.assert_close(split.ledger.page, whole.ledger.page, rtol=1e-4, atol=1e-4, equal_nan=True)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_run_in_parts(data, tmp_path):
     """All stages of it; batches that do not divide are named before anything is trained."""
     settings = short(data, tmp_path / "exp", modalities=["audio"])
