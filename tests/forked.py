@@ -11,6 +11,7 @@ import json
 import os
 import runpy
 import select
+import socket
 import subprocess
 import sys
 import tempfile
@@ -86,6 +87,17 @@ def run(arguments: list[str], check: bool = False, **options: Any) -> subprocess
     if check and done.returncode:
         raise subprocess.CalledProcessError(done.returncode, done.args, done.stdout, done.stderr)
     return done
+
+
+def ranks(arguments: Sequence[object], processes: int) -> list[Popen]:
+    """The processes on CPUs that `accelerate launch` starts, without the launcher, which is in test_ranks.py."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    environment |= {name: str(processes) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE")}
+    places = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
+    return [Popen(arguments, env={**environment, **place}) for place in places]
 
 
 IMPORTED = [

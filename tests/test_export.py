@@ -190,7 +190,7 @@ def test_int8_costs_what_it_says(tmp_path, form):
     a, b = (rows - (0 if form.subtract_mean else model.training_mean) for rows in embeddings)
     cosines = (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
     assert (cost.lowest, cost.mean) == (pytest.approx(cosines.min(), abs=1e-5), pytest.approx(cosines.mean(), abs=1e-5))
-    assert 0.97 < cost.lowest < 1
+    assert 0.9 < cost.lowest < 1  # sums saturate on processors without VNNI
     assert cost.num_sounds == 6
     graph = onnx.load(tmp_path / "int8.onnx")
     assert graph.ir_version <= 8

@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import time
 from functools import partial
 from pathlib import Path
@@ -236,17 +235,6 @@ def launch(config, *overrides, processes=0, script=UNDRAWN, **options):
     return forked.Popen(command, env=environment, **options)
 
 
-def ranks(config, processes):
-    """The processes that `accelerate launch` starts, without the launcher: what test_ranks.py has."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
-    size = {name: str(processes) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE")}
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1", **meeting, **size}
-    places = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
-    return [forked.Popen([UNDRAWN, "--config", config], env={**environment, **place}) for place in places]
-
-
 def resumed_at(folder, errors, before, steps_per_epoch=4):
     """(stage, steps) that a run said it went on from; that it repeated none of them, its log shows.
 
@@ -297,7 +285,7 @@ def test_two_processes_equal_one(data, tmp_path):
         settings["pretrain"]["epochs"] = settings["refine"]["epochs"] = 2
         settings["training"]["processes"] = 1 if name == "one" else 2
         tiny.write_config(tmp_path / f"{name}.yaml", settings)
-    for process in [launch(tmp_path / "one.yaml"), *ranks(tmp_path / "two.yaml", 2)]:
+    for process in [launch(tmp_path / "one.yaml"), *forked.ranks([UNDRAWN, "--config", tmp_path / "two.yaml"], 2)]:
         assert process.wait() == 0, process.stderr.read()
     one, two = (tiny.records(tmp_path / name) for name in ("one", "two"))
     steps = [[r for r in records if r["kind"] == "step" and r["stage"] == "pretrain"] for records in (one, two)]
