@@ -10,7 +10,7 @@ from avspk.cli import main
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    return synthetic_run.write_run(tmp_path_factory.mktemp("runs") / "av")
+    return synthetic_run.write_run(tmp_path_factory.mktemp("runs") / "av", rounds=1)
 
 
 @pytest.fixture

@@ -44,7 +44,8 @@ NAMED = "the same step in float32"
 class Sizes:
     """Zeros: a batch of 8 and 1 step a turn on a CPU, 512 and 10 on a GPU.
 
-    `overrides` change the paper's config: a smaller model, say. `feed_examples` are made by the CPU front end, `noise_share`: its noise files' share of MUSAN's lengths.
+    `overrides` change the paper's config: a smaller model, say. `feed_examples` are made by the CPU front end,
+    `noise_share`: its noise files' share of MUSAN's lengths.
     """
 
     batch: int = 0
