@@ -74,6 +74,10 @@ class Popen:
         """SIGKILL."""
         self.send_signal(9)
 
+    def __del__(self) -> None:
+        for file in (self.stdout, self.stderr):
+            file.close()
+
     def _reap(self) -> int:
         os.close(self._end)
         self.returncode = _ask("reap", self.pid)

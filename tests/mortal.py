@@ -47,4 +47,4 @@ if __name__ == "__main__":
     count = [0]
     for name in ("rename", "replace"):
         setattr(os, name, mortal(getattr(os, name), count, int(sys.argv[2]), sys.argv[3]))
-    sys.exit(undrawn.main(["--config", sys.argv[1]]))
+    sys.exit(undrawn.train(["--config", sys.argv[1]]))

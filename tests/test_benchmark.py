@@ -157,7 +157,7 @@ def test_the_parts_of_a_step_add_up(tmp_path):
 
 def test_what_a_gpu_is_measured_on_as_well(tmp_path):
     """Its code paths, on the CPU."""
-    sizes = training.Sizes(batch=4, feed_examples=8, noise_share=0.15)
+    sizes = training.Sizes(batch=4, feed_examples=8, noise_share=0.15).on(torch.device("cpu"))
     figure = training.against_cpu_front_end(tmp_path, [0.5], sizes)
     assert figure.ours == pytest.approx(8)
     assert 0 < figure.baseline < math.inf

@@ -4,12 +4,16 @@ The report is written as ever, from the same files. What is drawn is in test_rep
 """
 
 import sys
+from collections.abc import Sequence
 
 from avspk.commands.train import main
 from avspk.report import style
 
-if __name__ != "__mp_main__":  # of loader workers
+
+def train(arguments: Sequence[str] | None = None) -> int:
     style.to_svg = lambda figure: "<svg></svg>"
+    return main(arguments)
+
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(train())
