@@ -77,8 +77,11 @@ def run(device: torch.device, sizes: Sizes) -> Iterator[Figure]:
         yield memory(device)
         if device.type == "cuda":
             yield against_cpu_front_end(Path(scratch), pretrain.seconds["bf16"], sizes)
+        pretrain.close()
         del pretrain
-        yield Steps(refine(paper, sizes, Path(scratch)), sizes, paper).rate("stage-2 step")
+        later = Steps(refine(paper, sizes, Path(scratch)), sizes, paper)
+        yield later.rate("stage-2 step")
+        later.close()
 
 
 def paper_materials(folder: Path, device: torch.device, sizes: Sizes) -> Materials:
@@ -152,6 +155,10 @@ class Steps:
         amount = self.sizes.batch * self.sizes.steps_a_turn
         name = f"{name}: whole, bf16, batch {self.sizes.batch}"
         return rate(name, amount, f"examples/{clock.unit}", seconds["bf16"], seconds["float32"], NAMED)
+
+    def close(self) -> None:
+        """End the loader's processes. The garbage collector would wait 5 s for each: it closes their queues first."""
+        del self.batches
 
     def _updates(self, precision: str) -> None:
         for _ in range(self.sizes.steps_a_turn):
