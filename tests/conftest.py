@@ -1,7 +1,32 @@
-"""Fixtures that several files share."""
+"""What all tests share: one thread, so that several workers of pytest-xdist do not hinder one another, and fixtures."""
+
+import gc
+import os
+
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported; commands that tests start inherit it
 
 import pytest
 import torch
+
+from avspk.report import style
+
+
+def pytest_collection_finish():
+    """Every stage of a run collects garbage; what is imported is none."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def _threads():
+    """A run sets the number of its threads for the whole process."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Reports with empty frames for figures, whose drawing takes longer than tiny runs. All else is written as ever."""
+    monkeypatch.setattr(style, "to_svg", lambda figure: "<svg></svg>")
 
 
 @pytest.fixture(scope="module")

@@ -1,68 +1,27 @@
-"""Training runs that kill themselves at a rename: a process that has imported everything and forks for every run."""
+"""A training run that kills itself at a rename, or not: `mortal.py CONFIG NUMBER MOMENT`, without drawings."""
 
 from __future__ import annotations
 
-import gc
-import json
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parent.parent
+import forked
+import undrawn
 
 
-class Runs:
-    """`with Runs() as run: run(config)` is the command that a user types."""
+def run(config: Path, dies_at: int = 0, moment: str = "before") -> tuple[bool, str]:
+    """Whether it ended well, and what it wrote; otherwise it was killed `moment` the rename number `dies_at`.
 
-    def __enter__(self) -> Runs:
-        environment = {**os.environ, "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
-        self.server = subprocess.Popen(
-            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
-        )
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.server.communicate()
-
-    def __call__(self, config: Path, dies_at: int = 0, moment: str = "before") -> tuple[bool, str]:
-        """Whether it ended well, and what it wrote; otherwise it was killed `moment` the rename number `dies_at`.
-
-        A rename that puts a file in place of an equal one does not count: nobody could tell when it happened.
-        """
-        output = config.with_suffix(".output")
-        print(json.dumps([str(config), str(output), dies_at, moment]), file=self.server.stdin, flush=True)
-        status, text = int(self.server.stdout.readline()), output.read_text()
-        assert status in (0, -signal.SIGKILL), text
-        return status == 0, text
-
-
-def serve() -> None:
-    """A run for every line of standard input; the exit status of each to standard output."""
-    sys.path.insert(0, str(ROOT / "tools"))
-    import matplotlib.pyplot  # noqa: F401 - what a run imports later, once for all of them
-    import pandas  # noqa: F401
-    import pyarrow.parquet  # noqa: F401
-    import torch._dynamo  # noqa: F401
-    import train_av
-
-    gc.freeze()
-    for line in sys.stdin:
-        config, output, dies_at, moment = json.loads(line)
-        child = os.fork()
-        if not child:
-            descriptor = os.open(output, os.O_CREAT | os.O_TRUNC | os.O_WRONLY)
-            os.dup2(descriptor, 1)
-            os.dup2(descriptor, 2)
-            count = [0]
-            for name in ("rename", "replace"):
-                setattr(os, name, mortal(getattr(os, name), count, dies_at, moment))
-            sys.argv = ["train_av.py", "--config", config]
-            sys.exit(train_av.main())
-        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+    A rename that puts a file in place of an equal one does not count: nobody could tell when it happened.
+    """
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
+    done = forked.run([__file__, str(config), str(dies_at), moment], env=environment)
+    assert done.returncode in (0, -signal.SIGKILL), done.stderr
+    return done.returncode == 0, done.stdout + done.stderr
 
 
 def mortal(rename: Callable[..., None], count: list[int], dies_at: int, moment: str) -> Callable[..., None]:
@@ -85,4 +44,7 @@ def equal(first: Path, second: Path) -> bool:
 
 
 if __name__ == "__main__":
-    serve()
+    count = [0]
+    for name in ("rename", "replace"):
+        setattr(os, name, mortal(getattr(os, name), count, int(sys.argv[2]), sys.argv[3]))
+    sys.exit(undrawn.train(["--config", sys.argv[1]]))

@@ -49,12 +49,13 @@ TINY = {
     "peer_training": "batch=2 dino_batch=4 channels=8 outputs=64 hidden=16 frames=20 files=2 noises=4 turns=1",
     "peer_embedding": "files=4 share_a_length=2 channels=8 cold_turns=1",
     "peer_scoring": "scores=2000 slow_scores=200 replicates=5 their_replicates=2 shrink=100 turns=1",
-    "operations": "pseudo_speakers=10",
-    "full_size": "utterances=2000 speakers=30 clusters=20 iterations=2 labels=40",
+    "operations": "pseudo_speakers=10 "
+    "overrides=[audio.encoder.architecture=ecapa,audio.encoder.scale=2,'modalities=[audio]']",
+    "full_size": "utterances=1000 speakers=30 clusters=20 centroids=60 iterations=2 labels=40",
 }
 ON_A_GPU = {  # what is measured there only
     "clustering": "large_rows=900 large_clusters=9 large_iterations=2",
-    "training": "turns=1 feed_examples=16 noise_share=0.15",
+    "training": "turns=1 steps_a_turn=2 feed_examples=8 noise_share=0.15",
 }
 SLOW = {"preparation"}  # a corpus is made, processes are started: a minute
 SMALL_MODEL = (
@@ -156,7 +157,7 @@ def test_the_parts_of_a_step_add_up(tmp_path):
 
 def test_what_a_gpu_is_measured_on_as_well(tmp_path):
     """Its code paths, on the CPU."""
-    sizes = training.Sizes(batch=4, feed_examples=8, noise_share=0.15)
+    sizes = training.Sizes(batch=4, feed_examples=8, noise_share=0.15).on(torch.device("cpu"))
     figure = training.against_cpu_front_end(tmp_path, [0.5], sizes)
     assert figure.ours == pytest.approx(8)
     assert 0 < figure.baseline < math.inf

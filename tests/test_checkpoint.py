@@ -4,10 +4,9 @@ import errno
 import logging
 import math
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 
+import forked
 import pytest
 import torch
 from safetensors import SafetensorError
@@ -215,11 +214,7 @@ def test_all_ranks_go_on_from_what_the_first_has_chosen(tmp_path, trouble):
     paths = [folder.save(step, state(step)) for step in (1, 2)]
     if trouble == "torn":
         tear(paths[1])
-    command = [sys.executable, "-c", RANK]
-    ranks = [
-        subprocess.Popen([*command, str(rank), str(tmp_path), trouble], stdout=subprocess.PIPE, text=True, cwd=ROOT)
-        for rank in (0, 1)
-    ]
+    ranks = [forked.Popen(["-c", RANK, rank, tmp_path, trouble]) for rank in (0, 1)]
     said = [rank.communicate(timeout=100)[0] for rank in ranks]
     if trouble == "torn":
         assert said == ["loaded 1\n", "loaded 1\n"]

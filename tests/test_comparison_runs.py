@@ -5,13 +5,13 @@ import json
 import re
 import runpy
 import signal
-import subprocess
 import sys
 import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import forked
 import numpy as np
 import pandas as pd
 import pytest
@@ -262,7 +262,7 @@ def test_a_terminated_comparison_takes_its_run_with_it(tmp_path):
         f"sys.exit(7 if comparison_runs._call([sys.executable, '-c', {outer!r}, sys.argv[1]]) else 0)"
     )
     marker = tmp_path / "pid"
-    process = subprocess.Popen([sys.executable, "-c", code, str(marker)], cwd=ROOT)
+    process = forked.Popen(["-c", code, marker])
     while not (marker.is_file() and marker.read_text()):
         assert process.poll() is None
         time.sleep(0.02)

@@ -3,6 +3,7 @@ import pickle
 
 import numpy as np
 import pytest
+import readers
 
 from avspk.data.crop_store import CROP_SIZE, INDEX_RECORD, CropStore, CropStoreError, CropWriter
 
@@ -99,10 +100,6 @@ def test_damaged_bytes_are_named(tmp_path):
         store.read(1)
 
 
-def _read_levels(store: CropStore, numbers: list[int], answers) -> None:
-    answers.put([round(level(store, number)) for number in numbers])
-
-
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_many_processes_read_one_store(tmp_path, method):
     store = fill(tmp_path, {"a": 60, "b": 40})
@@ -110,7 +107,7 @@ def test_many_processes_read_one_store(tmp_path, method):
     context = multiprocessing.get_context(method)
     answers = context.Queue()
     orders = [np.random.default_rng(seed).permutation(100).tolist() for seed in range(2)]
-    workers = [context.Process(target=_read_levels, args=(store, order, answers)) for order in orders]
+    workers = [context.Process(target=readers.levels, args=(store, order, answers)) for order in orders]
     for worker in workers:
         worker.start()
     results = [answers.get(timeout=60) for _ in workers]

@@ -5,10 +5,9 @@ import io
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 
+import forked
 import numpy as np
 import pandas as pd
 import pytest
@@ -273,8 +272,8 @@ def test_two_batches_into_one_file_lose_nothing(embed, sounds, tmp_path):
 
 def test_two_commands_at_once_into_one_file(folder, sounds, tmp_path):
     """As `xargs -P 2`: the second waits for the first."""
-    command = [sys.executable, "-m", "avspk.cli", "embed", "--model", str(folder), "--out", str(tmp_path / "e.npy")]
-    started = [subprocess.Popen([*command, *map(str, sounds[k::2])], stdout=subprocess.PIPE) for k in range(2)]
+    command = ["-m", "avspk.cli", "embed", "--model", folder, "--out", tmp_path / "e.npy"]
+    started = [forked.Popen([*command, *sounds[k::2]]) for k in range(2)]
     assert [process.wait(120) for process in started] == [0, 0]
     assert sorted(names_of(tmp_path / "e.npy")) == sorted(map(str, sounds))
     assert len(np.load(tmp_path / "e.npy")) == len(sounds)
@@ -337,8 +336,7 @@ def test_a_table_that_was_cut_goes_on(tmp_path, suffix, lost):
 def test_a_killed_command_goes_on(folder, tmp_path):
     """SIGKILL while it writes; the same command then ends with every row once, in order."""
     paths = [write_sound(tmp_path / f"{k:03}.wav", voice(1.0 + k % 7 / 10, k % 5)) for k in range(60)]
-    command = [sys.executable, "-c", SLOW, str(folder), str(tmp_path / "e.npy"), *map(str, paths)]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    process = forked.Popen(["-c", SLOW, folder, tmp_path / "e.npy", *paths])
     names = tmp_path / "e.tsv"
     while not (names.exists() and names.stat().st_size) and process.poll() is None:
         time.sleep(0.01)

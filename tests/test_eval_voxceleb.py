@@ -1,11 +1,8 @@
 import json
-import os
 import re
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
+import forked
 import numpy as np
 import pandas as pd
 import pytest
@@ -370,15 +367,16 @@ def test_bad_trials_are_named_before_anything_is_embedded(tmp_path, evaluate, ca
 
 
 def test_two_processes_give_what_one_gives(tmp_path, corpus):
-    """By `accelerate launch`, each with a share of the files; written and printed once."""
+    """Each with a share of the files; written and printed once."""
     model = write_model(tmp_path / "trained")
     arguments = ["--model", model, "--trials", tmp_path / "trials.txt", "--wav-root", tmp_path / "wav"]
     arguments = [*map(str, arguments), "--bootstrap", "50", "--workers", "0"]
     outputs = {}
     for processes in (1, 2):
-        done = launch(SCRIPT, *arguments, "--out", str(tmp_path / str(processes)), processes=processes)
-        assert done.returncode == 0, done.stderr
-        outputs[processes] = done.stdout.replace(str(tmp_path / "2"), str(tmp_path / "1"))
+        started = forked.ranks([SCRIPT, *arguments, "--out", tmp_path / str(processes)], processes)
+        said = [process.communicate() for process in started]
+        assert [process.returncode for process in started] == [0] * processes, said
+        outputs[processes] = "".join(output for output, _ in said).replace(str(tmp_path / "2"), str(tmp_path / "1"))
     assert outputs[1].count("trials: trials, 276 trials, 24 files, 0 missing") == 1
     one, two = (np.load(tmp_path / name / "embeddings.npy") for name in "12")
     assert np.allclose(one, two, atol=1e-5 * np.abs(one).max())
@@ -388,18 +386,6 @@ def test_two_processes_give_what_one_gives(tmp_path, corpus):
     assert {key: second[key] for key in second} == pytest.approx(first, abs=2e-2)
     assert outputs[2].count("| system | list |") == outputs[1].count("| system | list |") == 2
     assert [len(list((tmp_path / name / "cache").iterdir())) for name in "12"] == [2, 2]
-
-
-def launch(script, *arguments, processes):
-    """Finished `accelerate launch` of processes on CPUs."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    several = ["--multi_gpu", "--main_process_port", port] if processes > 1 else []
-    command = [sys.executable, "-m", "accelerate.commands.launch", *several, "--num_processes", str(processes)]
-    command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", str(script), *arguments]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
 def test_no_model_no_list(tmp_path, capsys):

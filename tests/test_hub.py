@@ -3,10 +3,9 @@
 import json
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
+import forked
 import hub_server
 import numpy as np
 import pytest
@@ -55,8 +54,7 @@ def python(hub, tmp_path):
     }
 
     def call(*arguments):
-        command = [sys.executable, *map(str, arguments)]
-        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        return forked.run(arguments, cwd=tmp_path, env=environment)
 
     return call
 

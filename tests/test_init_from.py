@@ -8,7 +8,7 @@ from avspk import recipe
 from avspk.config import ConfigError, parse_config
 from avspk.session import Session
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "undrawn")
 
 
 @pytest.fixture(scope="module")

@@ -5,11 +5,11 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
+from functools import partial
 from pathlib import Path
 
+import forked
 import numpy as np
 import pandas as pd
 import pytest
@@ -20,12 +20,14 @@ from avspk import recipe
 from avspk.checkpoint import load_tree
 from avspk.config import ConfigError, parse_config
 from avspk.data.manifest import ManifestError, read_utterances, write_utterances
+from avspk.data.noise import generate_noise_pack
 from avspk.inference.speaker_model import load_encoder
 from avspk.session import Session
 from avspk.stages.recalibrate import recalibrate
 
 ROOT = Path(__file__).parent.parent
 TRAIN = ROOT / "tools" / "train_av.py"
+UNDRAWN = ROOT / "tests" / "undrawn.py"
 MANY = ROOT / "configs" / "accelerate" / "eight_gpus.yaml"
 
 
@@ -121,7 +123,9 @@ def test_gate_and_correction_are_logged(finished):
     assert {"label/nmi", "label/purity", "gate/precision", "joint/gate/threshold", "joint/gate/status"} <= last.keys()
 
 
-def test_without_a_noise_pack_one_is_generated_from_training_speech(data, tmp_path):
+def test_without_a_noise_pack_one_is_generated_from_training_speech(data, tmp_path, monkeypatch):
+    few = {"num_noises": 2, "num_music": 2, "num_rirs": 2, "seconds": 1.0, "rir_seconds": 0.2}
+    monkeypatch.setattr("avspk.session.generate_noise_pack", partial(generate_noise_pack, **few))
     settings = short(data, tmp_path / "exp")
     del settings["data"]["noise"]
     pipeline = Session(parse_config(settings))
@@ -130,6 +134,7 @@ def test_without_a_noise_pack_one_is_generated_from_training_speech(data, tmp_pa
     assert (tmp_path / "exp" / "noise" / "rirs.npy").is_file()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_finished_run_is_not_run_again(finished, data):
     output, rows = finished
     before = {
@@ -168,9 +173,11 @@ time.sleep(60)
 def test_a_folder_is_one_runs_at_a_time(data, tmp_path):
     """Held by another process, until that is killed; a child that outlives it holds nothing."""
     config = parse_config(short(data, tmp_path / "exp"))
-    command = [sys.executable, "-c", HOLDER, str(tmp_path / "exp" / "lock")]
-    holder = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
-    child = int(holder.stdout.readline())
+    holder = forked.Popen(["-c", HOLDER, tmp_path / "exp" / "lock"])
+    while not (said := holder.stdout.read()):
+        assert holder.poll() is None
+        time.sleep(0.005)
+    child = int(said)
     with pytest.raises(ConfigError, match=rf"exp is in use by process {holder.pid} on "):
         Session(config)
     holder.kill()
@@ -205,6 +212,7 @@ def test_a_flat_folder_trains_the_same_weights_and_shows_no_truth(data, tmp_path
             assert_same_weights(weights(tmp_path / "a" / name), weights(tmp_path / "b" / name))
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_audio_of_stage_one_does_not_depend_on_the_face(finished, data, tmp_path):
     """Single- and multi-modal runs start their rounds from the same audio encoder."""
     settings = settings_of(data, tmp_path / "audio", modalities=["audio"], rounds=0)
@@ -216,14 +224,14 @@ def test_audio_of_stage_one_does_not_depend_on_the_face(finished, data, tmp_path
     )
 
 
-def launch(config, *overrides, processes=0, script=TRAIN, **options):
+def launch(config, *overrides, processes=0, script=UNDRAWN, **options):
     """The command a user types: plain (processes=0), or `accelerate launch` with that many processes on CPUs."""
-    command = [sys.executable]
+    command = []
     if processes:
-        command += ["-m", "accelerate.commands.launch", "--config_file", str(MANY), "--num_processes", str(processes)]
+        command = ["-m", "accelerate.commands.launch", "--config_file", str(MANY), "--num_processes", str(processes)]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
     command += [str(script), "--config", str(config), *overrides]
-    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, **options)
+    return forked.Popen(command, env=environment, **options)
 
 
 def resumed_at(folder, errors, before, steps_per_epoch=4):
@@ -276,8 +284,7 @@ def test_two_processes_equal_one(data, tmp_path):
         settings["pretrain"]["epochs"] = settings["refine"]["epochs"] = 2
         settings["training"]["processes"] = 1 if name == "one" else 2
         tiny.write_config(tmp_path / f"{name}.yaml", settings)
-    runs = [launch(tmp_path / "one.yaml"), launch(tmp_path / "two.yaml", processes=2)]
-    for process in runs:
+    for process in [launch(tmp_path / "one.yaml"), *forked.ranks([UNDRAWN, "--config", tmp_path / "two.yaml"], 2)]:
         assert process.wait() == 0, process.stderr.read()
     one, two = (tiny.records(tmp_path / name) for name in ("one", "two"))
     steps = [[r for r in records if r["kind"] == "step" and r["stage"] == "pretrain"] for records in (one, two)]
@@ -339,7 +346,7 @@ def test_batch_larger_than_the_data(data, tmp_path):
 def test_the_command_line_says_what_is_wrong_in_one_screen(tmp_path):
     config = tmp_path / "config.yaml"
     config.write_text("output: exp\nseeed: 3\ndata: {train: m.parquet}\n")
-    process = launch(config)
+    process = launch(config, script=TRAIN)
     assert process.wait() == 1
     error = process.stderr.read()
     assert "seeed: unknown key; did you mean seed?" in error

@@ -104,6 +104,7 @@ def test_one_process_alone_loses_nobody(monkeypatch):
     assert not distributed.is_lost_connection(ValueError("gloo"))
 
 
+@pytest.mark.long  # as the exception above, from a loader worker
 def test_an_unreadable_file_in_one_ranks_worker_ends_both(config, data, tmp_path):
     path = next((data / "train" / "audio").rglob("*.wav"))
     content = path.read_bytes()

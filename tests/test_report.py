@@ -300,6 +300,7 @@ def test_the_synthetic_run_is_what_its_constants_say(run: Path) -> None:
     assert record.seconds["pretrain"] == 341.2
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_an_upper_bound_and_a_copied_stage_one_are_said_to_be_so(run: Path, tmp_path: Path, page: str) -> None:
     assert "without speaker labels" in page
     assert "UPPER BOUND" not in page
@@ -453,6 +454,7 @@ def test_the_large_margin_section_explains_no_gate(page: str) -> None:
     assert "threshold" not in text
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_an_unfinished_run_says_how_far_it_is_and_that_the_command_continues_it(run: Path, tmp_path: Path) -> None:
     assert Run(run).finished
     folder = shutil.copytree(run, tmp_path / "run")

@@ -10,7 +10,7 @@ from avspk.cli import main
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    return synthetic_run.write_run(tmp_path_factory.mktemp("runs") / "av")
+    return synthetic_run.write_run(tmp_path_factory.mktemp("runs") / "av", rounds=1)
 
 
 @pytest.fixture
@@ -18,6 +18,7 @@ def run(finished, tmp_path):
     return shutil.copytree(finished, tmp_path / "av")
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_finished_run(run, capsys):
     assert main(["report", str(run)]) == 0
     assert capsys.readouterr().out == f"{run / 'report.html'}\n"
@@ -49,6 +50,7 @@ def test_an_interrupted_run(run, left, reached, capsys):
     assert reached is None or f"Reached: {reached}" in page
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_folder_that_is_none_costs_itself_alone(run, tmp_path, capsys):
     assert main(["report", str(tmp_path / "gone"), str(run)]) == 2
     output, errors = capsys.readouterr()

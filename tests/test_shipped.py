@@ -6,6 +6,7 @@ import sys
 import zipfile
 from pathlib import Path
 
+import forked
 import pytest
 import tiny
 
@@ -43,9 +44,7 @@ SCRIPTS = sorted(path for folder in ("tools", "eval") for path in (ROOT / folder
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
 def test_scripts_of_a_checkout_still_work(script, tmp_path):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, str(script), "--help"]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    done = forked.run([script, "--help"], cwd=tmp_path, check=True)
     assert f"usage: {script.name}" in done.stdout
 
 

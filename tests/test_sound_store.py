@@ -2,13 +2,14 @@
 
 import multiprocessing
 import pickle
-import subprocess
 import sys
 from functools import partial
 from pathlib import Path
 
+import forked
 import numpy as np
 import pytest
+import readers
 import soundfile
 import tiny
 
@@ -125,10 +126,6 @@ def test_names_that_only_look_like_places_are_files(tmp_path):
         assert missing_sounds([path]) == []
 
 
-def _sums(store, places, answers):
-    answers.put([float(store.read(place).sum()) for place in places])
-
-
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_many_processes_read_one_pack(files, tmp_path, method):
     places = pack(files, tmp_path / "0", "flac")
@@ -136,7 +133,7 @@ def test_many_processes_read_one_pack(files, tmp_path, method):
     expected = [float(store.read(place).sum()) for place in places]
     context = multiprocessing.get_context(method)
     answers = context.Queue()
-    workers = [context.Process(target=_sums, args=(store, places, answers)) for _ in range(2)]
+    workers = [context.Process(target=readers.sums, args=(store, places, answers)) for _ in range(2)]
     for worker in workers:
         worker.start()
     assert [answers.get(timeout=60) for _ in workers] == [expected] * 2
@@ -232,16 +229,15 @@ def test_a_recording_that_is_not_what_the_manifest_says_stops_packing(tmp_path, 
 @pytest.fixture(scope="module")
 def packed(data):
     """As a user packs, beside the manifest."""
-    command = [sys.executable, str(TOOL), "--manifest", str(data / "train" / "manifest.parquet"), "--format", "flac"]
+    command = [TOOL, "--manifest", data / "train" / "manifest.parquet", "--format", "flac"]
     for _ in range(2):  # the second time nothing is left to do
-        done = subprocess.run([*command, "--workers", "2"], capture_output=True, text=True, check=True)
+        done = forked.run([*command, "--workers", "2"], check=True)
         assert done.stdout.splitlines()[-1] == f"train with data.train={data / 'train' / 'packed.parquet'}"
     return data / "train" / "packed.parquet"
 
 
 def test_the_tool_names_what_it_cannot_pack(tmp_path):
-    command = [sys.executable, str(TOOL), "--manifest", str(tmp_path / "manifest.parquet")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = forked.run([TOOL, "--manifest", tmp_path / "manifest.parquet"])
     assert done.returncode == 1
     assert "no such manifest" in done.stderr
     assert "Traceback" not in done.stderr
@@ -263,6 +259,7 @@ def test_crops_are_the_same_and_no_file_is_opened_for_them(data, packed):
         del opened[:]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_run_on_packed_sound_gives_the_same_bytes(data, packed, tmp_path, monkeypatch):
     """Both stages, embeddings, calibration and generated babble read it; the folder of one goes on with the other."""
     small = {"num_noises": 2, "num_music": 2, "num_rirs": 2, "seconds": 1.0, "rir_seconds": 0.2}

@@ -80,6 +80,7 @@ def interrupt(pipeline, checkpoints):
     pipeline.lock.close()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_an_interrupted_run_sends_every_step_once(data, tmp_path, recording):
     tree = settings(data, tmp_path / "exp", "recording")
     interrupt(Session(parse_config(tree)), 2)
@@ -105,6 +106,7 @@ def test_an_interrupted_run_sends_every_step_once(data, tmp_path, recording):
     assert all(isinstance(value, (int, float)) for _, values in sent for value in values.values())
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_tensorboard_holds_the_curves_of_the_json_log(data, tmp_path):
     event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     tree = settings(data, tmp_path / "exp", "tensorboard")

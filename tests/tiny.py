@@ -136,7 +136,7 @@ def tree(root: Path, output: Path) -> dict:
             "judge": {"gate": {"start_epoch": 1}, "correction": {"start_epoch": 1, "threshold": 0.0}},
         },
         "large_margin": {"epochs": 1, "batch_size": 6, "seconds": 0.8, "optimiser": optimiser},
-        "training": {"precision": "no", "workers": 0, "log_steps": 1, "checkpoint_steps": 2},
+        "training": {"precision": "no", "threads": 1, "workers": 0, "log_steps": 1, "checkpoint_steps": 2},
         "evaluation": {"bootstrap": 20},
     }
 

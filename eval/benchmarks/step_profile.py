@@ -69,6 +69,7 @@ def run(device: torch.device, sizes: Sizes) -> Iterator[Figure]:
         rate = yield from timed(steps, sizes.steps, chosen.batch)
         yield from efficiency(rate, dino_step(paper.config, "audio"), device)
         yield from profiled(steps, sizes.profiled, sizes.shown, device)
+        steps.close()
         peak = torch.cuda.max_memory_allocated() / GIB if device.type == "cuda" else peak_gib()
         counted = kept_for_backward(paper.config, "audio") * chosen.batch / GIB
         note = "counted: what the student keeps for the backward pass, without weights, logits, noise"

@@ -41,16 +41,17 @@ NAMED = "the same step in float32"
 
 @dataclass(frozen=True)
 class Sizes:
-    """Batches: 0 means 8 on a CPU, 512 on a GPU. `overrides` change the paper's config: a smaller model, say.
+    """Zeros: a batch of 8 and 1 step a turn on a CPU, 512 and 10 on a GPU.
 
-    `feed_examples` are made by the CPU front end, `noise_share`: its noise files' share of MUSAN's lengths.
+    `overrides` change the paper's config: a smaller model, say. `feed_examples` are made by the CPU front end,
+    `noise_share`: its noise files' share of MUSAN's lengths.
     """
 
     batch: int = 0
     workers: int = 0
     files: int = 256
     turns: int = 5
-    steps_a_turn: int = 1
+    steps_a_turn: int = 0
     pseudo_speakers: int = 7500
     feed_examples: int = 512
     noise_share: float = 1.0
@@ -60,7 +61,7 @@ class Sizes:
         """With the device's batch, loader processes and steps in a turn."""
         gpu = device.type == "cuda"
         batch, workers = self.batch or (512 if gpu else 8), self.workers or (max(1, cores() - 2) if gpu else 0)
-        changed = {"batch": batch, "workers": workers, "steps_a_turn": 10 if gpu else self.steps_a_turn}
+        changed = {"batch": batch, "workers": workers, "steps_a_turn": self.steps_a_turn or (10 if gpu else 1)}
         return Sizes(**{**self.__dict__, **changed})
 
 
@@ -75,8 +76,11 @@ def run(device: torch.device, sizes: Sizes) -> Iterator[Figure]:
         yield memory(device)
         if device.type == "cuda":
             yield against_cpu_front_end(Path(scratch), pretrain.seconds["bf16"], sizes)
+        pretrain.close()
         del pretrain
-        yield Steps(refine(paper, sizes, Path(scratch)), sizes, paper).rate("stage-2 step")
+        later = Steps(refine(paper, sizes, Path(scratch)), sizes, paper)
+        yield later.rate("stage-2 step")
+        later.close()
 
 
 def prepare(folder: Path, device: torch.device, sizes: Sizes) -> Parts:
@@ -149,6 +153,10 @@ class Steps:
         amount = self.sizes.batch * self.sizes.steps_a_turn
         name = f"{name}: whole, bf16, batch {self.sizes.batch}"
         return rate(name, amount, f"examples/{clock.unit}", seconds["bf16"], seconds["float32"], NAMED)
+
+    def close(self) -> None:
+        """End the loader's processes. The garbage collector would wait 5 s for each: it closes their queues first."""
+        del self.batches
 
     def _updates(self, precision: str) -> None:
         for _ in range(self.sizes.steps_a_turn):
