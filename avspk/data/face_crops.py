@@ -1,6 +1,6 @@
 """From frames to face crops: detect in batches, follow the main face through the clip, cut squares.
 
-The detector is facenet-pytorch's MTCNN, and it only localises: no network trained on identities is used.
+The detector is facenet-pytorch's MTCNN. It only localises: no network trained on identities is used.
 """
 
 from collections import defaultdict
@@ -15,8 +15,8 @@ from PIL import Image
 from avspk.data.crop_store import CROP_SIZE
 from avspk.extras import explained
 
-# A face is followed from one look to the next if it moved by less than this share of its size, and grew or shrank by
-# less than this factor: the heads of two people side by side are further apart than that.
+# A face is linked to the next look if it moved by less than this share of its size, and grew or shrank by less than
+# this factor. The heads of two people side by side are further apart.
 _MAX_MOVE = 0.75
 _MAX_GROWTH = 1.6
 
@@ -25,11 +25,11 @@ FaceTracked = Literal["auto", "yes", "no"]
 
 @dataclass(frozen=True)
 class FaceSettings:
-    """How faces are found and cut; sizes in pixels of the video.
+    """Settings of finding and cutting faces; sizes in pixels of the video.
 
-    `crops_per_clip` frames are taken at even distances in time. The detector looks at all of them, or in a clip that is
-    already a face track (VoxCeleb2's 224 x 224 clips are) at `tracked_looks` of them, and the boxes between are
-    interpolated; "auto" takes square videos for tracks.
+    `crops_per_clip` frames are taken at even distances in time. The detector looks at all of them, or at
+    `tracked_looks` of them if the clip is already a face track (like VoxCeleb2's 224 x 224 clips); boxes between these
+    looks are interpolated. "auto" takes square videos for tracks.
     """
 
     crops_per_clip: int = 10
@@ -91,7 +91,7 @@ Detect = Callable[[Sequence[np.ndarray], int], list[Faces]]
 class FaceDetector:
     """MTCNN over many frames at once, called as detector(frames, min_face) -> Faces of each frame.
 
-    Frames are uint8 (H, W, 3) RGB of any sizes; those of one size share batches. They are scaled by `scale` first.
+    Frames are uint8 (H, W, 3) RGB of any sizes; frames of one size share batches. They are scaled by `scale` first.
     """
 
     def __init__(self, device: torch.device, scale: float = 0.5, min_probability: float = 0.9, batch_size: int = 32):
@@ -126,8 +126,9 @@ class FaceDetector:
         except (torch.OutOfMemoryError, torch.AcceleratorError):
             raise
         except (IndexError, RuntimeError, ValueError):
-            # MTCNN stumbles over frames too small for its pyramid and over candidates outside of the picture. One such
-            # frame must not cost its batch.
+            # MTCNN fails on frames too small for its pyramid and on candidates outside of the picture. One such frame
+            # must
+            # not fail the whole batch.
             if len(frames) == 1:
                 return [_NO_FACES]
             return [self._detect([frame])[0] for frame in frames]
@@ -155,7 +156,7 @@ _NO_FACES = Faces(np.zeros((0, 4), np.float32), np.zeros((0, 5, 2), np.float32),
 def cut_faces(clips: Sequence[np.ndarray], detect: Detect, settings: FaceSettings) -> list[FaceCrops]:
     """Crops of the main face of every clip; a clip is its sampled frames uint8 (n, H, W, 3).
 
-    A clip without a usable face gives no crops, one where the face is not there all the time gives fewer than frames.
+    A clip without a usable face gives no crops. A clip with the face in some frames only gives fewer crops.
     """
     seen = look_for_faces(clips, detect, settings)
     return [
