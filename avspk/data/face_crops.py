@@ -166,7 +166,7 @@ def cut_faces(clips: Sequence[np.ndarray], detect: Detect, settings: FaceSetting
 
 
 def look_for_faces(clips: Sequence[np.ndarray], detect: Detect, settings: FaceSettings) -> list[Seen]:
-    """Faces of every clip, at as few frames as its kind needs; see `FaceSettings`."""
+    """Faces of every clip, at the fewest frames that its kind needs; see `FaceSettings`."""
     tracked = [_is_tracked(frames, settings) for frames in clips]
     looks = [
         _looks(len(frames), settings.tracked_looks if few else None) for frames, few in zip(clips, tracked, strict=True)
@@ -182,11 +182,11 @@ def look_for_faces(clips: Sequence[np.ndarray], detect: Detect, settings: FaceSe
 
 
 def follow_main_face(faces: Sequence[Faces], looks: np.ndarray, num_frames: int) -> Track:
-    """The largest and steadiest face of a clip, from what was found in the frames number `looks` (ascending).
+    """The largest and steadiest face of a clip, from the detections in the frames number `looks` (ascending).
 
-    Faces are linked from look to look by place and size, so that two people stay two tracks, and the track with the
-    largest sum of probability x side wins. Frames not looked at get boxes interpolated between looks, or the nearest
-    one's; frames looked at without finding the face are not usable.
+    Faces are linked from look to look by place and size, so two people stay two tracks. The track with the largest sum
+    of probability x side wins. Boxes of the other frames are interpolated between looks, or copied from the nearest
+    look; frames that the detector saw without finding the face are not usable.
     """
     tracks = _link(faces)
     if not tracks:
@@ -216,7 +216,8 @@ def cut_track(frames: np.ndarray, track: Track, margin: float) -> FaceCrops:
 def cut_face(frame: np.ndarray, box: np.ndarray, landmarks: np.ndarray, margin: float) -> tuple[np.ndarray, np.ndarray]:
     """A square around a box (4,), side = the box's longer side x (1 + margin), scaled to CROP_SIZE.
 
-    Returns the crop uint8 (CROP_SIZE, CROP_SIZE, 3) and the landmarks (5, 2) in its pixels. Beyond the frame is black.
+    Returns the crop uint8 (CROP_SIZE, CROP_SIZE, 3) and the landmarks (5, 2) in its pixels. Outside of the frame is
+    black.
     """
     side = max(2, round(float(max(box[2] - box[0], box[3] - box[1])) * (1 + margin)))
     left, top = round(float(box[0] + box[2] - side) / 2), round(float(box[1] + box[3] - side) / 2)
@@ -272,7 +273,7 @@ def _link(faces: Sequence[Faces]) -> list[list[tuple[int, int]]]:
 
 
 def _distances(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """How unlike two faces' places are, (m, n): below 1 they may be one face that moved."""
+    """Distances (m, n) between the places of faces: below 1 they may be one face that moved."""
     centres, centres_others = (boxes[:, :2] + boxes[:, 2:]) / 2, (others[:, :2] + others[:, 2:]) / 2
     sides, sides_others = face_sides(boxes)[:, None], face_sides(others)[None]
     moved = np.linalg.norm(centres[:, None] - centres_others[None], axis=2) / ((sides + sides_others) / 2)
@@ -281,7 +282,7 @@ def _distances(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
 
 
 def face_sides(boxes: np.ndarray) -> np.ndarray:
-    """Sizes (n,) of faces by their boxes (n, 4): the shorter sides."""
+    """Sizes (n,) of faces from their boxes (n, 4): the shorter sides."""
     return np.minimum(boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1])
 
 
