@@ -28,7 +28,7 @@ class CorrectionSettings(Settings):
     enabled: bool = True
     start_epoch: int = Field(5, ge=1, description="corrects after this many epochs, once the gate judges [C]")
     temperature: Positive = Field(1.0, description="p^(1/c) of the posterior that becomes the target [C]")
-    threshold: Probability = Field(0.7, description="the top probability of the unsharpened posterior must exceed this [C]")
+    threshold: Probability = Field(0.7, description="exceeded by the top probability of the unsharpened posterior [C]")
     rule: Rule = Field("agree", description="how the modalities' clean posteriors are combined [C]")
     hard: bool = False
     weighted: bool = Field(False, description="the weight of a target is its top probability, not 1 [C]")
