@@ -1,4 +1,4 @@
-"""An exported model in 8-bit integers, its ranges taken from sounds, and what that costs on other sounds."""
+"""An exported model in 8-bit integers: its ranges come from sounds, its loss is measured on other sounds."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from avspk.inference.export import OUTPUT, ExportError, ExportForm, export_onnx,
 from avspk.inference.speaker_model import SpeakerModel
 
 MIN_SOUNDS = 8
-SOUND_SECONDS = 8  # of each sound, its beginning
+SOUND_SECONDS = 8  # from the beginning of each sound
 SYNTHETIC_SOUNDS = 32
-QUANTISED = ["Conv", "MatMul", "Gemm"]  # where the time goes; sums and statistics stay in float32
+QUANTISED = ["Conv", "MatMul", "Gemm"]  # most of the time; sums and statistics stay in float32
 Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class QuantisationCost:
-    """Cosines between the embeddings of both files, the training mean subtracted, on sounds that set no range."""
+    """Cosines between the embeddings of both files, the training mean subtracted, on sounds not used for the ranges."""
 
     lowest: float
     mean: float
@@ -41,7 +41,7 @@ def export_int8(model: SpeakerModel, path: Path, form: ExportForm, sounds: Seque
     """Write the model as ONNX with int8 weights and activations; the front end, if in the graph, stays in float32.
 
     Args:
-        sounds: waveforms (n,) at 16 kHz, at least 8: every other one sets the ranges, the rest measures the cost.
+        sounds: waveforms (n,) at 16 kHz, at least 8: every second one sets the ranges, the others measure the loss.
 
     Raises ExportError as `export_onnx`, or if there are too few sounds.
     """
@@ -62,7 +62,7 @@ def export_int8(model: SpeakerModel, path: Path, form: ExportForm, sounds: Seque
 
 
 def synthetic_speech(number: int = SYNTHETIC_SOUNDS, seconds: int = SOUND_SECONDS) -> list[Floats]:
-    """Waveforms (seconds x 16000,) of as many procedural voices, where no recordings are given."""
+    """Waveforms (seconds x 16000,) of `number` procedural voices, used if no recordings are given."""
     from avspk.data.demo_corpus.settings import Nuisance
     from avspk.data.demo_corpus.voice import articulate, draw_mood, draw_speaker, synthesise
 
@@ -80,7 +80,7 @@ def read_sounds(paths: Sequence[Path]) -> list[Floats]:
 
 
 def _input_of(model: SpeakerModel, form: ExportForm, sound: Floats) -> Floats:
-    """What the graph takes: (1, samples) or (1, frames, mels)."""
+    """Input of the graph: (1, samples) or (1, frames, mels)."""
     waveform = torch.from_numpy(np.ascontiguousarray(sound, np.float32))[None]
     return waveform.numpy() if form.waveform else model.sound_input(waveform.to(model.device)).cpu().numpy()
 
@@ -127,7 +127,7 @@ def _cosines(first: Floats, second: Floats) -> NDArray[np.float64]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The quantiser recommends a preprocessing through the root logger; it changes nothing in these graphs."""
+    """Hides a recommendation to preprocess, which changes nothing in these graphs."""
     level = logging.getLogger().level
     logging.getLogger().setLevel(logging.ERROR)
     try:
