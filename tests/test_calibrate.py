@@ -126,10 +126,10 @@ def upside_down(rng):
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
-        (lambda rng: corpus(rng, speakers=5), "5 pseudo speakers; it takes 10"),
+        (lambda rng: corpus(rng, speakers=5), "5 pseudo speakers; at least 10 are needed"),
         (lambda rng: corpus(rng, recordings=1), "0 target and .* non-target trials"),
         (lambda rng: corpus(rng, noise=0.01), "have 0 errors at the EER"),
-        (upside_down, "does not tell speakers apart"),
+        (upside_down, "does not separate speakers"),
     ],
     ids=["few speakers", "one recording each", "separable", "upside down"],
 )

@@ -226,7 +226,7 @@ def test_all_ranks_go_on_from_what_the_first_has_chosen(tmp_path, trouble):
         assert names(folder.folder) == ["step_00000001.safetensors", "step_00000002.torn"]
     else:
         assert said[0] == "loaded 2\n"
-        assert said[1].startswith("error rank 1 cannot read the checkpoint that rank 0 goes on from (")
+        assert said[1].startswith("error rank 1 cannot read the checkpoint that rank 0 continues from (")
         assert "step_00000002" in said[1]
         assert names(folder.folder) == [path.name for path in paths]
 

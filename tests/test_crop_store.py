@@ -60,7 +60,7 @@ def test_writer_refuses_other_shapes(tmp_path):
 
 
 def test_no_store_is_explained(tmp_path):
-    with pytest.raises(CropStoreError, match="no crop store"):
+    with pytest.raises(CropStoreError, match="not a crop store"):
         CropStore(tmp_path)
 
 
@@ -88,7 +88,7 @@ def test_a_writer_goes_back_to_what_the_caller_knows_of(tmp_path):
         writer.append(*crops(1, 9))
     store = CropStore(tmp_path)
     assert [round(level(store, crop)) for crop in range(len(store))] == [0, 1, 9]
-    with pytest.raises(CropStoreError, match="4 entries were said"):
+    with pytest.raises(CropStoreError, match="expected 4 stored entries"):
         CropWriter(tmp_path, "a", keep=4)
 
 

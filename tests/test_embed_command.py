@@ -159,7 +159,7 @@ def test_packed_sound_gives_the_rows_of_its_files(embed, tmp_path, monkeypatch):
     ("name", "text", "message"),
     [
         ("missing.txt", None, "no such list"),
-        ("empty.txt", "\n\n", "no path in it"),
+        ("empty.txt", "\n\n", "it contains no path"),
         ("wav.scp", "utt sph2pipe x.sph |\n", "line 1: 'utt sph2pipe x.sph |' is not `name path`; pipes are not run"),
         ("wav.scp", "utt a.wav\nutt b.wav\n", "line 2: the name 'utt' stands there twice"),
     ],

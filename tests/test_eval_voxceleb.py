@@ -311,9 +311,9 @@ def test_training_files_add_as_norm_and_calibration(tmp_path, evaluate, capsys):
 @pytest.mark.parametrize(
     ("speakers", "files", "reason"),
     [
-        (9, 6, r"8 pseudo speakers; it takes 10"),
+        (9, 6, r"8 pseudo speakers; at least 10 are needed"),
         (13, 2, r"12 target and \d+ non-target trials between different recordings"),
-        (13, 3, r"36 target and .* have \d+ errors at the EER; a slope takes 30"),
+        (13, 3, r"36 target and .* have \d+ errors at the EER; a slope needs 30"),
     ],
 )
 def test_too_few_training_trials_make_a_note_not_a_calibration(tmp_path, evaluate, capsys, speakers, files, reason):
@@ -356,7 +356,7 @@ def test_kaldi_lists(tmp_path, evaluate, corpus):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("2 id10001/video0/00001.wav id10001/video1/00001.wav", "is no trial"),
+        ("2 id10001/video0/00001.wav id10001/video1/00001.wav", "is not a trial"),
         ("1 id10001/video0/00001.wav id10002/video1/00001.wav", "contradict the speakers"),
         ("0 id10001/video0/00001.wav id10002/video9/00001.wav", "0 targets and 2 non-targets"),
         ("1 id10001/video0/00001.wav id10001/video9/00001.wav", "video9"),
@@ -405,6 +405,6 @@ def launch(script, *arguments, processes):
 def test_no_model_no_list(tmp_path, capsys):
     arguments = ["--model", str(tmp_path), "--trials", str(tmp_path / "none.txt"), "--out", str(tmp_path / "out")]
     assert voxceleb.main(arguments) == 2
-    assert "is no model folder" in capsys.readouterr().err
+    assert "is not a model folder" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         voxceleb.main(["--model", str(tmp_path), "--out", str(tmp_path)])

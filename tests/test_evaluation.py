@@ -185,7 +185,7 @@ def test_contradictions_of_a_list():
     good = trials((1, "id10001/v/1.wav", "id10001/w/1.wav"), (0, "id10001/v/1.wav", "id10002/w/1.wav"))
     assert check_trials(good, "list") == ()
     assert check_trials(pd.concat([good, good[:1]], ignore_index=True), "list") == (
-        "1 trials are there more than once",
+        "1 trials appear more than once",
     )
     with pytest.raises(ManifestError, match="list: 1 labels contradict the speakers; trial 2 is '1 id10001"):
         check_trials(good.assign(label=[1, 1]), "list")

@@ -214,9 +214,9 @@ def test_a_pattern_tells_speakers(tmp_path, pattern, path, speaker, recording):
 def test_paths_that_do_not_fit_the_pattern_and_patterns_that_are_none(tmp_path):
     found = find_clips(make(tmp_path, "ann/1.wav", "2.wav"), speakers_from="{speaker}/{clip}")
     assert named(found) == {"ann/1": "ann"}
-    assert "does not fit the pattern" in found.rejected[0].reason
+    assert "does not match the pattern" in found.rejected[0].reason
     for pattern in ("speaker/{clip}", "{speaker}/{speaker}", "{speaker"):
-        with pytest.raises(NamingError, match="no pattern for speakers"):
+        with pytest.raises(NamingError, match="not a pattern for speakers"):
             find_clips(tmp_path, speakers_from=pattern)
 
 
@@ -248,4 +248,4 @@ def test_lists_that_are_none(tmp_path):
     (tmp_path / "wav.scp").write_text("../up x.wav\nok y.wav\n")
     found = listed_clips(tmp_path / "wav.scp", tmp_path)
     assert named(found) == {"ok": ""}
-    assert "cannot be the name" in found.rejected[0].reason
+    assert "cannot name an utterance" in found.rejected[0].reason

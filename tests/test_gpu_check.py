@@ -71,7 +71,7 @@ def test_what_fails_is_named_and_the_rest_goes_on(tmp_path, monkeypatch):
 def test_parts_for_which_no_time_is_left_are_not_begun(tmp_path, monkeypatch):
     status, report, _ = check(tmp_path, monkeypatch, {"": lambda _: "no"}, minutes="0.1")
     assert status == 1
-    assert all("not begun" in report["failed"][name] for name in gpu_check.REHEARSAL)
+    assert all("not started" in report["failed"][name] for name in gpu_check.REHEARSAL)
 
 
 def test_a_command_that_hangs_is_ended():

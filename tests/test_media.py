@@ -44,7 +44,7 @@ def test_a_plain_wav_is_read_without_a_decoder_as_with_one(tmp_path, monkeypatch
 def test_a_plain_wav_that_was_cut_off_is_told(tmp_path):
     write_wav(tmp_path / "a.wav", tone())
     (tmp_path / "a.wav").write_bytes((tmp_path / "a.wav").read_bytes()[:-2])
-    with pytest.raises(MediaError, match="truncated: 16000 samples should be there, 15999 are"):
+    with pytest.raises(MediaError, match="truncated: expected 16000 samples, found 15999"):
         read_audio(tmp_path / "a.wav", 0, 100, 16_000)
 
 

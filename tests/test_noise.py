@@ -78,7 +78,7 @@ def test_bad_packs_are_named(tmp_path: Path) -> None:
     with pytest.raises(NoisePackError, match="'muzak' in row 3"):
         read_noise_pack(folder)
     (folder / TABLE_FILE).write_text(table.replace("\t2000\n", "\t1999\n", 1))
-    with pytest.raises(NoisePackError, match="not end to end"):
+    with pytest.raises(NoisePackError, match="not contiguous"):
         read_noise_pack(folder)
 
 

@@ -251,5 +251,5 @@ def test_a_run_records_its_precision_and_says_why(config, timed, fresh_accelerat
     stage.num_epochs += 1
     pipeline.trainer.run(stage, folder)
     assert f"changed since the last start: training.precision: 'auto' -> '{other}'" in log_of(pipeline)
-    assert f"goes on with precision {first} -> {other}" in log_of(pipeline)
+    assert f"continues with precision {first} -> {other}" in log_of(pipeline)
     pipeline.lock.close()

@@ -118,8 +118,8 @@ def test_a_run_stopped_after_stage_one_has_a_page_and_twice_the_same_bytes(run: 
     assert write_report(folder).read_text() == first
     text = " ".join(_parsed(first).text)
     assert "Losses, entropies, schedules" in text
-    assert "not evaluated yet" in text
-    assert "no rounds of clustering and gating yet" in text
+    assert "not been evaluated yet" in text
+    assert "no round of clustering and gating yet" in text
 
 
 def test_a_round_without_its_arrays_and_an_evaluation_without_scores(run: Path, tmp_path: Path) -> None:
@@ -129,14 +129,14 @@ def test_a_round_without_its_arrays_and_an_evaluation_without_scores(run: Path, 
     for path in (folder / "round1").glob("**/*.*"):
         path.unlink()
     text = " ".join(_parsed(write_report(folder).read_text()).text)
-    assert "evaluation/ holds no score files" in text
+    assert "evaluation/ has no score files" in text
     assert "No map:" in text
     assert "No loss histograms:" in text
 
 
 def test_an_empty_folder_gives_a_page_and_a_missing_one_an_error(tmp_path: Path) -> None:
     text = " ".join(_parsed(write_report(tmp_path).read_text()).text)
-    assert "not evaluated yet" in text
+    assert "not been evaluated yet" in text
     assert "no environment.json" in text
     with pytest.raises(FileNotFoundError, match="run folder"):
         write_report(tmp_path / "nowhere")
@@ -306,9 +306,9 @@ def test_an_upper_bound_and_a_copied_stage_one_are_said_to_be_so(run: Path, tmp_
     (folder / "environment.json").write_text(json.dumps({"seed": 0, "labels": "TRUE SPEAKER"}))
     (folder / "pretrain" / "done.json").write_text(json.dumps({"stage": "pretrain", "copied_from": "exp/av"}))
     other = write_report(folder).read_text(encoding="utf-8")
-    assert "UPPER BOUND, TRAINED ON THE TRUE SPEAKERS; no result of the method" in other
+    assert "UPPER BOUND, TRAINED ON THE TRUE SPEAKERS; not a result of the method" in other
     assert "without speaker labels" not in other
-    assert "nothing in training reads them" not in other
+    assert "training does not use them" not in other
     assert "Copied from exp/av, whose report shows its course." in other
 
 
@@ -340,7 +340,7 @@ def test_a_calibration_that_does_not_fit_is_said_not_to(run: Path, page: str) ->
     target = scores["label"] == 1
     by_hand = (np.log2(1 + np.exp(-llr[target])).mean() + np.log2(1 + np.exp(llr[~target])).mean()) / 2
     assert costs["cllr"] == pytest.approx(by_hand)
-    assert f"cost {by_hand:.2f} bits a trial" in page
+    assert f"cost {by_hand:.2f} bits per trial" in page
     assert "choose the threshold on trials from your own recordings" in page
 
 

@@ -163,7 +163,7 @@ def test_the_threshold_is_the_lowest_that_keeps_the_rate(rate, ties):
 
 @pytest.mark.parametrize("rate", [0, 1, -0.1, 2, float("nan")])
 def test_rates_that_are_none(rate):
-    with pytest.raises(ValueError, match="must lie between 0 and 1"):
+    with pytest.raises(ValueError, match="must be between 0 and 1"):
         threshold_at([0.0, 1.0], [0, 1], rate)
 
 

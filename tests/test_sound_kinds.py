@@ -199,7 +199,7 @@ def test_one_file_and_many_are_embedded_alike(tree, name):
 
 @pytest.mark.parametrize(
     ("damage", "reason"),
-    [(with_nan, "not finite"), (half, "truncated: 16000 samples should be there"), (lambda _: b"", "empty file")],
+    [(with_nan, "not finite"), (half, "truncated: expected 16000 samples"), (lambda _: b"", "empty file")],
 )
 def test_what_was_damaged_after_preparation_stops_the_loader_by_name(tmp_path, damage, reason):
     path = tmp_path / "a.wav"

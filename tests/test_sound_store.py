@@ -211,7 +211,7 @@ def test_packing_goes_on_after_an_interruption(data, tmp_path, monkeypatch, reco
 def test_packing_refuses_what_it_would_mix_up(data, tmp_path):
     manifest = data / "train" / "manifest.parquet"
     pack_sound(PackSettings(manifest, tmp_path))
-    with pytest.raises(PackingError, match=r"begun differently.*format was int16, is flac"):
+    with pytest.raises(PackingError, match=r"begun with other settings.*format was int16, is flac"):
         pack_sound(PackSettings(manifest, tmp_path, "flac"))
 
 

@@ -342,9 +342,9 @@ def test_a_run_on_other_conditions_says_what_that_changes(data, tmp_path):
         pipeline.trainer.run(stage, folder)
         outputs.append(log.read_text()[said:])
         pipeline.lock.close()
-    assert "goes on with" not in outputs[0] + outputs[1]
-    assert "goes on with accumulation 1 -> 2, sync_batchnorm True -> False. What stays equal: the global" in outputs[2]
-    assert "batch norm sees 1/2 of a batch, not 1/1" in outputs[2]
+    assert "continues with" not in outputs[0] + outputs[1]
+    assert "continues with accumulation 1 -> 2, sync_batchnorm True -> False. Unchanged: the global" in outputs[2]
+    assert "batch norm uses 1/2 of a batch, not 1/1" in outputs[2]
 
 
 # Waiting for the device.

@@ -154,7 +154,7 @@ def test_another_number_of_processes_goes_on(data, tmp_path):
     first = kill_when(config, lambda: ("round1", 3) in steps(changed), processes=2)
     second = finish(config)
     for errors, before, now in ((first, 1, 2), (second, 2, 1)):
-        assert re.search(rf"goes on with processes {before} -> {now}\. What stays equal: the global batches", errors)
+        assert re.search(rf"continues with processes {before} -> {now}\. Unchanged: the global batches", errors)
     curves = [
         {(line["stage"], line["step"]): line for line in tiny.records(folder) if line["kind"] == "step"}
         for folder in (same, changed)

@@ -41,7 +41,7 @@ class JointKmeansSettings(Settings):
         if not self.centroids or num_clusters <= self.centroids <= num_rows:
             return ""
         return (
-            f"centroids is {self.centroids}; they are made from {num_rows} utterances and merged to {num_clusters} "
+            f"centroids is {self.centroids}; they are made of {num_rows} utterances and merged to {num_clusters} "
             f"clusters; valid: {num_clusters} to {num_rows}, or 0 for none"
         )
 

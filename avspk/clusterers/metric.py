@@ -59,7 +59,7 @@ class MetricSettings(Settings):
         if num_rows <= self.ward_rows or num_clusters <= self.centroids <= num_rows:
             return ""
         return (
-            f"centroids is {self.centroids}; they are made from {num_rows} utterances and merged to {num_clusters} "
+            f"centroids is {self.centroids}; they are made of {num_rows} utterances and merged to {num_clusters} "
             f"clusters; valid: {num_clusters} to {num_rows}"
         )
 

@@ -1,4 +1,4 @@
-"""Sound and settings that several benchmarks share: wavs as long as VoxCeleb2's, the paper's config over them."""
+"""Sound and settings that several benchmarks share: wavs as long as VoxCeleb2's, with the paper's config."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def write_sound(folder: Path, seconds: Iterable[float], seed: int = 0) -> list[P
 
 
 def write_corpus(folder: Path, files: int, utterances: int) -> Path:
-    """A manifest of `utterances` rows over `files` wavs of VoxCeleb2's mean length; its path."""
+    """Write a manifest of `utterances` rows over `files` wavs of VoxCeleb2's mean length; returns its path."""
     (folder / "audio").mkdir(parents=True, exist_ok=True)
     write_sound(folder / "audio", [VOXCELEB2_SECONDS] * files)
     rows = np.arange(utterances)
@@ -64,7 +64,7 @@ def paper_config(manifest: Path, overrides: Iterable[str] = ()) -> Config:
 
 
 def materials(folder: Path, files: int, utterances: int, device: torch.device, overrides: Iterable[str]) -> Materials:
-    """What the paper's stages are built from, over a corpus written to `folder`."""
+    """Materials of the paper's stages, over a corpus written to `folder`."""
     config = paper_config(write_corpus(folder, files, utterances), overrides)
     return Materials(config, read(config), folder / "crops", small_noise_pack(folder / "noise"), device)
 
