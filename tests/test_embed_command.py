@@ -424,7 +424,7 @@ def test_slices_of_another_division_are_named(embed, sounds):
     assert embed(*sounds, "--shard", "1/3")[0] == 0
     status, _, errors = embed(*sounds, "--shard", "1/2")
     assert status == 2
-    assert "e.shard1of3.npy is there, a slice of another division" in errors[0]
+    assert "e.shard1of3.npy exists, from another number of slices" in errors[0]
 
 
 def test_the_description_of_a_table_that_is_none(tmp_path):

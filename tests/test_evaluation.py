@@ -104,7 +104,7 @@ def test_store_shares_the_files_between_processes(files, tmp_path, monkeypatch, 
 
 def test_model_digest_is_of_content(tmp_path):
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(FileNotFoundError, match=r"there is no model\.safetensors"):
+    with pytest.raises(FileNotFoundError, match=r"it has no model\.safetensors"):
         model_digest(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"1")
     first = model_digest(tmp_path)

@@ -151,7 +151,7 @@ def test_unusual_but_legal_names_are_ids(tmp_path):
 
 
 def test_a_tree_without_media_is_explained(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"known are names with a suffix like \.wav"):
+    with pytest.raises(FileNotFoundError, match=r"known suffixes are \.wav"):
         find_clips(make(tmp_path, "a/b/c.txt"))
     with pytest.raises(
         FileNotFoundError, match=r"1 files were left out, the first is a/b\.wav\.mp4: .*two media suffixes"

@@ -381,7 +381,7 @@ def test_a_full_disk_stops_the_run_which_then_goes_on(corpus, prepared, tmp_path
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
     try:
-        with pytest.raises(PreparationError, match="the same command goes on"):
+        with pytest.raises(PreparationError, match="run the same command: it continues"):
             prepare(settings(corpus, tmp_path / "out"))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

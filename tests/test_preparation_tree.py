@@ -67,7 +67,7 @@ def test_grid(tmp_path, place):
     assert prepare(settings(raw, tmp_path / "out")).crops == 4
     table = read_utterances(tmp_path / "out/manifest.parquet").table
     assert table[["utterance", "num_crops"]].to_numpy().tolist() == [["s1/bbaf2n", 4]]
-    assert rejected(tmp_path / "out") == {"s1/align/bbaf2n.align": ".align is no known suffix of sound or video"}
+    assert rejected(tmp_path / "out") == {"s1/align/bbaf2n.align": ".align is not a known suffix of sound or video"}
 
 
 def test_every_file_is_used_or_named_or_counted(tmp_path):

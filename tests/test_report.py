@@ -309,7 +309,7 @@ def test_an_upper_bound_and_a_copied_stage_one_are_said_to_be_so(run: Path, tmp_
     assert "UPPER BOUND, TRAINED ON THE TRUE SPEAKERS; not a result of the method" in other
     assert "without speaker labels" not in other
     assert "training does not use them" not in other
-    assert "Copied from exp/av, whose report shows its course." in other
+    assert "Copied from exp/av; see the report of that run." in other
 
 
 def test_what_it_was_trained_on_and_with_is_said(page: str) -> None:
@@ -363,7 +363,7 @@ def test_only_gains_beyond_the_intervals_are_called_gains(run: Path, tmp_path: P
     (folder / "metrics.json").write_text(json.dumps(rows))
     found = conclusions(Run(folder))
     assert any("'round 1' lowered the EER" in text for text in found)
-    assert any("whether 'final' lowered the EER is open" in text for text in found)
+    assert any("it is open whether 'final' lowered the EER" in text for text in found)
     rows[2] |= {"eer_low": 20, "eer": 21, "eer_high": 22}
     (folder / "metrics.json").write_text(json.dumps(rows))
     assert any("'round 1' made the EER worse" in text for text in conclusions(Run(folder)))

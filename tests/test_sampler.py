@@ -197,7 +197,7 @@ def test_the_sampler_draws_positives_anew_every_epoch():
 
 
 def test_errors():
-    with pytest.raises(ValueError, match="global batch of 12 does not divide over 5 processes"):
+    with pytest.raises(ValueError, match="global batch of 12 is not divisible by 5 processes"):
         sampler(num_ranks=5)
     with pytest.raises(ValueError, match="pretrain: 7 usable utterances are fewer than one batch of 12"):
         sampler(rows=np.arange(7))

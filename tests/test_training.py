@@ -149,7 +149,7 @@ def test_sigterm_saves_and_the_same_command_goes_on(data, tmp_path):
     os.killpg(process.pid, signal.SIGTERM)
     _, errors = process.communicate()
     assert process.returncode == 128 + signal.SIGTERM, errors
-    assert "the same command goes on" in errors
+    assert "the same command continues" in errors
     (state,) = (folder / "pretrain" / "checkpoints").glob("step_*")
     before = len(tiny.records(folder))
     assert load_tree(state)["done"] == before, "saved after the step that it was in"
