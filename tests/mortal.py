@@ -1,4 +1,4 @@
-"""Training runs that kill themselves at a rename: a process that has imported everything and forks for every run."""
+"""Training runs that kill themselves at a rename: a process imports everything once and forks for every run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 
 
 class Runs:
-    """`with Runs() as run: run(config)` is the command that a user types."""
+    """`with Runs() as run: run(config)` is the command of a user."""
 
     def __enter__(self) -> Runs:
         environment = {**os.environ, "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
@@ -29,9 +29,9 @@ class Runs:
         self.server.communicate()
 
     def __call__(self, config: Path, dies_at: int = 0, moment: str = "before") -> tuple[bool, str]:
-        """Whether it ended well, and what it wrote; otherwise it was killed `moment` the rename number `dies_at`.
+        """Whether it ended well, and its output; otherwise it was killed `moment` the rename number `dies_at`.
 
-        A rename that puts a file in place of an equal one does not count: nobody could tell when it happened.
+        A rename that replaces a file by an equal one does not count, because its time cannot be observed.
         """
         output = config.with_suffix(".output")
         print(json.dumps([str(config), str(output), dies_at, moment]), file=self.server.stdin, flush=True)
@@ -43,7 +43,7 @@ class Runs:
 def serve() -> None:
     """A run for every line of standard input; the exit status of each to standard output."""
     sys.path.insert(0, str(ROOT / "tools"))
-    import matplotlib.pyplot  # noqa: F401 - what a run imports later, once for all of them
+    import matplotlib.pyplot  # noqa: F401 - imported later by a run; here once for all runs
     import pandas  # noqa: F401
     import pyarrow.parquet  # noqa: F401
     import torch._dynamo  # noqa: F401
@@ -66,7 +66,7 @@ def serve() -> None:
 
 
 def mortal(rename: Callable[..., None], count: list[int], dies_at: int, moment: str) -> Callable[..., None]:
-    """`rename`, which ends the process immediately before or after that one of all that count."""
+    """`rename`, which ends the process immediately before or after the chosen one of those that count."""
 
     def call(source: Any, target: Any, **options: Any) -> None:
         count[0] += not equal(Path(source), Path(target))

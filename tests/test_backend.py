@@ -54,7 +54,7 @@ def test_cohort_statistics_are_those_of_a_full_sort(embeddings, monkeypatch, chu
 
 
 def test_as_norm_undoes_a_shift_of_one_side():
-    """AS-norm of scores that one side's quality moves and stretches is the same as without."""
+    """AS-norm removes a shift and a scale of one side's scores."""
     scores, enroll, test = np.array([0.3, 0.6]), [0, 0], [1, 1]
     plain = as_norm(scores, enroll, test, (np.array([0.1, 0.1]), np.array([0.2, 0.2])))
     moved = as_norm(2 * scores + 1, enroll, test, (np.array([1.2, 1.2]), np.array([0.4, 0.4])))

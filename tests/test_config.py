@@ -91,7 +91,7 @@ def test_inheritance_merges_and_overrides_win(tmp_path, settings):
 
 @pytest.fixture
 def inherited(tmp_path, settings):
-    """A config with two trial lists; returns what reads a child of it, given as text, and overrides."""
+    """A config with two trial lists; returns a function that reads a child of it from text and overrides."""
     settings["data"]["trials"] = {"demo_O": "o.txt", "demo_H": "h.txt"}
     settings["cluster"] = {"num_clusters": 8, "weights": {"audio": 1.0, "face": 0.5}}
     tiny.write_config(tmp_path / "base.yaml", settings)
@@ -174,7 +174,7 @@ def test_differing_keys_name_both_values(settings):
 
 
 def test_every_entry_of_the_tables_of_free_settings_begins_a_key():
-    """A typing error there would refuse, or free, nothing."""
+    """A typing error there would reject, or allow, nothing."""
     known = list(_known_keys(Config))
     for beginning in (*ALWAYS_FREE, *chain(*FIRST_READ_BY.values())):
         assert any(key.startswith(beginning) for key in known), beginning

@@ -8,7 +8,7 @@ from avspk.data.crop_store import CROP_SIZE, INDEX_RECORD, CropStore, CropStoreE
 
 
 def crops(count: int, first: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Flat crops whose grey level is their number, and landmarks that repeat it."""
+    """Flat crops whose grey level is their number, and landmarks with the same value."""
     levels = np.arange(first, first + count)
     images = np.broadcast_to(levels.astype(np.uint8)[:, None, None, None], (count, CROP_SIZE, CROP_SIZE, 3)).copy()
     return images, np.broadcast_to(levels[:, None, None].astype(np.float32), (count, 5, 2))

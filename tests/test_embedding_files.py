@@ -1,4 +1,4 @@
-"""Training embeddings: one pass a model, one file of all ranks' shares, made again where it is missing."""
+"""Training embeddings: one pass per model, one file of all ranks' shares, made again if it is missing."""
 
 import errno
 import threading
@@ -30,7 +30,7 @@ def ranks(request, monkeypatch):
     monkeypatch.setattr(distributed, "rank", lambda: getattr(ranks.here, "rank", 0))
     monkeypatch.setattr(distributed, "sum_over_ranks", ranks.sum)
     monkeypatch.setattr(distributed, "barrier", ranks.gate.wait)
-    monkeypatch.setattr(embedding_files, "PIECE_ROWS", 4)  # some pieces lie in one share, others in two
+    monkeypatch.setattr(embedding_files, "PIECE_ROWS", 4)  # some pieces are in one share, others in two
     return ranks
 
 
@@ -114,7 +114,7 @@ def data(tmp_path_factory, one_thread):
 
 @pytest.fixture
 def passes(monkeypatch):
-    """Name of the modality of every pass over the training set, in order; those of stage 1's clusterings left out."""
+    """Modality of every pass over the training set, in order, without those of stage 1's clusterings."""
     made = []
 
     def counting(embed):
@@ -167,7 +167,7 @@ def test_embeddings_go_along_with_a_copied_stage_one_and_are_made_where_there_ar
 
 
 def test_a_share_without_a_face_is_a_share_of_nan(data, tmp_path):
-    """Of several processes, one may get a stretch of the manifest where nobody's face was found."""
+    """One of several processes may get a part of the manifest without any face."""
     materials = tiny.materials(tiny.tree(data, tmp_path))
     kit = build_kits(materials)["face"]
     faceless = int(np.flatnonzero(~kit.usable)[0])

@@ -49,7 +49,7 @@ def model(tmp_path, monkeypatch):
 
 
 def write_corpus(folder, speakers=SPEAKERS, seed=0, files=FILES):
-    """Voices that are tones in noise, the ninth like the first and so on; names as VoxCeleb's."""
+    """Voices made of tones in noise; the ninth equals the first and so on; names as in VoxCeleb."""
     rng = np.random.default_rng(seed)
     names = [f"id{10001 + s}/video{v}/00001.wav" for s in range(speakers) for v in range(files)]
     for name in names:
@@ -72,7 +72,7 @@ def corpus(tmp_path):
 
 @pytest.fixture
 def evaluate(tmp_path, model, corpus, monkeypatch):
-    """Run the model form, without figures; returns its status and the records."""
+    """Run the command with a model, without figures; returns its status and the records."""
     monkeypatch.setattr(voxceleb, "save_score_figures", lambda *_: None)
 
     def run(*options, trials="trials.txt", out="out"):
@@ -280,7 +280,7 @@ def test_embeddings_that_are_not_finite_are_named(evaluate, monkeypatch, capsys)
 
 
 def write_training(folder, speakers, files):
-    """A manifest of tones, and the clusters that would be found of them: the speakers, one of them in none."""
+    """A manifest of tones, and clusters of them: the true speakers, one of them in no cluster."""
     names = write_corpus(folder / "train", speakers, seed=1, files=files)
     utterances = [name.removesuffix(".wav") for name in names]
     lengths = [len(read_audio(folder / "train" / name)) for name in names]
@@ -370,7 +370,7 @@ def test_bad_trials_are_named_before_anything_is_embedded(tmp_path, evaluate, ca
 
 
 def test_two_processes_give_what_one_gives(tmp_path, corpus):
-    """By `accelerate launch`, each with a share of the files; written and printed once."""
+    """With `accelerate launch`, each process with a share of the files; written and printed once."""
     model = write_model(tmp_path / "trained")
     arguments = ["--model", model, "--trials", tmp_path / "trials.txt", "--wav-root", tmp_path / "wav"]
     arguments = [*map(str, arguments), "--bootstrap", "50", "--workers", "0"]

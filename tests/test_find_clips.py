@@ -11,7 +11,7 @@ from avspk.data.tree import Rejected
 
 
 def clip(utterance: str, sounds: tuple[str, ...], video: str | None, speaker: str = "", recording: str = "") -> Clip:
-    """Of a tree where nothing but the path is known, unless a speaker is given."""
+    """A clip of a tree that is known by its path only, unless a speaker is given."""
     return Clip(utterance, sounds, video, speaker, recording or utterance, f"{utterance}_")
 
 
@@ -125,7 +125,7 @@ def test_a_second_video_of_a_clip_is_named(tmp_path):
 
 @pytest.mark.parametrize(("first", "second"), [("A/v/1", "a/v/1"), ("a/cafe\u0301/1", "a/caf\u00e9/1")])
 def test_names_that_other_file_systems_take_for_one(tmp_path, first, second):
-    """The first path is used, the other one named; a video and its sound that are spelled apart go together."""
+    """The first path is used, the other one named; a video and its sound with different spelling go together."""
     make(tmp_path / "same", f"{first}.wav", f"{second}.wav")
     clips, rejected, *_ = find_clips(tmp_path / "same")
     assert [clip.sounds for clip in clips] == [(f"{first}.wav",)]
@@ -181,7 +181,7 @@ def test_voxceleb_is_recognised_and_said(tmp_path, caplog):
 
 
 def test_folders_named_for_a_kind_of_media_make_no_two_clips_one(tmp_path):
-    """`dv` and `ts` are suffixes of video, and may be people."""
+    """`dv` and `ts` are suffixes of video, and may be names of people."""
     found = find_clips(make(tmp_path, "dv/1.wav", "ts/1.wav", "ts/1.mp4"))
     assert [(clip.utterance, clip.sounds) for clip in found.clips] == [
         ("dv/1", ("dv/1.wav",)),

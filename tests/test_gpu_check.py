@@ -1,4 +1,4 @@
-"""`make gpu-check`: a page whatever fails, and a rehearsal that runs the same code on a pretended GPU."""
+"""`make gpu-check`: it always writes a page, and its rehearsal runs the same code on a pretended GPU."""
 
 import json
 import subprocess
@@ -16,7 +16,7 @@ import gpu_check
 
 @pytest.mark.long
 def test_a_rehearsal_leaves_the_page(tmp_path):
-    """As a user starts it; of the tests a few."""
+    """As a user starts it, with a few of the tests."""
     command = [sys.executable, gpu_check.__file__, "--rehearse", "--out", str(tmp_path), "--tests", "kmeans"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr + (tmp_path / "gpu.md").read_text()
@@ -33,7 +33,7 @@ def test_a_rehearsal_leaves_the_page(tmp_path):
 
 
 def check(tmp_path, monkeypatch, commands, minutes="8"):
-    """A check whose commands are answered by `commands`: word in the command -> what happens."""
+    """A check with answers to its commands from `commands`: word in the command -> result."""
 
     def run(command, deadline):
         return next(answer(command) for word, answer in commands.items() if word in " ".join(map(str, command)))

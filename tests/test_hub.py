@@ -1,4 +1,4 @@
-"""Models of the hub by name, and uploads with valid cards, against a stand-in of the hub on this machine."""
+"""Models of the hub by name, and uploads with valid cards, against a local stand-in of the hub."""
 
 import json
 import os
@@ -119,7 +119,7 @@ def test_an_upload_that_is_refused(hub, python, run):
 
 
 def test_folders_come_first(tmp_path, monkeypatch):
-    """Nor is the hub asked for what can only be a mistyped folder."""
+    """The hub is not asked for a name that can only be a mistyped folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: pytest.fail("asked"))
     (tmp_path / "owner" / "voices").mkdir(parents=True)

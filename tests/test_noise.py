@@ -1,4 +1,4 @@
-"""The noise pack: what is written is what is read, bad packs are named, generated sounds obey their physics."""
+"""The noise pack: exact round trip, named errors of bad packs, physical properties of generated sounds."""
 
 from pathlib import Path
 from typing import Any
@@ -139,7 +139,7 @@ def test_generated_sounds_are_audible_and_differ() -> None:
 
 
 def test_rir_decays_as_its_reverberation_time_says() -> None:
-    """Schroeder's backward integral of a tail falls 60 dB in RT60: here the whole range 0.05-0.6 s must be seen."""
+    """Schroeder's backward integral of a tail falls 60 dB in RT60: the whole range 0.05-0.6 s must appear here."""
     rng = np.random.default_rng(0)
     times = []
     for _ in range(200):

@@ -42,7 +42,7 @@ def page(run: Path) -> str:
 
 
 class _Balance(HTMLParser):
-    """Fails on a tag that is closed out of order; collects ids and visible text."""
+    """Fails on a tag that is closed in the wrong order; collects ids and visible text."""
 
     VOID = frozenset({"meta", "br", "link", "img"})
 
@@ -217,7 +217,7 @@ def test_fitted_components_integrate_to_their_weights() -> None:
 
 
 def test_a_histogram_carries_the_gate_that_was_fitted_to_it() -> None:
-    """The gate in force in epoch 2 was fitted to the losses at the end of epoch 1."""
+    """The gate used in epoch 2 was fitted to the losses at the end of epoch 1."""
     losses = {epoch: np.exp(np.random.default_rng(epoch).normal(size=200)) for epoch in (1, 2)}
     gate = {"weights": [0.5, 0.5], "means": [-1.0, 1.0], "stds": [0.5, 0.5], "threshold": 0.25, "status": "fitted"}
     epochs = pd.DataFrame([{"epoch": 2} | {f"audio/gate/{key}": value for key, value in gate.items()}])
@@ -327,7 +327,7 @@ def test_what_it_was_trained_on_and_with_is_said(page: str) -> None:
 
 
 def test_the_thresholds_of_the_calibration_are_those_of_bayes(run: Path) -> None:
-    """Equal odds lie where weight x cosine + bias is 0; a prior of 0.05 asks for ln 19 more."""
+    """Equal odds are at weight x cosine + bias = 0; a prior of 0.05 needs ln 19 more."""
     thresholds = cosine_thresholds(Run(run))
     assert thresholds["prior 0.5"] == pytest.approx(-3.0 / 0.2)
     assert thresholds["prior 0.05"] == pytest.approx((np.log(19) - 3.0) / 0.2)
@@ -379,7 +379,7 @@ def test_the_gate_is_judged_only_against_a_truth(run: Path, tmp_path: Path) -> N
 
 
 def judge_jointly(folder: Path) -> None:
-    """The round's losses, records and verdicts again, by the judge that trains."""
+    """The round's losses, records and verdicts, computed again with the judge of training."""
     stage, modalities = folder / "round1", ("audio", "face")
     labels = pd.read_parquet(stage / "labels.parquet")
     labels.loc[:4, "label"] = -1  # not trained on
@@ -408,7 +408,7 @@ def judge_jointly(folder: Path) -> None:
 
 
 def test_a_joint_gate_is_drawn_over_what_it_read(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The verdicts of training lie on the two sides of the drawn threshold, in the histogram and in the plane."""
+    """The verdicts of training are on the two sides of the drawn threshold, in the histogram and in the plane."""
     folder = shutil.copytree(run, tmp_path / "run")
     judge_jointly(folder)
     drawn = {}

@@ -105,7 +105,7 @@ def test_only_scores_that_matter(avspk, sounds, tmp_path):
 
 
 def test_as_norm_by_the_book():
-    """Each side's score less the mean of its highest cohort scores, by their deviation; averaged."""
+    """Each side's score minus the mean of its highest cohort scores, divided by their deviation; averaged."""
     rng = np.random.default_rng(0)
     tests, enrolled, cohort = (rng.normal(size=(number, 6)) for number in (5, 3, 20))
     found = score_matrix(tests, enrolled, cohort, top_n=7)

@@ -1,4 +1,4 @@
-"""Every file below a folder is media, known clutter, or named with a reason; links neither hide nor repeat one."""
+"""Every file below a folder is media, known clutter, or named with a reason; links neither hide nor repeat files."""
 
 import errno
 import os
