@@ -189,7 +189,7 @@ def test_thresholds_of_trials(avspk, model, sounds, tmp_path):
         assert float(row[0]) == 100 * rate
         assert float(row[2]) == pytest.approx(point.threshold, abs=2e-4)
         assert float(row[3]) == pytest.approx(100 * point.false_alarm, abs=0.1)
-    assert "30 or more make a rate that will be met again: have 120 such trials" in errors
+    assert "30 or more give a reproducible rate: use 120 such trials" in errors
 
 
 def test_thresholds_of_a_score_file(tmp_path, capsys):
