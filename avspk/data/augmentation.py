@@ -50,7 +50,7 @@ class AudioPolicy(Settings):
 
 
 class ImagePolicy(Settings):
-    """What is done to one face crop; global and local views are two policies. All [C].
+    """Augmentation of one face crop; global and local views have two policies. All [C].
 
     `scale`: range of the crop's share of the image's area; `ratio`: range of width over height; `brightness`,
     `contrast`, `saturation` s: factors uniform in 1 - s .. 1 + s, drawn with probability `jitter`; `grey`, `blur`,

@@ -79,7 +79,7 @@ class FaceCrops(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """What the detector found in the frames number `looks` (L,), ascending, of a clip: `faces` of each."""
+    """Detections in the frames number `looks` (L,), ascending, of a clip: `faces` of each."""
 
     looks: np.ndarray
     faces: list[Faces]
