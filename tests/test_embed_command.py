@@ -305,7 +305,7 @@ def test_a_file_of_somebody_else_is_not_touched(embed, sounds, tmp_path):
     np.save(tmp_path / "e.npy", np.ones(3))
     status, _, errors = embed(sounds[0])
     assert status == 2
-    assert "is there, but no e.json" in errors[0]
+    assert "exists without e.json" in errors[0]
     assert np.array_equal(np.load(tmp_path / "e.npy"), np.ones(3))
 
 
