@@ -161,7 +161,7 @@ def test_packed_sound_gives_the_rows_of_its_files(embed, tmp_path, monkeypatch):
         ("missing.txt", None, "no such list"),
         ("empty.txt", "\n\n", "it contains no path"),
         ("wav.scp", "utt sph2pipe x.sph |\n", "line 1: 'utt sph2pipe x.sph |' is not `name path`; pipes are not run"),
-        ("wav.scp", "utt a.wav\nutt b.wav\n", "line 2: the name 'utt' stands there twice"),
+        ("wav.scp", "utt a.wav\nutt b.wav\n", "line 2: the name 'utt' appears twice"),
     ],
 )
 def test_lists_that_are_none(embed, tmp_path, name, text, message):
