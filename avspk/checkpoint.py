@@ -1,4 +1,4 @@
-"""Checkpoints: nested state <-> one safetensors file, written whole or not at all, the last few kept."""
+"""Checkpoints: nested state <-> one safetensors file, written atomically; the last few are kept."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ def save_tree(path: Path, tree: dict[str, Any]) -> None:
 def load_tree(path: Path) -> dict[str, Any]:
     """Inverse of `save_tree`, tensors on the CPU.
 
-    Raises CheckpointError if the file is not there, torn, or not one of ours; OSError if it cannot be read just now.
+    Raises CheckpointError if the file is missing, damaged, or not one of ours; OSError if it cannot be read just now.
     """
     try:
-        path.open("rb").close()  # safetensors would call whatever fails here a missing file
+        path.open("rb").close()  # safetensors would report any failure here as a missing file
         with safe_open(path, "pt") as file:
             skeleton = json.loads((file.metadata() or {})[TREE])
             return _unpack(skeleton, file.get_tensor)
@@ -55,7 +55,7 @@ def load_tree(path: Path) -> dict[str, Any]:
 
 def _pack(node: Any, tensors: dict[str, Tensor], name: str = "") -> Any:
     if isinstance(node, Tensor):
-        name = f"{len(tensors):05d}{name}"  # the number makes names unique: keys may hold slashes, 1 and "1" look alike
+        name = f"{len(tensors):05d}{name}"  # the number keeps names unique: keys may have slashes, 1 and "1" look alike
         tensors[name] = node
         return {"tensor": name}
     if isinstance(node, dict):
@@ -86,7 +86,7 @@ class CheckpointFolder:
         self.keep = keep
 
     def save(self, step: int, tree: dict[str, Any]) -> Path:
-        """Write the state after `step` updates, drop the oldest beyond `keep`; on an error the others stay whole."""
+        """Write the state after `step` updates and delete the oldest beyond `keep`; on errors the others stay valid."""
         path = self.folder / f"{PREFIX}{step:08d}.safetensors"
         save_tree(path, tree)
         for old in self._paths()[: -self.keep]:
@@ -94,10 +94,11 @@ class CheckpointFolder:
         return path
 
     def load_latest(self) -> dict[str, Any] | None:
-        """The newest checkpoint, None if there are none; a torn or missing one falls back to the one before.
+        """The newest checkpoint, None if there are none; if it is damaged or missing, the one before.
 
-        Collective: rank 0 chooses, and the others load what it has chosen. If each chose for itself, a disk that fails
-        one of them for a moment would let them go on from different steps.
+        Collective: rank 0 chooses, and the others load the same one. If each rank chose for itself, a short disk
+        failure on
+        one of them would make them continue from different steps.
 
         Raises:
             CheckpointError: if there are checkpoints but none can be read, or another rank cannot read the chosen one.
@@ -111,12 +112,12 @@ class CheckpointFolder:
             return load_tree(distributed.wait_for_file(self.folder / name))
         except (CheckpointError, OSError) as error:
             raise CheckpointError(
-                f"rank {distributed.rank()} cannot read the checkpoint that rank 0 goes on from ({error}); all "
+                f"rank {distributed.rank()} cannot read the checkpoint that rank 0 continues from ({error}); all "
                 "processes need the same run folder, on a file system that they share. The same command tries again."
             ) from error
 
     def _choose(self) -> tuple[Path | None, dict[str, Any] | None]:
-        for part in self.folder.glob(f"{PREFIX}*.part"):  # of a run that was killed
+        for part in self.folder.glob(f"{PREFIX}*.part"):  # left by a run that was killed
             part.unlink()
         paths, torn = self._paths(), []
         for path in reversed(paths):
@@ -126,7 +127,7 @@ class CheckpointFolder:
                 logger.warning("%s; falling back to the one before", error)
                 torn.append(path)
                 continue
-            for newer in torn:  # out of the way: by its number it would outlive the checkpoints that are to come
+            for newer in torn:  # renamed: its higher number would make it outlive the checkpoints of the next steps
                 with suppress(FileNotFoundError):
                     newer.rename(newer.with_suffix(".torn"))
             return path, tree
@@ -138,7 +139,7 @@ class CheckpointFolder:
         return None, None
 
     def clear(self) -> None:
-        """Remove all checkpoints, torn and half-written ones, too; the stage's results are elsewhere by then."""
+        """Remove all checkpoints, including damaged and partial ones; the stage's results have been saved elsewhere."""
         for path in self.folder.glob(f"{PREFIX}*"):
             path.unlink(missing_ok=True)
 
@@ -150,11 +151,11 @@ Module = TypeVar("Module", bound=torch.nn.Module)
 
 
 def build_with_weights(build: Callable[[], Module], state: Mapping[str, Tensor], source: str) -> Module:
-    """`build()` with a copy of these weights on the CPU; random ones are not drawn where that can be avoided.
+    """`build()` with a copy of these weights on the CPU; skips random initialisation if possible.
 
-    It cannot where a module computes a tensor that no checkpoint holds. Raises CheckpointError as `load_weights`.
+    It is not possible if a module computes a tensor that no checkpoint holds. Raises CheckpointError as `load_weights`.
     """
-    # Copies lie in memory as a module's own weights do, which decides how kernels round.
+    # Copies have the memory layout of a module's own weights, because the layout decides how kernels round.
     weights = {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in state.items()}
     with torch.device("meta"):
         module = build()
@@ -167,7 +168,7 @@ def build_with_weights(build: Callable[[], Module], state: Mapping[str, Tensor],
 
 
 def load_weights(module: torch.nn.Module, state: dict[str, Tensor], source: str, assign: bool = False) -> None:
-    """`load_state_dict` whose error fits on a screen and says what to do about a config that does not fit."""
+    """`load_state_dict` with an error that fits on a screen and says what to do about a config that does not match."""
     try:
         module.load_state_dict(state, assign=assign)
     except RuntimeError as error:

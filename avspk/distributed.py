@@ -1,4 +1,4 @@
-"""The collective operations that training needs, no-ops in a single process; waiting for files of other nodes."""
+"""The collective operations of training (no-ops in a single process), and waiting for files of other nodes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, distributed
 
-FILE_PATIENCE = 90.0  # seconds; NFS caches for up to 60 that a file was missing
+FILE_PATIENCE = 90.0  # seconds; NFS caches the absence of a file for up to 60 s
 Plain = TypeVar("Plain")
 
 
@@ -52,7 +52,7 @@ def mean_over_ranks_with_gradient(value: Tensor) -> Tensor:
 
 
 def rows_of_all_ranks(rows: Tensor) -> Tensor:
-    """(n, ...) of every process, n the same for all -> (processes * n, ...) in order of rank; for losses.
+    """(n, ...) of every process, n the same for all -> (processes * n, ...) in rank order; for losses.
 
     Only this process's rows have a gradient, times the number of processes, as in `mean_over_ranks_with_gradient`.
     """
@@ -101,6 +101,6 @@ def wait_until(seen: Callable[[], bool], what: str, seconds: float = FILE_PATIEN
 
 
 def is_lost_connection(error: BaseException) -> bool:
-    """Whether a collective operation failed because another process ended or did not arrive in time."""
+    """Whether a collective operation failed because another process ended or did not join in time."""
     lost = isinstance(error, distributed.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
     return lost and world_size() > 1

@@ -93,7 +93,7 @@ def cosine_consistency(student: Tensor, teacher: Tensor) -> Tensor:
     """Mean of 1 - cos over teacher views g and student views v != g: (V, B, D), (G, B, D) -> scalar."""
     student, teacher = functional.normalize(student.float(), dim=-1), functional.normalize(teacher.float(), dim=-1)
     cosines = torch.einsum("vbd,gbd->vgb", student, teacher)
-    # Indices from the host, not a mask: with a mask the host waits for the GPU to learn the number of pairs.
+    # Indices from the host, not a mask: with a mask the host would wait for the GPU to count the pairs.
     pairs = itertools.product(range(student.shape[0]), range(teacher.shape[0]))
     other = torch.tensor([number for number, (v, g) in enumerate(pairs) if v != g])
     return (1 - cosines.flatten(0, 1)[other.to(cosines.device, non_blocking=True)]).mean()
@@ -102,7 +102,7 @@ def cosine_consistency(student: Tensor, teacher: Tensor) -> Tensor:
 def aam_softmax(cosines: Tensor, labels: Tensor, margin: float, scale: float) -> Tensor:
     """Additive angular margin softmax (ArcFace, arXiv 1801.07698): cosines (B, C), labels (B,) -> loss per row (B,).
 
-    Past theta = pi - m the target's logit is cos(theta) - m sin(m), so that it keeps falling.
+    Beyond theta = pi - m the target's logit is cos(theta) - m sin(m), so it keeps falling.
     """
     cosines = cosines.float()
     target = cosines.gather(1, labels[:, None]).clamp(-1 + 1e-7, 1 - 1e-7)  # (B, 1)

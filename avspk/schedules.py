@@ -1,4 +1,4 @@
-"""Step -> value. Pure functions, so that a resumed run has the same learning rates as an undisturbed one."""
+"""Step -> value. Pure functions, so a resumed run has the same learning rates as an uninterrupted one."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ class Trainer:
         """Train the stage to its end, from its newest checkpoint if there is one.
 
         `started` is when work on the stage began in this process (`time.monotonic()`, by default now). Returns this
-        time minus the seconds that earlier runs spent up to their last checkpoint.
+        time minus the seconds that earlier runs spent until their last checkpoint.
         """
         self.started = time.monotonic() if started is None else started
         self.loss_scale.restart()
@@ -69,7 +69,7 @@ class Trainer:
         with Progress(stage.name, total, self.accelerator.is_main_process, "steps") as progress:
             progress.resume(epoch * stage.steps_per_epoch + done)
             while epoch < stage.num_epochs:
-                # Embedding and clustering take hours. SIGTERM ends them at once: there is nothing new to save.
+                # Embedding and clustering take hours. SIGTERM ends them immediately: there is nothing new to save.
                 opening = stage.begin_epoch(epoch) if done == 0 else {}
                 with self._saving_on_sigterm(stage):
                     self._train_epoch(stage, model, optimiser, checkpoints, epoch, done, progress)
@@ -153,10 +153,10 @@ class Trainer:
         load_weights(stage.model, state["model"], str(checkpoints.folder))
         load_optimiser(optimiser, state["optimiser"])
         stage.load_state_dict(state["stage"])
-        self.loss_scale.load_state_dict(state.get("loss_scale"))  # older checkpoints have none
+        self.loss_scale.load_state_dict(state.get("loss_scale"))  # missing in older checkpoints
         if state["steps_per_epoch"] != stage.steps_per_epoch:
             raise ValueError(
-                f"{stage.name}: the checkpoint counts {state['steps_per_epoch']} steps an epoch, this run "
+                f"{stage.name}: the checkpoint has {state['steps_per_epoch']} steps per epoch, this run "
                 f"{stage.steps_per_epoch}: the manifest or the batch size changed. Use another output folder."
             )
         logger.info("%s: resuming in epoch %d after %d steps", stage.name, position[0] + 1, position[1])
@@ -176,7 +176,7 @@ class Trainer:
         }
 
     def _announce_changes(self, stage: Stage, before: dict[str, Any]) -> None:
-        """Log what changed settings affect, and what they do not."""
+        """Log the effects of changed settings, and what they do not affect."""
         now = self._conditions()
         before = now | before
         changes = [f"{name} {before[name]} -> {value}" for name, value in now.items() if value != before[name]]
@@ -185,11 +185,11 @@ class Trainer:
         effect = "numbers are rounded differently"
         if _parts_of_batchnorm(before) != _parts_of_batchnorm(now):
             effect += (
-                f", and batch norm sees 1/{_parts_of_batchnorm(now)} of a batch, not 1/{_parts_of_batchnorm(before)}"
+                f", and batch norm uses 1/{_parts_of_batchnorm(now)} of a batch, not 1/{_parts_of_batchnorm(before)}"
             )
         logger.warning(
-            "%s: goes on with %s. What stays equal: the global batches and their order, the augmentation of every "
-            "view, the learning rate and all schedules, the number of steps. What changes: %s.",
+            "%s: continues with %s. Unchanged: the global batches and their order, the augmentation of every "
+            "view, the learning rate and all schedules, the number of steps. Changed: %s.",
             stage.name,
             ", ".join(changes),
             effect,
@@ -215,11 +215,11 @@ class Trainer:
             self._stop(stage)
 
     def _stop(self, stage: Stage) -> NoReturn:
-        logger.warning("%s: stopped by SIGTERM; the state is saved, the same command goes on", stage.name)
+        logger.warning("%s: stopped by SIGTERM; the state is saved, the same command continues", stage.name)
         raise Interrupted(128 + signal.SIGTERM)
 
     def _checkpoint_is_due(self, step: int, saved: float, poll: Poll) -> bool:
-        """Whether to save now; the same answer on every rank. Causes: steps, rank 0's clock, SIGTERM on any rank."""
+        """Whether to save now; the same answer on every rank. Reasons: steps, rank 0's clock, SIGTERM on any rank."""
         if self.settings.checkpoint_steps > 0 and (step + 1) % self.settings.checkpoint_steps == 0:
             return True
         by_clock = time.monotonic() - saved > 60 * self.settings.checkpoint_minutes
@@ -227,7 +227,7 @@ class Trainer:
 
     @contextmanager
     def _saving_on_sigterm(self, stage: Stage) -> Iterator[None]:
-        """In this block SIGTERM is only noted until the state is saved. Outside, it ends the process at once."""
+        """In this block SIGTERM is only recorded until the state is saved. Outside, it ends the process immediately."""
 
         def note(number: int, frame: FrameType | None) -> None:
             self.terminated = True  # nothing is logged: the signal may interrupt another message
@@ -237,7 +237,7 @@ class Trainer:
             yield
         finally:
             signal.signal(signal.SIGTERM, previous)
-        if self.terminated:  # it came after the last poll
+        if self.terminated:  # after the last poll
             self._stop(stage)
 
     # Logging.
@@ -287,12 +287,12 @@ def _require_same_on_all_ranks(stage: Stage, position: tuple[int, int]) -> None:
 
 
 def _parts_of_batchnorm(conditions: dict[str, Any]) -> int:
-    """Number of parts in which batch norm sees a batch."""
+    """Number of parts of a batch that batch norm processes separately."""
     return conditions["accumulation"] * (1 if conditions["sync_batchnorm"] else conditions["processes"])
 
 
 def load_optimiser(optimiser: Optimizer, state: dict[str, Any]) -> None:
-    """`load_state_dict` that keeps this machine's own choices of kernels and memory layout."""
+    """`load_state_dict` that keeps this machine's choices of kernels and memory layout."""
     own = {name: optimiser.defaults[name] for name in OF_THE_MACHINE if name in optimiser.defaults}
     optimiser.load_state_dict({**state, "param_groups": [group | own for group in state["param_groups"]]})
     # Fused optimisers need the moments in the memory layout of their parameters, e.g. channels-last.

@@ -5,9 +5,9 @@
     python eval/benchmark.py --out exp/benchmark --only preparation --set preparation.memory_clips=5000
 
 Prints a table and writes OUT/benchmark.json, a list of {"name", "ours", "baseline", "ratio", "unit", "baseline_is"}; a
-ratio above 1 means ours is better. On a CPU, CPU seconds are counted where one process does the work, so that other
-work on the machine matters little, and both sides have one thread (--threads). Every figure is written as soon as it is
-known and replaces the one of its name that the file held. Protocol and figures: eval/README.md
+ratio above 1 means ours is better. On a CPU, single-process work is measured in CPU seconds, so other work on the
+machine matters little, and both sides have one thread (--threads). Every figure is written when it is measured and
+replaces the one with its name in the file. Protocol and figures: eval/README.md
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ import yaml
 from benchmarks.figures import Results, ResultsError, header
 from benchmarks.measure import cores, threads
 
-# Name -> what it measures. Each is a module of `benchmarks` with run(device, sizes) and a dataclass Sizes.
+# Name -> measurement. Each is a module of `benchmarks` with run(device, sizes) and a dataclass Sizes.
 BENCHMARKS = {
     "loader": "reading and cutting, against a whole file read for each crop",
-    "packed_sound": "crops and file openings from packed sound, against a file each; warm and cold",
+    "packed_sound": "crops and file openings from packed sound, against one file per utterance; warm and cold",
     "frontend": "reverberation, noise and fbank; faces: against crop by crop on the CPU",
     "dino_loss": "memory, time and gradient of the DINO loss, against the textbook form",
     "training": "a step of stage 1, part by part, and of stage 2: bfloat16 against float32",
@@ -50,7 +50,7 @@ BENCHMARKS = {
 
 
 class UsageError(ValueError):
-    """A name or a setting that there is not; the message lists those that are."""
+    """An unknown name or setting; the message lists the valid ones."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -76,7 +76,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def chosen(only: Iterable[str] | None) -> list[str]:
-    """Names in the order of the registry. Raises UsageError for one that is not there."""
+    """Names in the order of the registry. Raises UsageError for an unknown one."""
     wanted = list(BENCHMARKS) if only is None else list(only)
     unknown = [name for name in wanted if name not in BENCHMARKS]
     if unknown:
@@ -85,7 +85,7 @@ def chosen(only: Iterable[str] | None) -> list[str]:
 
 
 def with_settings(sizes: dict[str, Any], settings: Iterable[str]) -> dict[str, Any]:
-    """Sizes with NAME.FIELD=VALUE applied. Raises UsageError for a benchmark or field that is not there."""
+    """Sizes with NAME.FIELD=VALUE applied. Raises UsageError for an unknown benchmark or field."""
     for setting in settings:
         key, equals, value = setting.partition("=")
         name, _, field = key.partition(".")

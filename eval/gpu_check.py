@@ -1,11 +1,11 @@
-"""The first hour on a GPU as one command of a few minutes: tests, speed, a profile, memory; one page to send back.
+"""Checks on a GPU in one command of a few minutes: tests, speed, a profile, memory; one page to send back.
 
     make gpu-check                                    # or: python eval/gpu_check.py --out exp/gpu_check
     python eval/gpu_check.py --rehearse               # without a GPU: the same code at sizes that say nothing
 
-No network, no data. Writes OUT/gpu.json (machine, tests, figures, what failed) and OUT/gpu.md, the same for a reader.
-Every part is a process of its own, so that one that fails, even by an error that leaves the GPU unusable, does not take
-the others along. A part that does not fit into --minutes is left out, and the page says so.
+No network, no data. Writes OUT/gpu.json (machine, tests, figures, failures) and OUT/gpu.md, the same as a page.
+Every part is a separate process, so a failing one, even with an error that leaves the GPU unusable, does not affect
+the others. A part that does not fit into --minutes is left out, and the page says so.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import torch
 from avspk.data.files import whole_or_absent
 
 ROOT = Path(__file__).resolve().parents[1]
-# In the order of what one wants to know first, at sizes that fit eight minutes together.
+# The most important first, at sizes that fit into eight minutes together.
 PARTS: dict[str, list[str]] = {
     "step_profile": [],
     "training": ["training.turns=2", "training.feed_examples=128"],
@@ -46,12 +46,12 @@ REHEARSAL: dict[str, list[str]] = {
                      "step_profile.workers=1", f"step_profile.overrides={MODEL}"],
     "embedding": ["embedding.files=4", "embedding.share_a_length=2", "embedding.channels=8", "embedding.turns=1"],
 }  # fmt: skip
-SECONDS_FOR_A_PART = 10.0  # with less left, none is begun
+SECONDS_FOR_A_PART = 10.0  # with less time left, no part is started
 
 
 @dataclass
 class Report:
-    """What gpu.json holds. `failed`: part -> why."""
+    """Content of gpu.json. `failed`: part -> reason."""
 
     machine: dict[str, Any]
     tests: dict[str, Any] = field(default_factory=dict)
@@ -79,7 +79,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def machine(rehearse: bool) -> dict[str, Any]:
-    """What the figures were measured on."""
+    """The machine of the figures."""
     facts: dict[str, Any] = {"torch": torch.__version__, "cuda": torch.version.cuda, "rehearsal": rehearse}
     if rehearse:
         return facts | {"device": "none: a pretended GPU, whose figures mean nothing"}
@@ -95,7 +95,7 @@ def machine(rehearse: bool) -> dict[str, Any]:
 
 
 def run_tests(report: Report, out: Path, deadline: float, selection: str) -> None:
-    """tests/test_gpu.py in a process of its own."""
+    """tests/test_gpu.py in a separate process."""
     results = out / "tests.xml"
     results.unlink(missing_ok=True)
     command = [
@@ -133,9 +133,9 @@ def read_tests(path: Path) -> dict[str, Any]:
 
 
 def run_part(report: Report, name: str, settings: Sequence[str], args: argparse.Namespace, deadline: float) -> None:
-    """One benchmark in a process of its own; its figures, as far as it came."""
+    """One benchmark in a separate process; keeps the figures that it finished."""
     if deadline - time.monotonic() < SECONDS_FOR_A_PART:
-        report.failed[name] = f"not begun: {args.minutes:g} minutes were over; give more with --minutes"
+        report.failed[name] = f"not started: {args.minutes:g} minutes were over; give more with --minutes"
         return
     print(f"{name} ...", flush=True)
     folder = args.out / name
@@ -150,7 +150,7 @@ def run_part(report: Report, name: str, settings: Sequence[str], args: argparse.
 
 
 def run_command(command: Sequence[str], deadline: float) -> str:
-    """Why it failed: the end of what it said; empty if it did not."""
+    """Reason for a failure: the end of the output; empty on success."""
     try:
         done = subprocess.run(
             command,
@@ -166,7 +166,7 @@ def run_command(command: Sequence[str], deadline: float) -> str:
 
 
 def write(report: Report, out: Path) -> None:
-    """gpu.json and gpu.md, whole or not at all."""
+    """Write gpu.json and gpu.md atomically."""
     with whole_or_absent(out / "gpu.json") as part:
         part.write_text(json.dumps(report.__dict__, indent=1) + "\n", encoding="utf-8")
     with whole_or_absent(out / "gpu.md") as part:
@@ -193,7 +193,7 @@ def page(report: Report) -> str:
 
 
 def rehearse_part(arguments: list[str]) -> int:
-    """A benchmark on the pretended GPU of the tests."""
+    """Run a benchmark on the pretended GPU of the tests."""
     sys.path.insert(0, str(ROOT / "tests"))
     import benchmark
     from benchmarks.figures import Results

@@ -1,4 +1,4 @@
-"""Train the SUPERVISED upper bound of a comparison, as a script of a checkout. No command of `avspk` leads here."""
+"""Train the SUPERVISED upper bound of a comparison, as a script of a checkout. No command of `avspk` does this."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Small media files made on the spot, good and bad, for the tests of reading and preparation."""
+"""Small media files, good and bad, made for the tests of reading and preparation."""
 
 import struct
 from fractions import Fraction
@@ -17,20 +17,20 @@ def tone(seconds: float = 1.0, hertz: float = 440.0, rate: int = RATE) -> np.nda
 
 
 def numbered_frames(count: int = 25, height: int = 64, width: int = 96) -> np.ndarray:
-    """Frames whose grey level tells their number (8 * number), uint8 (count, height, width, 3)."""
+    """Frames whose grey level encodes their number (8 * number), uint8 (count, height, width, 3)."""
     levels = np.arange(count, dtype=np.uint8) * 8
     return np.broadcast_to(levels[:, None, None, None], (count, height, width, 3)).copy()
 
 
 def coded_frames(count: int, height: int = 64, width: int = 128, first: int = 0) -> np.ndarray:
-    """Frames uint8 (count, height, width, 3) that tell their number in binary, by two rows of four cells."""
+    """Frames uint8 (count, height, width, 3) that encode their number in binary, by two rows of four cells."""
     bits = (np.arange(first, first + count)[:, None] >> np.arange(8)) & 1  # (count, 8)
     cells = bits.reshape(count, 2, 4).repeat(height // 2, 1).repeat(width // 4, 2)
     return (30 + 190 * cells[..., None].repeat(3, 3)).astype(np.uint8)
 
 
 def code_of(frame: np.ndarray) -> int:
-    """The number that a frame of `coded_frames` tells, whatever its size and codec; -1 if it tells none."""
+    """The number that a frame of `coded_frames` encodes, at any size and codec; -1 if there is none."""
     rows, columns = (
         np.array_split(np.arange(side), parts) for side, parts in zip(frame.shape[:2], (2, 4), strict=True)
     )
@@ -60,7 +60,7 @@ def write_clip(
 ) -> Path:
     """Write frames uint8 (n, H, W, 3) at 25 fps (or at `times`, in 1/`ticks` s) and a mono waveform.
 
-    The container goes by the suffix. `options` are the encoder's: g (pictures from key to key), bf (B-frames).
+    The suffix selects the container. `options` are the encoder's: g (pictures between key frames), bf (B-frames).
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w", options=container_options or {}) as container:
@@ -117,7 +117,7 @@ def with_rotation(path: Path, source: Path) -> Path:
 def with_edit_list(path: Path, source: Path, hidden: int, shown: int) -> Path:
     """Copy of an MP4 file of 25 fps that shows `shown` frames after hiding the first `hidden`, by its edit list alone.
 
-    The file must have one with one entry, as those with B-frames do.
+    The file must have an edit list with one entry, as files with B-frames do.
     """
     content = bytearray(source.read_bytes())
     scale = int.from_bytes(content[(mvhd := content.index(b"mvhd")) + 16 : mvhd + 20], "big")
@@ -131,7 +131,7 @@ def with_edit_list(path: Path, source: Path, hidden: int, shown: int) -> Path:
 
 
 def draw_faces(*faces: tuple[int, int, int], width: int = 224, height: int = 224) -> np.ndarray:
-    """A picture uint8 (height, width, 3) of cartoon faces (x, y of the centre, half the width), which MTCNN takes."""
+    """A picture uint8 (height, width, 3) of cartoon faces (x, y of the centre, half the width) that MTCNN detects."""
     image = Image.new("RGB", (width, height), (70, 110, 90))
     draw = ImageDraw.Draw(image)
     for x, y, r in faces:

@@ -31,7 +31,7 @@ def undrawn(monkeypatch):
 
 @pytest.fixture(scope="module")
 def one_thread():
-    """Sums in one order, whatever the machine."""
+    """Sums in a fixed order on every machine."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

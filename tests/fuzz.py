@@ -1,4 +1,4 @@
-"""Damaged media files, and a judge of what the commands make of one; the judge also runs in a process of its own."""
+"""Damages media files and judges how the commands handle them; the judge can also run in a separate process."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from avspk.evaluation.audio_files import measure
 from avspk.inference.speaker_model import SpeakerModel, load_model
 
 CPU_SECONDS, WALL_SECONDS, MEGABYTES = 10, 300, 1500
-SHORTEST = 0.1  # seconds, as prepare_noise has it
+SHORTEST = 0.1  # seconds, as in prepare_noise
 SOUND = EXACT | RESAMPLED | LOSSY | {"plain.wav": with_libsndfile("WAV"), "plain.flac": with_libsndfile("FLAC")}
 SOUND |= {"aiff_of_ffmpeg.aiff": with_ffmpeg("pcm_s16be"), "w64_of_ffmpeg.w64": with_ffmpeg("pcm_s16le")}
 VIDEO = {
@@ -70,7 +70,7 @@ SUFFIXES = (
 
 
 def sources(folder: Path, names: list[str] | None = None) -> dict[str, bytes]:
-    """The files that are to be damaged: name -> content."""
+    """The files to damage: name -> content."""
     contents = {}
     for name in names or [*SOUND, *VIDEO]:
         path = folder / name
@@ -108,7 +108,7 @@ def _zero(content: bytes, place: int, size: int, value: bytes) -> bytes:
 
 
 def _flip(content: bytes, place: int, size: int, value: bytes) -> bytes:
-    """One bit at the place, and more of them after it at a distance that the size tells."""
+    """Flip the bit at the place, and more bits after it at a distance that depends on the size."""
     data = np.frombuffer(content, np.uint8).copy()
     data[place :: max(16, size)] ^= np.uint8(1 << value[0] % 8)
     return data.tobytes()
@@ -125,7 +125,7 @@ def _again(content: bytes, place: int, size: int, value: bytes) -> bytes:
 
 
 def _length(content: bytes, place: int, size: int, value: bytes) -> bytes:
-    """What follows the next four letters, which is often a length."""
+    """Change the bytes after the next four letters, which are often a length."""
     names = (at for at in range(place, min(place + 400, len(content) - 4)) if content[at : at + 4].isalpha())
     return _overwrite(content, next(names, place) + 4, size, value)
 
@@ -138,7 +138,7 @@ VALUES = st.sampled_from(
 
 @st.composite
 def damaged(draw: st.DrawFn, contents: dict[str, bytes]) -> tuple[str, bytes]:
-    """Name and content of a file with up to four kinds of damage, which may bear another kind's suffix."""
+    """Name and content of a file with up to four kinds of damage, possibly with the suffix of another kind."""
     name = draw(st.sampled_from(sorted(contents)))
     content = contents[name]
     for _ in range(draw(st.integers(0, 4))):
@@ -153,7 +153,7 @@ def damaged(draw: st.DrawFn, contents: dict[str, bytes]) -> tuple[str, bytes]:
 
 
 class Judge:
-    """Tries a file on every command, in this process. The detector of faces, which sees no file, is left out."""
+    """Tries a file on every command, in this process. The face detector is left out: it reads no file."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -161,7 +161,7 @@ class Judge:
         warnings.simplefilter("ignore")
 
     def __call__(self, files: list[tuple[str, bytes]]) -> None:
-        """Raises: AssertionError if a command loses a file or judges it otherwise than another one; any other error."""
+        """Raises: AssertionError if a command loses a file or if commands judge it differently; any other error."""
         shutil.rmtree(self.folder / "raw", ignore_errors=True)
         shutil.rmtree(self.folder / "out", ignore_errors=True)
         paths = [self.folder / f"raw/wav/{number}/v/{name}" for number, (name, _) in enumerate(files)]
@@ -175,9 +175,9 @@ class Judge:
             assert len(told) <= 1, (path.name, by_command)
 
     def prepared(self, paths: list[Path]) -> list[str]:
-        """Why the sound of each file was left out, "" if it was not; each must be an utterance or be named."""
+        """Reason why the sound of each file was left out, "" if it was not; each must be an utterance or be named."""
         raw, out = self.folder / "raw", self.folder / "out"
-        good = raw / "wav/good/v/good.wav"  # without any, there is nothing to prepare
+        good = raw / "wav/good/v/good.wav"  # without it there would be nothing to prepare
         good.parent.mkdir(parents=True)
         write_wav(good, speech())
         with contextlib.ExitStack() as stack:
@@ -200,7 +200,7 @@ class Judge:
 
 
 def judged_by_sound_commands(paths: list[Path], model: SpeakerModel) -> dict[str, list[str]]:
-    """Command -> why each file cannot be used, "" if it can."""
+    """Command -> reason why each file cannot be used, "" if it can."""
     _, faults = measure(paths)
     verdicts: dict[str, list[str]] = {"evaluation": [faults.get(row, "") for row in range(len(paths))]}
     for command in ("embed", "embed_files", "prepare_noise"):
@@ -225,28 +225,28 @@ def refusal(use, path: Path) -> str:
 
 
 def tasks_here(work, contents, num_workers, advance) -> None:
-    """Stands in for the pool of processes."""
+    """Replaces the pool of processes."""
     reporter = SimpleNamespace(entering=lambda *_: None, alive=lambda: None, advance=advance)
     for content in contents:
         work(Task(content), reporter)
 
 
 def no_faces(recipe, frames, device) -> list[MainPerson]:
-    """Stands in for detection; the frames are there and of one size."""
+    """Replaces detection; the frames exist and have one size."""
     assert all(len(clip) and clip.dtype == np.uint8 and clip.shape[3] == 3 for clip in frames)
     empty = np.zeros((0, 112, 112, 3), np.uint8), np.zeros((0, 5, 2), np.float32)
     return [MainPerson(FaceCrops(*empty)) for _ in frames]
 
 
 class Child:
-    """A judge in a process of its own: that it dies, hangs or takes too much memory is a finding like any other."""
+    """A judge in a separate process: a crash, a hang or too much memory is a finding like any other."""
 
     def __init__(self) -> None:
         self._process: Any = None
         self._pipe: Any = None
 
     def __call__(self, name: str, content: bytes) -> str:
-        """What is wrong with how the file is taken; "" if nothing."""
+        """What is wrong with the handling of the file; "" if nothing."""
         if self._process is None:
             context = multiprocessing.get_context("spawn")
             self._pipe, theirs = context.Pipe()
@@ -302,5 +302,5 @@ def serve(pipe) -> None:
 
 
 def resident() -> int:
-    """The most memory that this process ever had, in megabytes."""
+    """Peak memory of this process so far, in megabytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10

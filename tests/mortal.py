@@ -25,7 +25,7 @@ def run(config: Path, dies_at: int = 0, moment: str = "before") -> tuple[bool, s
 
 
 def mortal(rename: Callable[..., None], count: list[int], dies_at: int, moment: str) -> Callable[..., None]:
-    """`rename`, which ends the process immediately before or after that one of all that count."""
+    """`rename`, which ends the process immediately before or after the chosen one of those that count."""
 
     def call(source: Any, target: Any, **options: Any) -> None:
         count[0] += not equal(Path(source), Path(target))

@@ -1,8 +1,8 @@
 """A pretended GPU: tensors that say they are on "cuda" and compute on the CPU.
 
-It has the rules that code written on a CPU breaks on its first day on a GPU: tensors of two devices do not mix, NumPy
-cannot see a tensor before it is brought back, and some operations make the host wait for the device. Those are counted
-(`Gpu.waits`). What it cannot show is arithmetic, kernels, memory, streams and speed.
+It has the rules that code written on a CPU breaks on a GPU: tensors of two devices do not mix, NumPy
+cannot read a tensor before it is on the host, and some operations make the host wait for the device. Those are counted
+(`Gpu.waits`). It does not cover arithmetic, kernels, memory, streams and speed.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-torch._disable_dynamo(lambda: None)()  # loads itself at its first call, which must not see stand-ins
+torch._disable_dynamo(lambda: None)()  # loads itself at its first call, which must not get stand-ins
 
 HOST, DEVICE = torch.device("cpu"), torch.device("cuda", 0)
 READS = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "_unique2", "unique_dim", "unique_consecutive"}
 READS |= {"bincount"}  # its length is a number on the device
-CHOOSES = {"index", "index_put", "index_put_", "_index_put_impl_"}  # a mask, or an index of the host's, waits
+CHOOSES = {"index", "index_put", "index_put_", "_index_put_impl_"}  # a mask, or an index on the host, waits
 MIXES = {"copy_", "_to_copy"} | CHOOSES
 
 
 class OnGpu(Tensor):
-    """What the rest of torch takes for a tensor on a GPU; `value` is the tensor that it stands for."""
+    """A tensor that torch takes for one on a GPU; `value` is the real tensor."""
 
     value: Tensor
 
@@ -61,7 +61,7 @@ class OnGpu(Tensor):
 
 
 class Gpu(TorchFunctionMode):
-    """While it is entered, `device="cuda"` is this one. `waits`: operation -> how often the host waited for it."""
+    """Inside this context, `device="cuda"` is this one. `waits`: operation -> number of waits of the host."""
 
     active: Gpu | None = None
 
@@ -129,9 +129,9 @@ class Gpu(TorchFunctionMode):
         return OnGpu(value) if target.type == "cuda" else value
 
     def compute(self, function: Any, args: Any, kwargs: Any) -> Any:
-        """Run an operation on the tensors stood for; what comes out is on the GPU again."""
+        """Run an operation on the real tensors; the result is on the GPU again."""
         name = function.overloadpacket.__name__
-        if name == "device":  # asked by the C++ side, which would look for streams
+        if name == "device":  # called by C++ code, which would look for streams
             return HOST
         self._require_one_device(name, args, kwargs)
         if name in READS or (name in CHOOSES and any(_waits_for(index) for index in args[1])):
@@ -148,7 +148,7 @@ class Gpu(TorchFunctionMode):
         return _wrapped(result)
 
     def _written(self, function: Any, args: Any, kwargs: Any, result: Any) -> Any:
-        """In-place operations and `out=` return what was handed in."""
+        """In-place operations and `out=` return their argument."""
         if "out" in kwargs:
             return kwargs["out"]
         if isinstance(result, Tensor):
@@ -164,7 +164,7 @@ class Gpu(TorchFunctionMode):
 
 
 class _Factories(TorchDispatchMode):
-    """Inside an operation on the GPU, what the C++ side makes out of nothing (padding, say) is on the GPU, too."""
+    """Tensors that C++ code creates inside an operation on the GPU (such as padding) are also on the GPU."""
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if OnGpu in types:
@@ -173,7 +173,7 @@ class _Factories(TorchDispatchMode):
 
 
 class _Generator(torch.Generator):
-    """Numbers of the host's, whatever the device."""
+    """Random numbers of the host for every device."""
 
     def __new__(cls, device: Any = "cpu") -> _Generator:
         return super().__new__(cls, "cpu")  # type: ignore[call-arg]
@@ -188,7 +188,7 @@ class _Event:
 
 
 def _stand_ins() -> dict[str, Any]:
-    """What of torch asks the C++ side for a device, or the driver for anything."""
+    """The parts of torch that ask C++ code for a device, or the driver for anything."""
     by_device = ("autocast", "is_autocast_enabled", "get_autocast_dtype")
     return {f"torch.{name}": _on_host(getattr(torch, name)) for name in by_device} | {
         # `module.to` replaces a parameter that changes its class, and fills one that does not.
@@ -206,12 +206,12 @@ def _stand_ins() -> dict[str, Any]:
 
 
 def _on_host(function: Any) -> Any:
-    """A function of a device type, asked for the host's: that is where the numbers are."""
+    """A function of a device type, called for the host, which has the numbers."""
     return lambda device_type, *args, **kwargs: function("cpu", *args, **kwargs)
 
 
 def _grouped(group: Any) -> Any:
-    """The C++ side's groups of tensors, under the device that they say they are on."""
+    """C++ groups of tensors, under the device that they claim."""
 
     def call(lists: Any, with_indices: bool) -> Any:
         groups = {}

@@ -1,4 +1,4 @@
-"""Model folders with small encoders of random weights, and sounds to try on them."""
+"""Model folders with small encoders of random weights, and sounds for them."""
 
 from collections.abc import Mapping
 from pathlib import Path

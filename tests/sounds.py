@@ -1,4 +1,4 @@
-"""Small sound files of every kind that libsndfile and FFmpeg write, and what pipes and taggers make of them."""
+"""Small sound files of every kind that libsndfile and FFmpeg write, and variants made by pipes and taggers."""
 
 import struct
 from collections.abc import Callable
@@ -15,7 +15,7 @@ Write = Callable[[Path], object]
 
 
 def speech(rate: int = RATE, seconds: float = SECONDS) -> np.ndarray:
-    """A voiced sound whose pitch and loudness move, so that it fits itself at one place only: float32 (n,)."""
+    """A voiced sound with changing pitch and loudness, so that it matches itself at one place only: float32 (n,)."""
     time = np.arange(round(seconds * rate)) / rate
     phase = 2 * np.pi * (120 * time + 12 * np.sin(7 * time))
     loudness = 0.15 + 0.1 * np.sin(2 * np.pi * 3.3 * time)
@@ -33,7 +33,7 @@ def with_channels(form: str, number: int, rate: int = RATE) -> Write:
 
 
 def with_ffmpeg(codec: str, rate: int = RATE, form: str | None = None) -> Write:
-    """Writes mono `speech`; the container goes by the suffix, or is the one named."""
+    """Writes mono `speech`; the container follows the suffix, or is the one named."""
 
     def write(path: Path) -> None:
         with av.open(str(path), "w", format=form) as container:
@@ -48,7 +48,7 @@ def with_ffmpeg(codec: str, rate: int = RATE, form: str | None = None) -> Write:
 
 
 def edited(write: Write, edit: Callable[[bytes], bytes]) -> Write:
-    """Writes a file whose bytes went through `edit`."""
+    """Writes a file whose bytes `edit` has changed."""
 
     def write_edited(path: Path) -> None:
         write(path)
@@ -58,7 +58,7 @@ def edited(write: Write, edit: Callable[[bytes], bytes]) -> Write:
 
 
 def with_length(length: int) -> Callable[[bytes], bytes]:
-    """Edit of a wav: both lengths as a writer into a pipe leaves them."""
+    """Edit of a wav: both lengths as in a file written into a pipe."""
 
     def edit(content: bytes) -> bytes:
         place = content.index(b"data") + 4
@@ -171,4 +171,4 @@ LOSSY: dict[str, Write] = {
     "wma_in.wav": with_ffmpeg("wmav2", 44_100, form="wav"),
     "wma.wma": with_ffmpeg("wmav2", 44_100, form="asf"),
 }
-"""Name -> writer of what is near `speech`, or moved by the delay of its coding."""
+"""Name -> writer of a sound close to `speech`, or shifted by the delay of its coding."""

@@ -1,4 +1,4 @@
-"""A made-up run folder, as training writes them, for the tests of what reads run folders."""
+"""A synthetic run folder, like one of a training, for the tests of code that reads run folders."""
 
 import json
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ def write_run(
 ) -> Path:
     """Write a finished run: every file and key that a real one has, plausible values. `gain` scales EERs of the rounds.
 
-    Runs of one seed score equally after stage 1, as they do where only the rounds differ.
+    Runs of one seed have equal scores after stage 1, as if only the rounds differ.
     """
     rng = np.random.default_rng(seed)
     folder.mkdir(parents=True, exist_ok=True)
@@ -54,7 +54,7 @@ def write_run(
 
 
 def _models(folder: Path, modalities: Sequence[str]) -> None:
-    """An encoder of 107 parameters for each modality, beside statistics that are not learned; a calibration."""
+    """An encoder of 107 parameters for each modality, with statistics that are not learned; a calibration."""
     for name in modalities:
         model = folder / "pretrain" / f"model_{name}"
         model.mkdir(parents=True, exist_ok=True)
@@ -176,7 +176,7 @@ def _evaluation(seed: int, folder: Path, systems: dict[str, float]) -> None:
     metrics = []
     for trials, (factor, count) in LISTS.items():
         pairs = _trials(np.random.default_rng(0), count)
-        noise = np.random.default_rng(1).normal(size=count)  # shared: what is hard in a list is hard for every system
+        noise = np.random.default_rng(1).normal(size=count)  # shared: a hard trial is hard for every system
         for number, (system, percent) in enumerate(systems.items()):
             rng = np.random.default_rng([0 if system == "mean fbank" else seed, number])
             eer = min(45.0, factor * percent)

@@ -1,4 +1,4 @@
-"""Imports point down, and what is heavy or optional is imported only where it is used."""
+"""Imports point down, and heavy or optional packages are imported only where they are used."""
 
 import ast
 import subprocess
@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 
-# Part of the package -> parts that it may import, from the bottom up. Siblings on one level do not know each other.
+# Part of the package -> parts that it may import, from the bottom up. Parts on one level do not import each other.
 ALGORITHMS = {"losses", "objectives", "clusterers", "judges", "scoring", "models", "frontend", "data", "modalities"}
 BOTTOM = {"config", "settings", "schedules", "distributed", "progress"}
 STORAGE = {"checkpoint", "runlog"}
@@ -108,7 +108,7 @@ TOP = {"__init__", "__main__", "cli", "commands", "publish", "shipped"}  # these
 
 
 class Import(NamedTuple):
-    """`module` as it is written, with the name taken from it: avspk.data.media.read_audio."""
+    """`module` as written, and with the imported name: avspk.data.media.read_audio."""
 
     file: Path
     line: int
@@ -121,7 +121,7 @@ class Import(NamedTuple):
 
 @cache
 def imports() -> list[Import]:
-    """Every import of the package, inside functions and under TYPE_CHECKING too."""
+    """Every import of the package, including those inside functions and under TYPE_CHECKING."""
     return [found for path in sorted((ROOT / "avspk").rglob("*.py")) for found in imports_of(path)]
 
 
@@ -140,7 +140,7 @@ def part_of(path: Path) -> str:
 
 
 def test_every_part_has_its_place():
-    """A new module must be put on a level above."""
+    """A new module must be assigned to a level in the table."""
     assert {part_of(path) for path in (ROOT / "avspk").rglob("*.py")} <= ALLOWED.keys() | TOP
 
 
@@ -156,7 +156,7 @@ def test_imports_point_down(part):
 
 
 def test_the_levels_have_no_circle():
-    """Taking away parts that import nothing left in the table must empty it."""
+    """The table has no cycles: repeatedly removing parts that import nothing left in it must empty it."""
     left = dict(ALLOWED)
     while left:
         free = [part for part, below in left.items() if not below & left.keys()]
@@ -183,7 +183,7 @@ def test_only_the_command_line_knows_the_commands():
 
 
 def test_scripts_of_a_checkout_are_a_few_lines():
-    """What they do is in the package: a wheel can do it, too. What measures a machine needs a checkout."""
+    """The scripts only call the package, so a wheel can do the same. Scripts that measure a machine need a checkout."""
     scripts = {path.name: path for folder in ("tools", "eval") for path in (ROOT / folder).glob("*.py")}
     for name in scripts.keys() - {"benchmark.py", "gpu_check.py"}:
         assert len(scripts[name].read_text(encoding="utf-8").splitlines()) <= 10, name
@@ -198,14 +198,14 @@ ALSO_OTHER_THINGS = {
     "data/": "preparation makes the media; manifest and shards have a column `audio`",
     "config.py": "the fields that name the modalities, and the default",
     "evaluation/systems.py": "a column of the manifest",
-    "report/facts.py": "how much media preparation has found",
+    "report/facts.py": "the amount of media that preparation found",
     "report/style.py": "the colours of those shipped; others share one",
     "report/model_card.py": "a tag of the hub",
 }
 
 
 def test_only_their_folder_tells_modalities_apart():
-    """A file outside that compares a name with "audio" or "face" would have to change for a third one."""
+    """A file outside that compares a name with "audio" or "face" would have to change for a third modality."""
     named = {
         path.relative_to(ROOT / "avspk").as_posix()
         for path in (ROOT / "avspk").rglob("*.py")
@@ -269,7 +269,7 @@ def test_importing_the_package_is_light():
 
 
 def test_media_and_plotting_libraries_are_imported_inside_functions():
-    """At the top of a file only where the file is about nothing else: the demo corpus's encoder."""
+    """At the top of a file only if the whole file needs it: the demo corpus's encoder."""
     late = {"torchaudio", "decord", "av", "facenet_pytorch", "matplotlib"}
     early = {
         path.relative_to(ROOT / "avspk").as_posix()

@@ -1,4 +1,4 @@
-"""AudioAugment against direct convolution and known SNRs; what a row gets depends on that row alone."""
+"""AudioAugment against direct convolution and known SNRs; the output of a row depends on that row alone."""
 
 from types import SimpleNamespace
 

@@ -1,4 +1,4 @@
-"""Drawn augmentation numbers: shapes, ranges and rates that the policies promise."""
+"""Drawn augmentation parameters: shapes, ranges and rates that the policies promise."""
 
 import numpy as np
 import pandas as pd

@@ -54,7 +54,7 @@ def test_cohort_statistics_are_those_of_a_full_sort(embeddings, monkeypatch, chu
 
 
 def test_as_norm_undoes_a_shift_of_one_side():
-    """AS-norm of scores that one side's quality moves and stretches is the same as without."""
+    """AS-norm removes a shift and a scale of one side's scores."""
     scores, enroll, test = np.array([0.3, 0.6]), [0, 0], [1, 1]
     plain = as_norm(scores, enroll, test, (np.array([0.1, 0.1]), np.array([0.2, 0.2])))
     moved = as_norm(2 * scores + 1, enroll, test, (np.array([1.2, 1.2]), np.array([0.4, 0.4])))
@@ -74,11 +74,11 @@ def test_bad_input_is_named(embeddings):
     broken[4, 2], broken[9] = np.nan, 0
     with pytest.raises(ValueError, match=r"2 of 50 embeddings .* first is row 4"):
         cosine_scores(broken, [0], [1])
-    with pytest.raises(ValueError, match="the cohort holds 1 vector; AS-norm takes the spread of two or more"):
+    with pytest.raises(ValueError, match="the cohort holds 1 vector; AS-norm needs the spread of two or more"):
         cohort_statistics(embeddings, embeddings[:1])
     with pytest.raises(ValueError, match="top_n is 300; with a cohort of 20 it must be between 2 and 20"):
         cohort_statistics(embeddings, embeddings[:20])
-    with pytest.raises(ValueError, match="full of copies"):
+    with pytest.raises(ValueError, match="contain copies"):
         cohort_statistics(embeddings, np.ones((20, 12)), top_n=5)
     with pytest.raises(ValueError, match="one length"):
         cosine_scores(embeddings, [0, 1], [1])

@@ -1,4 +1,4 @@
-"""eval/benchmark.py at sizes that say nothing about speed: names, the file, the direction of ratios, errors."""
+"""eval/benchmark.py at sizes too small for speed: names, the file, the direction of ratios, errors."""
 
 import importlib
 import json
@@ -53,11 +53,11 @@ TINY = {
     "overrides=[audio.encoder.architecture=ecapa,audio.encoder.scale=2,'modalities=[audio]']",
     "full_size": "utterances=1000 speakers=30 clusters=20 centroids=60 iterations=2 labels=40",
 }
-ON_A_GPU = {  # what is measured there only
+ON_A_GPU = {  # measured only there
     "clustering": "large_rows=900 large_clusters=9 large_iterations=2",
     "training": "turns=1 steps_a_turn=2 feed_examples=8 noise_share=0.15",
 }
-SLOW = {"preparation"}  # a corpus is made, processes are started: a minute
+SLOW = {"preparation"}  # makes a corpus and starts processes: a minute
 SMALL_MODEL = (
     ".overrides=[audio.encoder.architecture=ecapa,audio.encoder.channels=8,audio.encoder.aggregate_channels=8,audio.encoder.scale=2,"
     "pretrain.objective.head.hidden_dim=16,pretrain.objective.head.out_dim=64]"
@@ -133,7 +133,7 @@ def test_benchmark_gives_figures(name, tmp_path, capsys):
 
 @pytest.mark.usefixtures("without_children")
 def test_no_file_is_opened_for_a_packed_crop_and_one_for_each_other(tmp_path, monkeypatch):
-    """Counted by the kernel. Caches are emptied by writing to a file of its own."""
+    """Counted by the kernel. The caches are emptied by writing to a file of this test."""
     monkeypatch.setattr(packed_sound, "CACHES", tmp_path / "caches")
     run(tmp_path, "--only", "packed_sound", "--set", *settings("packed_sound"), "packed_sound.cold=true")
     assert (tmp_path / "caches").read_text() == "3"

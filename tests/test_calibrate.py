@@ -1,4 +1,4 @@
-"""A model's calibration on pseudo speakers: right where it can be, absent where it cannot."""
+"""Calibration on pseudo speakers: correct if possible, absent otherwise."""
 
 import re
 from dataclasses import replace
@@ -24,7 +24,7 @@ MEAN = np.linspace(-1, 1, DIM, dtype=np.float32)
 
 
 class Model:
-    """Embeds an utterance as the row of a table that its file is named after."""
+    """Embeds an utterance as the row of a table given by its file name."""
 
     training_mean = MEAN
 
@@ -37,7 +37,7 @@ class Model:
 
 
 def corpus(rng, speakers=SPEAKERS, recordings=RECORDINGS, noise=1.0, channel=0.0):
-    """Voices in Gaussian noise, of which cuts of one recording share the part called channel."""
+    """Voices in Gaussian noise; cuts of one recording share the part called channel."""
     labels = np.repeat(np.arange(speakers), recordings * CUTS)
     videos = np.repeat(np.arange(speakers * recordings), CUTS)
     table = rng.normal(size=(speakers, DIM))[labels] + channel * rng.normal(size=(speakers * recordings, DIM))[videos]
@@ -79,7 +79,7 @@ def test_the_folder_of_a_model_says_what_its_calibration_was_fitted_on(tmp_path)
 
 
 def test_parts_of_one_recording_make_no_trials_whatever_they_are_called(tmp_path):
-    """Flat names: the manifest's column says what was recorded together."""
+    """Flat names: the manifest's column gives the common recording."""
     table, labels, videos = corpus(np.random.default_rng(0), noise=0.2, channel=1.0)
     given = utterances(labels, videos, tmp_path)
     rows = range(len(labels))
@@ -88,7 +88,7 @@ def test_parts_of_one_recording_make_no_trials_whatever_they_are_called(tmp_path
 
 
 def test_one_recording_makes_no_trials(tmp_path):
-    """Cuts that share a strong channel score near 1; were they trials, the map would not suit those that remain."""
+    """Cuts that share a strong channel score near 1; if they were trials, the map would not fit the others."""
     table, labels, videos = corpus(np.random.default_rng(0), noise=0.2, channel=1.0)
     calibration = fit(table, labels, videos, tmp_path)
     scores, target = all_trials(table, labels, videos)
@@ -126,10 +126,10 @@ def upside_down(rng):
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
-        (lambda rng: corpus(rng, speakers=5), "5 pseudo speakers; it takes 10"),
+        (lambda rng: corpus(rng, speakers=5), "5 pseudo speakers; at least 10 are needed"),
         (lambda rng: corpus(rng, recordings=1), "0 target and .* non-target trials"),
         (lambda rng: corpus(rng, noise=0.01), "have 0 errors at the EER"),
-        (upside_down, "does not tell speakers apart"),
+        (upside_down, "does not separate speakers"),
     ],
     ids=["few speakers", "one recording each", "separable", "upside down"],
 )
@@ -143,7 +143,7 @@ def test_no_calibration_is_better_than_a_wrong_one(tmp_path, monkeypatch, data, 
 
 
 def published(folder, rounds, monkeypatch):
-    """What `publish` gave to calibrate: one entry a call."""
+    """Arguments of `publish` to calibrate: one entry per call."""
     calls = []
 
     def remember(model, utterances, labels, seed, workers):
@@ -169,7 +169,7 @@ def published(folder, rounds, monkeypatch):
     [(["train"] * 4, [0, 1, -1, -1]), (["train", "train", "calibrate", "none"], [-1, -1, 2, -1])],
 )
 def test_a_run_publishes_its_last_model_with_calibration(tmp_path, monkeypatch, use, expected):
-    """On what was held out, else on the labels that the judge trusts; once, since it embeds thousands of files."""
+    """On held-out utterances, else on the labels that the judge trusts; once, because it embeds thousands of files."""
     write_model(tmp_path / "last")
     (tmp_path / "round2").mkdir()
     gate = {"label": [0, 1, 2, 3], "trusted": [True, True, False, False], "replacement": [-1, -1, 1, -1]}

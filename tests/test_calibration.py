@@ -24,7 +24,7 @@ def gaussian_scores(num_targets, num_nontargets):
 @pytest.mark.parametrize("p_target", [0.01, 0.5])
 @pytest.mark.parametrize("counts", [(2000, 2000), (500, 8000)])
 def test_gaussians_have_a_known_ratio(p_target, counts):
-    """log N(s; 3, 1) / N(s; 0, 1) = 3 s - 4.5, whatever the counts and the prior of the fit."""
+    """log N(s; 3, 1) / N(s; 0, 1) = 3 s - 4.5, for any counts and any prior of the fit."""
     scores, labels = gaussian_scores(*counts)
     fitted = fit_calibration(scores, labels, p_target)
     assert fitted.weights[0] == pytest.approx(3, abs=0.06)

@@ -1,4 +1,4 @@
-"""Checkpoints: what goes in comes out, nothing is unpickled, an interrupted or full disk loses one step at most."""
+"""Checkpoints: exact round trip, nothing is unpickled, an interruption or a full disk loses at most one step."""
 
 import errno
 import logging
@@ -108,7 +108,7 @@ def test_what_is_neither_tensor_nor_plain_is_refused_by_name(tmp_path):
 
 
 class Bomb:
-    """Unpickling it would be noticed."""
+    """Unpickling it makes the test fail."""
 
     def __reduce__(self):
         return (pytest.fail, ("a checkpoint was unpickled",))
@@ -161,14 +161,14 @@ def test_a_torn_checkpoint_falls_back_to_the_one_before(tmp_path, caplog, monkey
     folder = CheckpointFolder(tmp_path, keep=3)
     paths = [folder.save(step, state(step)) for step in (1, 2, 3)]
     tear(paths[2], share)
-    monkeypatch.setattr(logging.getLogger("avspk"), "propagate", True)  # runs of other tests turn it off
+    monkeypatch.setattr(logging.getLogger("avspk"), "propagate", True)  # other tests' runs turn it off
     assert_same(folder.load_latest(), state(2))
     assert "step_00000003.safetensors is not a readable checkpoint" in caplog.text
     assert "falling back to the one before" in caplog.text
 
 
 def test_a_disk_that_fails_is_no_reason_to_fall_back(tmp_path, monkeypatch):
-    """Nor does it set anything aside: a second later the file can be read."""
+    """It renames nothing: a second later the file can be read."""
     folder = CheckpointFolder(tmp_path, keep=2)
     paths = [folder.save(step, state(step)) for step in (1, 2)]
     honest = type(tmp_path).open
@@ -209,7 +209,7 @@ except checkpoint.CheckpointError as error:
 
 @pytest.mark.parametrize("trouble", ["torn", "disk"])
 def test_all_ranks_go_on_from_what_the_first_has_chosen(tmp_path, trouble):
-    """A torn file lets both fall back; a disk that fails the second for a moment ends that, not to go on elsewhere."""
+    """A damaged file makes both fall back; a short disk failure of the second ends it: it must not use another step."""
     folder = CheckpointFolder(tmp_path / "checkpoints", keep=2)
     paths = [folder.save(step, state(step)) for step in (1, 2)]
     if trouble == "torn":
@@ -221,7 +221,7 @@ def test_all_ranks_go_on_from_what_the_first_has_chosen(tmp_path, trouble):
         assert names(folder.folder) == ["step_00000001.safetensors", "step_00000002.torn"]
     else:
         assert said[0] == "loaded 2\n"
-        assert said[1].startswith("error rank 1 cannot read the checkpoint that rank 0 goes on from (")
+        assert said[1].startswith("error rank 1 cannot read the checkpoint that rank 0 continues from (")
         assert "step_00000002" in said[1]
         assert names(folder.folder) == [path.name for path in paths]
 
@@ -236,7 +236,7 @@ def test_all_torn_is_an_error_that_says_what_to_do(tmp_path):
 
 @pytest.mark.parametrize("keep", [1, 2])
 def test_after_a_fall_back_the_new_checkpoint_survives_the_torn_one(tmp_path, keep):
-    """Resumed from step 1 because 3 is torn, step 2 is saved: it must not count as older than the torn one."""
+    """Resumed from step 1 because 3 is damaged, step 2 is saved: it must not count as older than the damaged one."""
     CheckpointFolder(tmp_path, keep=2).save(1, state(1))
     tear(CheckpointFolder(tmp_path, keep=2).save(3, state(3)))
     folder = CheckpointFolder(tmp_path, keep)
@@ -264,7 +264,7 @@ def test_a_full_disk_leaves_the_earlier_checkpoints_whole(tmp_path, monkeypatch,
 
 @pytest.mark.parametrize("sweep", ["load_latest", "clear"])
 def test_a_killed_writer_leaves_nothing_that_counts(tmp_path, sweep):
-    """Its temporary file is no checkpoint, and goes, though the run that comes next may never write that step."""
+    """A temporary file is not a checkpoint and is removed, even if the next run never writes that step."""
     folder = CheckpointFolder(tmp_path, keep=2)
     folder.save(1, state(1))
     (tmp_path / "step_00000002.safetensors.part").write_bytes(b"the first half")
@@ -305,7 +305,7 @@ def test_weights_that_fit_are_loaded():
 
 
 class WithTable(nn.Linear):
-    """Computes a buffer that no checkpoint holds."""
+    """Computes a buffer that no checkpoint has."""
 
     def __init__(self):
         super().__init__(2, 2)

@@ -1,4 +1,4 @@
-"""`avspk` as typed: what it prints, what it writes, and one line of error with status 2 instead of a traceback."""
+"""`avspk` as a user types it: output, files, and one line of error with status 2 instead of a traceback."""
 
 import math
 import pickle
@@ -25,7 +25,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def sounds(tmp_path_factory):
-    """Two recordings that are fine."""
+    """Two valid recordings."""
     root = tmp_path_factory.mktemp("sounds")
     return [write_sound(root / f"{k}.wav", voice(1.2, speaker=k)) for k in (1, 4)]
 
@@ -199,7 +199,7 @@ def test_priors_that_are_none(capsys, folder, sounds, prior):
     assert "--prior" in capsys.readouterr().err
 
 
-# embed: what it embeds is in test_embed_command.py
+# embed: test_embed_command.py tests the embeddings
 
 
 def test_embed_of_bad_files_alone_writes_no_rows(avspk, folder, tmp_path):
@@ -263,7 +263,7 @@ def test_help_does_not_wait_for_torch():
 
 
 def test_help_takes_less_than_half_a_second():
-    """The quickest of three: the machine may be busy."""
+    """The fastest of three: the machine may be busy."""
 
     def seconds():
         start = time.monotonic()

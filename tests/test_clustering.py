@@ -15,13 +15,13 @@ EVEN = {"audio": 1.0, "face": 1.0}
 
 
 def joint_cluster(embeddings, weights, num_clusters, *, seed, reducer=None, **settings):
-    """The papers' clusterer, called as the stages call it."""
+    """The papers' clusterer, called as in the stages."""
     clusterer = JointKmeansSettings(weights=weights, **settings).build()
     return clusterer(embeddings, num_clusters, seed=seed, device="cpu", reducer=reducer or Reducer())
 
 
 def corpus(num=400, speakers=12, noise=0.25, seed=0):
-    """Audio (N, 10) and face (N, 6) embeddings of arbitrary lengths, and who is who."""
+    """Audio (N, 10) and face (N, 6) embeddings of any length, and the true speakers."""
     rng = np.random.default_rng(seed)
     truth = np.concatenate([np.arange(speakers), rng.integers(speakers, size=num - speakers)])
     audio = rng.normal(size=(speakers, 10))[truth] + noise * rng.normal(size=(num, 10))
@@ -82,7 +82,7 @@ def test_missing_faces_keep_working():
 
 
 def test_missing_face_is_judged_by_audio_alone():
-    """Two speakers of one voice, told apart by the face: the faceless follow the voice, and disturb no centroid."""
+    """Two speakers with one voice and different faces: rows without a face follow the voice and move no centroid."""
     rng = np.random.default_rng(0)
     speaker = np.repeat([0, 1, 2], 30)
     audio = np.eye(4)[[0, 0, 1]][speaker] + 0.02 * rng.normal(size=(90, 4))
@@ -126,7 +126,7 @@ def test_merging_subclusters():
 
 
 def test_the_first_process_merges_for_all(monkeypatch):
-    """Two processes, half of the rows each: the clusters of one process, and only the first one took the memory."""
+    """Two processes, half of the rows each: same clusters as one process, only the first one used the memory."""
     embeddings, _ = corpus()
     whole = joint_cluster(embeddings, EVEN, 12, seed=0, centroids=60)
     ranks, merged, half = Ranks(2), [], len(embeddings["audio"]) // 2

@@ -1,4 +1,4 @@
-"""Comparisons that train their runs: what is planned, what is trained once, and that supervision stays outside."""
+"""Comparisons that train their runs: the plan, the shared stage 1, and the separation of supervised runs."""
 
 import importlib.util
 import json
@@ -58,7 +58,7 @@ def configs(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def calls():
-    """Scripts run in this process, without drawing their reports; what was asked for is kept."""
+    """Scripts run in this process, without drawing their reports; requested scripts are recorded."""
     asked = []
 
     def no_report(folder):
@@ -208,7 +208,7 @@ def test_what_is_finished_is_not_trained_again(compared, calls, capsys):
 
 
 def test_nothing_is_trained_if_told_so(compared, calls, capsys):
-    """Two seeds are asked for, one is there."""
+    """Two seeds are requested, one exists."""
     out, arguments, main = compared
     asked = len(calls)
     place = arguments.index("3")
@@ -250,7 +250,7 @@ def test_a_failed_run_stops_the_comparison(configs, tmp_path, monkeypatch):
 
 
 def test_a_terminated_comparison_takes_its_run_with_it(tmp_path):
-    """The run has a process of its own below the launcher, which would survive it, and takes a moment to save."""
+    """The run is a process below the launcher, which would survive it, and takes a moment to save."""
     inner = (
         "import os, signal, sys, time; "
         "signal.signal(signal.SIGTERM, lambda *_: (time.sleep(0.5), open(sys.argv[1] + '.saved', 'w'), sys.exit())); "
@@ -275,7 +275,7 @@ def test_a_terminated_comparison_takes_its_run_with_it(tmp_path):
 def is_running(process):
     status = Path(f"/proc/{process}/stat")
     try:
-        return status.read_text().rpartition(")")[2].split()[0] != "Z"  # dead, but nobody has asked how it ended
+        return status.read_text().rpartition(")")[2].split()[0] != "Z"  # dead, but not waited for
     except (FileNotFoundError, ProcessLookupError):
         return False
 
@@ -311,7 +311,7 @@ def test_the_method_never_says_so_and_never_knows_speakers(compared):
 
 
 def test_train_av_does_not_go_on_with_a_supervised_run(compared):
-    """Its folder holds labels made of speakers, which a run of the method would read."""
+    """Its folder has labels made from speakers, which a run of the method would read."""
     folder = compared[0] / "runs" / "supervised_audio_s3"
     with pytest.raises(ConfigError, match="a run on TRUE SPEAKER labels, not on pseudo ones"):
         Session(load_config(folder / "config.yaml"))
@@ -327,7 +327,7 @@ def test_no_setting_leads_to_supervision(configs, key):
 
 
 def test_the_package_does_not_import_supervision():
-    """Its module's name alone is known, to the plan of a comparison; no command leads there, and train has no idea."""
+    """Only the plan of a comparison knows the name of its module; no command runs it, and `train` does not know it."""
     files = [*(ROOT / "avspk").rglob("*.py"), *(ROOT / "tools").glob("*.py")]
     told = re.compile(r"commands\.supervised|commands import .*supervised|SpeakerLabeller")
     assert {path.name for path in files if told.search(path.read_text())} == {"comparison_runs.py", "supervised.py"}

@@ -87,7 +87,7 @@ def test_inheritance_merges_and_overrides_win(tmp_path, settings):
 
 @pytest.fixture
 def inherited(tmp_path, settings):
-    """A config with two trial lists; returns what reads a child of it, given as text, and overrides."""
+    """A config with two trial lists; returns a function that reads a child of it from text and overrides."""
     settings["data"]["trials"] = {"demo_O": "o.txt", "demo_H": "h.txt"}
     settings["cluster"] = {"num_clusters": 8, "weights": {"audio": 1.0, "face": 0.5}}
     tiny.write_config(tmp_path / "base.yaml", settings)

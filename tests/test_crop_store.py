@@ -9,7 +9,7 @@ from avspk.data.crop_store import CROP_SIZE, INDEX_RECORD, CropStore, CropStoreE
 
 
 def crops(count: int, first: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Flat crops whose grey level is their number, and landmarks that repeat it."""
+    """Flat crops whose grey level is their number, and landmarks with the same value."""
     levels = np.arange(first, first + count)
     images = np.broadcast_to(levels.astype(np.uint8)[:, None, None, None], (count, CROP_SIZE, CROP_SIZE, 3)).copy()
     return images, np.broadcast_to(levels[:, None, None].astype(np.float32), (count, 5, 2))
@@ -61,7 +61,7 @@ def test_writer_refuses_other_shapes(tmp_path):
 
 
 def test_no_store_is_explained(tmp_path):
-    with pytest.raises(CropStoreError, match="no crop store"):
+    with pytest.raises(CropStoreError, match="not a crop store"):
         CropStore(tmp_path)
 
 
@@ -89,7 +89,7 @@ def test_a_writer_goes_back_to_what_the_caller_knows_of(tmp_path):
         writer.append(*crops(1, 9))
     store = CropStore(tmp_path)
     assert [round(level(store, crop)) for crop in range(len(store))] == [0, 1, 9]
-    with pytest.raises(CropStoreError, match="4 entries were said"):
+    with pytest.raises(CropStoreError, match="expected 4 stored entries"):
         CropWriter(tmp_path, "a", keep=4)
 
 

@@ -1,4 +1,4 @@
-"""The Markdown pages: links and anchors resolve; commands, settings and make targets that they name exist."""
+"""The Markdown pages: links and anchors resolve; commands, settings and make targets in them exist."""
 
 import re
 from pathlib import Path
@@ -24,7 +24,7 @@ def text_of(page: Path) -> str:
 
 
 def code_of(page: Path) -> str:
-    """Fenced and indented blocks, and code spans, a line each."""
+    """Fenced and indented blocks, and code spans, one per line."""
     text = text_of(page)
     indented = re.findall(r"^    .*$", text, re.MULTILINE)
     spans = re.findall(r"`([^`]+)`", FENCED.sub("", text))
@@ -32,7 +32,7 @@ def code_of(page: Path) -> str:
 
 
 def anchors(page: Path) -> set[str]:
-    """What GitHub makes of the headings: lower case, no punctuation, a hyphen for each space."""
+    """GitHub's anchors of the headings: lower case, no punctuation, a hyphen for each space."""
     headings = re.findall(r"^#+ (.+)$", FENCED.sub("", text_of(page)), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
@@ -80,7 +80,7 @@ def test_settings_exist(page):
 
 
 def all_settings() -> set[str]:
-    """Dotted keys of both kinds of objectives and clusterers."""
+    """Dotted keys of all kinds of objectives and clusterers."""
     kinds = load_config(VOXCELEB), load_config(VOXCELEB, ["cluster.kind=kmeans", "pretrain.objective={kind: sdpn}"])
     return {key for config in kinds for key in flat_settings(config)}
 

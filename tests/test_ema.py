@@ -64,7 +64,7 @@ def test_the_student_and_its_gradients_are_left_alone():
 
 
 def test_a_teachers_forward_uses_the_batch_and_keeps_the_buffers():
-    """In train mode its batch norm standardises by the batch, as the student's, and learns nothing from it."""
+    """In train mode its batch norm normalises by the batch, like the student's, and keeps its statistics."""
     teacher = make_teacher(network(0)).train()
     before = {name: value.clone() for name, value in teacher.state_dict().items()}
     inputs = 5 + 3 * torch.randn(7, 3, 10, generator=torch.Generator().manual_seed(0))
@@ -79,7 +79,7 @@ def test_a_teachers_forward_uses_the_batch_and_keeps_the_buffers():
 
 
 def test_running_mean_is_the_arithmetic_mean():
-    """Of any number of states, whatever their size, counters from the last one; the states stay as they are."""
+    """For any number of states; counters come from the last one; the states do not change."""
     rng = np.random.default_rng(0)
     states = [
         {"weight": torch.from_numpy(rng.normal(k, 1 + k, (4, 3))), "counter": torch.tensor(10 * k)} for k in range(5)

@@ -1,4 +1,4 @@
-"""`avspk embed` on the sounds, lists and interruptions that people have."""
+"""`avspk embed` with common sounds and lists, and with interruptions."""
 
 import faulthandler
 import io
@@ -34,7 +34,7 @@ def model(folder):
 
 @pytest.fixture(scope="module")
 def sounds(tmp_path_factory):
-    """Mixed in format, rate and length, some of equal length, in folders."""
+    """Sounds with different formats, rates and lengths, some of equal length, in folders."""
     root = tmp_path_factory.mktemp("sounds")
     for speaker in ("a", "b/c"):
         (root / speaker).mkdir(parents=True)
@@ -69,7 +69,7 @@ def largest_angle(rows, expected):
     return float((1 - (rows * expected).sum(1) / np.linalg.norm(rows, axis=1) / np.linalg.norm(expected, axis=1)).max())
 
 
-# What is embedded.
+# Embedded files.
 
 
 @pytest.mark.parametrize("precision", ["float32", "auto"])
@@ -88,7 +88,7 @@ def test_rows_equal_one_by_one_in_the_order_given(embed, model, sounds, tmp_path
 
 
 def test_long_short_and_partly_silent_sounds(embed, model, tmp_path, monkeypatch):
-    """A file in parts, a file that is repeated to a second: as `model.embed`."""
+    """A file in parts, and a file that is repeated to a second: the same as `model.embed`."""
     monkeypatch.setattr("avspk.inference.speaker_model.MAX_SECONDS", 2.0)
     silence = np.zeros(48000, np.float32)
     waveforms = [np.concatenate([voice(3.1), voice(2.2, 4)]), np.concatenate([voice(1.5), silence]), voice(0.2)]
@@ -102,7 +102,7 @@ def test_long_short_and_partly_silent_sounds(embed, model, tmp_path, monkeypatch
 
 
 def write_list(path, kind, sounds, monkeypatch):
-    """A list of the sounds of this kind: the argument, and the names that it gives them."""
+    """A list of the sounds of this kind: the argument, and the names that it gives."""
     paths = [str(sound) for sound in sounds]
     if kind == "standard input":
         monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(paths) + "\n\n"))
@@ -131,7 +131,7 @@ def test_every_kind_of_list(embed, sounds, tmp_path, monkeypatch, kind):
 
 
 def test_packed_sound_gives_the_rows_of_its_files(embed, tmp_path, monkeypatch):
-    """Of a pack, too, which a process opens once, not once a recording."""
+    """Also from a pack, which a process opens once, not once per recording."""
     names = [f"s/v/{k}" for k in range(6)]
     paths = [write_sound(tmp_path / f"{k}.wav", voice(1.1 + k / 10, k), subtype="PCM_16") for k in range(6)]
     samples = [len(soundfile.read(path)[0]) for path in paths]
@@ -158,9 +158,9 @@ def test_packed_sound_gives_the_rows_of_its_files(embed, tmp_path, monkeypatch):
     ("name", "text", "message"),
     [
         ("missing.txt", None, "no such list"),
-        ("empty.txt", "\n\n", "no path in it"),
+        ("empty.txt", "\n\n", "it contains no path"),
         ("wav.scp", "utt sph2pipe x.sph |\n", "line 1: 'utt sph2pipe x.sph |' is not `name path`; pipes are not run"),
-        ("wav.scp", "utt a.wav\nutt b.wav\n", "line 2: the name 'utt' stands there twice"),
+        ("wav.scp", "utt a.wav\nutt b.wav\n", "line 2: the name 'utt' appears twice"),
     ],
 )
 def test_lists_that_are_none(embed, tmp_path, name, text, message):
@@ -184,7 +184,7 @@ def test_no_sounds_at_all(embed):
         embed()
 
 
-# What costs a row.
+# Files without a row.
 
 
 def test_bad_files_cost_their_rows_alone(embed, sounds, tmp_path):
@@ -219,7 +219,7 @@ def test_a_failed_file_that_is_mended_leaves_the_list(embed, sounds, tmp_path):
 
 @pytest.mark.parametrize("end", ["signal", "hang", "once"])
 def test_a_decoder_that_dies_costs_its_file(embed, sounds, tmp_path, monkeypatch, end):
-    """Killed by a fault, or stuck; a process that is killed only once reads the file at the second attempt."""
+    """Killed by a fault, or stuck; after a single kill the second attempt reads the file."""
     marker = tmp_path / "marker"
     read = many_files.CheckedSound
 
@@ -255,7 +255,7 @@ def test_names_that_a_list_cannot_hold(embed, sounds, tmp_path):
     assert names_of(tmp_path / "e.npy") == [str(sounds[1])]
 
 
-# What is there already.
+# Existing rows.
 
 
 def test_two_batches_into_one_file_lose_nothing(embed, sounds, tmp_path):
@@ -304,14 +304,14 @@ def test_a_file_of_somebody_else_is_not_touched(embed, sounds, tmp_path):
     np.save(tmp_path / "e.npy", np.ones(3))
     status, _, errors = embed(sounds[0])
     assert status == 2
-    assert "is there, but no e.json" in errors[0]
+    assert "exists without e.json" in errors[0]
     assert np.array_equal(np.load(tmp_path / "e.npy"), np.ones(3))
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".ark"])
 @pytest.mark.parametrize("lost", ["names", "half a name", "rows", "half a row"])
 def test_a_table_that_was_cut_goes_on(tmp_path, suffix, lost):
-    """A kill between any two writes leaves rows without names, or part of one; the next run writes what is missing."""
+    """A kill between any two writes leaves rows without names, or part of a row; the next run writes the rest."""
     path, rows = tmp_path / f"x{suffix}", np.arange(20, dtype=np.float32).reshape(5, 4)
     names = [f"n{k}" for k in range(5)]
     with EmbeddingTable(path, "m") as table:
@@ -365,7 +365,7 @@ main(["embed", *sys.argv[3:], "--model", sys.argv[1], "--out", sys.argv[2]])
 
 
 def read_ark(scp):
-    """Vectors by name, as Kaldi finds them: by the offsets of the scp."""
+    """Vectors by name, found as in Kaldi: by the offsets of the scp."""
     vectors = {}
     for line in scp.read_text().splitlines():
         name, place = line.split()
@@ -422,7 +422,7 @@ def test_slices_of_another_division_are_named(embed, sounds):
     assert embed(*sounds, "--shard", "1/3")[0] == 0
     status, _, errors = embed(*sounds, "--shard", "1/2")
     assert status == 2
-    assert "e.shard1of3.npy is there, a slice of another division" in errors[0]
+    assert "e.shard1of3.npy exists, from another number of slices" in errors[0]
 
 
 def test_the_description_of_a_table_that_is_none(tmp_path):

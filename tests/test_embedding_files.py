@@ -1,4 +1,4 @@
-"""Training embeddings: one pass a model, one file of all ranks' shares, made again where it is missing."""
+"""Training embeddings: one pass per model, one file of all ranks' shares, made again if it is missing."""
 
 import errno
 import threading
@@ -29,7 +29,7 @@ def ranks(request, monkeypatch):
     monkeypatch.setattr(distributed, "rank", lambda: getattr(ranks.here, "rank", 0))
     monkeypatch.setattr(distributed, "sum_over_ranks", ranks.sum)
     monkeypatch.setattr(distributed, "barrier", ranks.gate.wait)
-    monkeypatch.setattr(embedding_files, "PIECE_ROWS", 4)  # some pieces lie in one share, others in two
+    monkeypatch.setattr(embedding_files, "PIECE_ROWS", 4)  # some pieces are in one share, others in two
     return ranks
 
 
@@ -113,7 +113,7 @@ def data(tmp_path_factory, one_thread):
 
 @pytest.fixture
 def passes(monkeypatch):
-    """Name of the modality of every pass over the training set, in order; those of stage 1's clusterings left out."""
+    """Modality of every pass over the training set, in order, without those of stage 1's clusterings."""
     made = []
 
     def counting(embed):

@@ -46,7 +46,7 @@ def model(tmp_path, monkeypatch):
 
 
 def write_corpus(folder, speakers=SPEAKERS, seed=0, files=FILES):
-    """Voices that are tones in noise, the ninth like the first and so on; names as VoxCeleb's."""
+    """Voices made of tones in noise; the ninth equals the first and so on; names as in VoxCeleb."""
     rng = np.random.default_rng(seed)
     names = [f"id{10001 + s}/video{v}/00001.wav" for s in range(speakers) for v in range(files)]
     for name in names:
@@ -69,7 +69,7 @@ def corpus(tmp_path):
 
 @pytest.fixture
 def evaluate(tmp_path, model, corpus, monkeypatch):
-    """Run the model form, without figures; returns its status and the records."""
+    """Run the command with a model, without figures; returns its status and the records."""
     monkeypatch.setattr(voxceleb, "save_score_figures", lambda *_: None)
 
     def run(*options, trials="trials.txt", out="out"):
@@ -277,7 +277,7 @@ def test_embeddings_that_are_not_finite_are_named(evaluate, monkeypatch, capsys)
 
 
 def write_training(folder, speakers, files):
-    """A manifest of tones, and the clusters that would be found of them: the speakers, one of them in none."""
+    """A manifest of tones, and clusters of them: the true speakers, one of them in no cluster."""
     names = write_corpus(folder / "train", speakers, seed=1, files=files)
     utterances = [name.removesuffix(".wav") for name in names]
     lengths = [len(read_audio(folder / "train" / name)) for name in names]
@@ -308,9 +308,9 @@ def test_training_files_add_as_norm_and_calibration(tmp_path, evaluate, capsys):
 @pytest.mark.parametrize(
     ("speakers", "files", "reason"),
     [
-        (9, 6, r"8 pseudo speakers; it takes 10"),
+        (9, 6, r"8 pseudo speakers; at least 10 are needed"),
         (13, 2, r"12 target and \d+ non-target trials between different recordings"),
-        (13, 3, r"36 target and .* have \d+ errors at the EER; a slope takes 30"),
+        (13, 3, r"36 target and .* have \d+ errors at the EER; a slope needs 30"),
     ],
 )
 def test_too_few_training_trials_make_a_note_not_a_calibration(tmp_path, evaluate, capsys, speakers, files, reason):
@@ -353,7 +353,7 @@ def test_kaldi_lists(tmp_path, evaluate, corpus):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("2 id10001/video0/00001.wav id10001/video1/00001.wav", "is no trial"),
+        ("2 id10001/video0/00001.wav id10001/video1/00001.wav", "is not a trial"),
         ("1 id10001/video0/00001.wav id10002/video1/00001.wav", "contradict the speakers"),
         ("0 id10001/video0/00001.wav id10002/video9/00001.wav", "0 targets and 2 non-targets"),
         ("1 id10001/video0/00001.wav id10001/video9/00001.wav", "video9"),
@@ -391,6 +391,6 @@ def test_two_processes_give_what_one_gives(tmp_path, corpus):
 def test_no_model_no_list(tmp_path, capsys):
     arguments = ["--model", str(tmp_path), "--trials", str(tmp_path / "none.txt"), "--out", str(tmp_path / "out")]
     assert voxceleb.main(arguments) == 2
-    assert "is no model folder" in capsys.readouterr().err
+    assert "is not a model folder" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         voxceleb.main(["--model", str(tmp_path), "--out", str(tmp_path)])

@@ -18,7 +18,7 @@ def trials(*rows):
 
 
 class Counter:
-    """Embeds a file by its text, and remembers what it was asked for."""
+    """Embeds a file by its text, and records the requests."""
 
     def __init__(self):
         self.asked = []
@@ -78,7 +78,7 @@ def test_store_survives_a_lost_array_and_a_lost_index(files, tmp_path):
 
 @pytest.mark.parametrize("processes", [2, 3])
 def test_store_shares_the_files_between_processes(files, tmp_path, monkeypatch, processes):
-    """Threads stand for processes: what matters is who embeds what, and who writes when."""
+    """Threads replace processes: the test is about who embeds which files, and who writes when."""
     me, meet = threading.local(), threading.Barrier(processes, timeout=10)
     monkeypatch.setattr(embedding_store.distributed, "rank", lambda: me.rank)
     monkeypatch.setattr(embedding_store.distributed, "world_size", lambda: processes)
@@ -104,7 +104,7 @@ def test_store_shares_the_files_between_processes(files, tmp_path, monkeypatch, 
 
 def test_model_digest_is_of_content(tmp_path):
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(FileNotFoundError, match=r"there is no model\.safetensors"):
+    with pytest.raises(FileNotFoundError, match=r"it has no model\.safetensors"):
         model_digest(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"1")
     first = model_digest(tmp_path)
@@ -184,9 +184,7 @@ def test_missing_files_mark_a_list():
 def test_contradictions_of_a_list():
     good = trials((1, "id10001/v/1.wav", "id10001/w/1.wav"), (0, "id10001/v/1.wav", "id10002/w/1.wav"))
     assert check_trials(good, "list") == ()
-    assert check_trials(pd.concat([good, good[:1]], ignore_index=True), "list") == (
-        "1 trials are there more than once",
-    )
+    assert check_trials(pd.concat([good, good[:1]], ignore_index=True), "list") == ("1 trials appear more than once",)
     with pytest.raises(ManifestError, match="list: 1 labels contradict the speakers; trial 2 is '1 id10001"):
         check_trials(good.assign(label=[1, 1]), "list")
     for label in (0, 1):

@@ -87,7 +87,7 @@ def test_what_old_runtimes_ask_of_a_file(tmp_path, form):
 
 
 def test_the_rules_of_wespeaker(ecapa80):
-    """One input and one output, `feats` (B, T, 80) and `embs` (B, D), and nothing else: its example names both."""
+    """One input and one output, `feats` (B, T, 80) and `embs` (B, D), as its example names them."""
     model, path, _ = ecapa80
     session = onnxruntime.InferenceSession(path)
     (given,), (result,) = session.get_inputs(), session.get_outputs()
@@ -96,7 +96,7 @@ def test_the_rules_of_wespeaker(ecapa80):
 
 
 def test_the_rules_of_sherpa_onnx(ecapa80):
-    """The keys that it exits without, as integers where it reads integers, and frameworks that it knows."""
+    """The keys that it requires, integers where it reads integers, and frameworks that it knows."""
     model, path, _ = ecapa80
     keys = properties(path)
     assert int(keys["output_dim"]) == model.encoder.embedding_dim
@@ -108,7 +108,7 @@ def test_the_rules_of_sherpa_onnx(ecapa80):
 
 
 def test_sherpa_onnx_itself(ecapa80, tmp_path):
-    """Its own front end is a little another one (window, band, edges), so the direction is what has to agree."""
+    """Its own front end differs a little (window, band, edges), so only the direction must agree."""
     sherpa_onnx = pytest.importorskip("sherpa_onnx", reason="pip install sherpa-onnx")
     model, path, _ = ecapa80
     extractor = sherpa_onnx.SpeakerEmbeddingExtractor(sherpa_onnx.SpeakerEmbeddingExtractorConfig(model=str(path)))
@@ -122,7 +122,7 @@ def test_sherpa_onnx_itself(ecapa80, tmp_path):
 
 
 def test_the_file_alone_is_enough_for_a_score(ecapa):
-    """Weights inside; arguments of the features, training mean and calibration in its metadata."""
+    """Weights in the file; arguments of the features, training mean and calibration in its metadata."""
     model, path, _ = ecapa
     assert [file.name for file in path.parent.iterdir() if file.is_file()] == ["model.onnx"]
     about = json.loads(properties(path)["avspk"])
@@ -183,7 +183,7 @@ def test_the_front_end_adds_less_than_a_megabyte(tmp_path, ecapa80):
 
 @pytest.mark.parametrize("form", [ExportForm(), ExportForm(True, True)], ids=["features", "waveform"])
 def test_int8_costs_what_it_says(tmp_path, form):
-    """The cosines of the held-out sounds, counted again; the front end keeps its float32 weights."""
+    """The cosines of the held-out sounds, computed again; the front end keeps its float32 weights."""
     model, exact, _ = exported(tmp_path, form=form, channels=64, embedding_dim=24)
     sounds = speech(12, 2)
     cost = quantise.export_int8(model, tmp_path / "int8.onnx", form, sounds)
@@ -229,7 +229,7 @@ def test_int8_wants_sounds(tmp_path):
 
 
 def test_a_file_that_differs_is_not_kept(ecapa, tmp_path, monkeypatch):
-    """The check is made on the file: here it holds the encoder of before its weights changed."""
+    """The check uses the file: here it has the encoder from before its weights changed."""
     _, path, _ = ecapa
     other = load_model(write_model(tmp_path / "model"), "cpu")
     with torch.no_grad():

@@ -1,6 +1,6 @@
 # mypy: disable-error-code="name-defined"
 # It does not know what the README defines.
-"""The parts that the README adds, each named in one line here: they train, are saved, go on, and are loaded."""
+"""The parts that the README adds, each named in one line here: they train, are saved, resumed, and loaded."""
 
 # The examples are defined by text of the README, which mypy does not see.
 # mypy: disable-error-code="name-defined, call-arg"
@@ -93,7 +93,7 @@ def build(tree):
 
 
 def go_on(first, second, path):
-    """Both stages' metrics of step 2: of the first, and of the second with what the first has saved."""
+    """Both stages' metrics of step 2: of the first stage, and of the second with the saved results of the first."""
     save_tree(path, {"model": first.model.state_dict(), "stage": first.state_dict()})
     state = load_tree(path)
     load_weights(second.model, state["model"], "here")

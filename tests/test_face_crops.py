@@ -40,7 +40,7 @@ def follow(faces: list[Faces], looks: list[int] | None = None, num_frames: int |
 def test_two_people_do_not_alternate():
     rng = np.random.default_rng(0)
     frames = []
-    for step in range(10):  # the sizes cross: either may be the largest of a frame, and the order in it is random
+    for step in range(10):  # the sizes cross: either may be the largest of a frame, and their order is random
         pair = [(60 + step, 100, 50 + rng.uniform(-4, 4)), (160 - step, 100, 48 + rng.uniform(-4, 4))]
         frames.append(seen(*(pair if rng.random() < 0.5 else pair[::-1])))
     centres, track = follow(frames)

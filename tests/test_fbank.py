@@ -1,4 +1,4 @@
-"""Fbank against torchaudio's Kaldi port, and the physics it must obey."""
+"""Fbank against torchaudio's Kaldi port, and physical properties."""
 
 import math
 

@@ -11,7 +11,7 @@ from avspk.data.tree import Rejected
 
 
 def clip(utterance: str, sounds: tuple[str, ...], video: str | None, speaker: str = "", recording: str = "") -> Clip:
-    """Of a tree where nothing but the path is known, unless a speaker is given."""
+    """A clip of a tree that is known by its path only, unless a speaker is given."""
     return Clip(utterance, sounds, video, speaker, recording or utterance, f"{utterance}_")
 
 
@@ -125,7 +125,7 @@ def test_a_second_video_of_a_clip_is_named(tmp_path):
 
 @pytest.mark.parametrize(("first", "second"), [("A/v/1", "a/v/1"), ("a/cafe\u0301/1", "a/caf\u00e9/1")])
 def test_names_that_other_file_systems_take_for_one(tmp_path, first, second):
-    """The first path is used, the other one named; a video and its sound that are spelled apart go together."""
+    """The first path is used, the other one named; a video and its sound with different spelling go together."""
     make(tmp_path / "same", f"{first}.wav", f"{second}.wav")
     clips, rejected, *_ = find_clips(tmp_path / "same")
     assert [clip.sounds for clip in clips] == [(f"{first}.wav",)]
@@ -151,7 +151,7 @@ def test_unusual_but_legal_names_are_ids(tmp_path):
 
 
 def test_a_tree_without_media_is_explained(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"known are names with a suffix like \.wav"):
+    with pytest.raises(FileNotFoundError, match=r"known suffixes are \.wav"):
         find_clips(make(tmp_path, "a/b/c.txt"))
     with pytest.raises(
         FileNotFoundError, match=r"1 files were left out, the first is a/b\.wav\.mp4: .*two media suffixes"
@@ -181,7 +181,7 @@ def test_voxceleb_is_recognised_and_said(tmp_path, caplog):
 
 
 def test_folders_named_for_a_kind_of_media_make_no_two_clips_one(tmp_path):
-    """`dv` and `ts` are suffixes of video, and may be people."""
+    """`dv` and `ts` are suffixes of video, and may be names of people."""
     found = find_clips(make(tmp_path, "dv/1.wav", "ts/1.wav", "ts/1.mp4"))
     assert [(clip.utterance, clip.sounds) for clip in found.clips] == [
         ("dv/1", ("dv/1.wav",)),
@@ -214,9 +214,9 @@ def test_a_pattern_tells_speakers(tmp_path, pattern, path, speaker, recording):
 def test_paths_that_do_not_fit_the_pattern_and_patterns_that_are_none(tmp_path):
     found = find_clips(make(tmp_path, "ann/1.wav", "2.wav"), speakers_from="{speaker}/{clip}")
     assert named(found) == {"ann/1": "ann"}
-    assert "does not fit the pattern" in found.rejected[0].reason
+    assert "does not match the pattern" in found.rejected[0].reason
     for pattern in ("speaker/{clip}", "{speaker}/{speaker}", "{speaker"):
-        with pytest.raises(NamingError, match="no pattern for speakers"):
+        with pytest.raises(NamingError, match="not a pattern for speakers"):
             find_clips(tmp_path, speakers_from=pattern)
 
 
@@ -248,4 +248,4 @@ def test_lists_that_are_none(tmp_path):
     (tmp_path / "wav.scp").write_text("../up x.wav\nok y.wav\n")
     found = listed_clips(tmp_path / "wav.scp", tmp_path)
     assert named(found) == {"ok": ""}
-    assert "cannot be the name" in found.rejected[0].reason
+    assert "cannot name an utterance" in found.rejected[0].reason

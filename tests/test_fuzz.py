@@ -1,7 +1,7 @@
-"""Damaged files of every kind on every command: used or refused, alike everywhere, within seconds, and none is lost.
+"""Damaged files of every kind on every command: all use or reject a file alike, within seconds, and lose none.
 
-The long form takes AVSPK_FUZZ_MINUTES (5) and keeps what it finds in AVSPK_FUZZ_FINDINGS, a folder. Its judge is a
-process of its own, so that a crash in native code is a finding and not the end.
+The long form takes AVSPK_FUZZ_MINUTES (5) and writes its findings to AVSPK_FUZZ_FINDINGS, a folder. Its judge is a
+separate process, so a crash in native code is a finding and does not end the test.
 """
 
 import hashlib

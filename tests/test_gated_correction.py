@@ -1,4 +1,4 @@
-"""The judge: joint gate with fallback and floor, when it asks, and what survives an interruption."""
+"""The judge: joint gate with fallback and floor, its requests for predictions, and its saved state."""
 
 import numpy as np
 import pytest
@@ -31,7 +31,7 @@ def ledger(log_losses, window=3):
 
 
 def noisy(low, seed, spread=1.5):
-    """Log losses (N, 2) around -1.5 where `low`, around 1.5 elsewhere, with the noise of one epoch."""
+    """Log losses (N, 2) around -1.5 for `low` rows, around 1.5 for others, with the noise of one epoch."""
     rng = np.random.default_rng(seed)
     return np.where(low, -1.5, 1.5)[:, None] + rng.normal(0, spread, (len(low), 2))
 
@@ -50,7 +50,7 @@ def test_before_the_start_all_labels_are_trusted():
 
 
 def test_epochs_are_averaged():
-    """A single epoch is noisy: with three, more labels are judged rightly. Older epochs do not count."""
+    """A single epoch is noisy: with three, more labels are judged correctly. Older epochs do not count."""
     epochs = [noisy(LOW, seed) for seed in range(3)]
     right = {}
     for number in (1, 3):
@@ -110,7 +110,7 @@ def test_corrects_once_both_gate_and_correction_have_begun():
 
 
 def test_aligned_prior_follows_the_predictions():
-    """The model predicts class 0 for all: with time, the evidence for it counts less."""
+    """The model predicts class 0 for all rows: with time, the evidence for it counts less."""
     court, _ = judge(correction={"align_prior": True, "threshold": 0.0, "rule": "mean"})
     logits = torch.zeros(2, 8, 10)
     logits[..., 0], logits[:, :4, 3] = 1.0, 0.9

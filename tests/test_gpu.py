@@ -1,4 +1,4 @@
-"""Code for a GPU on one, or on a pretended one where there is none: the numbers are a CPU's, nothing waits.
+"""Code for a GPU on a real or a pretended one: the results equal a CPU's, and nothing waits.
 
 `make gpu-check` runs this file on a GPU. Kernels, two processes on one GPU and torch.compile need a real one.
 """
@@ -84,7 +84,7 @@ def data(tmp_path_factory):
 
 
 def assert_close(there, here, tolerance=1e-4):
-    """Of the largest value: a GPU adds up in another order."""
+    """Relative to the largest value, because a GPU adds in another order."""
     assert there.device.type == "cuda"
     scale = float(here.abs().max()) or 1.0
     torch.testing.assert_close(there.detach().cpu() / scale, here.detach() / scale, rtol=0, atol=tolerance)
@@ -135,7 +135,7 @@ def test_an_encoder_gives_a_cpus_embeddings_and_gradients(build, shape, layout):
         outputs[device].square().sum().backward()
     assert_close(outputs["cuda"], outputs["cpu"], 1e-3)
     for (name, one), other in zip(here.named_parameters(), there.parameters(), strict=True):
-        if one.grad.abs().max() > 1e-3:  # a bias before batch norm gets rounding errors
+        if one.grad.abs().max() > 1e-3:  # the gradient of a bias before batch norm is rounding error
             assert cosine_similarity(one.grad.flatten(), other.grad.cpu().flatten(), 0) > 0.999, name
     assert cosine_similarity(low.cpu(), outputs["cpu"].detach(), 1).min() > 0.99
 
@@ -179,7 +179,7 @@ def test_joint_batch_norm_of_one_process_is_batch_norm(case, monkeypatch):
 
 
 def rank_of_two(rank, folder):
-    """Half of the joint batch each, on the same GPU. NCCL refuses that: gloo joins them, on the host."""
+    """Half of the joint batch each, on the same GPU. NCCL rejects that, so gloo joins them, on the host."""
     dist.init_process_group("gloo", init_method=f"file://{folder}/join", rank=rank, world_size=2)
     gather, reduce = dist.all_gather_into_tensor, dist.all_reduce
 
@@ -238,7 +238,7 @@ def test_embeddings_are_a_cpus_in_batches_and_one_by_one(gpu, tmp_path):
 def parts(data, folder, device):
     tree = tiny.tree(data, folder)
     tree["pretrain"]["objective"]["consistency"] = 0.5
-    for stage in ("pretrain", "refine"):  # AdamW would make steps out of rounding errors
+    for stage in ("pretrain", "refine"):  # AdamW would turn rounding errors into steps
         tree[stage]["optimiser"] |= {"name": "sgd", "learning_rate": 0.05}
     return tiny.parts(tree, device)
 
@@ -265,12 +265,12 @@ def refine(data, folder, device):
 
 
 def watched(stage, epoch, waits=None):
-    """Three updates of an epoch; what the host waited for after the first, which fills caches, is left in `waits`."""
+    """Three updates of an epoch; waits of the host after the first update, which fills caches, stay in `waits`."""
     stage.begin_epoch(epoch)
     if isinstance(stage, Refine):
-        stage.judge.trust[::2] = 0  # in place of a gate, which takes losses of an epoch
+        stage.judge.trust[::2] = 0  # instead of a gate, which needs losses of an epoch
     first = epoch * stage.steps_per_epoch
-    batches = stage.batches(epoch, 0, workers=0)  # a loader draws a number when it begins
+    batches = stage.batches(epoch, 0, workers=0)  # a loader draws a number when it starts
     stage.batches = lambda *_, **__: batches
     metrics = tiny.train(stage, [first], epoch)
     if waits is not None:
@@ -298,7 +298,7 @@ def test_updates_are_those_of_a_cpu_and_wait_for_nothing(data, tmp_path, gpu, bu
 
 
 def test_prototypes_that_were_frozen_join_the_others(data, tmp_path, gpu):
-    """Fused SGD, across the epoch that frees the prototypes: the updates of a CPU's, which is not fused."""
+    """Fused SGD, across the epoch in which the prototypes start: the same updates as on a CPU, which is not fused."""
     losses = {}
     for device in ("cpu", "cuda"):
         stage = pretrain(data, tmp_path / device, device)
@@ -345,7 +345,7 @@ def losses_of(folder):
 
 @pytest.mark.usefixtures("accelerate_on_it", "undrawn")
 def test_a_whole_run(data, tmp_path):
-    """Both modalities in bfloat16 and channels-last, to the report; begun and interrupted in between."""
+    """Both modalities in bfloat16 and channels-last, up to the report; interrupted and resumed."""
     settings = tiny.tree(data, tmp_path / "exp")
     settings["training"] |= {"precision": "bf16", "channels_last": True}
     settings["rounds"] = 1
@@ -381,7 +381,7 @@ def test_compiled_encoders_train_as_plain_ones(data, tmp_path):
 
 
 def on_device(device):
-    """Accelerate begins anew there."""
+    """Accelerate starts again there."""
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
     PartialState(cpu=device == "cpu" or not REAL)
@@ -464,7 +464,7 @@ def same(one, other):
 
 
 def test_a_gradient_too_large_for_float16_skips_the_update_and_halves_the_scale(fp16, gpu):
-    """Nobody is told of it: the next update has a smaller scale, and goes through. The host never waits."""
+    """No rank is told: the next update has a smaller scale and succeeds. The host never waits."""
     trainer, stage = fp16
     optimiser = begin(trainer, stage, 2.0**60)
     before, scales, moved = weights_of(stage), [], []

@@ -1,4 +1,4 @@
-"""`make gpu-check`: a page whatever fails, and a rehearsal that runs the same code on a pretended GPU."""
+"""`make gpu-check`: it always writes a page, and its rehearsal runs the same code on a pretended GPU."""
 
 import json
 import subprocess
@@ -16,7 +16,7 @@ import gpu_check
 
 @pytest.mark.long
 def test_a_rehearsal_leaves_the_page(tmp_path):
-    """As a user starts it; of the tests a few."""
+    """As a user starts it, with a few of the tests."""
     command = [sys.executable, gpu_check.__file__, "--rehearse", "--out", str(tmp_path), "--tests", "kmeans"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr + (tmp_path / "gpu.md").read_text()
@@ -33,7 +33,7 @@ def test_a_rehearsal_leaves_the_page(tmp_path):
 
 
 def check(tmp_path, monkeypatch, commands, minutes="8"):
-    """A check whose commands are answered by `commands`: word in the command -> what happens."""
+    """A check with answers to its commands from `commands`: word in the command -> result."""
 
     def run(command, deadline):
         return next(answer(command) for word, answer in commands.items() if word in " ".join(map(str, command)))
@@ -71,7 +71,7 @@ def test_what_fails_is_named_and_the_rest_goes_on(tmp_path, monkeypatch):
 def test_parts_for_which_no_time_is_left_are_not_begun(tmp_path, monkeypatch):
     status, report, _ = check(tmp_path, monkeypatch, {"": lambda _: "no"}, minutes="0.1")
     assert status == 1
-    assert all("not begun" in report["failed"][name] for name in gpu_check.REHEARSAL)
+    assert all("not started" in report["failed"][name] for name in gpu_check.REHEARSAL)
 
 
 def test_a_command_that_hangs_is_ended():

@@ -1,4 +1,4 @@
-"""Clusters held out for the calibration: which ones, and that no step of the last round or after it sees them."""
+"""Clusters held out for the calibration: their choice, and that the last round and later steps never use them."""
 
 from pathlib import Path
 
@@ -24,7 +24,7 @@ FIVE = CalibrationSettings(held_out=0.125, least=2)
 
 
 def clusters():
-    """Rows around 40 centres, a face for two of three; two utterances without a label, four nearer to other centres."""
+    """Rows around 40 centres, with a face for two of three; two utterances without a label, four near other centres."""
     rng = np.random.default_rng(0)
     labels = np.repeat(np.arange(NUM_CLUSTERS), MEMBERS)
     rows = {
@@ -40,7 +40,7 @@ def clusters():
 
 
 def strayed(rows, labels, strays):
-    """The same labels, where these utterances sound like the next clusters, and have no face."""
+    """The same labels; these utterances sound like the next clusters, and have no face."""
     moved = {name: values.copy() for name, values in rows.items()}
     moved["audio"][strays] = moved["audio"][(strays + MEMBERS) % len(labels)]
     moved["face"][strays] = np.nan
@@ -136,7 +136,7 @@ def test_bad_settings_are_named(change, message):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """Two rounds, stopped before the large margin and continued: the folder, rows seen by stage, calibrations."""
+    """Two rounds, stopped before the large margin and resumed: the folder, rows used by stage, calibrations."""
     root, seen, calls = tiny.make_data(tmp_path_factory.mktemp("data")), {}, []
     tree = tiny.tree(root, root / "exp")
     tree["modalities"] = ["audio"]

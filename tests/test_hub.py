@@ -1,4 +1,4 @@
-"""Models of the hub by name, and uploads with valid cards, against a stand-in of the hub on this machine."""
+"""Models of the hub by name, and uploads with valid cards, against a local stand-in of the hub."""
 
 import json
 import os
@@ -104,7 +104,7 @@ def test_models_that_are_not_there(hub, python, run, name):
     push(python, run)
     shown = python("-m", "avspk.cli", "info", "--model", name)
     assert shown.returncode == 2
-    assert shown.stderr.startswith(f"error: {name}: no such folder here, and nothing from the hub: ")
+    assert shown.stderr.startswith(f"error: {name}: no such folder here, and the hub does not give it: ")
     assert len(shown.stderr.splitlines()) == 1
 
 
@@ -117,7 +117,7 @@ def test_an_upload_that_is_refused(hub, python, run):
 
 
 def test_folders_come_first(tmp_path, monkeypatch):
-    """Nor is the hub asked for what can only be a mistyped folder."""
+    """The hub is not asked for a name that can only be a mistyped folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: pytest.fail("asked"))
     (tmp_path / "owner" / "voices").mkdir(parents=True)
@@ -158,8 +158,8 @@ def test_the_front_matter_is_what_the_hub_reads(run):
 def test_labels_none_is_said_only_where_it_is_known(run, tmp_path):
     matter, body = parts_of(model_card(run / "model", "owner/voices", "mit"))
     assert matter["labels"] == "none"
-    assert "No speaker label was used" in body
-    assert "The owner has not said what it was trained on." in body
+    assert "No speaker labels were used" in body
+    assert "The owner did not name the training data." in body
     alone, body = parts_of(model_card(write_model(tmp_path / "model"), "owner/voices", "mit"))
     assert "labels" not in alone
     assert "model-index" not in alone

@@ -1,4 +1,4 @@
-"""ImageAugment against torchvision's definitions; what a row gets depends on that row alone."""
+"""ImageAugment against torchvision's definitions; the output of a row depends on that row alone."""
 
 import math
 
@@ -50,12 +50,12 @@ def random_numbers(num_images: int) -> dict[str, torch.Tensor]:
 
 
 def unit(images: torch.Tensor) -> torch.Tensor:
-    """uint8 (N, H, W, 3) -> float (N, 3, H, W) in [0, 1], as torchvision wants it."""
+    """uint8 (N, H, W, 3) -> float (N, 3, H, W) in [0, 1], for torchvision."""
     return images.permute(0, 3, 1, 2).float() / 255
 
 
 def augmented(images: torch.Tensor, size: int, **changes: torch.Tensor) -> torch.Tensor:
-    """Output in [0, 1] with only the given numbers different from "nothing"."""
+    """Output in [0, 1] with only the given parameters different from "no change"."""
     return (ImageAugment(size)(images, {**nothing(len(images)), **changes}) + 1) / 2
 
 
@@ -75,7 +75,7 @@ def test_plain_resize_equals_torchvision(size: int, shape: tuple[int, int]) -> N
 
 @pytest.mark.parametrize("size", [32, 64, 112])
 def test_box_on_pixel_borders_equals_torchvision_crop_inside(size: int) -> None:
-    """torchvision knows nothing of the pixels around the crop, so its outermost taps may differ: compare inside."""
+    """torchvision ignores the pixels around the crop, so its outermost taps may differ: compare inside."""
     images = pictures(2, 128, 128)
     top, left, height, width = 24, 40, 64, 72
     box = torch.tensor([[left, top, left + width, top + height]]).repeat(2, 1) / 128
@@ -89,7 +89,7 @@ def test_box_on_pixel_borders_equals_torchvision_crop_inside(size: int) -> None:
 
 def test_shrinking_does_not_alias() -> None:
     stripes = torch.zeros(1, 112, 112, 3, dtype=torch.uint8)
-    stripes[:, :, ::2] = 255  # the finest pattern there is: half as many pixels cannot show it
+    stripes[:, :, ::2] = 255  # the finest pattern: half as many pixels cannot represent it
     assert (augmented(stripes, 56)[..., 2:-2] - 0.5).abs().max() < 0.02
 
 

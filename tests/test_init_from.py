@@ -1,4 +1,4 @@
-"""Stage 1 that begins with a trained encoder, or is nothing but that."""
+"""Stage 1 that starts from a trained encoder, or consists only of that."""
 
 import pytest
 import tiny

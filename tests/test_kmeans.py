@@ -144,7 +144,7 @@ def test_chunks_change_nothing(monkeypatch, masked):
 
 @pytest.mark.parametrize("masked", [False, True])
 def test_empty_clusters_are_filled(masked):
-    """All centroids in one place leave every cluster but one empty; all still end with rows, and about as good."""
+    """All centroids in one place leave every cluster but one empty; all end with rows, and about as good."""
     values, _ = blobs()
     mask = {"observed": random_mask(600), "block_sizes": (6, 6)} if masked else {}
     result = kmeans(values, 15, seed=0, start=torch.zeros(15, 12), num_iterations=100, **mask)
@@ -211,7 +211,7 @@ def cluster_share(rank, folder, shares):
 
 
 def test_two_processes_equal_one(tmp_path):
-    # Forked as loader workers are: spawned ones would import torch anew, which takes longer than all other tests.
+    # Forked like loader workers, because spawned processes would import torch again, longer than all other tests.
     torch.multiprocessing.start_processes(cluster_share, args=(str(tmp_path), 250), nprocs=2, start_method="fork")
     values, _ = blobs(spread=1.0)
     shares = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]

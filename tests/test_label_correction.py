@@ -15,14 +15,14 @@ def logits(m=2, b=6, c=5, scale=3.0, seed=0):
 
 
 def correct_labels(clean_logits, present=None, prior=None, **settings):
-    """As the judge calls it, by rule "mean" and above 0.5 unless told."""
+    """As the judge calls it, by default with rule "mean" and above 0.5."""
     present = torch.ones_like(clean_logits[..., 0], dtype=torch.bool) if present is None else present
     settings = CorrectionSettings(**{"rule": "mean", "threshold": 0.5} | settings)
     return replace_labels(clean_logits.softmax(-1), present, settings, prior)
 
 
 def naive_targets(clean_logits, present, temperature):
-    """Mean posterior of the present modalities, sharpened, row by row in float64."""
+    """Mean posterior of the available modalities, sharpened, row by row in float64."""
     targets = []
     for row in range(clean_logits.shape[1]):
         posteriors = []

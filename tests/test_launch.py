@@ -1,4 +1,4 @@
-"""Launch files: accelerate reads them as meant; the SLURM script passes the warning on and queues again."""
+"""Launch files: accelerate reads them as intended; the SLURM script forwards the warning and queues again."""
 
 import os
 import signal
@@ -16,7 +16,7 @@ SLURM = ROOT / "configs" / "slurm" / "two_nodes.sbatch"
 
 
 def launch_arguments(*arguments):
-    """What `accelerate launch` makes of a command line."""
+    """Result of `accelerate launch` for a command line."""
     return _validate_launch_command(launch_command_parser().parse_args([*arguments, "tools/train_av.py"]))[0]
 
 
@@ -30,7 +30,7 @@ def launch_arguments(*arguments):
     ],
 )
 def test_accelerate_reads_its_files_as_meant(name, processes, machines, cpu, many):
-    """Unknown keys are refused by accelerate itself."""
+    """Accelerate rejects unknown keys."""
     config = load_config_from_file(str(ACCELERATE[name]))
     assert (config.num_processes, config.num_machines, config.use_cpu) == (processes, machines, cpu)
     options = ["--machine_rank", "1", "--main_process_ip", "node1"] if machines > 1 else []
@@ -55,7 +55,7 @@ STUBS = {
 
 @pytest.fixture
 def job(tmp_path):
-    """Starts the script beside stand-ins for SLURM's commands, which write what they are asked."""
+    """Starts the script with stand-ins for SLURM's commands, which write their arguments."""
     for name, body in STUBS.items():
         path = tmp_path / "bin" / name
         path.parent.mkdir(exist_ok=True)
@@ -92,7 +92,7 @@ def test_slurm_warning_reaches_the_training_and_the_job_queues_again(job):
 
 
 def test_slurm_launches_what_accelerate_understands(job, monkeypatch):
-    """And a failure is the job's failure: nothing queues again."""
+    """A failure is the job's failure: nothing is queued again."""
     process, calls = job(RC="3")
     assert process.wait(timeout=20) == 3
     assert "requeue" not in calls.read_text()
@@ -106,6 +106,6 @@ def test_slurm_launches_what_accelerate_understands(job, monkeypatch):
 
 
 def test_slurm_options():
-    """One launcher a machine, a warning to the shell, a queue to go back to."""
+    """One launcher per machine, a warning to the shell, and a queue that accepts the job again."""
     options = [line.removeprefix("#SBATCH ") for line in SLURM.read_text().splitlines() if line.startswith("#SBATCH")]
     assert {"--nodes=2", "--ntasks-per-node=1", "--gpus-per-node=8", "--signal=B:TERM@120", "--requeue"} <= set(options)

@@ -1,4 +1,4 @@
-"""Loader workers and signals: they outlive a SIGTERM to the group, not the process that they load for."""
+"""Loader workers and signals: they survive a SIGTERM to the group, but not the end of their parent."""
 
 import os
 import subprocess
@@ -19,14 +19,14 @@ def batches():
 
 
 def test_a_sigterm_of_somebody_else_is_not_for_them(batches):
-    """Not even as they start."""
+    """Also while they start."""
     for worker in batches._workers:
         subprocess.run(["kill", "-TERM", str(worker.pid)], check=True)
     assert [number for batch in batches for number in batch.tolist()] == list(range(1000))
 
 
 def test_the_process_that_they_load_for_ends_them(batches):
-    """As it does when it ends itself, however: were they deaf to that, it would wait for them for ever."""
+    """It sends SIGTERM when it ends in any way: if they ignored that, it would wait for them for ever."""
     next(batches)
     for worker in batches._workers:
         worker.terminate()
@@ -44,7 +44,7 @@ sys.stdin.read()
 
 
 def test_they_do_not_outlive_a_parent_that_is_killed():
-    """Not even as they start."""
+    """Also while they start."""
     parent = subprocess.Popen(
         [sys.executable, "-c", PARENT], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT
     )
@@ -52,14 +52,14 @@ def test_they_do_not_outlive_a_parent_that_is_killed():
     assert len(workers) == 2
     parent.kill()
     parent.wait()
-    end = time.monotonic() + 20  # they look every five seconds
+    end = time.monotonic() + 20  # they check every five seconds
     while any(map(running, workers)):
         assert time.monotonic() < end
         time.sleep(0.05)
 
 
 def running(pid):
-    """Not gone, nor dead and waiting for somebody to ask how."""
+    """Neither gone, nor a zombie."""
     try:
         os.kill(pid, 0)
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"

@@ -1,4 +1,4 @@
-"""The loss gate: exact checks, scikit-learn, and everything that is not two modes."""
+"""The loss gate: exact checks, scikit-learn, and distributions without two modes."""
 
 import time
 
@@ -152,7 +152,7 @@ def test_degenerate_losses_without_a_gate_keep_everything(name):
 
 
 def test_component_without_a_region_of_its_own():
-    """A small second mode, lower everywhere than the first one's flank: no crossing, so all up to its mean pass."""
+    """A small second mode, everywhere below the flank of the first: no crossing, so all up to its mean pass."""
     values = np.concatenate([quantiles(9400, 0, 1), quantiles(600, 1.6, 0.3)])
     gate, mirrored = fit_gate(np.exp(values)), fit_gate(np.exp(-values))
     assert gate.status == mirrored.status == "posterior"
@@ -229,7 +229,7 @@ def test_threshold_itself_passes():
 
 
 def split(num, share=0.7, seed=0):
-    """Log losses (num,): the first share around -2, the others around 1.5."""
+    """Log losses (num,): the given share around -2, the others around 1.5."""
     rng = np.random.default_rng(seed)
     low = np.arange(num) < share * num
     return np.where(low, rng.normal(-2, 0.8, num), rng.normal(1.5, 0.5, num))

@@ -34,7 +34,7 @@ def test_dino_loss_and_gradients_equal_the_textbook_form(num_global, num_views, 
 
 
 def test_dino_loss_of_uniform_prediction_is_log_k():
-    """A collapsed student predicts 1/K everywhere: loss ln K whatever the target."""
+    """A collapsed student predicts 1/K everywhere: loss ln K for any target."""
     targets = torch.softmax(torch.randn(2, 4, 16, generator=torch.Generator().manual_seed(1)), -1)
     loss = losses.dino_loss(torch.zeros(6, 4, 3), torch.ones(16, 3), targets, 0.1)
     assert loss.item() == pytest.approx(math.log(16), rel=1e-6)

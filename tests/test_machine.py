@@ -1,4 +1,4 @@
-"""What environment.json says of the machine."""
+"""The description of the machine in environment.json."""
 
 import subprocess
 

@@ -44,7 +44,7 @@ def test_a_plain_wav_is_read_without_a_decoder_as_with_one(tmp_path, monkeypatch
 def test_a_plain_wav_that_was_cut_off_is_told(tmp_path):
     write_wav(tmp_path / "a.wav", tone())
     (tmp_path / "a.wav").write_bytes((tmp_path / "a.wav").read_bytes()[:-2])
-    with pytest.raises(MediaError, match="truncated: 16000 samples should be there, 15999 are"):
+    with pytest.raises(MediaError, match="truncated: expected 16000 samples, found 15999"):
         read_audio(tmp_path / "a.wav", 0, 100, 16_000)
 
 
@@ -61,7 +61,7 @@ def test_other_rates_are_resampled(tmp_path, rate):
 @pytest.mark.parametrize("rate", [8_000, 11_025, 16_000, 44_100, 48_000, 16_001])
 @pytest.mark.parametrize("piece", [7, 2_000, 1 << 20])
 def test_blocks_are_the_whole(tmp_path, monkeypatch, rate, piece):
-    """However the file is read, also where the resampling filter reaches over a cut."""
+    """For every way of reading, also where the resampling filter reaches across a cut."""
     monkeypatch.setattr(sound_decoding, "_PIECE", piece)
     rng = np.random.default_rng(0)
     soundfile.write(tmp_path / "a.wav", rng.uniform(-0.9, 0.9, (rate // 8 + 3, 2)), rate)
@@ -88,7 +88,7 @@ def test_no_sound_makes_no_blocks(tmp_path):
 
 @pytest.mark.parametrize("name", sorted(set(soundfile.available_formats()) - {"RAW", "MP3", "OGG", "WVE", "XI", "SD2"}))
 def test_whatever_libsndfile_writes_is_read(tmp_path, name):
-    """Left out: what is no sample-exact copy (lossy, or at a rate of its own), and what is no single file."""
+    """Left out: files that are not sample-exact copies (lossy, or at another rate), and those of more than one file."""
     path = tmp_path / f"a.{name.lower()}"
     soundfile.write(path, tone(0.5), 16_000, format=name)
     assert np.abs(read_audio(path)[:8_000] - tone(0.5)).max() < 1e-3

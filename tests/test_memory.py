@@ -1,4 +1,4 @@
-"""The allocator keeps what was freed: memory asked for again rarely costs page faults."""
+"""The allocator keeps freed memory, so a new request rarely causes page faults."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Metric-refined clustering: covariances against numpy, what whitening is good for, ranks, missing modalities."""
+"""Metric-refined clustering: covariances against numpy, the effect of whitening, ranks, missing modalities."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ CPU = torch.device("cpu")
 
 
 def corpus(num=480, speakers=12, seed=0):
-    """Audio (N, 12) with a strong channel direction, face (N, 8); who is who."""
+    """Audio (N, 12) with a strong channel direction, face (N, 8); the true speakers."""
     rng = np.random.default_rng(seed)
     truth = np.arange(num) % speakers
     channel = 6 * rng.standard_normal((num, 2)) @ rng.standard_normal((2, 12))
@@ -30,7 +30,7 @@ def corpus(num=480, speakers=12, seed=0):
 
 
 def cluster(rows, num_clusters=12, reducer=None, weights=None, **settings):
-    """With equal weights unless told: to find them takes seconds."""
+    """With equal weights by default, because finding them takes seconds."""
     clusterer = MetricSettings(weights=weights or dict.fromkeys(rows, 1.0), **settings).build()
     return clusterer(rows, num_clusters, seed=0, device=CPU, reducer=reducer or Reducer())
 
@@ -76,7 +76,7 @@ def test_directions_without_variance_do_no_harm():
 
 
 def test_refinement_tells_what_varies_within_a_speaker_from_what_does_not():
-    """Whitening of all rows makes 30 directions of noise as large as the 6 of the speakers. Refinement does not."""
+    """Whitening of all rows makes 30 noise directions as large as the 6 of the speakers. Refinement does not."""
     rng = np.random.default_rng(0)
     truth = np.arange(480) % 12
     rows = 0.5 * rng.standard_normal((480, 36))

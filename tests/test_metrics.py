@@ -133,7 +133,7 @@ def test_runs_keep_every_metric(trials):
 def test_cllr_of_known_ratios():
     llr, labels = np.log([3.0, 1 / 3]), [1, 0]
     assert cllr(llr, labels) == pytest.approx(np.log2(4 / 3))
-    assert cllr([0.0, 0.0], labels) == pytest.approx(1)  # says nothing: one bit
+    assert cllr([0.0, 0.0], labels) == pytest.approx(1)  # no information: one bit
     assert cllr([np.inf, -np.inf], labels) == 0
     assert cllr([-np.inf, 0.0], labels) == np.inf
 
@@ -207,5 +207,5 @@ def test_det_curve_is_a_thin_subset_of_the_operating_points():
     assert 150 <= len(p_fa) <= 200
     assert set(zip(p_fa, p_miss, strict=True)) <= set(zip(points.p_fa, points.p_miss, strict=True))
     steps = np.abs(np.diff(norm.ppf(p_fa[(p_fa > 0.01) & (p_fa < 0.5)])))
-    assert steps.max() < 0.15  # no hole in the part that is looked at
+    assert steps.max() < 0.15  # no gap in the visible part
     assert len(det_curve([0.0, 1.0], [0, 1])[0]) == 3

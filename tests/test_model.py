@@ -1,4 +1,4 @@
-"""Model folders and their users' sounds: what comes out, what is refused and with which words."""
+"""Model folders and users' sounds: results, rejected input, and the messages."""
 
 import json
 import os
@@ -35,7 +35,7 @@ def model(folder):
 
 @pytest.fixture
 def own(folder, tmp_path):
-    """A copy to spoil."""
+    """A copy to damage."""
     return shutil.copytree(folder, tmp_path / "own")
 
 
@@ -50,7 +50,7 @@ def cosine(a, b):
     return float(a @ b / np.sqrt((a @ a) * (b @ b)))
 
 
-# What comes out.
+# Results.
 
 
 def test_embedding_is_encoder_of_fbank_of_whole_frames(model):
@@ -60,7 +60,7 @@ def test_embedding_is_encoder_of_fbank_of_whole_frames(model):
         expected = model.encoder(model.sound_input(torch.from_numpy(heard)[None]))[0].numpy()
     embedding = model.embed(waveform, 16000)
     assert embedding.dtype == np.float32
-    assert np.allclose(embedding, expected, atol=1e-6)  # fbank hears no sample beyond the last whole frame
+    assert np.allclose(embedding, expected, atol=1e-6)  # fbank uses no sample after the last whole frame
 
 
 def test_compare_is_the_cosine_less_the_training_mean(model, tmp_path):
@@ -86,7 +86,7 @@ def test_channels_are_averaged(model, tmp_path):
 
 @pytest.mark.parametrize("rate", [8000, 44100])
 def test_other_rates_are_resampled(model, tmp_path, rate):
-    """As an array and as a file alike; and a band-limited voice keeps its direction."""
+    """From an array and from a file alike; a band-limited voice keeps its direction."""
     original = resample_poly(voice(2.0), 1, 4)  # below 2 kHz, which every rate here can hold
     at_rate = resample_poly(original, rate // 100, 40).astype(np.float32)
     path = write_sound(tmp_path / "x.wav", at_rate, rate)
@@ -110,7 +110,7 @@ def test_a_tenth_of_a_second_works_and_warns(model):
 
 
 def test_ten_minutes_pass_in_parts(model, tmp_path):
-    """What the encoder sees at once, and so its memory, has a bound."""
+    """The input of the encoder, and so its memory, is bounded."""
     path = write_sound(tmp_path / "long.wav", np.tile(voice(10.0), 60))
     frames = []
     hook = model.encoder.register_forward_hook(lambda _, inputs, output: frames.append(inputs[0].shape[1]))
@@ -132,7 +132,7 @@ for path in sys.argv[2:]:
 
 
 def write_hours(path, hours, rate, channels):
-    """Voices here and there in hours of silence, which the disk need not hold: a sparse 16-bit wav."""
+    """Voices in hours of silence, which need no disk space: a sparse 16-bit wav."""
     frame, size = 2 * channels, int(hours * 3600 * rate) * 2 * channels
     header = b"RIFF" + (36 + size).to_bytes(4, "little") + b"WAVEfmt " + (16).to_bytes(4, "little")
     header += (1).to_bytes(2, "little") + channels.to_bytes(2, "little") + rate.to_bytes(4, "little")
@@ -191,7 +191,7 @@ def test_silent_parts_do_not_count(model, monkeypatch):
     assert np.allclose(model.embed(padded, 16000), model.embed(speech, 16000), atol=1e-5)
 
 
-# What is refused.
+# Rejected input.
 
 
 @pytest.mark.parametrize(
@@ -269,7 +269,7 @@ def test_folders_that_are_no_model(tmp_path, own):
 
 
 def test_folders_of_format_1_load(own):
-    """They do not say what the encoder takes."""
+    """They do not name the input of the encoder."""
     before = load_model(own, "cpu").embed(voice(1.0), 16000)
     config = json.loads((own / "config.json").read_text())
     assert config.pop("input") == {"takes": "features"}

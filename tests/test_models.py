@@ -38,7 +38,7 @@ def small_input(architecture: str, batch: int = 4) -> Tensor:
 
 
 def randomise_norms(module: nn.Module) -> nn.Module:
-    """Fresh batch norms are the identity up to scale, which would hide mistakes."""
+    """Fresh batch norms are the identity up to scale, which would hide errors."""
     for layer in module.modules():
         if isinstance(layer, nn.modules.batchnorm._BatchNorm):
             nn.init.uniform_(layer.weight, 0.5, 1.5)
@@ -67,7 +67,7 @@ def test_parameter_count_equals_wespeaker(architecture, arguments, expected):
 
 @pytest.mark.parametrize("settings", [EcapaSettings, AudioResNetSettings, FaceResNetSettings])
 def test_embeddings_may_be_normalised_over_the_batch(settings):
-    """As a setting, off by default: zero mean and unit variance in training, two numbers more for each component."""
+    """A setting, off by default: zero mean and unit variance in training, two more parameters per component."""
     arguments = settings(embedding_norm=True).model_dump()
     with torch.device("meta"):
         plain, normed = (num_parameters(build_encoder(**one)) for one in (settings().model_dump(), arguments))
@@ -147,7 +147,7 @@ def test_bfloat16_autocast_stays_close_to_float32(architecture):
 def test_repeating_an_utterance_hardly_moves_its_embedding(architecture):
     encoder = randomise_norms(build_encoder(architecture, **SMALL[architecture])).eval()
     spectra = 3 * torch.randn(2, 1, 20)
-    features, other = torch.randn(2, 1600, 20) + spectra  # long, since every seam changes a few frames
+    features, other = torch.randn(2, 1600, 20) + spectra  # long, because every border changes a few frames
     with torch.no_grad():
         once, thrice, different = (encoder(x[None]) for x in (features, features.repeat(3, 1), other))
     assert (once - thrice).norm() < 0.25 * (once - different).norm()
@@ -243,7 +243,7 @@ def test_attentive_pooling_equals_a_naive_reference():
 
 
 def test_attentive_pooling_gradient_equals_finite_differences():
-    # float64 would be cast down inside, so one direction at a time, with a step fit for float32.
+    # float64 would be cast down inside, so one direction at a time, with a step suitable for float32.
     pool = AttentiveStatisticsPooling(channels=4, attention_dim=3)
     x, direction, readout = torch.randn(2, 4, 9), torch.randn(2, 4, 9), torch.randn(2, 8)
     x.requires_grad_()
@@ -345,7 +345,7 @@ def norm_model() -> nn.Module:
 
 def norm_data() -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(2)
-    # Far from zero mean: naive second moments in float32 would show.
+    # Far from zero mean: naive second moments in float32 would fail.
     return torch.randn(8, 2, 6, 6, generator=generator) + 30, torch.randn(8, 6, generator=generator)
 
 

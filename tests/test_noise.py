@@ -1,4 +1,4 @@
-"""The noise pack: what is written is what is read, bad packs are named, generated sounds obey their physics."""
+"""The noise pack: exact round trip, named errors of bad packs, physical properties of generated sounds."""
 
 from pathlib import Path
 from typing import Any
@@ -94,7 +94,7 @@ def test_bad_packs_are_named(tmp_path: Path) -> None:
     with pytest.raises(NoisePackError, match="'muzak' in row 3"):
         read_noise_pack(folder)
     (folder / TABLE_FILE).write_text(table.replace("\t2000\n", "\t1999\n", 1))
-    with pytest.raises(NoisePackError, match="not end to end"):
+    with pytest.raises(NoisePackError, match="not contiguous"):
         read_noise_pack(folder)
 
 
@@ -155,7 +155,7 @@ def test_generated_sounds_are_audible_and_differ() -> None:
 
 
 def test_rir_decays_as_its_reverberation_time_says() -> None:
-    """Schroeder's backward integral of a tail falls 60 dB in RT60: here the whole range 0.05-0.6 s must be seen."""
+    """Schroeder's backward integral of a tail falls 60 dB in RT60: the whole range 0.05-0.6 s must appear here."""
     rng = np.random.default_rng(0)
     times = []
     for _ in range(200):

@@ -1,4 +1,4 @@
-"""MUSAN, RIRS_NOISES and plain folders become a pack through the command line; bad files are listed, not met later."""
+"""MUSAN, RIRS_NOISES and plain folders become a pack through the command line; bad files are listed at once."""
 
 import runpy
 import sys

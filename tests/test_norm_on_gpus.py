@@ -1,7 +1,7 @@
-"""Batch norm of several GPUs on CPUs: torch has no CPU kernels for its five operations, so naive ones are put there.
+"""Batch norm of several GPUs on CPUs: torch has no CPU kernels for its five operations, so naive ones replace them.
 
-The calls themselves go through torch: names, number and kinds of arguments are checked by the operations' schemas. What
-the kernels demand beyond, after aten/src/ATen/native/cuda/Normalization.cu and .cuh, the naive ones check.
+The calls go through torch: the operations' schemas check names, number and kinds of arguments. The naive kernels check
+the other requirements, from aten/src/ATen/native/cuda/Normalization.cu and .cuh.
 """
 
 import copy
@@ -49,7 +49,7 @@ def batch_norm_stats(input, eps):
 
 
 def batch_norm_gather_stats_with_counts(input, mean, invstd, running_mean, running_var, momentum, eps, counts):
-    """One type for all of `counts` and the running averages: theirs, or the input's where there are none."""
+    """One type for `counts` and the running averages: theirs, or the input's if there are none."""
     require((input if running_mean is None else running_mean).dtype, counts=counts)
     require(torch.float32, mean=mean, invstd=invstd)
     weights = counts[:, None]
@@ -80,7 +80,7 @@ def batch_norm_backward_reduce(grad_out, input, mean, invstd, weight, input_g, w
 
 
 def batch_norm_backward_elemt(grad_out, input, mean, invstd, weight, sum_dy, sum_dy_xmu, count):
-    """Reads the counts by a pointer to integers; channels-last only where input and gradient both are."""
+    """Reads the counts by a pointer to integers; channels-last only if input and gradient both are."""
     require(input.dtype, grad_out=grad_out)
     require(torch.int32, count=count)
     require(torch.float32, weight=weight, mean=mean, invstd=invstd, sum_dy=sum_dy, sum_dy_xmu=sum_dy_xmu)
@@ -113,7 +113,7 @@ def naive_kernels():
 
 
 def test_torch_has_none_of_these_kernels():
-    """Else they would hide them."""
+    """Otherwise they would hide errors."""
     for kernel in KERNELS:
         assert not torch._C._dispatch_has_kernel_for_dispatch_key(f"aten::{kernel.__name__}", "CPU")
 
@@ -148,7 +148,7 @@ def joint_batch(shape, dtype, layout):
 
 
 def measured(norm, layer, inputs, gradients):
-    """What a training step sees of a layer, when `norm` is its forward."""
+    """The results of a layer for a training step, with `norm` as its forward."""
     inputs = inputs.detach().requires_grad_()
     outputs = norm(inputs)
     outputs.backward(gradients)
@@ -192,15 +192,15 @@ def run_rank(rank, folder, shares):
 
 @pytest.fixture(scope="module", params=SHARES, ids=str)
 def ranks(request, tmp_path_factory):
-    """What each rank found: case -> who -> name -> tensor."""
+    """Results of each rank: case -> rank -> name -> tensor."""
     folder, shares = tmp_path_factory.mktemp("ranks"), request.param
-    # Forked as loader workers are: spawned ones would import torch anew, which takes longer than all these tests.
+    # Forked like loader workers, because spawned processes would import torch again, longer than all these tests.
     torch.multiprocessing.start_processes(run_rank, (str(folder), shares), nprocs=len(shares), start_method="fork")
     return [torch.load(folder / f"{rank}.pt") for rank in range(len(shares))]
 
 
 def joined(parts, name):
-    """Rows of all ranks, the sum of a parameter's gradients, or what is the same on every rank."""
+    """Rows of all ranks, the sum of a parameter's gradients, or values that are equal on every rank."""
     if name in ("outputs", "inputs' gradient"):
         return torch.cat(parts)
     if "gradient" in name:
@@ -248,7 +248,7 @@ def test_a_teacher_sees_the_joint_batch_and_keeps_its_averages(ranks, case):
 
 @pytest.fixture
 def twins(monkeypatch):
-    """A GPU, joined to another one that has the same batch; `waits` of the host are counted."""
+    """A GPU, joined to another one with the same batch; `waits` of the host are counted."""
     monkeypatch.setattr(dist, "is_initialized", lambda: True)
     monkeypatch.setattr(dist, "get_world_size", lambda *_: 2)
     monkeypatch.setattr(dist, "all_gather_into_tensor", lambda table, own, *_, **__: table.view(2, -1).copy_(own))
@@ -279,18 +279,18 @@ def test_the_host_waits_for_nothing(twins, layout):
     assert twins.waits == {}
 
     reference = convolutions()
-    for _ in range(2):  # averages move twice there, too
+    for _ in range(2):  # the averages also move twice there
         reference.zero_grad()
         reference(torch.cat([inputs, inputs])).square().sum().backward()
     for one, other in zip(reference.parameters(), model.parameters(), strict=True):
-        # A convolution's bias gets rounding errors, since batch norm takes it out again.
+        # A convolution's bias has only rounding errors as gradient, because batch norm removes it.
         torch.testing.assert_close(2 * other.grad.cpu(), one.grad, rtol=1e-3, atol=1e-3)
     for name, value in reference[1].named_buffers():
         torch.testing.assert_close(model[1].get_buffer(name).cpu(), value, rtol=1e-2, atol=1e-3, msg=name)
 
 
 def test_the_host_waits_three_times_in_torchs_function(twins):
-    """Or the one above could be without need."""
+    """Otherwise the test above would show nothing."""
     inputs, layer = torch.ones(6, CHANNELS).to("cuda"), plain_norm(2).to("cuda")
     group = SimpleNamespace(_get_backend_name=lambda: "nccl")
     twins.waits.clear()

@@ -1,4 +1,4 @@
-"""The notebook's cells run from top to bottom, on a model and sounds of the form that `make demo` leaves."""
+"""The notebook's cells run from top to bottom, on a model and sounds like those of `make demo`."""
 
 import json
 from pathlib import Path

@@ -22,13 +22,13 @@ RATE = 16_000
 
 
 def face_of(person: int, size: int = 60) -> np.ndarray:
-    """A picture (size, size, 3) that looks like nobody else's: coarse coloured noise."""
+    """A unique picture (size, size, 3): coarse coloured noise."""
     coarse = np.random.default_rng(person).integers(0, 256, (5, 5, 3), dtype=np.uint8)
     return np.asarray(Image.fromarray(coarse).resize((size, size), Image.Resampling.BICUBIC))
 
 
 def film(*shown: list[tuple[int, int, int]]) -> tuple[np.ndarray, list[Faces]]:
-    """Frames, and the faces in them, of (person, left edge, size) in each."""
+    """Frames, and the faces in them, from (person, left edge, size) of each."""
     frames, faces = np.full((len(shown), 100, 400, 3), 90, np.uint8), []
     for frame, here in zip(frames, shown, strict=True):
         boxes = np.array([[x, 20, x + size, 20 + size] for _, x, size in here], np.float32).reshape(-1, 4)
@@ -97,7 +97,7 @@ def test_long_sound_is_cut_in_its_pauses():
     assert [begin for begin, _ in parts] == [0, *(end for _, end in parts[:-1])]
     assert parts[-1][1] == len(sound)
     assert [end / RATE for _, end in parts[:-1]] == pytest.approx([17.0, 30.5, 44.0, 60.0], abs=0.1)
-    for num in (20 * RATE + 1, 41 * RATE + 77):  # no part is longer than asked for, nor a splinter
+    for num in (20 * RATE + 1, 41 * RATE + 77):  # no part is longer than requested, or very short
         lengths = [end - begin for begin, end in parts_of(sound[:num], 20)]
         assert sum(lengths) == num
         assert 5 * RATE <= min(lengths) <= max(lengths) <= 20 * RATE

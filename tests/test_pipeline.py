@@ -1,4 +1,4 @@
-"""Whole runs on the tiny data set: what they write, what they must not depend on, and how they refuse."""
+"""Whole runs on the tiny data set: their files, independence of circumstances, and rejected input."""
 
 import json
 import os
@@ -92,7 +92,7 @@ def test_every_stage_leaves_its_files(finished):
 
 
 def test_stage_one_leaves_recalibrated_encoders_and_their_embeddings(finished, data):
-    """Statistics over batches that are normalised by themselves depend on weights alone: once more changes nothing."""
+    """Statistics over batches that normalise themselves depend only on weights: repetition changes nothing."""
     output, _ = finished
     parts = tiny.parts(settings_of(data, output))
     for name, kit in parts.kits.items():
@@ -112,7 +112,7 @@ def test_metrics_have_the_promised_form(finished):
     for row in rows:
         assert set(row) == keys
         assert row["eer_low"] <= row["eer"] <= row["eer_high"] <= 100
-    assert rows[0]["eer"] < 5, "pitch tells these voices apart in their mean spectra"
+    assert rows[0]["eer"] < 5, "pitch separates these voices in their mean spectra"
 
 
 def test_gate_and_correction_are_logged(finished):
@@ -171,7 +171,7 @@ time.sleep(60)
 
 
 def test_a_folder_is_one_runs_at_a_time(data, tmp_path):
-    """Held by another process, until that is killed; a child that outlives it holds nothing."""
+    """Held by another process until that is killed; a surviving child does not hold it."""
     config = parse_config(short(data, tmp_path / "exp"))
     holder = forked.Popen(["-c", HOLDER, tmp_path / "exp" / "lock"])
     while not (said := holder.stdout.read()):
@@ -188,7 +188,7 @@ def test_a_folder_is_one_runs_at_a_time(data, tmp_path):
 
 
 def test_a_flat_folder_trains_the_same_weights_and_shows_no_truth(data, tmp_path):
-    """Same media, same order, no speakers in the names: bit-identical weights; only trials tell of speakers."""
+    """Same media, same order, no speakers in the names: bit-identical weights; only trials contain speakers."""
     recipe.run(Session(parse_config(short(data, tmp_path / "a"))))
     flat = tmp_path / "flat"
     shutil.copytree(data / "train", flat)
@@ -204,7 +204,7 @@ def test_a_flat_folder_trains_the_same_weights_and_shows_no_truth(data, tmp_path
         (tmp_path / run / "train.log", tmp_path / run / "log.jsonl", tmp_path / run / "report.html") for run in "ab"
     ]
     words = re.compile(r"purity|\bnmi\b|(gate|correction).(precision|recall)", re.IGNORECASE)
-    assert all(words.search(path.read_text()) for path in shown[0])  # the words that tell of the truth
+    assert all(words.search(path.read_text()) for path in shown[0])  # words about the true speakers
     assert not [path for path in shown[1] if words.search(path.read_text())]
     for stage in ("pretrain", "round1"):
         for modality in ("audio", "face"):
@@ -235,9 +235,9 @@ def launch(config, *overrides, processes=0, script=UNDRAWN, **options):
 
 
 def resumed_at(folder, errors, before, steps_per_epoch=4):
-    """(stage, steps) that a run said it went on from; that it repeated none of them, its log shows.
+    """(stage, steps) of the checkpoint that a run resumed from; the log must show that it repeated no step.
 
-    `errors`: what it wrote to the terminal; `before`: how many records the log had when it began.
+    `errors`: its terminal output; `before`: number of records in the log at its start.
     """
     stage, epoch, done = re.search(r"(\w+): resuming in epoch (\d+) after (\d+) steps", errors).groups()
     position = (int(epoch) - 1) * steps_per_epoch + int(done)
@@ -265,7 +265,7 @@ def test_sigkill_in_the_middle_changes_nothing(data, tmp_path):
             time.sleep(0.005)
         process.kill()
         _, errors = process.communicate()
-        assert not (killed / stage / "done.json").is_file(), "it was to be killed in the middle"
+        assert not (killed / stage / "done.json").is_file(), "the kill must come in the middle"
         if stage == "round1":
             assert resumed_at(killed, errors, before)[0] == "pretrain"
         before = len(tiny.records(killed))

@@ -1,4 +1,4 @@
-"""Ranks meet after the same steps, soon enough for a SIGTERM, seldom enough for a GPU."""
+"""Ranks poll after the same steps, often enough for a SIGTERM, rarely enough for a GPU."""
 
 import threading
 
@@ -10,7 +10,7 @@ from avspk.poll import Poll
 
 
 class Ranks:
-    """Two ranks as threads: their sums, and clocks that go as fast as their steps are slow."""
+    """Two ranks as threads: their sums, and clocks that advance by the time of their steps."""
 
     def __init__(self, monkeypatch):
         self.here, self.barrier, self.told, self.meetings = threading.local(), threading.Barrier(2), {}, 0
@@ -28,7 +28,7 @@ class Ranks:
         return total
 
     def run(self, step_seconds, asked, steps):
-        """Step numbers at which either rank hears of what rank 1 knows from step `asked` on."""
+        """Step numbers at which either rank learns what rank 1 knows from step `asked` on."""
         heard = {0: [], 1: []}
 
         def one(rank):

@@ -1,4 +1,4 @@
-"""`precision: auto`: what the machine does well, decided once for all processes and for the life of a run."""
+"""`precision: auto`: the fast choice of the machine, made once for all processes and for the whole run."""
 
 import json
 
@@ -53,7 +53,7 @@ def chosen_for(config, device, begun=None):
 
 @pytest.fixture
 def timed(monkeypatch):
-    """Seconds of a step in float32 and bf16 to pretend; without, timing fails."""
+    """Pretended seconds of a step in float32 and bf16; None makes the timing fail."""
 
     def pretend(seconds):
         monkeypatch.setattr(precision, "affordable", lambda step: 2)
@@ -65,7 +65,7 @@ def timed(monkeypatch):
 
 @pytest.fixture
 def fresh_accelerate():
-    """Accelerate holds to the first precision of a process; these tests start several runs in one."""
+    """Accelerate keeps the first precision of a process; these tests start several runs in one."""
 
     def reset():
         AcceleratorState._reset_state(reset_partial_state=True)
@@ -141,7 +141,7 @@ def test_a_cpu_does_not_keep_fp16(config, timed):
 
 
 def test_rank_0_decides_for_all(config, timed, monkeypatch):
-    """Another rank does not even time."""
+    """Another rank does no timing."""
     decided = ("bf16", "rank 0 says so")
     monkeypatch.setattr(distributed, "rank", lambda: 1)
     monkeypatch.setattr(distributed, "from_rank_zero", lambda value: decided)
@@ -215,7 +215,7 @@ def test_the_step_trains_the_configured_encoders_and_draws_nothing(data, tmp_pat
 
 
 def test_the_real_timing_on_this_machine(config):
-    """Whatever it finds, it says so, and leaves the number of threads as it was."""
+    """In every case it says its decision, and restores the number of threads."""
     before = torch.get_num_threads()
     chosen = chosen_for(config(), CPU, begun=None)
     assert chosen.name in ("no", "bf16")
@@ -229,7 +229,7 @@ def log_of(pipeline):
 
 @pytest.mark.parametrize(("first", "other"), [("no", "bf16"), ("bf16", "no")])
 def test_a_run_records_its_precision_and_says_why(config, timed, fresh_accelerate, first, other):
-    """Begun by a timing, gone on with although a timing now says otherwise, changed at last by hand."""
+    """Decided by a timing, kept on resume although a timing now says otherwise, then changed by hand."""
     seconds = {"no": (1.0, 4.0), "bf16": (1.0, 0.5)}
     timed(seconds[first])
     pipeline = Session(config())
@@ -255,5 +255,5 @@ def test_a_run_records_its_precision_and_says_why(config, timed, fresh_accelerat
     stage.num_epochs += 1
     pipeline.trainer.run(stage, folder)
     assert f"changed since the last start: training.precision: 'auto' -> '{other}'" in log_of(pipeline)
-    assert f"goes on with precision {first} -> {other}" in log_of(pipeline)
+    assert f"continues with precision {first} -> {other}" in log_of(pipeline)
     pipeline.lock.close()

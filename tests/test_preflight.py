@@ -1,4 +1,4 @@
-"""What may differ between a run and its continuation, and what is found out before anything is trained."""
+"""Permitted differences between a run and its continuation, and checks before any training."""
 
 import shutil
 
@@ -25,7 +25,7 @@ def data(tmp_path_factory, one_thread):
 
 
 def settings(data, output, **changes):
-    """Audio alone, an epoch a stage."""
+    """Audio only, one epoch per stage."""
     tree = short(data, output, modalities=["audio"], **changes)
     tree["pretrain"] |= {"epochs": 1}
     tree["pretrain"]["cluster_aware"]["enabled"] = False
@@ -35,13 +35,13 @@ def settings(data, output, **changes):
 
 
 class Killed(BaseException):
-    """In place of SIGKILL."""
+    """Replaces SIGKILL."""
 
 
 def kill_in(stage, tree, monkeypatch):
     """Run until the second checkpoint of this stage is written."""
 
-    def save(self, step, state, written=[]):  # noqa: B006 - it is to be remembered
+    def save(self, step, state, written=[]):  # noqa: B006 - it must be remembered
         path = original(self, step, state)
         written.append(self.folder.parent.name)
         if written.count(stage) == 2:
@@ -59,7 +59,7 @@ def kill_in(stage, tree, monkeypatch):
 
 
 def test_fine_tuning_does_not_go_on_from_that_of_another_round(data, tmp_path, monkeypatch):
-    """Killed inside it with one round, continued with two: as if there had been two from the start."""
+    """Killed inside it with one round, resumed with two: the same as two from the start."""
     trees = {name: settings(data, tmp_path / name, rounds=2) for name in ("changed", "undisturbed")}
     for tree in trees.values():
         tree["large_margin"] |= {"enabled": True, "epochs": 2}
@@ -89,7 +89,7 @@ def test_a_reordered_manifest_does_not_continue_a_run(data, tmp_path):
 
 
 def test_run_and_data_may_move(data, tmp_path):
-    """A moved run goes on, and lends its stage 1 to a run on the same data elsewhere."""
+    """A moved run continues, and gives its stage 1 to a run on the same data elsewhere."""
     shutil.copytree(data / "train", tmp_path / "train")
     tree = settings(data, tmp_path / "exp", rounds=0)
     tree["data"]["train"] = str(tmp_path / "train" / "manifest.parquet")
@@ -141,7 +141,7 @@ def test_the_digest_of_a_manifest_sees_every_column_that_a_run_counts_by(data, c
 
 
 def test_settings_may_change_until_a_stage_has_read_them(data, tmp_path):
-    """Nothing of a round is there after stage 1; with its first file, its settings are fixed."""
+    """After stage 1 no file of a round exists; its first file fixes its settings."""
     tree = settings(data, tmp_path / "exp", rounds=0)
     recipe.run(Session(parse_config(tree)))
     tree |= {"rounds": 1, "cluster": {"kind": "kmeans", "num_clusters": 5}, "refine": tree["refine"] | {"scale": 16}}
@@ -168,7 +168,7 @@ def test_settings_may_change_until_a_stage_has_read_them(data, tmp_path):
     ],
 )
 def test_results_of_other_settings_do_not_stand_beside_the_new_ones(data, tmp_path, changes, stale):
-    """Started with other settings and killed at once, a finished folder must not pass for finished."""
+    """Started with other settings and killed immediately, a finished folder must not count as finished."""
     tree = settings(data, tmp_path / "exp", rounds=0)
     tree["data"] = tiny.tree(data, tmp_path)["data"]
     recipe.run(Session(parse_config(tree)))
@@ -182,7 +182,7 @@ def test_results_of_other_settings_do_not_stand_beside_the_new_ones(data, tmp_pa
         assert run.finished
 
 
-# Found out before anything is trained.
+# Checks before any training.
 
 
 @pytest.mark.parametrize(

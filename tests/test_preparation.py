@@ -32,11 +32,11 @@ TOOL = Path(__file__).parents[1] / "tools" / "prepare_voxceleb.py"
 
 
 class Interruption(BaseException):
-    """What a killed process looks like from inside: nothing after it runs."""
+    """A simulated kill of the process: no code after it runs."""
 
 
 class Workers:
-    """Stands in for the pool of processes: does the tasks here, counts the files entered, and may be interrupted."""
+    """Replaces the pool of processes: runs the tasks here, counts the files, and can be interrupted."""
 
     def __init__(self, files_until_interrupted: int | None = None):
         self.entered: list[str] = []
@@ -73,7 +73,7 @@ def use(monkeypatch: pytest.MonkeyPatch, workers: Workers) -> Workers:
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Ten clips as in VoxCeleb2, one of them faceless, one empty."""
+    """Ten clips as in VoxCeleb2, one without a face, one empty."""
     raw = tmp_path_factory.mktemp("corpus")
     clip = write_clip(raw / "mp4/id0/v/0.mp4", talking_head(10), tone())
     for number in range(1, 8):
@@ -90,7 +90,7 @@ def settings(raw: Path, out: Path, **changes) -> PreparationSettings:
 
 
 def digests(out: Path) -> dict[str, str]:
-    """Every file but the one that holds a measured time."""
+    """Every file except the one with a measured time."""
     files = (path for path in out.rglob("*") if path.is_file() and path.name != "summary.json")
     return {str(path.relative_to(out)): hashlib.md5(path.read_bytes()).hexdigest() for path in files}
 
@@ -102,7 +102,7 @@ def rejected(out: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def prepared(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The corpus as an uninterrupted run leaves it."""
+    """The corpus as an uninterrupted run writes it."""
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(preparation_unit, "BATCH_CLIPS", 2)
         monkeypatch.setattr(preparation, "units_of", partial(units_of, min_clips=3))
@@ -206,7 +206,7 @@ def test_packed_sound_is_that_of_the_files_after_interruptions_too(corpus, prepa
 
 
 def test_sound_that_lies_ready_is_packed_as_it_is(tmp_path):
-    """24 bits are not rounded, and no path outside the folder is left in the manifest."""
+    """24 bits are not rounded, and the manifest has no path outside the folder."""
     raw = tmp_path / "raw"
     (raw / "wav/id1/v").mkdir(parents=True)
     for name, subtype in (("1.wav", "PCM_16"), ("2.flac", "PCM_24")):
@@ -244,7 +244,7 @@ def test_sound_in_place_is_not_copied(tmp_path):
 
 
 def bad_corpus(raw: Path) -> Path:
-    """Every kind of bad or unusual file, each a clip of its own under its name."""
+    """Every kind of bad or unusual file, each a separate clip named after it."""
     speech, head = tone(), talking_head(10)
 
     def path(name: str, folder: str = "mp4", suffix: str = ".mp4") -> Path:
@@ -314,7 +314,7 @@ def test_every_bad_file_works_or_is_listed_with_its_reason(raw_with_bad_files, t
     table = read_utterances(tmp_path / "out/manifest.parquet").table
     crops = {name.split("/")[2]: count for name, count in zip(table["utterance"], table["num_crops"], strict=True)}
     reasons = {Path(path).stem: reason for path, reason in rejected(tmp_path / "out").items()}
-    garbled = reasons.pop("garbled", None)  # whether something can be read of it is up to the decoder
+    garbled = reasons.pop("garbled", None)  # whether part of it can be read depends on the decoder
     assert garbled or crops.pop("garbled", None) is not None
     crops.pop("garbled", None)
     assert reasons.keys() == REASONS.keys()
@@ -327,7 +327,7 @@ def test_every_bad_file_works_or_is_listed_with_its_reason(raw_with_bad_files, t
 
 
 class Avoiding(Workers):
-    """Does tasks as after a worker died on these items."""
+    """Runs tasks as after a worker died on these items."""
 
     def __init__(self, *items: str):
         super().__init__()
@@ -381,7 +381,7 @@ def test_a_full_disk_stops_the_run_which_then_goes_on(corpus, prepared, tmp_path
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
     try:
-        with pytest.raises(PreparationError, match="the same command goes on"):
+        with pytest.raises(PreparationError, match="run the same command: it continues"):
             prepare(settings(corpus, tmp_path / "out"))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

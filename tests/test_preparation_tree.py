@@ -1,4 +1,4 @@
-"""Whole preparations of trees as people have them: unusual layouts, names and places, every file accounted for."""
+"""Whole preparations of realistic trees: unusual layouts, names and places, every file accounted for."""
 
 import json
 import os
@@ -39,7 +39,7 @@ def sound(path: Path, rate: int = 16_000) -> Path:
 
 
 def write_mpg(path: Path, frames: np.ndarray) -> Path:
-    """MPEG-1 as in GRID: no sound, no index, times that do not begin at 0."""
+    """MPEG-1 as in GRID: no sound, no index, times that do not start at 0."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w", format="mpeg") as container:
         video = container.add_stream("mpeg1video", rate=25)
@@ -67,7 +67,7 @@ def test_grid(tmp_path, place):
     assert prepare(settings(raw, tmp_path / "out")).crops == 4
     table = read_utterances(tmp_path / "out/manifest.parquet").table
     assert table[["utterance", "num_crops"]].to_numpy().tolist() == [["s1/bbaf2n", 4]]
-    assert rejected(tmp_path / "out") == {"s1/align/bbaf2n.align": ".align is no known suffix of sound or video"}
+    assert rejected(tmp_path / "out") == {"s1/align/bbaf2n.align": ".align is not a known suffix of sound or video"}
 
 
 def test_every_file_is_used_or_named_or_counted(tmp_path):
@@ -110,7 +110,7 @@ def test_files_of_a_clip_that_was_left_out_are_named_with_the_cause():
 
 @pytest.mark.parametrize("spelled", ["{raw}/out", "{raw}/../raw/a/../out", "link"])
 def test_an_output_inside_the_input_resumes_and_is_no_input(tmp_path, monkeypatch, spelled):
-    """Interrupted, gone on with, run again when it is done: each time the same clips."""
+    """Interrupted, resumed, and repeated when it is done: each time the same clips."""
     raw = tmp_path / "raw"
     for number in range(8):
         sound(raw / f"a/v/{number}.wav", rate=8_000)
@@ -151,7 +151,7 @@ def test_folders_that_no_manifest_can_name_are_refused_at_once(tmp_path):
 
 
 def test_unusual_names_are_prepared_and_read_back(tmp_path):
-    """In place and converted, from sound and from video; a tab and bytes that are not UTF-8 are refused by name."""
+    """In place and converted, from sound and from video; a tab and bytes that are not UTF-8 are rejected by name."""
     raw, out = tmp_path / "data: 100%d #1", tmp_path / "out"
     names = ["#1", "100%d", "%05d", "-x", "a:b", "con cat|x", '"q"', "it's", " blank ", "人é", "cafe\u0301", "x" * 241]
     for name in names:

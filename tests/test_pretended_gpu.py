@@ -1,4 +1,4 @@
-"""The pretended GPU refuses what a GPU refuses, counts what its host waits for, and computes what a CPU computes."""
+"""The pretended GPU rejects what a GPU rejects, counts the waits of its host, and computes the results of a CPU."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Stage 1 against DINO as its pseudo-code has it, pair by pair, on copies of the stage's networks."""
+"""Stage 1 against the pseudo-code of DINO, pair by pair, on copies of the stage's networks."""
 
 import copy
 import math
@@ -47,7 +47,7 @@ def build(data, modalities=("audio", "face"), **changes):
 
 
 class Textbook:
-    """One modality of DINO: explicit pairs, a teacher whose batch norms see the batch."""
+    """One modality of DINO: explicit pairs, a teacher whose batch norms use the batch."""
 
     def __init__(self, branch):
         self.student, self.teacher = copy.deepcopy(branch).train(), copy.deepcopy(branch).train()
@@ -56,7 +56,7 @@ class Textbook:
 
     @staticmethod
     def outputs(network, groups):
-        """Embeddings and logits, a list of views each."""
+        """Embeddings and logits, each a list of views."""
         embeddings = torch.cat([network.encoder(group) for group in groups])
         hidden = network.head.projection(embeddings)
         weight = network.head.prototype_weight
@@ -72,7 +72,7 @@ class Textbook:
         return outputs
 
     def loss(self, groups, tau_teacher, consistency):
-        """The loss, and what the log says about it; the centre moves."""
+        """The loss, and its values in the log; the centre moves."""
         student_embeddings, student = self.outputs(self.student, groups)
         teacher_embeddings, teacher = self.teacher_outputs(groups)
         targets = [torch.softmax((logits - self.center) / tau_teacher, 1) for logits in teacher]
@@ -234,7 +234,7 @@ def build_hot(data):
     [(5, {3: 5, 5: 5, 7: 5, 9: 5}), ([4, 6], {3: 4, 5: 6, 7: 6, 9: 6}), ([4, 6, 8, 9, 10], {3: 4, 5: 6, 7: 8, 9: 9})],
 )
 def test_clusters_are_made_when_due_and_in_the_numbers_asked_for(data, monkeypatch, num_clusters, expected):
-    """Ten epochs, from 30 % on, every other one: the epochs 3, 5, 7, 9, counted from 0."""
+    """Ten epochs, from 30 % on, every second one: the epochs 3, 5, 7, 9, counted from 0."""
     cluster_aware = {"start": 0.3, "every": 2, "num_clusters": num_clusters, "utterances": 2}
     stage = build(data, ["audio"], epochs=10, cluster_aware=cluster_aware)
     made = {}
@@ -247,7 +247,7 @@ def test_clusters_are_made_when_due_and_in_the_numbers_asked_for(data, monkeypat
     for epoch in range(10):
         metrics = stage.begin_epoch(epoch)
         assert bool(metrics) == (epoch in expected)
-        assert ("audio" in stage.sampler.positives) == (epoch >= 3), "in between, the last ones stay in use"
+        assert ("audio" in stage.sampler.positives) == (epoch >= 3), "in between, the last clusters stay in use"
     assert made == expected
 
 
@@ -258,7 +258,7 @@ def test_never_when_switched_off(data):
 
 
 def test_examples_are_cut_from_several_utterances_of_one_cluster(data):
-    """Each modality by its own clusters; the utterance without a face (row 3) has no face cluster and borrows."""
+    """Each modality uses its own clusters; the utterance without a face (row 3) has no face cluster and borrows."""
     stage = build(data)
     metrics = stage.begin_epoch(2)
     assert {"audio/label/nmi", "audio/label/purity", "face/label/nmi", "face/label/purity"} <= metrics.keys()
@@ -286,12 +286,12 @@ def examples(stage, epoch=2):
 
 
 def test_joint_clusters_are_one_for_all_modalities_and_the_faceless_lend_no_face(data, monkeypatch):
-    """Row 3 has no face; its voice puts it in a cluster, where others must not look for its face."""
+    """Row 3 has no face; its voice puts it in a cluster, where others must not use it for a face."""
     stage, seen = build(data, cluster_aware=JOINT), []
 
     def cluster(rows, usable, *rest):
         seen.append(list(rows))
-        return np.arange(48) % 6 // 2, {}  # two speakers a cluster, row 3 among its speaker's
+        return np.arange(48) % 6 // 2, {}  # two speakers per cluster, row 3 with its speaker
 
     monkeypatch.setattr(pretrain, "cluster_embeddings", cluster)
     stage.begin_epoch(2)
@@ -304,7 +304,7 @@ def test_joint_clusters_are_one_for_all_modalities_and_the_faceless_lend_no_face
         for example in examples(stage, epoch):
             assert 3 not in example.sources["face"]
             assert len(example.sources["audio"]) == 2
-    next(stage.batches(2, 0, workers=0))  # every crop asked for is there
+    next(stage.batches(2, 0, workers=0))  # every requested crop exists
 
 
 def test_the_pairs_in_the_log_are_those_of_the_views(data, monkeypatch):
@@ -319,7 +319,7 @@ def test_the_pairs_in_the_log_are_those_of_the_views(data, monkeypatch):
         for teacher, student in ((0, 1), (0, 2), (0, 3), (1, 0), (1, 2), (1, 3)):
             same = views[teacher] % 6 == views[student] % 6
             right, total = right + same, total + 1
-            apart += same and views[teacher] != views[student]  # each is a recording of its own
+            apart += same and views[teacher] != views[student]  # each is a separate recording
     assert metrics["audio/pairs/right"] == pytest.approx(right / total)
     assert metrics["audio/pairs/right_apart"] == pytest.approx(apart / total)
     assert 0.1 < metrics["audio/pairs/right_apart"] < metrics["audio/pairs/right"] < 0.9

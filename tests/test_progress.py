@@ -1,4 +1,4 @@
-"""Progress in a log: when a line is due, and what it says of rate and remaining time."""
+"""Progress in a log: when a line is due, and its rate and remaining time."""
 
 import ast
 import io
@@ -13,7 +13,7 @@ from avspk.progress import Progress, track
 
 @pytest.fixture
 def clock(monkeypatch):
-    """Seconds that a test moves by hand."""
+    """A clock that a test sets by hand."""
     now = [1000.0]
     monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
     return now
@@ -21,7 +21,7 @@ def clock(monkeypatch):
 
 @pytest.fixture
 def lines(monkeypatch):
-    """What goes to the log."""
+    """Lines of the log."""
     said: list[str] = []
     monkeypatch.setattr(module.logger, "info", lambda text, *values: said.append((text % values).rstrip()))
     return said
@@ -71,7 +71,7 @@ def test_a_loss_is_read_only_for_a_line(clock, lines):
 def test_processes_that_are_not_shown_say_nothing(clock, lines):
     with Progress("embed", 10, shown=False) as progress:
         clock[0] += 100
-        progress.advance(5, object())  # not a number: it is not looked at
+        progress.advance(5, object())  # not a number: it is ignored
     assert lines == []
 
 
@@ -102,7 +102,7 @@ def test_a_terminal_gets_a_bar_that_knows_what_was_done_before(clock, lines, mon
 
 
 def test_there_is_one_progress():
-    """Nothing else draws bars."""
+    """No other module draws bars."""
     root = Path(module.__file__).parent.parent
     paths = [path for folder in ("avspk", "tools", "eval") for path in (root / folder).rglob("*.py")]
     users = {

@@ -1,4 +1,4 @@
-"""What a stranger meets first: public names, extras, and the files around the code."""
+"""A stranger's first contact: public names, extras, and the files around the code."""
 
 import ast
 import re
@@ -52,7 +52,7 @@ def test_an_unknown_name_is_an_attribute_error():
 
 
 def test_importing_the_package_loads_nothing():
-    """Not even numpy: `import avspk` is there in milliseconds."""
+    """Not even numpy: `import avspk` takes milliseconds."""
     loaded = run("import sys; before = set(sys.modules); import avspk; print(*(set(sys.modules) - before))").split()
     assert {name.split(".")[0] for name in loaded} <= {"avspk"} | set(sys.stdlib_module_names)
 
@@ -103,7 +103,7 @@ def test_a_missing_package_names_its_extras_and_others_do_not():
 
 
 def extras_of(requirement: str) -> set[str]:
-    """The extras of ours that install a package, itself or by another extra."""
+    """Our extras that install a package, directly or through another extra."""
     extras = PROJECT["optional-dependencies"]
     found = {name for name, needs in extras.items() if any(re.match(rf"{requirement}\b(?!-)", need) for need in needs)}
     while True:
@@ -127,7 +127,7 @@ def test_the_table_of_extras_is_whole():
     optional = {
         re.match(r"[\w-]+", need)[0]
         for extra, needs in PROJECT["optional-dependencies"].items()
-        if extra not in {"bench", "dev"}  # the package itself imports nothing of them
+        if extra not in {"bench", "dev"}  # the package itself imports nothing from them
         for need in needs
     }
     assert optional - {"avspk"} == {DISTRIBUTIONS.get(package, package) for package in EXTRAS}

@@ -1,4 +1,4 @@
-"""Two processes: one that fails ends both at once, and what it died of is what one reads first."""
+"""Two processes: a failing one ends both at once, and its error is the first message."""
 
 import os
 import re
@@ -37,7 +37,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture
 def config(data, tmp_path):
-    """Audio alone, more epochs than anybody waits for."""
+    """Audio only, with more epochs than a test waits for."""
     settings = short(data, tmp_path / "exp", rounds=0, modalities=["audio"])
     settings["pretrain"]["epochs"] = 500
     return tiny.write_config(tmp_path / "config.yaml", settings)
@@ -57,7 +57,7 @@ def wait_for_training(process, log):
 
 
 def ending(process, begin):
-    """What both processes and the launcher wrote, once all have ended."""
+    """Output of both processes and the launcher, after all have ended."""
     _, errors = process.communicate(timeout=120)
     assert process.returncode != 0
     assert time.monotonic() - begin < SECONDS
@@ -71,7 +71,7 @@ def test_a_killed_rank_ends_the_other(config, tmp_path, rank):
     os.kill(child_of_rank(process, rank), signal.SIGKILL)
     errors = ending(process, time.monotonic())
     assert "Signal 9 (SIGKILL)" in errors.split("Root Cause")[1]
-    assert f"[rank{1 - rank}]: Traceback" not in errors, "where the other one was is no news"
+    assert f"[rank{1 - rank}]: Traceback" not in errors, "the place of the other one does not matter"
 
 
 def test_an_exception_in_one_rank_ends_the_other_and_is_shown_first(config, tmp_path):
@@ -84,7 +84,7 @@ def test_an_exception_in_one_rank_ends_the_other_and_is_shown_first(config, tmp_
 
 
 def test_sigterm_to_the_launcher_saves_one_state_of_both(config, tmp_path):
-    """Which sends it on to the groups of all ranks, with their loader workers, and kills after 30 seconds."""
+    """It forwards the signal to the groups of all ranks, with their loader workers, and kills after 30 seconds."""
     process = launch(config, "training.workers=1", "training.checkpoint_steps=0", processes=2)
     log, folder = tmp_path / "exp" / "log.jsonl", tmp_path / "exp" / "pretrain" / "checkpoints"
     wait_for_training(process, log)
@@ -120,7 +120,7 @@ def test_an_unreadable_file_in_one_ranks_worker_ends_both(config, data, tmp_path
 
 
 def assert_cause_comes_first(errors, cause):
-    """Before a word of the other process, and again in the launcher's summary."""
+    """Before any message of the other process, and again in the launcher's summary."""
     lines = errors.splitlines()
     first = next(number for number, line in enumerate(lines) if cause in line)
     others = [number for number, line in enumerate(lines) if SURVIVOR in line or "SIGTERM" in line]

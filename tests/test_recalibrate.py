@@ -1,4 +1,4 @@
-"""Batch-norm statistics after recalibration, against the joint batch; what it must leave alone."""
+"""Batch-norm statistics after recalibration, against the joint batch; parts that it must not change."""
 
 import copy
 
@@ -31,7 +31,7 @@ def statistics(module):
 
 @pytest.mark.parametrize("shape", [(4,), (4, 7), (4, 3, 5)])
 def test_one_layer_gets_the_statistics_of_all_batches_as_one(shape):
-    """Batches of other sizes and other levels; a large mean, under which raw second moments would cancel."""
+    """Batches of different sizes and levels; a large mean, with which raw second moments would lose precision."""
     generator = torch.Generator().manual_seed(0)
     batches = [k + 300 + torch.randn(size, *shape, generator=generator) for k, size in enumerate((6, 2, 9))]
     layer = {1: nn.BatchNorm1d, 2: nn.BatchNorm1d, 3: nn.BatchNorm2d}[len(shape)](4)
@@ -42,7 +42,7 @@ def test_one_layer_gets_the_statistics_of_all_batches_as_one(shape):
 
 
 def test_layers_behind_others_are_measured_under_batch_statistics():
-    """As the docstring says: not under the statistics that the layers before them get."""
+    """As in the docstring: not with the statistics that earlier layers get."""
     torch.manual_seed(0)
     first, second = nn.BatchNorm1d(3), nn.BatchNorm1d(3)
     batches = [torch.randn(8, 3), 5 + 2 * torch.randn(8, 3)]
@@ -86,7 +86,7 @@ def test_modes_are_restored(kits):
 
 @pytest.mark.parametrize("name", ["audio", "face"])
 def test_two_ranks_equal_one(kits, monkeypatch, name):
-    """Five batches: three for the one, two for the other."""
+    """Five batches: three for one, two for the other."""
     alone = kits[name].encoder()
     recalibrate(alone, kits[name], SETTINGS, "pretrain")
     ranks = Ranks(2)
@@ -101,7 +101,7 @@ def test_two_ranks_equal_one(kits, monkeypatch, name):
 
 
 def test_batches_visit_everyone_who_has_the_modality_before_anyone_again(kits, monkeypatch):
-    """47 faces in batches of 16: two batches an epoch, without the faceless utterance."""
+    """47 faces in batches of 16: two batches per epoch, without the utterance that has no face."""
     seen = []
     views = type(kits["face"].refine_views())
     call = views.__call__

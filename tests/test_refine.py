@@ -1,4 +1,4 @@
-"""Stage 2 against its formulas, utterance by utterance; what an epoch judges, writes and keeps."""
+"""Stage 2 against its formulas, utterance by utterance; judging, files and state of an epoch."""
 
 import copy
 import math
@@ -42,7 +42,7 @@ def data(tmp_path_factory):
 
 
 def build(data, folder, labels=LABELS, modalities=("audio", "face"), correction=None, gate=None, **changes):
-    """A round of 3 epochs of 4 steps; the margin rises over the first epoch, the gate may work from the second on."""
+    """A round of 3 epochs of 4 steps; the margin rises over the first epoch, the gate may start in the second."""
     tree = tiny.tree(data, folder)
     tree["modalities"] = list(modalities)
     tree["refine"] |= {"optimiser": SGD, "scale": SCALE, "ema_momentum": 0.0} | changes
@@ -70,7 +70,7 @@ def aam(cosines, label, margin):
 
 
 def corrected_targets(posteriors, present, rule, temperature, threshold, hard):
-    """Of one utterance: a target or None for each modality, and the label and confidence that are logged."""
+    """For one utterance: a target or None for each modality, and the logged label and confidence."""
     owners = {name: [name] for name in posteriors}
     if rule != "own":
         owners = {name: [other for other in posteriors if present[other]] for name in posteriors}
@@ -103,7 +103,7 @@ class Textbook:
         return (embeddings / embeddings.norm(dim=1, keepdim=True)) @ (weight / weight.norm(dim=1, keepdim=True)).T
 
     def clean_posteriors(self, clean):
-        """By running statistics, which stay as they are."""
+        """With running statistics, which do not change."""
         posteriors = {}
         with torch.no_grad():
             for name, branch in self.branches.items():
@@ -147,7 +147,7 @@ def settle(stage, inputs):
 
 
 def halving_threshold(table):
-    """Between the two middle confidences: half of the utterances that may be corrected are."""
+    """Between the two middle confidences: half of the candidates are corrected."""
     values = table[:, 3][table[:, 3] > 0].sort().values
     return (values[len(values) // 2 - 1] + values[len(values) // 2]).item() / 2
 
@@ -188,7 +188,7 @@ def test_one_step_equals_the_formulas(data, tmp_path, rule, hard):
 
 
 def test_without_correction_doubtful_labels_count_nothing(data, tmp_path):
-    """The trusted ones' losses over the batch size, not over their number."""
+    """Losses of the trusted ones over the batch size, not over their number."""
     stage = build(data, tmp_path, modalities=["audio"], correction={"enabled": False})
     distrust(stage, np.arange(0, NUM, 2))
     batch = next(stage.batches(0, 0, workers=0))
@@ -210,7 +210,7 @@ def test_all_dropped_is_no_loss_and_no_gradient(data, tmp_path, correction):
 
 
 def test_the_clean_pass_moves_no_statistics(data, tmp_path):
-    """Doubtful or not, a batch is seen once by the running statistics: by the augmented pass."""
+    """With or without doubtful labels, the running statistics get a batch once, from the augmented pass."""
     states = []
     for doubtful in (np.arange(0), np.arange(NUM)):
         stage = build(data, tmp_path)
@@ -267,7 +267,7 @@ def test_margin_rises_between_two_epochs(data, tmp_path):
 
 
 def split_losses(low):
-    """Losses (N,): around e^-2 where `low`, around e^1.5 elsewhere."""
+    """Losses (N,): around e^-2 for `low` rows, around e^1.5 for others."""
     rng = np.random.default_rng(0)
     return np.exp(np.where(low, rng.normal(-2, 0.3, NUM), rng.normal(1.5, 0.3, NUM)))
 
@@ -325,7 +325,7 @@ def test_switched_off_gate_never_judges(data, tmp_path):
 
 
 def run_epoch(stage, epoch):
-    """All steps without an optimiser; the indices that came up and the metrics of the end."""
+    """All steps without an optimiser; the indices of their batches and the metrics at the end."""
     stage.begin_epoch(epoch)
     seen = []
     for within, batch in enumerate(stage.batches(epoch, 0, workers=0)):
@@ -336,7 +336,7 @@ def run_epoch(stage, epoch):
 
 
 def test_an_epoch_leaves_its_losses_and_its_judgement(data, tmp_path):
-    """43 labelled utterances in 3 batches of 12: the others have no loss. What a later epoch misses keeps its loss."""
+    """43 labelled utterances in 3 batches of 12: the others have no loss. A skipped utterance keeps its loss."""
     labels = np.where(np.arange(NUM) < 5, -1, LABELS)
     stage = build(data, tmp_path, labels)
     seen, first, metrics = run_epoch(stage, 0)
@@ -379,7 +379,7 @@ def test_an_epoch_leaves_its_losses_and_its_judgement(data, tmp_path):
 
 
 def test_who_fills_no_batch_keeps_the_correction_of_the_epoch_before(data, tmp_path):
-    """43 utterances, 3 batches of 12: all are doubtful in epoch 1; in epoch 2 a few of the 7 left out are trusted."""
+    """43 utterances, 3 batches of 12: all are doubtful in epoch 1; in epoch 2 some of the 7 left out are trusted."""
     labels = np.where(np.arange(NUM) < 5, -1, LABELS)
     stage = build(data, tmp_path, labels, correction={"threshold": 0.0, "rule": "mean"})
     low = np.zeros(NUM, bool)

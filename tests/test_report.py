@@ -43,7 +43,7 @@ def page(run: Path) -> str:
 
 
 class _Balance(HTMLParser):
-    """Fails on a tag that is closed out of order; collects ids and visible text."""
+    """Fails on a tag that is closed in the wrong order; collects ids and visible text."""
 
     VOID = frozenset({"meta", "br", "link", "img"})
 
@@ -119,8 +119,8 @@ def test_a_run_stopped_after_stage_one_has_a_page_and_twice_the_same_bytes(run: 
     assert write_report(folder).read_text() == first
     text = " ".join(_parsed(first).text)
     assert "Losses, entropies, schedules" in text
-    assert "not evaluated yet" in text
-    assert "no rounds of clustering and gating yet" in text
+    assert "not been evaluated yet" in text
+    assert "no round of clustering and gating yet" in text
 
 
 def test_a_round_without_its_arrays_and_an_evaluation_without_scores(run: Path, tmp_path: Path) -> None:
@@ -130,14 +130,14 @@ def test_a_round_without_its_arrays_and_an_evaluation_without_scores(run: Path, 
     for path in (folder / "round1").glob("**/*.*"):
         path.unlink()
     text = " ".join(_parsed(write_report(folder).read_text()).text)
-    assert "evaluation/ holds no score files" in text
+    assert "evaluation/ has no score files" in text
     assert "No map:" in text
     assert "No loss histograms:" in text
 
 
 def test_an_empty_folder_gives_a_page_and_a_missing_one_an_error(tmp_path: Path) -> None:
     text = " ".join(_parsed(write_report(tmp_path).read_text()).text)
-    assert "not evaluated yet" in text
+    assert "not been evaluated yet" in text
     assert "no environment.json" in text
     with pytest.raises(FileNotFoundError, match="run folder"):
         write_report(tmp_path / "nowhere")
@@ -218,7 +218,7 @@ def test_fitted_components_integrate_to_their_weights() -> None:
 
 
 def test_a_histogram_carries_the_gate_that_was_fitted_to_it() -> None:
-    """The gate in force in epoch 2 was fitted to the losses at the end of epoch 1."""
+    """The gate used in epoch 2 was fitted to the losses at the end of epoch 1."""
     losses = {epoch: np.exp(np.random.default_rng(epoch).normal(size=200)) for epoch in (1, 2)}
     gate = {"weights": [0.5, 0.5], "means": [-1.0, 1.0], "stds": [0.5, 0.5], "threshold": 0.25, "status": "fitted"}
     epochs = pd.DataFrame([{"epoch": 2} | {f"audio/gate/{key}": value for key, value in gate.items()}])
@@ -308,10 +308,10 @@ def test_an_upper_bound_and_a_copied_stage_one_are_said_to_be_so(run: Path, tmp_
     (folder / "environment.json").write_text(json.dumps({"seed": 0, "labels": "TRUE SPEAKER"}))
     (folder / "pretrain" / "done.json").write_text(json.dumps({"stage": "pretrain", "copied_from": "exp/av"}))
     other = write_report(folder).read_text(encoding="utf-8")
-    assert "UPPER BOUND, TRAINED ON THE TRUE SPEAKERS; no result of the method" in other
+    assert "UPPER BOUND, TRAINED ON THE TRUE SPEAKERS; not a result of the method" in other
     assert "without speaker labels" not in other
-    assert "nothing in training reads them" not in other
-    assert "Copied from exp/av, whose report shows its course." in other
+    assert "training does not use them" not in other
+    assert "Copied from exp/av; see the report of that run." in other
 
 
 def test_what_a_run_took_from_elsewhere_is_said_instead(run: Path, tmp_path: Path) -> None:
@@ -340,7 +340,7 @@ def test_what_it_was_trained_on_and_with_is_said(page: str) -> None:
 
 
 def test_the_thresholds_of_the_calibration_are_those_of_bayes(run: Path) -> None:
-    """Equal odds lie where weight x cosine + bias is 0; a prior of 0.05 asks for ln 19 more."""
+    """Equal odds are at weight x cosine + bias = 0; a prior of 0.05 needs ln 19 more."""
     thresholds = cosine_thresholds(Run(run))
     assert thresholds["prior 0.5"] == pytest.approx(-3.0 / 0.2)
     assert thresholds["prior 0.05"] == pytest.approx((np.log(19) - 3.0) / 0.2)
@@ -353,7 +353,7 @@ def test_a_calibration_that_does_not_fit_is_said_not_to(run: Path, page: str) ->
     target = scores["label"] == 1
     by_hand = (np.log2(1 + np.exp(-llr[target])).mean() + np.log2(1 + np.exp(llr[~target])).mean()) / 2
     assert costs["cllr"] == pytest.approx(by_hand)
-    assert f"cost {by_hand:.2f} bits a trial" in page
+    assert f"cost {by_hand:.2f} bits per trial" in page
     assert "choose the threshold on trials from your own recordings" in page
 
 
@@ -376,7 +376,7 @@ def test_only_gains_beyond_the_intervals_are_called_gains(run: Path, tmp_path: P
     (folder / "metrics.json").write_text(json.dumps(rows))
     found = conclusions(Run(folder))
     assert any("'round 1' lowered the EER" in text for text in found)
-    assert any("whether 'final' lowered the EER is open" in text for text in found)
+    assert any("it is open whether 'final' lowered the EER" in text for text in found)
     rows[2] |= {"eer_low": 20, "eer": 21, "eer_high": 22}
     (folder / "metrics.json").write_text(json.dumps(rows))
     assert any("'round 1' made the EER worse" in text for text in conclusions(Run(folder)))
@@ -392,7 +392,7 @@ def test_the_gate_is_judged_only_against_a_truth(run: Path, tmp_path: Path) -> N
 
 
 def judge_jointly(folder: Path) -> None:
-    """The round's losses, records and verdicts again, by the judge that trains."""
+    """The round's losses, records and verdicts, computed again with the judge of training."""
     stage, modalities = folder / "round1", ("audio", "face")
     labels = pd.read_parquet(stage / "labels.parquet")
     labels.loc[:4, "label"] = -1  # not trained on
@@ -421,7 +421,7 @@ def judge_jointly(folder: Path) -> None:
 
 
 def test_a_joint_gate_is_drawn_over_what_it_read(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The verdicts of training lie on the two sides of the drawn threshold, in the histogram and in the plane."""
+    """The verdicts of training are on the two sides of the drawn threshold, in the histogram and in the plane."""
     folder = shutil.copytree(run, tmp_path / "run")
     judge_jointly(folder)
     drawn = {}

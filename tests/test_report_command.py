@@ -1,4 +1,4 @@
-"""`avspk report` on runs that are finished, interrupted at any point, and on folders that are none."""
+"""`avspk report` on finished runs, on runs interrupted at any point, and on folders that are not runs."""
 
 import shutil
 

@@ -1,4 +1,4 @@
-"""Batches of examples: each utterance once, the same for any number of ranks, from any step on; cluster positives."""
+"""Batches of examples: each utterance once, the same for any number of ranks, from any step; cluster positives."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ def flat(batches):
 
 
 def test_every_utterance_comes_at_most_once_an_epoch():
-    """50 utterances in batches of 12: four whole batches, two utterances left out, not always the same two."""
+    """50 utterances in batches of 12: four whole batches; the two utterances left out change."""
     batches = indices(sampler().batches(epoch=0))
     assert [len(batch) for batch in batches] == [BATCH] * 4 == [BATCH] * sampler().steps_per_epoch
     seen = flat(batches)
@@ -42,7 +42,7 @@ def test_only_the_rows_asked_for():
 
 @pytest.mark.parametrize("num_ranks", [2, 3])
 def test_parts_of_the_ranks_join_to_the_batches_of_one_process(num_ranks):
-    """The whole examples, with their sources, not the indices alone."""
+    """Compares whole examples with their sources, not only the indices."""
     usable = {"audio": np.ones(NUM, bool), "face": np.arange(NUM) % 3 > 0}
     labels = np.arange(NUM) % 7
     parts = []
@@ -62,7 +62,7 @@ def test_order_follows_seed_stage_and_epoch_alone():
     assert indices(sampler().batches(1)) != first
     assert indices(sampler(seed=1).batches(0)) != first
     assert indices(sampler(stage="round1").batches(0)) != first
-    np.random.seed(3)  # the global generator has no say
+    np.random.seed(3)  # the global generator has no effect
     assert indices(sampler().batches(0)) == first
 
 
@@ -87,7 +87,7 @@ def test_without_positives_an_example_is_cut_from_its_own_utterance():
 
 
 def test_examples_without_a_face_borrow_one():
-    """Alone for the modality that is missing; the lender has it, and differs from epoch to epoch."""
+    """Only for the missing modality; the lender has it, and differs from epoch to epoch."""
     has_face = np.arange(NUM) % 2 == 0
     both = sampler(usable={"audio": np.ones(NUM, bool), "face": has_face})
     lenders = {}
@@ -143,7 +143,7 @@ def test_every_other_member_is_equally_likely():
 
 @pytest.mark.parametrize("index", [4, 2, 7])
 def test_singletons_and_those_without_a_cluster_stay_alone(index):
-    """The two utterances labelled -1 are no cluster."""
+    """The two utterances labelled -1 are not a cluster."""
     assert ClusterPositives(LABELS).draw(index, 6, np.random.default_rng(0)) == (index,)
 
 
@@ -153,7 +153,7 @@ RECORDINGS = np.array([0, 1, 2, 0, 3, 4, 1, 5, 0, 6])  # cluster 2: 0, 3, 8 are 
 @pytest.mark.parametrize(("index", "apart"), [(0, {5, 9}), (3, {5, 9}), (5, {0, 3, 8, 9}), (1, set())])
 @pytest.mark.parametrize("count", [2, 3, 4, 9])
 def test_members_from_other_recordings_come_first(index, apart, count):
-    """Utterance 1's cluster is one recording: then that serves."""
+    """Utterance 1's cluster is one recording: then that is used."""
     positives = ClusterPositives(LABELS, RECORDINGS)
     members = set(np.flatnonzero(np.equal(LABELS, LABELS[index])).tolist()) - {index}
     for seed in range(20):
@@ -197,7 +197,7 @@ def test_the_sampler_draws_positives_anew_every_epoch():
 
 
 def test_errors():
-    with pytest.raises(ValueError, match="global batch of 12 does not divide over 5 processes"):
+    with pytest.raises(ValueError, match="global batch of 12 is not divisible by 5 processes"):
         sampler(num_ranks=5)
     with pytest.raises(ValueError, match="pretrain: 7 usable utterances are fewer than one batch of 12"):
         sampler(rows=np.arange(7))

@@ -1,4 +1,4 @@
-"""A config that fits the data: it runs for any number of utterances, and is the demo's for the demo's."""
+"""A config scaled to the data: it runs for any number of utterances, and equals the demo's for the demo's number."""
 
 from pathlib import Path
 
@@ -51,7 +51,7 @@ def test_without_faces_the_voice_is_trained_alone():
 
 
 def test_train_prints_what_it_scales_and_overrides_have_the_last_word(tmp_path, monkeypatch, capsys):
-    """`avspk train --data`, up to where it would train."""
+    """`avspk train --data`, up to the start of training."""
     data = tiny.make_data(tmp_path / "data")
     tree = settings_of(data, tmp_path / "exp")
     tree["data"]["trials"]["gone"] = str(tmp_path / "gone.txt")

@@ -105,7 +105,7 @@ def test_only_scores_that_matter(avspk, sounds, tmp_path):
 
 
 def test_as_norm_by_the_book():
-    """Each side's score less the mean of its highest cohort scores, by their deviation; averaged."""
+    """Each side's score minus the mean of its highest cohort scores, divided by their deviation; averaged."""
     rng = np.random.default_rng(0)
     tests, enrolled, cohort = (rng.normal(size=(number, 6)) for number in (5, 3, 20))
     found = score_matrix(tests, enrolled, cohort, top_n=7)
@@ -163,7 +163,7 @@ def test_the_threshold_is_the_lowest_that_keeps_the_rate(rate, ties):
 
 @pytest.mark.parametrize("rate", [0, 1, -0.1, 2, float("nan")])
 def test_rates_that_are_none(rate):
-    with pytest.raises(ValueError, match="must lie between 0 and 1"):
+    with pytest.raises(ValueError, match="must be between 0 and 1"):
         threshold_at([0.0, 1.0], [0, 1], rate)
 
 
@@ -189,7 +189,7 @@ def test_thresholds_of_trials(avspk, model, sounds, tmp_path):
         assert float(row[0]) == 100 * rate
         assert float(row[2]) == pytest.approx(point.threshold, abs=2e-4)
         assert float(row[3]) == pytest.approx(100 * point.false_alarm, abs=0.1)
-    assert "30 or more make a rate that will be met again: have 120 such trials" in errors
+    assert "30 or more give a reproducible rate: use 120 such trials" in errors
 
 
 def test_thresholds_of_a_score_file(tmp_path, capsys):

@@ -33,7 +33,7 @@ def test_infinite_scores_are_scores(tmp_path):
     [
         ("", "is empty"),
         ("\n \n", "is empty"),
-        ("a b 0.5 1\na b 0.5 2\n", "line 2: 'a b 0.5 2' is no scored trial"),
+        ("a b 0.5 1\na b 0.5 2\n", "line 2: 'a b 0.5 2' is not a scored trial"),
         ("a b nan 1\n", "line 1"),
         ("enroll test score label\n", "line 1"),
         ("a b 0.5 1 extra\n", "line 1: 'a b 0.5 1 extra'"),

@@ -1,4 +1,4 @@
-"""SDPN and the regularisers against naive references, alone, over two processes, and as stage 1."""
+"""SDPN and the regularisers against naive references: separately, over two processes, and as stage 1."""
 
 import copy
 import math
@@ -110,7 +110,7 @@ def outputs(inputs, encoder, head, prototypes):
 
 
 def losses_and_gradients(kind, rows):
-    """Of these examples of a batch of eight: two views of the teacher's, four of the student's."""
+    """Of these examples of a batch of eight: two views of the teacher, four of the student."""
     objective = OBJECTIVES[kind].build(Course(3, 4), torch.device("cpu"))
     student = weights()
     with torch.no_grad():
@@ -130,7 +130,7 @@ def one_rank(rank, folder):
 
 
 def test_two_processes_equal_one(tmp_path):
-    """The mean of their losses and of their gradients, as training takes it, is that of the joint batch."""
+    """The mean of their losses and gradients, as in training, equals that of the joint batch."""
     torch.multiprocessing.start_processes(one_rank, args=(str(tmp_path),), nprocs=2, start_method="fork")
     ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     for kind in OBJECTIVES:
@@ -198,7 +198,7 @@ def test_a_step_trains_student_prototypes_and_teacher_alike(data):
     ],
 )
 def test_who_sees_which_views(data, objective, clean, long, seen):
-    """The teacher sees long crops, clean or as the student sees them; the student's are augmented."""
+    """The teacher gets long crops, clean or as the student gets them; the student's are augmented."""
     stage = build(data, **objective)
     batch = next(stage.batches(0, 0, workers=0))
     for name in ("audio", "face"):

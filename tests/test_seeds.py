@@ -60,7 +60,7 @@ def test_under_no_difference_few_claims_are_made(same_number: bool) -> None:
     rng, missed, rounds = np.random.default_rng(7), 0, 400
     for _ in range(rounds):
         points, draws = [], []
-        speakers, replicated = rng.normal(), rng.normal(size=300)  # of the difference: hits the first system alone
+        speakers, replicated = rng.normal(), rng.normal(size=300)  # of the difference: affects only the first system
         for number, effect in ((3, 1.0), (3 if same_number else 4, 0.0)):
             values = rng.normal(size=number) + effect * speakers
             points.append(values)

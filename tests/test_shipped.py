@@ -1,4 +1,4 @@
-"""A wheel without a checkout: what it holds, and that its commands work in an empty folder."""
+"""A wheel without a checkout: its content, and its commands in an empty folder."""
 
 import os
 import subprocess
@@ -28,7 +28,7 @@ def test_a_file_of_ones_own_comes_first(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     tiny.write_config(tmp_path / "demo.yaml", tiny.tree(tmp_path, tmp_path / "own"))
     assert load_config(find_config(Path("demo.yaml"))).output == tmp_path / "own"
-    assert find_config(Path("elsewhere/demo.yaml")) == Path("elsewhere/demo.yaml"), "a wrong path asks for no other"
+    assert find_config(Path("elsewhere/demo.yaml")) == Path("elsewhere/demo.yaml"), "a wrong path gives no other file"
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -50,7 +50,7 @@ def test_scripts_of_a_checkout_still_work(script, tmp_path):
 
 @pytest.mark.long
 def test_a_wheel_holds_all_that_its_commands_need(tmp_path):
-    """Built, unpacked, and used without the checkout: a corpus of one is made and prepared, configs are there."""
+    """Built, unpacked, and used without the checkout: makes and prepares a corpus of one speaker, finds the configs."""
     build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", str(tmp_path)]
     subprocess.run([*build, str(ROOT)], check=True)
     (wheel,) = tmp_path.glob("*.whl")

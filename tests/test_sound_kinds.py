@@ -1,4 +1,4 @@
-"""Sound of every kind that people have: read alike by every command, or refused by all of them in the same words."""
+"""Sound of every usual kind: every command reads it alike, or rejects it with the same words."""
 
 import re
 import struct
@@ -30,7 +30,7 @@ SPEECH = speech()
 
 
 def closeness(sound: np.ndarray) -> float:
-    """Correlation with `speech` where it fits best; lossy codings come with a delay."""
+    """Correlation with `speech` at the best shift, because lossy codings have a delay."""
     lag = int(np.correlate(sound, SPEECH, "full").argmax()) - len(SPEECH) + 1
     late, early = sound[max(0, lag) :], SPEECH[max(0, -lag) :]
     length = min(len(late), len(early))
@@ -121,7 +121,7 @@ USED += ("flac.ogg", "opus.ogg", "g726_in.wav", "six_channels.wav")
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
-    """Good and bad files as a corpus, and what each command made of them: file name -> reason, "" if it was used."""
+    """Good and bad files as a corpus, and the result of each command: file name -> reason, "" if it was used."""
     root = tmp_path_factory.mktemp("kinds")
     raw, paths = root / "raw", []
     writers = (EXACT | RESAMPLED | LOSSY).get
@@ -146,7 +146,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
 
 
 def here(work, contents, num_workers, advance) -> None:
-    """Stands in for the pool of processes."""
+    """Replaces the pool of processes."""
     reporter = SimpleNamespace(entering=lambda *_: None, alive=lambda: None, advance=advance)
     for content in contents:
         work(Task(content), reporter)
@@ -181,7 +181,7 @@ def test_every_command_uses_a_file(tree, name):
 
 
 def test_nothing_vanishes(tree):
-    """What is prepared and what is refused are the inputs, with the same lengths everywhere."""
+    """Prepared and rejected files together are the inputs, with the same lengths everywhere."""
     utterances = read_utterances(tree.root / "out" / "manifest.parquet")
     table = {Path(name).name: length for name, length in utterances.table[["utterance", "num_samples"]].to_numpy()}
     lengths = {path.stem: length for path, length in zip(tree.paths, tree.lengths.tolist(), strict=True) if length}
@@ -199,7 +199,7 @@ def test_one_file_and_many_are_embedded_alike(tree, name):
 
 @pytest.mark.parametrize(
     ("damage", "reason"),
-    [(with_nan, "not finite"), (half, "truncated: 16000 samples should be there"), (lambda _: b"", "empty file")],
+    [(with_nan, "not finite"), (half, "truncated: expected 16000 samples"), (lambda _: b"", "empty file")],
 )
 def test_what_was_damaged_after_preparation_stops_the_loader_by_name(tmp_path, damage, reason):
     path = tmp_path / "a.wav"
@@ -229,7 +229,7 @@ def test_whatever_a_decoder_raises_is_a_reason(tmp_path, monkeypatch, error, wri
 
 @pytest.mark.parametrize("samples", [np.full(500, 9.0, np.float32), np.full(500, np.nan, np.float32)])
 def test_a_decoder_that_fails_after_bad_samples_is_the_reason_everywhere(tmp_path, monkeypatch, samples):
-    """Commands that judge a recording while they read it say the same as those that read it first."""
+    """Commands that judge a recording while reading say the same as those that read it first."""
 
     def torn(path, first_channel=False):
         yield samples

@@ -1,4 +1,4 @@
-"""Packed sound is the sound of the files, bit for bit, wherever it is read; packing may be interrupted."""
+"""Packed sound equals the sound of the files, bit for bit, for every reader; packing may be interrupted."""
 
 import multiprocessing
 import pickle
@@ -42,14 +42,14 @@ TOOL = Path(__file__).parents[1] / "tools" / "pack_sound.py"
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """Every kind of file that is used where it lies, as preparation finds them."""
+    """Every kind of file that preparation uses without conversion."""
     folder, rng = tmp_path_factory.mktemp("files"), np.random.default_rng(0)
     waveform = np.clip(0.4 * rng.standard_normal(5000), -1, 1)
     for name, subtype in (("a.wav", "PCM_16"), ("b.wav", "PCM_24"), ("c.wav", "FLOAT"), ("d.wav", "PCM_U8"),
                           ("e.flac", "PCM_16"), ("f.flac", "PCM_24"), ("g.flac", "PCM_S8")):  # fmt: skip
         soundfile.write(folder / name, waveform, 16000, subtype=subtype)
     soundfile.write(folder / "h.wav", 3 * waveform, 16000, subtype="FLOAT")  # beyond full scale
-    soundfile.write(folder / "i.wav", np.tile(waveform, 70), 16000)  # more than what is read of FLAC at once
+    soundfile.write(folder / "i.wav", np.tile(waveform, 70), 16000)  # more than one read of FLAC
     return sorted(folder.iterdir())
 
 
@@ -142,15 +142,15 @@ def test_many_processes_read_one_pack(files, tmp_path, method):
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(store)).read(places[0]), store.read(places[0]))
 
 
-# A manifest of files becomes one of a pack.
+# A manifest of files is converted to one of a pack.
 
 
 class Interruption(BaseException):
-    """What a killed process looks like from inside."""
+    """A simulated kill of the process."""
 
 
 class Here:
-    """Stands in for the pool of processes, and may be interrupted after so many recordings."""
+    """Replaces the pool of processes, and can be interrupted after a number of recordings."""
 
     def __init__(self, recordings=None):
         self.left = recordings
@@ -208,7 +208,7 @@ def test_packing_goes_on_after_an_interruption(data, tmp_path, monkeypatch, reco
 def test_packing_refuses_what_it_would_mix_up(data, tmp_path):
     manifest = data / "train" / "manifest.parquet"
     pack_sound(PackSettings(manifest, tmp_path))
-    with pytest.raises(PackingError, match=r"begun differently.*format was int16, is flac"):
+    with pytest.raises(PackingError, match=r"begun with other settings.*format was int16, is flac"):
         pack_sound(PackSettings(manifest, tmp_path, "flac"))
 
 
@@ -261,7 +261,7 @@ def test_crops_are_the_same_and_no_file_is_opened_for_them(data, packed):
 
 @pytest.mark.usefixtures("undrawn")
 def test_a_run_on_packed_sound_gives_the_same_bytes(data, packed, tmp_path, monkeypatch):
-    """Both stages, embeddings, calibration and generated babble read it; the folder of one goes on with the other."""
+    """Both stages, embeddings, calibration and generated babble read it; a run of one continues with the other."""
     small = {"num_noises": 2, "num_music": 2, "num_rirs": 2, "seconds": 1.0, "rir_seconds": 0.2}
     monkeypatch.setattr("avspk.session.generate_noise_pack", partial(generate_noise_pack, **small))
     outputs = {}

@@ -1,4 +1,4 @@
-"""Runs that start from another run's stage 1: the same as if they had trained it, or refused."""
+"""Runs that start from another run's stage 1: the same as if they had trained it, or rejected."""
 
 import json
 from pathlib import Path
@@ -78,7 +78,7 @@ def test_noise_that_was_generated_goes_along(data, tmp_path):
         (source / folder / "file").write_text("content")
     tree = settings(data, tmp_path / "run", modalities=["audio"], stage_one=str(source))
     copy_stage_one(parse_config(tree))
-    assert not (tmp_path / "run" / "noise").exists(), "the config names a pack of its own"
+    assert not (tmp_path / "run" / "noise").exists(), "the config names another pack"
     del tree["data"]["noise"]
     copy_stage_one(parse_config(tree | {"output": str(tmp_path / "other")}))
     assert (tmp_path / "other" / "noise" / "file").read_text() == "content"
@@ -124,7 +124,7 @@ def test_what_comes_later_may_differ_and_a_missing_modality_may_not(data):
 
 
 def test_joint_clusters_tie_the_modalities_and_their_weights_to_stage_one(data):
-    """Audio of an audio-visual run is another one then, and the weights say how."""
+    """Audio differs in an audio-visual run then, and the weights show it."""
     tree = settings(data, Path("a"))
     tree["pretrain"] |= {"cluster_aware": PRETRAIN["cluster_aware"] | {"joint": True}}
     tree["cluster"]["weights"] = {"audio": 1.0, "face": 1.0}

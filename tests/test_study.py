@@ -1,4 +1,4 @@
-"""A study's file: the runs that it plans, what they start from, and what is wrong with a file."""
+"""A study's file: the runs that it plans, their starts, and errors in the file."""
 
 from collections import Counter
 from pathlib import Path

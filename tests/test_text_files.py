@@ -1,4 +1,4 @@
-"""Text files as other systems write them, through every reader of one."""
+"""Text files from other systems, through every reader of text."""
 
 import codecs
 from pathlib import Path
@@ -38,7 +38,7 @@ READERS = {
 
 @pytest.fixture(params=READERS)
 def reader(request, tmp_path):
-    """A good text, its path, what reads it, the error of a bad one."""
+    """A good text, its path, its reader, and the error of a bad text."""
     text, read, error = READERS[request.param]
     return text, tmp_path / "file.tsv", read, error
 
@@ -113,7 +113,7 @@ def test_joined_files_have_marks_in_the_middle(tmp_path):
 
 
 def test_lines_end_at_line_ends_alone(tmp_path):
-    """str.splitlines would cut at these too, and a name be read as two."""
+    """str.splitlines would also cut at these, and read one name as two."""
     path = tmp_path / "file"
     path.write_text("a\u2028b\u0085c\x0bd\x0ce\x1ef \nsecond", encoding="utf-8")
     assert read_lines(path, "list", ValueError) == ["a\u2028b\u0085c\x0bd\x0ce\x1ef ", "second"]

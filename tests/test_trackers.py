@@ -1,4 +1,4 @@
-"""Trackers get what log.jsonl gets, once; TensorBoard for real, the others by accelerate's contract."""
+"""Trackers get the records of log.jsonl, once; TensorBoard for real, the others by accelerate's interface."""
 
 import json
 
@@ -15,7 +15,7 @@ from avspk.trackers import check_trackers
 
 
 class Recording(GeneralTracker):
-    """Keeps what accelerate hands to a tracker; every start is one more in `runs`."""
+    """Records what accelerate passes to a tracker; every start adds one to `runs`."""
 
     name = "recording"
     requires_logging_directory = False
@@ -71,7 +71,7 @@ def interrupt(pipeline, checkpoints):
 
     def saving(*arguments):
         if next(saves):
-            raise KeyboardInterrupt  # a step was logged that no checkpoint holds
+            raise KeyboardInterrupt  # the last logged step is in no checkpoint
         save(*arguments)
 
     pipeline.trainer._save = saving

@@ -1,4 +1,4 @@
-"""The loop: what it does with a bad loss, a signal, a full disk and a torn checkpoint."""
+"""The loop with a bad loss, a signal, a full disk and a damaged checkpoint."""
 
 import os
 import resource
@@ -39,7 +39,7 @@ def snapshot(module):
 
 
 def poison(stage, monkeypatch, poisoned_step):
-    """NaN as the loss of one step; what the weights were before it, and its rows."""
+    """NaN as the loss of one step; the weights before it, and its rows."""
     honest, seen = stage.loss, {}
 
     def loss(model, batch, step):
@@ -78,7 +78,7 @@ def files_end_at(size):
 
 
 def train_again(pipeline, folder):
-    """A new stage, trained from what the folder holds: the stage, and the number of steps it went on from."""
+    """A new stage, trained from the folder's content: the stage, and the number of steps it resumed from."""
     log, before = pipeline.folder / "train.log", len(tiny.records(pipeline.folder))
     said = len(log.read_text())
     stage = tiny.pretrain(pipeline)
@@ -146,10 +146,10 @@ def test_sigterm_saves_and_the_same_command_goes_on(data, tmp_path):
     os.killpg(process.pid, signal.SIGTERM)
     _, errors = process.communicate()
     assert process.returncode == 128 + signal.SIGTERM, errors
-    assert "the same command goes on" in errors
+    assert "the same command continues" in errors
     (state,) = (folder / "pretrain" / "checkpoints").glob("step_*")
     before = len(tiny.records(folder))
-    assert load_tree(state)["done"] == before, "saved after the step that it was in"
+    assert load_tree(state)["done"] == before, "saved after the current step"
     process = launch(tmp_path / "terminated.yaml")
     _, errors = process.communicate()
     assert process.returncode == 0, errors
@@ -177,7 +177,7 @@ train_av.main()
 
 
 def test_sigterm_between_epochs_ends_at_once(data, tmp_path):
-    """While stage 1 embeds and clusters, for hours maybe, with what the epoch before saved."""
+    """While stage 1 embeds and clusters, possibly for hours, with the saved state of the epoch before."""
     config = tiny.write_config(tmp_path / "config.yaml", short(data, tmp_path / "exp", rounds=0))
     script, marker = tmp_path / "slow.py", tmp_path / "begun"
     script.write_text(SLOW_EPOCH.format(tools=str(TRAIN.parent), marker=str(marker)))
@@ -236,7 +236,7 @@ def test_optimisers_are_what_their_names_say():
 
 
 def defer(monkeypatch):
-    """The loop as it is on a GPU: fused optimisers, figures that are read a step later."""
+    """The loop as on a GPU: fused optimisers, figures that are read one step later."""
 
     def fused(groups, settings, device):
         kind = torch.optim.SGD if settings.name == "sgd" else torch.optim.AdamW
@@ -261,7 +261,7 @@ def test_a_device_skips_a_bad_update_and_the_host_hears_of_it_in_time(data, tmp_
     with pytest.raises(NonFiniteLossError, match=rf"at step {poisoned + 1} the loss is nan") as error:
         pipeline.trainer.run(stage, CheckpointFolder(tmp_path / "checkpoints", 9))
     assert ", ".join(seen["utterances"]) in str(error.value)
-    assert steps[-1] == poisoned, "the next step, if one was begun, was not finished"
+    assert steps[-1] == poisoned, "the next step, if it started, did not finish"
     for key, parameter in stage.model.named_parameters():
         assert torch.equal(parameter, seen["weights"][key]), key
     saved = sorted(int(path.stem.removeprefix("step_")) for path in (tmp_path / "checkpoints").glob("step_*"))
@@ -296,7 +296,7 @@ def test_utterances_that_lent_views_are_named_too(data, tmp_path):
         assert set(named) == set(stage.utterances.table["utterance"].iloc[sorted(rows)])
 
 
-# Other machines, other conditions.
+# Other machines, other settings.
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
@@ -317,7 +317,7 @@ def test_a_checkpoint_goes_on_with_the_kernels_of_this_machine(name, saved):
                 assert optimiser.param_groups[0]["weight_decay"] == 0.1
             parameter.grad = parameter.detach().sin()
             if fused:
-                optimiser.found_inf = torch.zeros(())  # as the guard says it on a GPU
+                optimiser.found_inf = torch.zeros(())  # as the guard sets it on a GPU
             optimiser.step()
             states = optimiser.state_dict()
         weights.append(parameter.detach())
@@ -339,16 +339,16 @@ def test_a_run_on_other_conditions_says_what_that_changes(data, tmp_path):
         pipeline.trainer.run(stage, folder)
         outputs.append(log.read_text()[said:])
         pipeline.lock.close()
-    assert "goes on with" not in outputs[0] + outputs[1]
-    assert "goes on with accumulation 1 -> 2, sync_batchnorm True -> False. What stays equal: the global" in outputs[2]
-    assert "batch norm sees 1/2 of a batch, not 1/1" in outputs[2]
+    assert "continues with" not in outputs[0] + outputs[1]
+    assert "continues with accumulation 1 -> 2, sync_batchnorm True -> False. Unchanged: the global" in outputs[2]
+    assert "batch norm uses 1/2 of a batch, not 1/1" in outputs[2]
 
 
 # Waiting for the device.
 
 
 class HostReads(TorchDispatchMode):
-    """Counts what makes a GPU's host wait: reading a number, finding how many rows are chosen."""
+    """Counts operations that make a GPU's host wait: reading a number, finding how many rows are chosen."""
 
     def __init__(self):
         super().__init__()
@@ -369,7 +369,7 @@ def fused_sgd(stage):
 
 
 def reads_of(stage, steps, epoch):
-    """What updates read, but for the front ends: those choose rows by numbers of the host's."""
+    """Reads of updates, without the front ends: those choose rows by numbers on the host."""
 
     def unseen(front_end):
         def call(*arguments, **options):
@@ -380,7 +380,7 @@ def reads_of(stage, steps, epoch):
 
     stage.begin_epoch(epoch)
     stage.front_ends = {name: unseen(front_end) for name, front_end in stage.front_ends.items()}
-    batches = stage.batches(epoch, 0, workers=0)  # a loader draws a number when it begins
+    batches = stage.batches(epoch, 0, workers=0)  # a loader draws a number when it starts
     stage.batches = lambda *_, **__: batches
     with HostReads() as reads:
         tiny.train(stage, steps, epoch, fused_sgd(stage))
@@ -397,7 +397,7 @@ def refine_stage(data, folder, doubtful):
 
 
 def test_the_device_is_not_waited_for_between_log_steps(data, tmp_path):
-    """With cluster-aware views; with labels that are corrected, which are found in a table on the host."""
+    """With cluster-aware views; with corrected labels, which come from a table on the host."""
     tree = tiny.tree(data, tmp_path)
     tree["pretrain"]["objective"]["consistency"] = 0.5
     assert reads_of(tiny.pretrain(tiny.parts(tree)), [8, 9], 2) == {}
@@ -433,7 +433,7 @@ def pretrain_stage(data, folder):
 @pytest.mark.parametrize("parts", [2, 4])
 @pytest.mark.parametrize("kind", ["pretrain", "refine"])
 def test_parts_of_a_batch_make_the_step_of_the_whole(data, tmp_path, kind, parts):
-    """Where there is no batch norm: weights, teacher, centres, loss table, and what is logged."""
+    """Without batch norm: weights, teacher, centres, loss table, and the log."""
     stages = []
     for accumulation in (1, parts):
         stage = pretrain_stage(data, tmp_path) if kind == "pretrain" else refine_stage(data, tmp_path, doubtful=True)
@@ -459,7 +459,7 @@ def test_parts_of_a_batch_make_the_step_of_the_whole(data, tmp_path, kind, parts
 
 @pytest.mark.usefixtures("undrawn")
 def test_a_run_in_parts(data, tmp_path):
-    """All stages of it; batches that do not divide are named before anything is trained."""
+    """All its stages; batches that do not divide are named before any training."""
     settings = short(data, tmp_path / "exp", modalities=["audio"])
     settings["training"]["accumulation"] = 3
     recipe.run(Session(parse_config(settings)))
@@ -488,7 +488,7 @@ def test_channels_last_changes_the_layout_alone(data, tmp_path, monkeypatch):
         assert weight.is_contiguous(memory_format=torch.channels_last) == channels_last
         losses.append([record["face/loss"] for record in tiny.records(pipeline.folder)])
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)
-    stage.num_epochs = 2  # goes on from the checkpoint
+    stage.num_epochs = 2  # resumes from the checkpoint
     pipeline.trainer.run(stage, folder)
 
 

@@ -1,4 +1,4 @@
-"""Every file below a folder is media, known clutter, or named with a reason; links neither hide nor repeat one."""
+"""Every file below a folder is media, known clutter, or named with a reason; links neither hide nor repeat files."""
 
 import errno
 import os
@@ -28,17 +28,17 @@ CLUTTER = {
     "checksums": ["a/1.mp4.md5", "SHA256SUMS", "md5sums", "vox.sha1", "all.sfv"],
 }
 NAMED = {
-    "a/1.json": "no known suffix",
-    "a/1.jpg": "no known suffix",
+    "a/1.json": "not a known suffix",
+    "a/1.jpg": "not a known suffix",
     "a/noise": "no suffix",
     "a/vox2_dev_mp4_partaa": "no suffix",
     "a/all.tar.gz": "unpack it",
     "a/all.zip": "unpack it",
     "a/1.mp4.part": "unfinished download",
     "a/1.mp4.crdownload": "unfinished download",
-    "a/1.mp4 ": "no known suffix",
+    "a/1.mp4 ": "not a known suffix",
     "readable": "no suffix",
-    "a/plates.pdf": "no known suffix",
+    "a/plates.pdf": "not a known suffix",
 }
 
 
@@ -69,9 +69,9 @@ def test_what_is_no_file_is_named(tmp_path):
 def test_names_that_no_table_can_hold_are_shown_escaped(tmp_path):
     make(tmp_path, os.fsdecode(b"a/\xff.xyz"), "a/two\nlines", os.fsdecode(b"\xe9t\xe9/x.\xe9"))
     assert reasons(tmp_path) == {
-        "a/\\xff.xyz": ".xyz is no known suffix of sound or video",
-        "a/two\\x0alines": "no suffix that tells sound or video",
-        "\\xe9t\\xe9/x.\\xe9": ".\\xe9 is no known suffix of sound or video",
+        "a/\\xff.xyz": ".xyz is not a known suffix of sound or video",
+        "a/two\\x0alines": "no suffix of sound or video",
+        "\\xe9t\\xe9/x.\\xe9": ".\\xe9 is not a known suffix of sound or video",
     }
 
 
@@ -82,7 +82,7 @@ def test_a_real_folder_wins_over_links_to_it(tmp_path, names):
     (tmp_path / link).symlink_to(real)
     found = files_below(tmp_path)
     assert found.media == [f"{real}/v/1.wav"]
-    assert found.rejected == [Rejected(link, f"the same folder as {real}, where its files are looked at")]
+    assert found.rejected == [Rejected(link, f"the same folder as {real}, which is searched")]
 
 
 def test_of_two_links_to_one_folder_the_first_by_name_is_followed(tmp_path):
@@ -102,7 +102,7 @@ def test_links_back_are_named_not_followed(tmp_path):
     found = files_below(tmp_path / "raw")
     assert found.media == ["a/v/1.wav"]
     assert {one.path: one.reason for one in found.rejected} == dict.fromkeys(
-        ["a/up", "a/v/up"], "the same folder as --raw, where its files are looked at"
+        ["a/up", "a/v/up"], "the same folder as --raw, which is searched"
     )
 
 

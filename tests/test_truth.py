@@ -1,4 +1,4 @@
-"""Diagnostics against the truth: there where speakers are told, absent where they are not."""
+"""Diagnostics against the true speakers: present if speakers are known, else absent."""
 
 import numpy as np
 import pandas as pd

@@ -1,4 +1,4 @@
-"""Runs that are killed again and again, or go on with another number of processes. Most take minutes: marked long."""
+"""Runs that are killed again and again, or resume with another number of processes. Most take minutes: marked long."""
 
 import json
 import os
@@ -14,7 +14,7 @@ import tiny
 from test_pipeline import launch, settings_of, short
 
 KILLS = 20
-AFTER = 3  # of them after the last step: while it is exported, published, scored, reported
+AFTER = 3  # kills after the last step: during export, publication, scoring, report
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,7 @@ def data(tmp_path_factory):
 
 
 def write(data, folder, settings_of=settings_of, **training):
-    """The config of a run in `folder`, beside it."""
+    """The config of a run in `folder`, next to it."""
     settings = settings_of(data, folder)
     settings["training"] |= {"checkpoint_steps": 1} | training
     return tiny.write_config(folder.with_suffix(".yaml"), settings)
@@ -45,7 +45,7 @@ def steps(folder):
 
 
 def kill_when(config, ready, delay=0.0, **options):
-    """Start the run, SIGKILL its processes `delay` seconds after `ready()`; its error output."""
+    """Start the run, SIGKILL its processes `delay` seconds after `ready()`; returns its error output."""
     process = launch(config, **options)
     while not ready() and process.poll() is None:
         time.sleep(0.002)
@@ -65,7 +65,7 @@ def undisturbed(data, tmp_path_factory):
 
 
 def results(folder):
-    """Bytes of everything a run publishes or decides by."""
+    """Bytes of all files that a run publishes or decides by."""
     names = ["metrics.json", "model/*", "*/model_*/*", "round*/*.parquet", "round*/*.npy", "*/losses/*.npy"]
     paths = sorted(path for name in names for path in folder.glob(name))
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
@@ -74,7 +74,7 @@ def results(folder):
 @pytest.mark.long
 @pytest.mark.parametrize("workers", [0, 2])
 def test_twenty_kills_change_nothing(data, undisturbed, tmp_path, workers, record_property):
-    """Somewhere after each of 20 random steps, sorted: while a checkpoint is written, an epoch closed, labels made."""
+    """Times after 20 random steps, sorted: while a checkpoint is written, an epoch closed, labels made."""
     folder, rng = tmp_path / "killed", np.random.default_rng(workers)
     config, last = write(data, folder, workers=workers), len(steps(undisturbed))
     after_step = sorted(rng.choice(last, KILLS - AFTER, replace=False) + 1) + [last] * AFTER
@@ -96,7 +96,7 @@ def test_twenty_kills_change_nothing(data, undisturbed, tmp_path, workers, recor
 
 
 def resumptions(errors):
-    """(stage, (epoch, steps)) of every checkpoint that runs said they went on from."""
+    """(stage, (epoch, steps)) of every checkpoint that runs resumed from."""
     pattern = r"(\w+): resuming in epoch (\d+) after (\d+) steps"
     return [(stage, tuple(position)) for text in errors for stage, *position in re.findall(pattern, text)]
 
@@ -109,14 +109,14 @@ def assert_same_results(folder, undisturbed):
 
 
 def whole(data, output):
-    """Everything a run does, twice where it does it often."""
+    """Everything a run does, twice if it does it often."""
     settings = settings_of(data, output)
     settings["pretrain"]["epochs"] = settings["refine"]["epochs"] = 2
     return settings
 
 
 def brief(data, output):
-    """Audio alone, without fine-tuning and evaluation."""
+    """Audio only, without fine-tuning and evaluation."""
     settings = short(data, output, modalities=["audio"])
     settings["pretrain"]["epochs"] = settings["refine"]["epochs"] = 2
     return settings
@@ -146,7 +146,7 @@ def test_a_kill_before_and_after_every_rename_changes_nothing(data, tmp_path, ki
 
 @pytest.mark.long
 def test_another_number_of_processes_goes_on(data, tmp_path):
-    """One process begins, two go on, one ends: the same batches, so the same losses to rounding."""
+    """One process starts, two resume, one ends: the same batches, so the same losses to rounding."""
     same, changed = tmp_path / "same", tmp_path / "changed"
     finish(write(data, same, short))
     config = write(data, changed, short)
@@ -154,7 +154,7 @@ def test_another_number_of_processes_goes_on(data, tmp_path):
     first = kill_when(config, lambda: ("round1", 3) in steps(changed), processes=2)
     second = finish(config)
     for errors, before, now in ((first, 1, 2), (second, 2, 1)):
-        assert re.search(rf"goes on with processes {before} -> {now}\. What stays equal: the global batches", errors)
+        assert re.search(rf"continues with processes {before} -> {now}\. Unchanged: the global batches", errors)
     curves = [
         {(line["stage"], line["step"]): line for line in tiny.records(folder) if line["kind"] == "step"}
         for folder in (same, changed)

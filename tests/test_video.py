@@ -1,4 +1,4 @@
-"""Frames are the ones a player shows at the asked times: their numbers are read off the pictures."""
+"""Frames are those that a player shows at the requested times: their numbers are read from the pictures."""
 
 import contextlib
 import struct
@@ -35,13 +35,13 @@ REORDERED = {"g": "20", "bf": "3", "preset": "veryfast", "sc_threshold": "0"}
 
 
 def shown_at_even_times(times: list[int], end: int | Fraction, count: int = COUNT) -> list[int]:
-    """Which of the pictures at `times` are on the screen in the middles of `count` parts of the time, said naively."""
+    """The pictures of `times` on the screen in the middles of `count` parts of the time, computed naively."""
     middles = [times[0] + Fraction(2 * k + 1, 2 * count) * (end - times[0]) for k in range(count)]
     return sorted({max(n for n, time in enumerate(times) if time <= middle) for middle in middles})
 
 
 def last_duration(path: Path, ticks: int) -> Fraction:
-    """How long the container says that the last picture stays, in 1/`ticks` s."""
+    """Display time of the last picture according to the container, in 1/`ticks` s."""
     with av.open(str(path)) as container:
         packets = [packet for packet in container.demux(video=0) if packet.size]
         last = max(packets, key=lambda packet: packet.pts or 0)
@@ -64,7 +64,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def reordered(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """60 frames with B-frames, a key picture every 20."""
+    """60 frames with B-frames, a key frame every 20."""
     path = tmp_path_factory.mktemp("reordered") / "a.mp4"
     return write_clip(path, coded_frames(60), tone(2.4), options=REORDERED)
 
@@ -120,7 +120,7 @@ def test_the_frames_are_those_on_the_screen_then(tmp_path, monkeypatch, codec, s
     write_clip(path, coded_frames(60), codec=codec, options=encoder_options(codec, keys, between), pixels=pixels)
     expected = shown_at_even_times(list(range(60)), 60)
     assert sampled(path) == expected
-    monkeypatch.setattr(video_module, "_KEPT_BYTES", 0)  # a long video's way: the packets are read again
+    monkeypatch.setattr(video_module, "_KEPT_BYTES", 0)  # as for a long video: the packets are read again
     assert sampled(path) == expected
 
 
@@ -131,7 +131,7 @@ def test_all_frames_of_an_avi_in_the_order_of_showing(tmp_path):
 
 
 def test_time_stamps_that_turn_out_wrong_are_dropped(tmp_path, monkeypatch):
-    """Not by the name of the container, but because the decoder shows pictures in another order."""
+    """Not because of the container's name, but because the decoder shows pictures in another order."""
     path = write_clip(tmp_path / "a.avi", coded_frames(60), options=REORDERED)
     monkeypatch.setattr(video_source.VideoSource, "reorders_without_times", False)
     assert sampled(path) == shown_at_even_times(list(range(60)), 60)
@@ -180,7 +180,7 @@ def test_a_hidden_beginning_in_other_codecs(tmp_path, codec):
 
 
 def test_a_recording_that_begins_amid_a_group_is_shown_from_the_next_key(tmp_path):
-    """As receivers record: H.264 in MPEG-TS, parameters repeated at every key picture."""
+    """As receivers record: H.264 in MPEG-TS, parameters repeated at every key frame."""
     content = write_clip(tmp_path / "whole.ts", coded_frames(60), options=REORDERED).read_bytes()
     tables, later = content[: 188 * 3], content[188 * 3 :]
     for cut in range(188, len(later) // 3, 188 * 3):
@@ -237,7 +237,7 @@ ORIENTATIONS = [m for m in ORIENTATIONS if abs(m[0] * m[3] - m[1] * m[2]) == 1 a
 
 @pytest.mark.parametrize("matrix", ORIENTATIONS)
 def test_turned_and_mirrored_pictures_come_upright(tmp_path, matrix):
-    """A dot goes where the formula of the standard puts it, wherever it is drawn."""
+    """A dot is where the formula of the standard puts it, for any position."""
     a, b, c, d = matrix
     frames = np.full((3, 64, 96, 3), 20, np.uint8)
     frames[:, 8:16, 72:88] = 230  # centre: x 80, y 12
@@ -360,7 +360,7 @@ def test_the_default_or_largest_stream_is_read(tmp_path):
 
 
 def test_a_cover_picture_is_no_video(tmp_path):
-    """Metadata of MP4 (covr) with a JPEG file in it, put at the end of moov by hand."""
+    """Metadata of MP4 (covr) with a JPEG file, added at the end of moov by hand."""
     cover = write_clip(tmp_path / "cover.avi", coded_frames(1), codec="mjpeg", pixels="yuvj420p")
     with av.open(str(cover)) as container:
         picture = next(bytes(packet) for packet in container.demux(video=0))
@@ -476,7 +476,7 @@ def test_pictures_that_need_too_much_memory_are_refused(clip, monkeypatch):
 
 
 def test_damage_costs_nothing_but_the_video(tmp_path, reordered):
-    """A middle of noise: frames that can be told from it are right, or the file is refused."""
+    """A middle of noise: decodable frames are right, or the file is rejected."""
     content = bytearray(reordered.read_bytes())
     begin = content.index(b"mdat") + 4
     for share in (0.0, 0.3, 0.6):
@@ -553,12 +553,12 @@ def test_a_constant_rate_gives_the_middles_of_equal_parts(num_frames, count):
 
 
 def test_decoding_begins_at_the_last_key_that_a_picture_may_need():
-    """Groups of ten: key, then two pictures shown before it, which need the group before."""
+    """Groups of ten: key frame, then two pictures shown before it, which need the group before."""
     order = [2, 0, 1, 3, 4, 5, 6, 7, 8, 9]
     pictures = [Picture(10 * group + n, None, 1, n == 2, True) for group in range(30) for n in order]
     line = timeline(pictures, counted=False)
     assert line is not None
-    assert line.times[0] == 2, "the first two of all cannot be decoded"
+    assert line.times[0] == 2, "the first two pictures cannot be decoded"
     at = {time: number for number, time in enumerate(line.times)}
     assert line.runs([at[102], at[109], at[255]]) == [Run(100, [at[102], at[109]]), Run(250, [at[255]])]
     assert line.runs([at[110], at[111]]) == [Run(100, [at[110], at[111]])]
@@ -606,7 +606,7 @@ def test_the_clock_joins_jumps_and_leaves_pauses():
 @pytest.mark.parametrize("keys", ["5", "250"])
 @pytest.mark.parametrize("between", ["0", "3"])
 def test_the_same_pixels_as_decord(tmp_path, keys, between):
-    """The other library people use; where it can be trusted, H.264 of constant rate in MP4, nothing may differ."""
+    """decord, another common library; for H.264 of constant rate in MP4, where it is reliable, nothing may differ."""
     decord = pytest.importorskip("decord")
     frames = np.stack([draw_faces((100 + number, 112, 55)) for number in range(40)])
     path = write_clip(tmp_path / "a.mp4", frames, tone(1.6), options={"g": keys, "bf": between, "crf": "23"})

@@ -1,4 +1,4 @@
-"""Views: samples and pixels that tell where they were cut, the same views whatever surrounds them."""
+"""Views: samples and pixels that show where they were cut, the same views in any surroundings."""
 
 from contextlib import suppress
 from dataclasses import asdict, is_dataclass, replace
@@ -25,7 +25,7 @@ FACES = (3, 2, 0, 1)
 
 
 def ramp(utterance):
-    """Sample k is k. Below 16384 it comes back as it was, although files scale by 32768 and views by 32767."""
+    """Sample k is k. Below 16384 it is read unchanged, although files scale by 32768 and views by 32767."""
     return np.arange(LENGTHS[utterance])
 
 
@@ -118,7 +118,7 @@ def test_a_file_is_opened_once_for_all_that_is_cut_from_it(corpus, monkeypatch):
 
 
 def test_view_v_is_cut_from_source_v_modulo_their_number(corpus, tmp_path):
-    """Every file is constant, at a level of its own."""
+    """Every file is constant, each at another level."""
     for utterance in range(3):
         write_wav(tmp_path / f"{utterance}.wav", np.full(4000, (utterance + 1) * 100 / 32768, np.float32))
     rows = [(f"a/b/{utterance}", f"{utterance}.wav", 4000, -1, 0) for utterance in range(3)]
@@ -190,7 +190,7 @@ def test_views_of_a_modality_do_not_depend_on_the_other(corpus, modality):
 
 
 def test_only_the_index_leaves_with_the_views(corpus):
-    """No path and no name of the utterance: nothing that could tell a speaker."""
+    """No path and no name of the utterance: nothing that identifies a speaker."""
 
     def leaves(tree):
         return [leaf for value in tree.values() for leaf in (leaves(value) if isinstance(value, dict) else [value])]
@@ -235,14 +235,14 @@ def test_a_missing_file_is_named(corpus, tmp_path):
 
 
 def test_noise_that_the_pack_lacks_is_refused(corpus):
-    """A pack of impulse responses alone."""
+    """A pack of impulse responses only."""
     noise = replace(corpus[1], recordings=corpus[1].recordings.iloc[:0])
     with pytest.raises(ValueError, match="policy has noise"):
         audio_views((corpus[0], noise), AudioPolicy())([0], np.random.default_rng(0))
 
 
 def test_a_file_shorter_than_the_manifest_says_gives_no_silence(corpus, tmp_path):
-    """Half of it is gone: an error, or crops of what is there, never zeros."""
+    """Half of it is missing: an error, or crops of the rest, never zeros."""
     write_wav(tmp_path / "x.wav", np.full(8000, 0.1, np.float32))
     table = pd.DataFrame([("a/b/c", "x.wav", 16000, -1, 0)], columns=list(UTTERANCE_COLUMNS))
     sampler = audio_views((Utterances(table, tmp_path), corpus[1]))

@@ -13,7 +13,7 @@ from avspk.inference.waveform_graph import FrontEndGraph
 @pytest.mark.parametrize("silent", [0, 4000], ids=["sound", "digital silence at its end"])
 @pytest.mark.parametrize("offset", [0.0, 0.02])
 def test_features_are_kaldis(silent, offset):
-    """Silence in a recording with an offset is the hard case: what rounding leaves of it is far from nothing."""
+    """Silence in a recording with an offset is the hard case: its rounding error is far from zero in the logarithm."""
     sound = np.concatenate([voice(1.2) + offset, np.zeros(silent)]).astype(np.float32)
     waveform = torch.from_numpy(sound)[None]
     wanted = kaldi.fbank(2.0**15 * waveform, num_mel_bins=80, window_type="hamming", dither=0.0, energy_floor=0.0)

@@ -1,7 +1,7 @@
-"""The wheel, in an environment that holds it and its plain dependencies and nothing else.
+"""The wheel, in an environment with only it and its plain dependencies.
 
-The dependencies are not downloaded: those of this environment are linked in, as many as the wheel's metadata asks for,
-and theirs in turn. So the test shows that the declared dependencies suffice, not that an index serves them.
+The dependencies are not downloaded: those of this environment are linked in, as the wheel's metadata require,
+and their dependencies. So the test shows that the declared dependencies suffice, not that an index serves them.
 """
 
 import os
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.long
 def environment(tmp_path_factory) -> Path:
     """The folder of the environment's programs."""
     folder = tmp_path_factory.mktemp("wheel")
-    source = folder / "source"  # the build writes beside the code
+    source = folder / "source"  # the build writes into the source folder
     source.mkdir()
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
@@ -43,7 +43,7 @@ def environment(tmp_path_factory) -> Path:
 
 
 def link_dependencies(packages: Path) -> None:
-    """Link what the wheel installed in `packages` needs without extras, from this environment."""
+    """Link the requirements (without extras) of the wheel installed in `packages`, from this environment."""
     (metadata,) = packages.glob("avspk-*.dist-info/METADATA")
     waiting = [Requirement(line) for line in re.findall(r"^Requires-Dist: (.*)$", metadata.read_text(), re.MULTILINE)]
     done: set[str] = set()
@@ -62,7 +62,7 @@ def link_dependencies(packages: Path) -> None:
 
 
 def run(environment: Path, *command: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """A program of the environment, with nothing of this one's on its path."""
+    """A program of the environment, without this one's packages on its path."""
     variables = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     arguments = [str(environment / command[0]), *command[1:]]
     return subprocess.run(arguments, cwd=folder, env=variables, capture_output=True, text=True, check=False)
@@ -123,7 +123,7 @@ def test_export_without_onnx_says_what_to_install(environment, tmp_path):
 
 
 def test_packages_that_are_not_asked_for_are_not_linked(environment):
-    """This environment has them, so that their absence shows something."""
+    """This environment has them, so their absence there shows something."""
     (packages,) = (environment.parent / "lib").glob("python*/site-packages")
     for name in ("matplotlib", "pandas", "facenet_pytorch"):
         assert not (packages / name).exists()

@@ -10,7 +10,7 @@ from avspk.data.worker_pool import Reporter, Task, WorkerError, run_tasks
 
 
 def work(task: Task, reporter: Reporter) -> None:
-    """Notes every item it got through in a file; items named after a way to fail do so."""
+    """Writes every finished item to a file; items named after a failure fail in that way."""
     folder, items = task.content
     for item in items:
         if item in task.avoid:

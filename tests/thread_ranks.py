@@ -1,4 +1,4 @@
-"""Threads in place of processes, for what ranks do together."""
+"""Threads instead of processes, for operations of several ranks."""
 
 import threading
 
@@ -8,9 +8,9 @@ from avspk.clusterers.kmeans import Reducer
 
 
 class Ranks:
-    """`run` calls a function with every rank, at once; inside it, `sum` and `gate.wait` join the ranks.
+    """`run` calls a function with every rank at the same time; inside it, `sum` and `gate.wait` join the ranks.
 
-    A rank that fails breaks the others' waiting; its result is its exception.
+    If a rank fails, the others stop waiting; its result is its exception.
     """
 
     def __init__(self, size):

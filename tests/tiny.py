@@ -31,7 +31,7 @@ RATE = 16000
 
 
 def voice(speaker: int, rng: np.random.Generator, seconds: float) -> np.ndarray:
-    """Harmonics of a pitch that tells the speaker, under noise: float32 (n,)."""
+    """Harmonics of a pitch that identifies the speaker, with noise: float32 (n,)."""
     time = np.arange(int(seconds * RATE)) / RATE
     pitch = 100 * 1.25**speaker * (1 + 0.01 * rng.standard_normal())
     tones = sum(np.sin(2 * np.pi * k * pitch * time + rng.uniform(0, 6)) / k for k in range(1, 8))
@@ -39,7 +39,7 @@ def voice(speaker: int, rng: np.random.Generator, seconds: float) -> np.ndarray:
 
 
 def face(speaker: int, rng: np.random.Generator) -> np.ndarray:
-    """A colour that tells the speaker: uint8 (112, 112, 3)."""
+    """A colour that identifies the speaker: uint8 (112, 112, 3)."""
     colour = np.array([40 * speaker, 255 - 40 * speaker, 128]) + rng.normal(0, 10, 3)
     return np.clip(colour + rng.normal(0, 10, (112, 112, 3)), 0, 255).astype(np.uint8)
 
@@ -148,7 +148,7 @@ def write_config(path: Path, settings: dict) -> Path:
 
 
 def records(folder: Path) -> list[dict]:
-    """What the run logged."""
+    """The records of the run's log."""
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
@@ -200,7 +200,7 @@ def train(
     first_step: int = 0,
     accumulation: int = 1,
 ) -> list:
-    """These updates, as the training loop makes them, with the epoch's batches from `first_step` on; their metrics."""
+    """These updates, as in the training loop, with the epoch's batches from `first_step` on; returns their metrics."""
     one_process = SimpleNamespace(
         autocast=nullcontext, no_sync=nullcontext, backward=torch.Tensor.backward, scaler=None
     )

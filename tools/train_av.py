@@ -1,4 +1,4 @@
-"""Train, or go on with a training: `avspk train`, as a script of a checkout."""
+"""Train, or continue a training: `avspk train`, as a script of a checkout."""
 
 import sys
 

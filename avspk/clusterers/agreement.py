@@ -1,8 +1,8 @@
-"""Weights of the modalities without speaker labels: those with which random parts of the data are clustered alike.
+"""Weights of the modalities without speaker labels: those for which random parts of the data give similar clusters.
 
-Two random parts of the rows are clustered on their own. Where the weights suit the modalities, the rows that both
-parts share fall into the same clusters; where noise of one modality weighs too much, they do not (stability of
-clusterings: Ben-Hur, Elisseeff and Guyon 2002). Candidates are ratios of the unit blocks to that of the first modality.
+Two random parts of the rows are clustered separately. With suitable weights, the rows that both parts share fall into
+the same clusters; if a noisy modality has too much weight, they do not (stability of clusterings: Ben-Hur, Elisseeff
+and Guyon 2002). Candidates are ratios of a modality's unit block to that of the first modality.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from avspk.clusterers.kmeans import Reducer
 from avspk.extras import explained
 
 CANDIDATES = (0.35, 0.5, 0.7, 1.0, 1.4)
-PARTS, SHARE = 8, 0.8  # random parts that are compared two by two, and the share of the rows in each
+PARTS, SHARE = 8, 0.8  # random parts that are compared pairwise, and the share of the rows in each
 MAX_ROWS = 2_000  # whole clusters are drawn until they have this many rows
 Rows = dict[str, np.ndarray]
 Cluster = Callable[[Rows, Mapping[str, float], int], np.ndarray]
@@ -31,13 +31,13 @@ def agreement_weights(
 ) -> dict[str, float]:
     """Modality -> weight, 1 for the first one.
 
-    Each further modality in turn gets the candidate with the best mean adjusted Rand index, the others held.
+    Each further modality in turn gets the candidate with the best mean adjusted Rand index; the others are fixed.
 
     Args:
         rows: this process's share of the embeddings.
-        labels: (n,) a first clustering of them; whole clusters of it are drawn, so that speakers stay complete.
-        cluster: clusters the rows of one process; called in the first process alone.
-        seed: of the draws.
+        labels: (n,) a first clustering of the rows; whole clusters of it are drawn, so speakers stay complete.
+        cluster: clusters the rows of one process; called only in the first process.
+        seed: for the draws.
         reducer: sums over the processes.
     """
     names = list(rows)
@@ -53,7 +53,7 @@ def agreement_weights(
 
 
 def _agreement(sample: Rows, weights: Mapping[str, float], num_clusters: int, cluster: Cluster, seed: int) -> float:
-    """Mean adjusted Rand index of parts clustered on their own, over the rows that they share."""
+    """Mean adjusted Rand index of separately clustered parts, over the rows that they share."""
     with explained():
         from sklearn.metrics import adjusted_rand_score
 
@@ -72,7 +72,7 @@ def _agreement(sample: Rows, weights: Mapping[str, float], num_clusters: int, cl
 
 
 def _sample(rows: Embeddings, labels: Tensor, rng: np.random.Generator, reducer: Reducer) -> tuple[Rows, int]:
-    """Rows of whole clusters, of all processes in order, and how many clusters these are."""
+    """Rows of whole clusters, of all processes in order, and the number of these clusters."""
     counts = reducer.sum(torch.bincount(labels, minlength=reducer.num_labels(labels))).cpu().numpy()
     order = rng.permutation(np.flatnonzero(counts))
     chosen = order[: int(np.searchsorted(np.cumsum(counts[order]), MAX_ROWS)) + 1]

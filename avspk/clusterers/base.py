@@ -1,4 +1,4 @@
-"""What every clusterer is: a call that turns the rows of all modalities into one label per utterance.
+"""The interface of clusterers: a call that turns the rows of all modalities into one label per utterance.
 
 Its file also holds its settings: `kind`, `num_clusters`, `problem(num_clusters, num_rows, modalities)` and `build()`.
 """
@@ -16,14 +16,14 @@ from torch import Tensor
 from avspk.clusterers.kmeans import Reducer
 
 Embeddings = Mapping[str, np.ndarray | Tensor]
-"""Modality -> (n, D_m), this process's share of the rows, shares in order of rank; NaN rows where it is missing."""
+"""Modality -> (n, D_m), this process's share of the rows, in order of rank; NaN rows if the modality is missing."""
 
 
 @dataclass(frozen=True)
 class Clustering:
     """Pseudo labels (n,) int64 of this process's utterances, 0 .. num_clusters - 1 without gaps over all processes.
 
-    num_clusters: less than asked for only if embeddings coincide.
+    num_clusters: less than requested only if embeddings coincide.
     notes: figures for the log, by name.
     """
 

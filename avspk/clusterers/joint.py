@@ -1,4 +1,4 @@
-"""Embeddings of all modalities -> one row per utterance: unit blocks, weighted, side by side."""
+"""Embeddings of all modalities -> one row per utterance: weighted unit blocks, concatenated."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from torch import Tensor
 
 from avspk.clusterers.base import Embeddings
 
-CHUNK_ROWS = 1 << 16  # read and scaled at once: a million utterances are not held twice
+CHUNK_ROWS = 1 << 16  # rows read and scaled at once, to avoid a second copy of a million utterances
 Transform = Callable[[Tensor], Tensor]
 """Present rows (n, D_m) -> rows of the same size."""
 
 
 @dataclass(frozen=True)
 class JointRows:
-    """Values (n, D), zero where a modality is missing; which modalities a row has (n, M) bool; the M block sizes."""
+    """Values (n, D), zero if a modality is missing; available modalities of each row (n, M) bool; the M block sizes."""
 
     values: Tensor
     observed: Tensor
@@ -26,7 +26,7 @@ class JointRows:
 
 
 def missing_weight(weights: Mapping[str, float], modalities: Sequence[str]) -> str:
-    """Why these modalities cannot be weighted; empty if they can."""
+    """Reason why these modalities cannot be weighted; empty if they can."""
     missing = [name for name in modalities if name not in weights]
     return f"weights are for {list(weights)}; {', '.join(missing)} needs one as well" if missing else ""
 
@@ -55,16 +55,16 @@ def join(
     device: torch.device | str,
     transforms: Mapping[str, Transform] | None = None,
 ) -> JointRows:
-    """Transform every modality's rows, scale them to unit length and by the weight, and put them side by side.
+    """Transform every modality's rows, scale them to unit length and by the weight, and concatenate them.
 
-    Blocks of an utterance that lacks others keep their scale: a centroid's block is a mean over complete and partial
-    rows alike, so both must have the same length there.
+    Blocks of an utterance that lacks other blocks keep their scale: a centroid's block is a mean over complete and
+    partial rows, so both must have the same length there.
 
     Args:
         embeddings: modality -> (n, D_m).
-        weights: modality -> weight > 0, as `check_embeddings` returns them; other modalities are left out.
-        device: where the rows are put.
-        transforms: modality -> what is done to its rows first.
+        weights: modality -> weight > 0, from `check_embeddings`; other modalities are left out.
+        device: device of the rows.
+        transforms: modality -> transform applied to its rows first.
 
     Raises:
         ValueError: on an utterance with no modality, or a row that is neither finite nor NaN throughout.
@@ -95,14 +95,14 @@ def chunks(
     """
     for start in range(0, len(rows), CHUNK_ROWS):
         part = rows[start : start + CHUNK_ROWS]
-        # Copied, because a memory-mapped file may be one that must not be written.
+        # Copied, because a memory-mapped file may be read-only.
         values = (part if isinstance(part, Tensor) else torch.from_numpy(np.array(part))).to(device, torch.float32)
         present = _present(values, modality, start)
         yield start, values.nan_to_num(), present
 
 
 def _present(values: Tensor, modality: str, first: int) -> Tensor:
-    """Return which rows (c,) are there; a row is there in full or NaN in full, anything else is damage.
+    """Return which rows (c,) are present: all values finite, or all NaN if missing; anything else is an error.
 
     `first`: number of the first row, for the error.
     """

@@ -20,7 +20,7 @@ from avspk.settings import Count, FirstReader, Positive, Settings
 class JointKmeansSettings(Settings):
     """K-means on concatenated unit embeddings (arXiv 2304.05754), K = 7,500 [I].
 
-    `centroids` > 0 is the variant with k-means centroids that Ward's method merges [S sslsv].
+    `centroids` > 0: k-means with that many centroids, which Ward's method merges [S sslsv].
     """
 
     first_reader: ClassVar = FirstReader.STAGE_ONE  # which clusters too, with a number of its own
@@ -39,7 +39,7 @@ class JointKmeansSettings(Settings):
         return JointKmeans(self)
 
     def problem(self, num_clusters: int, num_rows: int, modalities: Sequence[str]) -> str:
-        """Why so many rows of these modalities cannot be clustered with these settings; empty if they can."""
+        """Reason why so many rows of these modalities cannot be clustered with these settings; empty if they can."""
         if self.weights != "equal" and (problem := missing_weight(self.weights, modalities)):
             return problem
         if not self.centroids or num_clusters <= self.centroids <= num_rows:
@@ -52,14 +52,14 @@ class JointKmeansSettings(Settings):
 
 @dataclass(frozen=True)
 class JointKmeans:
-    """A `Clusterer`. Utterances without a modality are compared over the dimensions that they have."""
+    """A `Clusterer`. Utterances that lack a modality are compared over the dimensions that they have."""
 
     settings: JointKmeansSettings
 
     def __call__(
         self, rows: Embeddings, num_clusters: int, *, seed: int, device: torch.device | str, reducer: Reducer
     ) -> Clustering:
-        """See `Clusterer`. Of `restarts` fits, the one with the lowest objective counts."""
+        """See `Clusterer`. Uses the one of `restarts` fits with the lowest objective."""
         given = self.settings.weights
         weights = check_embeddings(rows, {name: 1.0 if given == "equal" else given[name] for name in rows})
         joint = join(rows, weights, device)
@@ -75,7 +75,7 @@ class JointKmeans:
 
 def fit_kmeans(joint: JointRows, num_clusters: int, seed: int, num_iterations: int, reducer: Reducer) -> Clusters:
     """K-means of the joint rows of all processes, over the blocks that each row has."""
-    # All processes have to take the same path.
+    # All processes must take the same branch.
     complete = int(reducer.sum((~joint.observed).sum())) == 0
     return kmeans(
         joint.values,
@@ -91,7 +91,7 @@ def fit_kmeans(joint: JointRows, num_clusters: int, seed: int, num_iterations: i
 def merged_labels(fit: Clusters, num_clusters: int, reducer: Reducer) -> Tensor:
     """Labels (n,) after Ward's method has merged the centroids, each weighted by the size of its cluster.
 
-    The first process alone merges: distances between 50,000 centroids are 10 GB, and a node has many processes.
+    Only the first process merges: distances between 50,000 centroids take 10 GB, and a node has many processes.
 
     Raises:
         ValueError: if there are fewer centroids than clusters.
@@ -107,7 +107,7 @@ def merged_labels(fit: Clusters, num_clusters: int, reducer: Reducer) -> Tensor:
 
 
 def numbered(labels: Tensor, reducer: Reducer, notes: Mapping[str, float]) -> Clustering:
-    """A clustering of labels (n,) >= 0, with the numbers of empty clusters left out, over all processes."""
+    """A clustering from labels (n,) >= 0, renumbered without empty clusters, over all processes."""
     counts = reducer.sum(torch.bincount(labels, minlength=reducer.num_labels(labels)))
     number = (counts > 0).cumsum(0) - 1
     return Clustering(number[labels].cpu().numpy(), int(number[-1]) + 1, dict(notes))

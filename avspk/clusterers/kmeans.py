@@ -1,12 +1,12 @@
-"""K-means in plain torch: rows may miss blocks of dimensions and may be spread over processes.
+"""K-means in plain torch: rows may lack blocks of dimensions and may be spread over processes.
 
-A row x with observed dimensions S contributes ||x_S - c_S||^2, and the objective is the sum over rows. It falls under
-Lloyd's two steps as usual: the best centroid of a row is the one nearest over S, and the best value of a centroid in a
+A row x with observed dimensions S contributes ||x_S - c_S||^2, and the objective is the sum over rows. Lloyd's two
+steps reduce it as usual: the best centroid of a row is the one nearest over S, and the best value of a centroid in a
 dimension is the mean over those of its rows that have the dimension. With unobserved entries stored as zeros,
 
     ||x_S - c_S||^2 = ||x||^2 - 2 x . c + sum over observed blocks b of ||c_b||^2,
 
-so that rows of every pattern share one matrix product, and complete rows pay nothing for the generality. (The same
+so rows of every pattern share one matrix product, and complete rows have no extra cost. (The same
 objective as k-POD, Chi, Chi and Baraniuk 2016, without its imputed copy of the data.)
 """
 
@@ -21,11 +21,11 @@ from torch import Tensor
 # Scores of one chunk of rows against all centroids: small enough for the caches of a CPU, large enough to fill a GPU.
 CHUNK_ELEMENTS = {"cpu": 1 << 20, "cuda": 1 << 27}
 POOL, FROM_POOL = 128, 8  # k-means++ draws compared at once, and centroids taken from them
-SUM_CHUNK_ROWS = 1 << 16  # float32 sums over more rows than this would lose digits; the total is kept in float64
+SUM_CHUNK_ROWS = 1 << 16  # a float32 sum over more rows loses digits; the total is kept in float64
 
 
 class Reducer:
-    """Sums tensors over the processes that share the rows. This one is a single process: the identity."""
+    """Sums tensors over the processes that share the rows. This class is for a single process: the identity."""
 
     rank: int = 0
     size: int = 1
@@ -35,7 +35,7 @@ class Reducer:
         return tensor
 
     def place(self, num_rows: int, device: torch.device | str) -> tuple[int, int]:
-        """Return the number of rows of all processes, and that of the rows before this process's `num_rows`."""
+        """Return the number of rows of all processes, and the number of rows before this process's `num_rows`."""
         shares = torch.zeros(self.size, dtype=torch.int64, device=device)
         shares[self.rank] = num_rows
         shares = self.sum(shares)
@@ -87,7 +87,7 @@ class Rows:
         return torch.stack([block.square().sum(1) for block in centroids.split(self.block_sizes, 1)])
 
     def squared_distances(self, centroids: Tensor, block_norms: Tensor) -> Tensor:
-        """Return (N, K) squared distances to centroids (K, D) over what each row has, less ||x||^2."""
+        """Return (N, K) squared distances to centroids (K, D) over each row's observed blocks, minus ||x||^2."""
         norms = block_norms.sum(0) if self.observed is None else self.observed @ block_norms  # (K,) or (N, K)
         return torch.addmm(norms, self.values, centroids.T, alpha=-2)
 
@@ -99,11 +99,11 @@ class Rows:
 
 @dataclass(frozen=True)
 class Clusters:
-    """Result of `kmeans`. Labels are of this process's rows, everything else is the same on all processes."""
+    """Result of `kmeans`. Labels are those of this process's rows; the rest is the same on all processes."""
 
     labels: Tensor  # (N,) int64
     centroids: Tensor  # (K, D)
-    counts: Tensor  # (K,) int64, 0 possible only where rows coincide
+    counts: Tensor  # (K,) int64, 0 only if rows coincide
     objective: float  # mean squared distance of a row to its centroid
     num_iterations: int
 
@@ -124,16 +124,16 @@ def kmeans(
     """Cluster rows by Lloyd's algorithm from a k-means++ start (Arthur and Vassilvitskii 2007).
 
     Args:
-        values: (N, D) floats on any device, finite; this process's share, shares being in order of rank.
+        values: (N, D) floats on any device, finite; this process's share, in order of rank.
         num_clusters: K, at most the number of rows of all processes.
-        seed: of the start; the same rows and seed give the same clusters, however the rows are shared (up to rounding).
-        num_iterations: at most so many updates of the centroids.
-        tolerance: stop once the objective falls by no more than this share of itself; 0: only when it stops falling.
+        seed: of the start; the same rows and seed give the same clusters for any sharing of the rows (up to rounding).
+        num_iterations: maximal number of updates of the centroids.
+        tolerance: stop when the relative decrease of the objective is not above this; 0: only when it stops falling.
         samples_per_cluster: the start is found on a random sample of this many rows per cluster.
-        start: (K, D) centroids to start from instead.
+        start: (K, D) initial centroids instead.
         observed: (N, B) bool, which blocks of dimensions a row has; None: all. Every row has at least one.
         block_sizes: dimensions of the B blocks, adding up to D; needed with `observed`.
-        reducer: sums over the processes; None: there is one process.
+        reducer: sums over the processes; None: a single process.
 
     Raises:
         ValueError: on shapes that do not fit, or fewer rows than clusters.
@@ -173,7 +173,7 @@ def _check(values: Tensor, observed: Tensor | None, block_sizes: tuple[int, ...]
     rows = Rows(values.float(), observed.float(), block_sizes)
     parts = (slice(start, start + SUM_CHUNK_ROWS) for start in range(0, len(rows), SUM_CHUNK_ROWS))
     if not any(rows.values[part][rows.per_dimension(~observed[part])].any() for part in parts):
-        return rows  # as `joint_cluster` makes them: a million rows are not copied
+        return rows  # not copied: there may be a million rows
     return Rows(rows.values.masked_fill(rows.per_dimension(~observed), 0), rows.observed, block_sizes)
 
 
@@ -194,11 +194,12 @@ def _draw_sample(rows: Rows, num_clusters: int, per_cluster: int, generator: tor
 
 
 def _plus_plus(points: Tensor, num_clusters: int, generator: torch.Generator) -> Tensor:
-    """Return K of the points (S, D), drawn in proportion to their squared distance to those drawn before.
+    """Return K of the points (S, D), drawn in proportion to their squared distance to the points drawn before.
 
     Greedy k-means++ reads all points for each centroid, to keep the best of a few draws. Here a pool of draws is
-    compared with the points at once and gives several centroids, each the draw that then lowers the summed distance
-    most. At equal cost more draws compete for a place: the start is better than one by one, for half the time.
+    compared with the points in one pass and gives several centroids, each the draw that most lowers the summed
+    distance.
+    At equal cost more draws compete: the start is better than one draw at a time, in half the time.
     """
     norms = points.square().sum(1)
     chosen: list[Tensor] = []
@@ -219,7 +220,7 @@ def _plus_plus(points: Tensor, num_clusters: int, generator: torch.Generator) ->
 def _candidates(sample: Rows, num_clusters: int) -> Tensor:
     """Return the sample's rows that can be centroids: complete ones, if there are enough, else all, filled with means.
 
-    A block's mean says least where a row has none of its own; as part of a centroid it would still be far from all.
+    Filled rows are a poor choice: a block filled with the mean is far from all rows.
     """
     if sample.observed is None:
         return sample.values
@@ -231,7 +232,7 @@ def _candidates(sample: Rows, num_clusters: int) -> Tensor:
 
 
 def _from_first(tensor: Tensor, reducer: Reducer) -> Tensor:
-    """Return the first process's tensor everywhere, whatever the others' arithmetic made of it."""
+    """Return the first process's tensor on all processes, in case their arithmetic differs."""
     return reducer.sum(tensor.clone() if reducer.rank == 0 else torch.zeros_like(tensor))
 
 
@@ -248,11 +249,11 @@ def _assign(rows: Rows, norms: Tensor, centroids: Tensor) -> tuple[Tensor, Tenso
 
 
 def _smallest(scores: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the smallest of each row of (N, K) and where it is, both (N,)."""
+    """Return the smallest value of each row of (N, K) and its index, both (N,)."""
     if scores.device.type != "cpu":
         values, index = scores.min(1)
         return values, index
-    # torch's search does not use a CPU's vector units: NumPy's takes an eighth of the time, 6 % of an iteration less.
+    # torch's argmin does not use a CPU's vector units. NumPy's takes an eighth of the time: 6 % less per iteration.
     index = torch.from_numpy(scores.numpy().argmin(1))
     return scores.gather(1, index[:, None]).squeeze(1), index
 
@@ -260,7 +261,7 @@ def _smallest(scores: Tensor) -> tuple[Tensor, Tensor]:
 def _update(rows: Rows, labels: Tensor, centroids: Tensor, reducer: Reducer) -> tuple[Tensor, Tensor]:
     """Return centroids (K, D), each dimension the mean over the rows that have it, and the clusters' sizes (K,).
 
-    Where no row of a cluster has a dimension, any value is as good for the objective: the old one stays.
+    If no row of a cluster has a dimension, the old value stays: the objective does not depend on it.
     """
     sums = centroids.new_zeros(centroids.shape, dtype=torch.float64)
     counts = centroids.new_zeros(len(centroids), len(rows.block_sizes), dtype=torch.float64)
@@ -278,7 +279,7 @@ def _update(rows: Rows, labels: Tensor, centroids: Tensor, reducer: Reducer) -> 
 def _sum_by_label(values: Tensor, labels: Tensor, num_clusters: int) -> Tensor:
     """Return (K, D) sums of the rows of each label, in an order that does not depend on the run."""
     sums = values.new_zeros(num_clusters, values.shape[1])
-    if values.is_cuda:  # index_add_ adds in random order there, index_put_ sorts first
+    if values.is_cuda:  # on GPUs index_add_ adds in random order, index_put_ sorts first
         return sums.index_put_((labels,), values, accumulate=True)
     return sums.index_add_(0, labels, values)
 
@@ -289,7 +290,7 @@ def _split_worst(
     """Give each empty cluster half of one of the clusters with the largest summed error (K,).
 
     Both halves start a tenth of the cluster's radius from its centroid, on opposite sides of it in a random direction.
-    Clusters without error hold coinciding rows and cannot be split; what is then left stays empty.
+    Clusters without error hold coinciding rows and cannot be split; the remaining empty clusters stay empty.
     """
     num = min(len(empty), int((errors > 0).sum()))
     donors, empty = errors.topk(num).indices, empty[:num]

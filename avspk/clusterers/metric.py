@@ -1,10 +1,11 @@
-"""Metric-refined joint clustering: cluster, learn from the clusters how each modality varies within a speaker, repeat.
+"""Metric-refined joint clustering: cluster, estimate from the clusters how each modality varies within a speaker,
+repeat.
 
 Each modality is first whitened by the covariance of all its rows. After a clustering it is whitened by the pooled
 covariance *within* the clusters instead: directions in which the rows of one cluster differ (noise, channel, pose) are
-scaled down, directions that tell clusters apart stay. This is within-class covariance normalisation (Hatch, Kajarekar
-and Stolcke 2006), the within part of PLDA, learnt from pseudo labels. The clusters are those of the joint rows, so
-each modality teaches the other one's metric.
+scaled down, directions that separate clusters are kept. This is within-class covariance normalisation (Hatch, Kajarekar
+and Stolcke 2006), the within part of PLDA, estimated from pseudo labels. The clusters are those of the joint rows, so
+each modality improves the metric of the other.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ class MetricSettings(Settings):
         return MetricClusterer(self)
 
     def problem(self, num_clusters: int, num_rows: int, modalities: Sequence[str]) -> str:
-        """Why so many rows of these modalities cannot be clustered with these settings; empty if they can."""
+        """Reason why so many rows of these modalities cannot be clustered with these settings; empty if they can."""
         if self.weights != "auto" and (problem := missing_weight(self.weights, modalities)):
             return problem
         if num_rows <= self.ward_rows or num_clusters <= self.centroids <= num_rows:
@@ -68,7 +69,7 @@ class MetricSettings(Settings):
 
 @dataclass(frozen=True)
 class Spread:
-    """How one modality's rows vary: mean (D,), covariance of all rows and within clusters (D, D), all float64."""
+    """Variation of one modality's rows: mean (D,), covariance of all rows and within clusters (D, D), all float64."""
 
     mean: Tensor
     total: Tensor
@@ -84,7 +85,7 @@ class MetricClusterer:
     def __call__(
         self, rows: Embeddings, num_clusters: int, *, seed: int, device: torch.device | str, reducer: Reducer
     ) -> Clustering:
-        """See `Clusterer`. The notes hold the weights of the modalities."""
+        """See `Clusterer`. The notes give the weights of the modalities."""
         given = self.settings.weights
         weights = {name: 1.0 if given == "auto" else given[name] for name in rows}
         labels = self._cluster(rows, weights, None, num_clusters, seed, device, reducer)
@@ -105,7 +106,7 @@ class MetricClusterer:
         device: torch.device | str,
         reducer: Reducer,
     ) -> Tensor:
-        """Labels (n,) in the metric that earlier labels (n,) teach; without any, in that of all rows."""
+        """Labels (n,) in the metric estimated from earlier labels (n,); without these, in that of all rows."""
         used = check_embeddings(rows, weights)
         spreads = {name: measure_spread(rows[name], name, labels, device, reducer) for name in used}
         transforms = {
@@ -114,7 +115,7 @@ class MetricClusterer:
         return self._group(join(rows, used, device, transforms), num_clusters, seed, reducer)
 
     def _cluster_once(self, rows: Rows, weights: Mapping[str, float], num_clusters: int) -> np.ndarray:
-        """Labels of few rows in one process, the metric refined once: what candidate weights are compared by."""
+        """Labels of few rows in one process, with one refinement of the metric; used to compare candidate weights."""
         labels: Tensor | None = None
         for _ in range(2):
             labels = self._cluster(rows, weights, labels, num_clusters, 0, "cpu", Reducer())
@@ -144,7 +145,7 @@ def measure_spread(
     """Mean and covariances of one modality's rows (n, D) of all processes; NaN rows are left out.
 
     Args:
-        labels: (n,) clusters of this process's rows, for the covariance within them; None: that of all rows.
+        labels: (n,) clusters of this process's rows, for the covariance within them; None: the covariance of all rows.
     """
     dim = rows.shape[1]
     sums = torch.zeros(dim + 1, dtype=torch.float64, device=device)  # the last one counts
@@ -172,7 +173,7 @@ def measure_spread(
 
 
 def total_whitener(covariance: Tensor) -> Tensor:
-    """Matrix (D, D) that decorrelates rows of this covariance; directions without variance are not blown up."""
+    """Matrix (D, D) that decorrelates rows of this covariance; directions without variance are not amplified."""
     values, vectors = torch.linalg.eigh(covariance)
     return vectors / (values.clamp(min=0) + FLOOR * values[-1].clamp(min=torch.finfo(values.dtype).tiny)).sqrt()
 
@@ -190,12 +191,12 @@ def shrunk(covariance: Tensor, shrinkage: float) -> Tensor:
 
 
 def _affine(mean: Tensor, matrix: Tensor) -> Transform:
-    """x -> (x - mean) matrix, computed in float64: rows may lie far from 0."""
+    """x -> (x - mean) matrix, computed in float64, because rows may be far from 0."""
     return lambda rows: ((rows.double() - mean) @ matrix).float()
 
 
 def ward_labels(joint: JointRows, num_clusters: int, reducer: Reducer) -> Tensor:
-    """Labels (n,) by Ward's method over the rows of all processes, which the first process merges for all."""
+    """Labels (n,) by Ward's method over the rows of all processes; only the first process merges."""
     device, dim = joint.values.device, joint.values.shape[1]
     rows = reducer.gather(torch.cat([joint.values, joint.observed.float()], 1))
     labels = torch.zeros(len(rows), dtype=torch.int64, device=device)

@@ -1,6 +1,6 @@
 """Ward's agglomerative clustering of weighted points, some of which may lack blocks of dimensions.
 
-Clusters A and B are merged in the order of the increase of the k-means objective,
+Clusters A and B are merged in increasing order of the growth of the k-means objective,
 
     2 n_A n_B / (n_A + n_B) ||c_A - c_B||^2,
 
@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
-CHUNK_ROWS = 1 << 10  # rows of the table that are filled at once
+CHUNK_ROWS = 1 << 10  # rows of the table filled at once
 
 
 def ward(
@@ -31,13 +31,14 @@ def ward(
 ) -> NDArray[np.int64]:
     """Merge points until `num_clusters` clusters are left.
 
-    Points that lack blocks are compared over the blocks that both have, scaled up as if the others agreed as well as
-    these. Points that share no block are as far apart as orthogonal points of their length.
+    Points that lack blocks are compared over the blocks that both have, scaled up as if the other blocks agreed
+    equally.
+    Points that share no block are as far apart as orthogonal points of their length.
 
     Args:
         points: (N, D), zero where unobserved.
         num_clusters: K >= 1. With K >= N every point is its own cluster.
-        counts: (N,) weights of the points, such as the sizes of the clusters that they stand for; None: 1 each.
+        counts: (N,) weights of the points, such as the sizes of the clusters that they represent; None: 1 each.
         observed: (N, B) bool, which blocks a point has; None: all.
         block_sizes: dimensions of the B blocks, with a sum of D; needed with `observed`.
 
@@ -89,15 +90,15 @@ def _distances(points: Floats, observed: NDArray[np.bool_] | None, block_sizes: 
 
 
 def _nearest_neighbour_chain(costs: Floats, sizes: Floats) -> tuple[NDArray[np.int64], Floats]:
-    """Return all N - 1 merges, (N - 1, 2) points that stand for the merged clusters, and their costs (N - 1,).
+    """Return all N - 1 merges, (N - 1, 2) points that represent the merged clusters, and their costs (N - 1,).
 
     A chain of ever nearer neighbours ends in two clusters that are each other's nearest; no later merge can come
-    between them, so they are merged at once. `costs`, infinite on the diagonal, and `sizes` are used up.
+    between them, so they are merged immediately. `costs` (infinite on the diagonal) and `sizes` are overwritten.
     """
     num = len(costs)
     merges, heights = np.empty((num - 1, 2), np.int64), np.empty(num - 1, np.float32)
     chain: list[int] = []
-    first = 0  # clusters before it are merged away
+    first = 0  # clusters before it no longer exist
     for number in range(num - 1):
         if not chain:
             while sizes[first] == 0:
@@ -130,7 +131,7 @@ def _merge(costs: Floats, sizes: Floats, kept: int, gone: int) -> None:
 def _components(num: int, merges: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return the number of each point's cluster after these merges, in the order of their first points."""
     owner = np.arange(num)
-    for kept, gone in merges:  # in the order in which they were made: both still stand for their clusters
+    for kept, gone in merges:  # in their order: both still represent their clusters
         owner[gone] = kept
     while not np.array_equal(owner, owner[owner]):
         owner = owner[owner]

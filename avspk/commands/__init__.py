@@ -1,1 +1,1 @@
-"""One module a command of `avspk`: `main(arguments, prog) -> exit status`; tools/ and eval/ call the same."""
+"""One module per command of `avspk`: `main(arguments, prog) -> exit status`; tools/ and eval/ call the same."""

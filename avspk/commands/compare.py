@@ -1,17 +1,17 @@
-"""Single- against multi-modal training side by side, with paired intervals of the EER difference.
+"""Compare single- with multi-modal training, with paired intervals of the EER difference.
 
 Runs that are finished; the first one is the reference:
 
     avspk compare --runs exp/audio exp/av
     avspk compare --runs "audio=exp/audio_s*" "audio + face=exp/av_s*"     # several seeds each
 
-Configs, which it trains, with their references (--variants): stage 1 only, no gate, gate only, a supervised upper
-bound. Stage 1 is trained once a seed, and all start from it. The same command goes on after an interruption:
+Configs to train, with their references (--variants): stage 1 only, no gate, gate only, a supervised upper
+bound. Stage 1 is trained once per seed, and all start from it. After an interruption the same command continues:
 
     avspk compare --configs demo_audio_only demo --seeds 0 1 2 \\
         --out exp/comparison [key.path=value ...]
 
-A ladder of methods from one file, whose rungs may start from different stage 1s (avspk/study.py says what it holds):
+A ladder of methods from one file, whose rungs may start from different stage 1s (format: avspk/study.py):
 
     avspk compare --study demo --seeds 0 1 2 --out exp/study
 
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
 
 
 def trained(args: argparse.Namespace) -> tuple[Method, ...]:
-    """Train what is not there yet, unless told not to; the methods, their runs in the order of the seeds."""
+    """Train the missing runs, unless told not to; returns the methods, their runs in the order of the seeds."""
     if args.study:
         runs = plan_study(find_study(args.study), args.seeds, args.out, args.overrides)
     else:
@@ -71,7 +71,7 @@ def trained(args: argparse.Namespace) -> tuple[Method, ...]:
         for name, group in grouped.items()
     ]
     if len(methods) < 2:
-        raise ValueError(f"a comparison takes two methods or more, {len(methods)} are finished under {args.out}")
+        raise ValueError(f"a comparison needs two methods or more, {len(methods)} are finished under {args.out}")
     return tuple(sorted(methods, key=lambda method: method.name == STAGE_ONE_ONLY))  # trained first, shown last
 
 
@@ -86,17 +86,17 @@ def parse(arguments: Sequence[str] | None, prog: str | None = None) -> argparse.
         prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--runs", nargs="+", metavar="[NAME=]FOLDER[,FOLDER...]", help="finished runs, one a method")
-    source.add_argument("--configs", nargs="+", type=Path, metavar="CONFIG", help="configs to train, one a method")
+    source.add_argument("--runs", nargs="+", metavar="[NAME=]FOLDER[,FOLDER...]", help="finished runs, one per method")
+    source.add_argument("--configs", nargs="+", type=Path, metavar="CONFIG", help="configs to train, one per method")
     source.add_argument("--study", type=Path, metavar="STUDY", help="a file of rungs to train, or a shipped study")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="of the trainings of --configs and --study")
     parser.add_argument(
-        "--variants", nargs="*", choices=VARIANTS, default=VARIANTS, help="references beside the configs; default: all"
+        "--variants", nargs="*", choices=VARIANTS, default=VARIANTS, help="references for the configs; default: all"
     )
     parser.add_argument(
-        "--no-training", action="store_true", help="compare what is finished of --configs, train nothing"
+        "--no-training", action="store_true", help="compare the finished runs of --configs, train nothing"
     )
-    parser.add_argument("--launch", default="", metavar="OPTIONS", help='for accelerate, as "--num_processes 4"')
+    parser.add_argument("--launch", default="", metavar="OPTIONS", help='for accelerate, such as "--num_processes 4"')
     parser.add_argument("--out", type=Path, default=Path("exp/comparison"), help="folder of page, table and trainings")
     parser.add_argument("--bootstrap", type=int, default=1000, help="replicates of the 95 %% intervals")
     parser.add_argument("--bootstrap-seed", type=int, default=0)

@@ -1,4 +1,4 @@
-"""What the commands share: tables on standard output, errors and warnings of one line on standard error."""
+"""Shared by the commands: tables on standard output, errors and warnings of one line on standard error."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from avspk.shipped import shipped_names
 def guarded(command: Callable[[argparse.Namespace], int], args: argparse.Namespace) -> int:
     """Run a command that uses a model: its exit status, or 2 with a line of error.
 
-    Of the warnings only those about sound are shown. What is no fault of the user's stays a traceback.
+    Of the warnings only those about sound are shown. Errors that are not the user's keep their traceback.
     """
     from avspk.checkpoint import CheckpointError
     from avspk.inference.export import ExportError
@@ -46,7 +46,7 @@ def table(rows: Sequence[tuple[str, str]]) -> None:
 def add_model(parser: argparse.ArgumentParser, required: bool = True) -> None:
     """The options of every command that loads a model."""
     parser.add_argument(
-        "--model", required=required, metavar="DIR", help="model folder, as exp/demo/model, or a name on the hub"
+        "--model", required=required, metavar="DIR", help="model folder, such as exp/demo/model, or a name on the hub"
     )
     parser.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: the GPU if there is one)")
 

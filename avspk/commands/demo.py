@@ -1,6 +1,6 @@
 """The whole method on a synthetic corpus: makes it, prepares it, trains, evaluates and writes a report.
 
-A quarter of an hour on two cores, 2.5 GiB below the current folder. Interrupted anywhere, the same command goes on.
+A quarter of an hour on two cores, 2.5 GiB below the current folder. After an interruption the same command continues.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ DATA = Path("data/demo")  # where configs/demo.yaml expects it
 
 
 def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int:
-    """Corpus, preparation, training, each from where it was; the exit status of what failed, or 0."""
+    """Corpus, preparation, training, each continued from its last state; the exit status of the first failure, or 0."""
     parser = argparse.ArgumentParser(
         prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

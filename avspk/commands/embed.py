@@ -1,8 +1,8 @@
-"""Speaker embeddings of files, as the encoder gives them: no mean subtracted.
+"""Speaker embeddings of files from the encoder, without mean subtraction.
 
-Sounds come from files, folders (at any depth) and lists. What --out holds already stays and is not computed again: the
-same command goes on after an interruption, and several commands may add to one file, one after the other. A file that
-cannot be embedded costs its own row, and is named here and in X.failed.tsv.
+Sounds come from files, folders (at any depth) and lists. Existing rows of --out are kept and not computed again: the
+same command continues after an interruption, and several commands may add to one file, one after the other. A file
+that cannot be embedded has no row, and is named here and in X.failed.tsv.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
                         help="a path a line (- is standard input), wav.scp, manifest.parquet or a folder")  # fmt: skip
     parser.add_argument("--out", type=_out, required=True,
                         help="X.npy, (files, dimension) float32, names in X.tsv; or X.ark, with X.scp")  # fmt: skip
-    parser.add_argument("--overwrite", action="store_true", help="begin anew; what --out holds is removed")
+    parser.add_argument("--overwrite", action="store_true", help="start again; existing content of --out is removed")
     parser.add_argument("--precision", choices=["auto", "float32", "bfloat16"], default="auto",
-                        help="auto: bfloat16 where the device is faster with it")  # fmt: skip
+                        help="auto: bfloat16 if the device is faster with it")  # fmt: skip
     parser.add_argument("--workers", type=_positive, help="processes that read and decode")
     parser.add_argument("--shard", type=_shard, help="slice i/n of the list; default: accelerate launch's process")
     args = parser.parse_args(arguments)
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
     try:
         return guarded(run, args)
     except KeyboardInterrupt:
-        complain("interrupted", "what is embedded is kept; the same command goes on")
+        complain("interrupted", "finished embeddings are kept; the same command continues")
         return 130
 
 
@@ -64,12 +64,12 @@ def _positive(text: str) -> int:
 def _shard(text: str) -> tuple[int, int]:
     number, slash, of = text.partition("/")
     if not (slash and number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of)):
-        raise argparse.ArgumentTypeError(f"{text!r} is not i/n with i from 1 to n, as 1/4")
+        raise argparse.ArgumentTypeError(f"{text!r} is not i/n with i from 1 to n, such as 1/4")
     return int(number), int(of)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Find, embed, write, say what happened."""
+    """Find, embed, write, print the result."""
     from avspk.data.file_lists import named_sounds
     from avspk.evaluation.embedding_store import model_digest
     from avspk.inference.embedding_job import EmbeddingJob, Outcome, failures_path
@@ -95,7 +95,7 @@ def _slice_of(args: argparse.Namespace) -> tuple[int, int]:
     shard = args.shard or (int(os.environ.get("RANK", "0")) + 1, int(os.environ.get("WORLD_SIZE", "1")))
     if args.overwrite:
         if shard[1] > 1:
-            raise ValueError("--overwrite in slices: one would remove what another has begun; remove the files by hand")
+            raise ValueError("--overwrite in slices: one would remove another's results; remove the files by hand")
         discard(args.out)
     return shard
 
@@ -103,7 +103,7 @@ def _slice_of(args: argparse.Namespace) -> tuple[int, int]:
 def _embed(
     args: argparse.Namespace, folder: Path, job: EmbeddingJob, share: Mapping[str, Path], outcome: Outcome
 ) -> None:
-    """Embed what has no row yet; what cannot be embedded is named at once."""
+    """Embed files that have no row yet; failures are named immediately."""
     from avspk.inference.embedding_job import unusable_name
 
     known = job.known()
@@ -125,7 +125,7 @@ def _embed(
 
 
 def _results(args: argparse.Namespace, folder: Path, paths: Sequence[Path]) -> Iterator[list[Embedded]]:
-    """Nothing is loaded where nothing is to be done."""
+    """Load the model only if there is work."""
     if not paths:
         return
     import torch

@@ -1,4 +1,4 @@
-"""What a model folder holds: architecture, features, calibration, model card."""
+"""Content of a model folder: architecture, features, calibration, model card."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _input(config: dict[str, Any]) -> str:
-    """What the encoder takes."""
+    """The input of the encoder."""
     rate, takes = config.get("sample_rate"), config["input"]["takes"]
     if takes == "image":
         return "face crops"

@@ -3,8 +3,8 @@
     avspk noise --out data/noise --musan /data/musan --rirs /data/RIRS_NOISES
     avspk noise --out data/noise --folder noise=/data/street --folder speech=/data/talk --generate
 
-Kinds of sound that are not given (noise, music, impulse responses) are left out, or made up with --generate. What could
-not be used is listed with the reason in rejected.tsv beside the pack's files.
+Kinds of sound that are not given (noise, music, impulse responses) are left out, or generated with --generate.
+rejected.tsv, next to the pack's files, lists unusable files with the reason.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def category_folder(text: str) -> tuple[str, Path]:
 
 
 def generated(arguments: argparse.Namespace, sounds: list[SoundFile]) -> Iterator[Recording]:
-    """Yield what --generate adds: categories of which no recording was given, speech excepted."""
+    """Yield the recordings of --generate: categories without given recordings, except speech."""
     given = {sound.category for sound in sounds}
     for category, number in (("noise", 200), ("music", 100)):
         if arguments.generate and category not in given:

@@ -1,7 +1,7 @@
 """Pack the sound of a manifest into a few hundred large files, for network storage.
 
-Training on OUT/packed.parquet gives the same weights as on the manifest that was packed, byte for byte. Run it again
-after an interruption, and it goes on where it stopped. Face crops stay where they are.
+Training on OUT/packed.parquet gives the same weights as on the original manifest, byte for byte. Run it again
+after an interruption to continue. Face crops stay where they are.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ def parse(arguments: Sequence[str] | None, prog: str | None) -> argparse.Namespa
     parser.add_argument("--manifest", type=Path, required=True, help="manifest.parquet or .tsv over sound files")
     parser.add_argument("--out", type=Path, help="folder of packed.parquet and sound/ (the manifest's)")
     parser.add_argument(
-        "--format", choices=get_args(PackFormat), default="int16", help="flac takes half of the room, and more CPU"
+        "--format", choices=get_args(PackFormat), default="int16", help="flac takes half of the space, and more CPU"
     )
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (all cores)")
     return parser.parse_args(arguments)
 
 
 def main(given: Sequence[str] | None = None, prog: str | None = None) -> int:
-    """Parse, pack, say what to train on; 0, or the program ends with a line of error."""
+    """Parse, pack, print the manifest to train on; 0, or the program ends with a line of error."""
     arguments = parse(given, prog)
     out = arguments.out or arguments.manifest.parent
     settings = PackSettings(arguments.manifest, out, arguments.format, arguments.workers)
@@ -42,7 +42,7 @@ def main(given: Sequence[str] | None = None, prog: str | None = None) -> int:
         with Progress("packing", len(read_utterances(arguments.manifest)), unit="utterances") as progress:
             packed = pack_sound(settings, progress.advance)
     except (ManifestError, WorkerError, OSError) as error:
-        raise SystemExit(f"pack: {error}\nOnce the cause is gone, the same command goes on.") from None
+        raise SystemExit(f"pack: {error}\nFix the cause, then run the same command: it continues.") from None
     crops = "" if out.samefile(arguments.manifest.parent) else f" data.crops={arguments.manifest.parent / 'crops'}"
     print(f"train with data.train={packed}{crops}")
     return 0

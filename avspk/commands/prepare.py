@@ -1,7 +1,7 @@
 """Prepare videos or sounds, any folder or list of them, for training: sound, face crops, manifest, rejected files.
 
-Run it again after an interruption, and it goes on where it stopped. Several machines: --shard 1/4 ... 4/4 into one
---out, or `accelerate launch -m avspk.cli prepare`; whoever ends last joins the slices.
+Run it again after an interruption to continue. Several machines: --shard 1/4 ... 4/4 into one
+--out, or `accelerate launch -m avspk.cli prepare`; the process that ends last joins the slices.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from avspk.data.sound_store import PackFormat
 
 
 def shard(text: str) -> tuple[int, int]:
-    """The slice meant by i/n."""
+    """Parse a slice i/n."""
     number, of = text.split("/")
     return int(number), int(of)
 
@@ -40,10 +40,10 @@ def parse(arguments: Sequence[str] | None, prog: str | None) -> argparse.Namespa
     parser.add_argument(
         "--speakers-from",
         metavar="PATTERN",
-        help="what paths below --raw tell, such as {speaker}/{video}/{clip}: for diagnostics alone; without it only "
-        "VoxCeleb's names (id.../<video>/<clip>) tell speakers",
+        help="pattern of the paths below --raw, such as {speaker}/{video}/{clip}, for diagnostics; without it only "
+        "VoxCeleb's names (id.../<video>/<clip>) give speakers",
     )
-    parser.add_argument("--out", type=Path, required=True, help="folder for everything that is written")
+    parser.add_argument("--out", type=Path, required=True, help="folder for all output files")
     parser.add_argument("--workers", type=int, help="processes (all cores)")
     parser.add_argument("--shard", type=shard, default=(rank + 1, size), help="slice i/n of the work (1/1)")
     parser.add_argument("--crops", type=int, default=faces.crops_per_clip, help="face crops per clip (%(default)s)")
@@ -51,7 +51,7 @@ def parse(arguments: Sequence[str] | None, prog: str | None) -> argparse.Namespa
         "--face-tracked",
         choices=("auto", "yes", "no"),
         default=faces.face_tracked,
-        help="clips follow one face, so that detection on few frames suffices (auto: square ones do)",
+        help="clips follow one face, so detection on few frames is enough (auto: yes for square ones)",
     )
     parser.add_argument("--margin", type=float, default=faces.margin, help="of a crop, share of the face (%(default)s)")
     parser.add_argument("--require-face", action="store_true", help="leave out clips without a face")
@@ -60,7 +60,7 @@ def parse(arguments: Sequence[str] | None, prog: str | None) -> argparse.Namespa
         nargs="?",
         const="int16",
         choices=get_args(PackFormat),
-        help="all sound into a few hundred large files, not a wav each: for network storage (alone: int16)",
+        help="all sound in a few hundred large files, not one wav each: for network storage (without value: int16)",
     )
     parser.add_argument(
         "--max-seconds",
@@ -72,7 +72,7 @@ def parse(arguments: Sequence[str] | None, prog: str | None) -> argparse.Namespa
         "--one-person",
         action=argparse.BooleanOptionalAction,
         default=None,
-        help="leave out what shows several people (yes; VoxCeleb no)",
+        help="leave out clips that show several people (yes; VoxCeleb no)",
     )
     parser.add_argument("--min-seconds", type=float, default=1.0, help="shorter sound is rejected (%(default)s)")
     parsed = parser.parse_args(arguments)

@@ -13,9 +13,9 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
     """Upload, or print the card; 0, or 2 with a line of error."""
     parser = argparse.ArgumentParser(prog=prog, description=__doc__)
     parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="model folder, best in its run folder")
-    parser.add_argument("--repo", required=True, metavar="OWNER/NAME", help="made if it is not there")
-    parser.add_argument("--license", required=True, metavar="ID", help="of the weights, as cc-by-4.0")
-    parser.add_argument("--training-data", metavar="TEXT", help="what it was trained on, for the card")
+    parser.add_argument("--repo", required=True, metavar="OWNER/NAME", help="created if it does not exist")
+    parser.add_argument("--license", required=True, metavar="ID", help="of the weights, such as cc-by-4.0")
+    parser.add_argument("--training-data", metavar="TEXT", help="description of the training data, for the card")
     parser.add_argument("--private", action="store_true", help="a new repository is private")
     parser.add_argument("--card-only", action="store_true", help="print the card, upload nothing")
     return guarded(run, parser.parse_args(arguments))

@@ -1,4 +1,4 @@
-"""The report of a run, finished or not, as one page: what it reached, how each stage went, what it ran with."""
+"""The report of a run, finished or not, as one page: results, each stage, settings and machine."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from avspk.commands.console import complain
 
 
 def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int:
-    """Write report.html into run folders; 0, or 2 with a line of error for each that is none."""
+    """Write report.html into run folders; 0, or 2 with a line of error for each folder that is not a run."""
     parser = argparse.ArgumentParser(prog=prog, description=__doc__)
-    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folder, as exp/demo")
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folder, such as exp/demo")
     args = parser.parse_args(arguments)
     from avspk.report.build import write_report
 

@@ -1,7 +1,7 @@
-"""Score sounds against enrolled speakers: a matrix of cosines, the training mean subtracted, or of AS-norm scores.
+"""Score sounds against enrolled speakers: a matrix of cosines (training mean subtracted) or AS-norm scores.
 
-The enrolment is a file of lines `speaker path`; a speaker may have several. Wherever a list of sounds is asked for, a
-table that `avspk embed` wrote (X.npy, X.ark) does as well; of an enrolment, its names are the speakers.
+The enrolment is a file of lines `speaker path`; a speaker may have several. Instead of a list of sounds, you can give a
+table from `avspk embed` (X.npy, X.ark); in an enrolment, its names are the speakers.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
     parser.add_argument("files", help="sounds to score: wav.scp, a list, a manifest, a folder or a table")
     parser.add_argument("--enrolment", required=True, help="lines `speaker path`, or a table")
     add_model(parser)
-    text = "lines `speaker sound score`; X.npy: the matrix (sounds, speakers), its names beside it"
+    text = "lines `speaker sound score`; X.npy: the matrix (sounds, speakers), with a file of its names"
     parser.add_argument("--out", type=_out, required=True, metavar="X.tsv", help=text)
-    parser.add_argument("--at-least", type=float, metavar="T", help="write only scores of T and more, to X.tsv")
+    parser.add_argument("--at-least", type=float, metavar="T", help="write only scores of at least T, to X.tsv")
     parser.add_argument("--cohort", help="other speakers' sounds: scores become AS-norm")
     parser.add_argument("--top-n", type=int, default=300, help="cohort scores that AS-norm keeps (%(default)s)")
     args = parser.parse_args(arguments)
     if args.at_least is not None and args.out.suffix == ".npy":
-        parser.error("--at-least chooses lines of X.tsv; a matrix holds all scores")
+        parser.error("--at-least selects lines of X.tsv; a matrix has all scores")
     return guarded(run, args)
 
 
@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _enrolled(source: str, vectors: Vectors) -> tuple[list[str], np.ndarray]:
-    """A speaker's name for each of the embeddings."""
+    """The speaker's name of each embedding."""
     from avspk.data.file_lists import read_enrolment
     from avspk.inference.embedding_table import SUFFIXES
 

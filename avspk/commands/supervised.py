@@ -2,9 +2,9 @@
 
     accelerate launch -m avspk.commands.supervised --config CONFIG stage_one=exp/av output=exp/supervised
 
-It answers what perfect labels would give: the same stage-1 encoder, rounds and fine-tuning as the method, audio alone,
-but with the speakers in place of clusters, and without gate and correction. A reference to read other numbers against,
-never a result of the method. `avspk train` has no setting that leads here and refuses to continue such a run.
+It shows what perfect labels would give: the same stage-1 encoder, rounds and fine-tuning as the method, audio only,
+but with the speakers instead of clusters, and without gate and correction. It is a reference for other numbers,
+never a result of the method. `avspk train` has no setting for it and refuses to continue such a run.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ logger = logging.getLogger("avspk.supervised")
 
 
 class SpeakerLabeller:
-    """The TRUE speakers, audio alone, every label trusted: an upper bound, never a result of the method."""
+    """The TRUE speakers, audio only, every label trusted: an upper bound, never a result of the method."""
 
     name = "TRUE SPEAKER"
 
@@ -46,7 +46,7 @@ class SpeakerLabeller:
         """See `avspk.labellers.Labeller`."""
         if unknown := int((utterances.speakers == "").sum()):
             raise ConfigError(
-                f"{config.data.train}: the speakers of {unknown} utterances are not known and cannot be trained on; "
+                f"{config.data.train}: the speakers of {unknown} utterances are unknown, so they cannot be trained on; "
                 "prepare with --speakers-from, or fill in the column speaker"
             )
 
@@ -78,7 +78,7 @@ def main(given: Sequence[str] | None = None) -> int:
         session = Session(load_config(find_config(arguments.config), arguments.overrides), SpeakerLabeller())
     except (ConfigError, ValueError, OSError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
-    logger.warning("SUPERVISED: this run trains on true speaker labels; it is no result of the method")
+    logger.warning("SUPERVISED: this run trains on true speaker labels; it is not a result of the method")
     recipe.run(session)
     return 0
 

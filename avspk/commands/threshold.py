@@ -1,10 +1,10 @@
-"""Thresholds for the false-alarm rates that one can live with, from trials of one's own.
+"""Thresholds for acceptable false-alarm rates, from your own trials.
 
     avspk threshold --trials my_trials.txt --wav-root DIR --model exp/av/model --false-alarm 0.01 0.001
     avspk threshold --scores results/cosine__my_trials.scores.tsv
 
-Trials are lines `1 a.wav b.wav` (1 one speaker, 0 two) or `a b target|nontarget`. Decide as here: accept scores of the
-threshold and more, of the same kind (cosine less the training mean, as `avspk verify` and `avspk score` give it, or
+Trials are lines `1 a.wav b.wav` (1 one speaker, 0 two) or `a b target|nontarget`. To decide, accept scores from the
+threshold on, of the same kind (cosine less the training mean, from `avspk verify` and `avspk score`, or
 AS-norm with the same cohort).
 """
 
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
     source.add_argument("--scores", type=Path, help="lines `enroll test score label` or `score label`")
     add_model(parser, required=False)
     parser.add_argument("--wav-root", type=Path, default=Path(), help="folder that the names in the list start from")
-    parser.add_argument("--wav-scp", type=Path, help="Kaldi's `name path`, where names are no paths")
+    parser.add_argument("--wav-scp", type=Path, help="Kaldi's `name path`, if names are not paths")
     parser.add_argument("--cohort", help="other speakers' sounds, a list or a table: scores become AS-norm")
     parser.add_argument("--top-n", type=int, default=300, help="cohort scores that AS-norm keeps (%(default)s)")
     parser.add_argument("--false-alarm", type=float, nargs="+", default=[0.05, 0.01, 0.001], metavar="RATE",
@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
             complain(
                 "warning",
                 f"{100 * rate:g} % of {num_others:,} trials are {rate * num_others:.3g} false alarms; "
-                f"{FEW} or more make a rate that will be met again: have {round(FEW / rate):,} such trials",
+                f"{FEW} or more give a reproducible rate: use {round(FEW / rate):,} such trials",
             )
     return 0
 

@@ -1,6 +1,6 @@
 """Train; the same command resumes.
 
-avspk train --data data/own/manifest.parquet output=exp/own       a config that fits this many utterances
+avspk train --data data/own/manifest.parquet output=exp/own       a config for this number of utterances
 
 avspk train [--config CONFIG] [key.path=value ...]                                       one process
 accelerate launch -m avspk.cli train [--config CONFIG] [key.path=value ...]              many
@@ -33,8 +33,8 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
     parser.add_argument(
         "--data",
         type=Path,
-        help="a manifest; clusters, batches, epochs and modalities follow from its size and are printed, trial lists "
-        "that are not there left out. Overrides have the last word",
+        help="a manifest; its size determines clusters, batches, epochs and modalities, all printed; missing trial "
+        "lists are left out. Overrides take precedence",
     )
     parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="settings that differ from the file's")
     args = parser.parse_args(arguments)
@@ -42,22 +42,22 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
     return 0
 
 
-@record  # the launcher then shows the error of the process that failed first
+@record  # makes the launcher show the error of the process that failed first
 def _train(config: Path, overrides: list[str], data: Path | None = None) -> None:
     try:
         recipe.run(build(config, overrides, data))
     except Exception as error:
         if not distributed.is_lost_connection(error):
             raise
-        # Its traceback would only show where this process was when the other one died.
+        # Its traceback would only show the position of this process when the other one died.
         sys.exit(
-            f"[rank {distributed.rank()}] stops: another process is gone. What that one said, or the signal that "
-            f"killed it, is the cause. ({str(error).splitlines()[0]})"
+            f"[rank {distributed.rank()}] stops: another process is gone. The cause is that process's error, or the "
+            f"signal that killed it. ({str(error).splitlines()[0]})"
         )
 
 
 def build(config: Path, overrides: list[str], data: Path | None = None) -> Session:
-    """The run; what is wrong with its settings or files ends the program with one line, not with a traceback."""
+    """The run; errors in its settings or files end the program with one line, not with a traceback."""
     try:
         file = find_config(config)
         if data is not None:
@@ -68,7 +68,7 @@ def build(config: Path, overrides: list[str], data: Path | None = None) -> Sessi
 
 
 def _fitting(file: Path, data: Path) -> list[str]:
-    """Overrides by the size of a manifest, which are printed once."""
+    """Overrides for the size of a manifest, which are printed once."""
     utterances, config = read_utterances(data), load_config(file)
     scaled = [f"{key}={json.dumps(value)}" for key, value in scaled_settings(utterances, config).items()]
     scaled += [f"data.train={data}"]

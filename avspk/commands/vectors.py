@@ -39,9 +39,9 @@ class Vectors:
         logging.basicConfig(level=logging.INFO, format="%(message)s")
 
     def of(self, source: str) -> tuple[list[str], Floats]:
-        """Names and embeddings (N, D) of a table (*.npy, *.ark), or of any list that `avspk embed --list` takes.
+        """Names and embeddings (N, D) of a table (*.npy, *.ark), or of any list for `avspk embed --list`.
 
-        Raises ValueError if none of its sounds can be embedded, or if the table is of another model.
+        Raises ValueError if none of its sounds can be embedded, or if the table is from another model.
         """
         from avspk.data.file_lists import named_sounds
         from avspk.inference.embedding_table import SUFFIXES, EmbeddingTable
@@ -54,7 +54,7 @@ class Vectors:
             return list(table.names), np.array(table.read())
 
     def of_sounds(self, sounds: Mapping[str, Path], source: str) -> tuple[list[str], Floats]:
-        """Names and embeddings (N, D) of those sounds that have one."""
+        """Names and embeddings (N, D) of the sounds that have one."""
         from avspk.inference.many_files import embed_many
 
         names, rows = [], []

@@ -1,4 +1,4 @@
-"""Are two recordings of one speaker? Score, probability and decision."""
+"""Do two recordings have the same speaker? Score, probability and decision."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from avspk.scoring.metrics import bayes_threshold
 
 
 def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int:
-    """Print what two recordings say about being of one speaker; 0, or 2 with a line of error."""
+    """Print score and decision for two recordings; 0, or 2 with a line of error."""
     parser = argparse.ArgumentParser(prog=prog, description=__doc__)
     parser.add_argument("first", type=Path, help="any format, any sample rate; channels are averaged")
     parser.add_argument("second", type=Path)

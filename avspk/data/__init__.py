@@ -1,1 +1,1 @@
-"""What is read from disk: manifests, media, face crops, noise, and the views cut from them."""
+"""Data read from disk: manifests, media, face crops, noise, and the views cut from them."""

@@ -1,4 +1,4 @@
-"""Files that belong to a clip and were not needed: named, so that every file of a tree is accounted for."""
+"""Names the files of a clip that were not needed, so that every file of a tree is accounted for."""
 
 from collections.abc import Iterable, Iterator
 
@@ -9,7 +9,7 @@ from avspk.data.tree import Rejected
 def unused_files(clips: Iterable[Clip], utterances: set[str], rejected: Iterable[Rejected]) -> Iterator[Rejected]:
     """Files of clips that are neither in an utterance nor rejected yet, with the reason.
 
-    `utterances` are the ids that came of the clips, `rejected` what preparing them left out.
+    `utterances` are the ids made from the clips, `rejected` is what preparation left out.
     """
     reasons = {one.path: one.reason for one in rejected}
     used = utterances | {name.rstrip("0123456789") for name in utterances}

@@ -1,6 +1,6 @@
-"""How a picture looks, as histograms: enough to tell that the next one shows another person or scene.
+"""Histograms of how a picture looks: enough to tell that the next picture shows another person or scene.
 
-No network is used: what is learned from identities must not choose the data of a method without labels.
+No network is used: a network trained on identities must not choose the data of a method without labels.
 """
 
 from __future__ import annotations
@@ -8,19 +8,20 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-_SIDE = 40  # pixels that are looked at
+_SIDE = 40  # pixels; pictures are scaled to this size
 _CHROMA = 16  # bins of each of the two colour differences, -64 to 64
 _CELLS, _DIRECTIONS = 4, 8  # of the gradients: cells a side, directions in each
-_GRADIENTS = 3.0  # [C] weight: changes of person and of light differ most by it on real talking heads
+_GRADIENTS = 3.0  # [C] weight: on real talking heads it separates changes of person from changes of light best
 OTHER = 0.4
-"""[C] Distance from which two pictures in a row show another person or scene. Crops of one clip, up to a second apart,
-differ by 0.23 at most (12 real clips, 110 synthetic ones), 95 % of crops of two real clips by more than 0.43."""
+"""[C] Distance from which two consecutive pictures show another person or scene. Crops of one clip, up to a second
+apart,
+differ by at most 0.23 (12 real clips, 110 synthetic ones); 95 % of crops of two real clips by more than 0.43."""
 
 
 def appearances(pictures: np.ndarray) -> np.ndarray:
     """Histograms of pictures uint8 (n, H, W, 3), float32 (n, D): colours, and gradients by cell and direction.
 
-    Both are normalised, so that the size of the picture, and for the gradients its contrast, do not count.
+    Both are normalised, so the size of the picture does not matter, nor the contrast for the gradients.
     """
     small = [np.asarray(Image.fromarray(picture).resize((_SIDE, _SIDE), Image.Resampling.BOX)) for picture in pictures]
     colours = np.stack(small).astype(np.float32)

@@ -1,6 +1,6 @@
-"""Which augmentation each view gets: its numbers, drawn by a policy from an explicit generator.
+"""Draws the parameters of each view's augmentation by a policy from an explicit generator.
 
-The numbers are applied on the training device by `avspk.frontend`; here nothing touches samples or pixels.
+`avspk.frontend` applies them on the training device; this file touches no samples or pixels.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from avspk.settings import Count, NotNegative, PositiveRange, Probability, Range
 
 
 class AudioPolicy(Settings):
-    """What is done to one audio crop.
+    """Augmentation of one audio crop.
 
-    With `one_of` a view gets reverberation or noise or neither, never both; the two probabilities then sum to at most
+    With `one_of` a view gets reverberation, noise, or neither, never both; the two probabilities then sum to at most
     1. Each crop, with probability 1, gets reverberation or one of the additive noises [S]; without `one_of` they are
     independent [C]. SNR ranges in dB [S]. `voices` recordings of speech are summed to babble (range, inclusive).
-    `category_weights` are relative chances of (noise, music, speech) [C]; those a pack lacks get none.
+    `category_weights` are relative chances of (noise, music, speech) [C]; categories that the pack lacks get none.
     `equaliser_db`: standard deviation of a smooth random gain curve over `equaliser_points` frequencies, 0 = off [C].
     """
 
@@ -37,7 +37,7 @@ class AudioPolicy(Settings):
 
     @property
     def num_parts(self) -> int:
-        """Most recordings one view's noise is summed from: the constant P of the drawn arrays."""
+        """Largest number of recordings summed for one view's noise: the constant P of the drawn arrays."""
         return self.voices[1]
 
     @model_validator(mode="after")
@@ -50,7 +50,7 @@ class AudioPolicy(Settings):
 
 
 class ImagePolicy(Settings):
-    """What is done to one face crop; global and local views are two policies. All [C].
+    """Augmentation of one face crop; global and local views have two policies. All [C].
 
     `scale`: range of the crop's share of the image's area; `ratio`: range of width over height; `brightness`,
     `contrast`, `saturation` s: factors uniform in 1 - s .. 1 + s, drawn with probability `jitter`; `grey`, `blur`,
@@ -80,9 +80,10 @@ class ImagePolicy(Settings):
 def draw_audio(
     rng: np.random.Generator, policy: AudioPolicy, pack_table: RecordingTable, num_rirs: int, num_views: int
 ) -> dict[str, np.ndarray]:
-    """Numbers for `AudioAugment`, one row a view: rir (N,), noise and noise_offset (N, P), snr (N,), equaliser (N, E).
+    """Parameters of `AudioAugment`, one row per view: rir (N,), noise and noise_offset (N, P), snr (N,), equaliser (N,
+    E).
 
-    The same amount of randomness is taken from `rng` whatever is chosen. Raises ValueError if the policy asks for
+    Always takes the same amount of randomness from `rng`. Raises ValueError if the policy asks for
     reverberation or noise that the pack does not have.
     """
     reverberant, noisy = _choose_kind(rng, policy, num_views)
@@ -103,7 +104,7 @@ def draw_audio(
 
 
 def _choose_kind(rng: np.random.Generator, policy: AudioPolicy, num_views: int) -> tuple[np.ndarray, np.ndarray]:
-    """Which views get reverberation, which noise: two bool (N,)."""
+    """Views that get reverberation, and views that get noise: two bool (N,)."""
     first, second = rng.random((2, num_views))
     if policy.one_of:
         return first < policy.reverberation, (first >= policy.reverberation) & (
@@ -153,7 +154,7 @@ def _draw_equaliser(rng: np.random.Generator, policy: AudioPolicy, num_views: in
 
 
 def draw_image(rng: np.random.Generator, policy: ImagePolicy, num_views: int) -> dict[str, np.ndarray]:
-    """Numbers for `ImageAugment` by view: box (N, 4); flip, brightness, contrast, saturation, grey, blur (N,)."""
+    """Parameters of `ImageAugment` by view: box (N, 4); flip, brightness, contrast, saturation, grey, blur (N,)."""
     jittered = rng.random(num_views) < policy.jitter
     strengths = np.array([policy.brightness, policy.contrast, policy.saturation])[:, None]
     factors = np.where(jittered, 1 + strengths * rng.uniform(-1, 1, (3, num_views)), 1.0).astype(np.float32)
@@ -173,7 +174,7 @@ def _draw_boxes(rng: np.random.Generator, policy: ImagePolicy, num_views: int) -
     """Crop boxes x0 y0 x1 y1 in unit coordinates, float32 (N, 4), all inside the image.
 
     A box of area a and ratio r is sqrt(a r) wide and sqrt(a / r) high; both are at most 1 exactly when r lies in
-    [a, 1 / a], so the ratio is drawn log-uniformly from what of its range is feasible, instead of by rejection.
+    [a, 1 / a], so the ratio is drawn log-uniformly from the feasible part of its range, without rejection.
     """
     area = rng.uniform(*policy.scale, num_views)
     low, high = np.maximum(policy.ratio[0], area), np.minimum(policy.ratio[1], 1 / area)

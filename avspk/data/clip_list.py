@@ -1,4 +1,4 @@
-"""Lists of recordings as people have them: wav.scp, a table with a column `path`, one path a line."""
+"""Lists of recordings in common formats: wav.scp, a table with a column `path`, one path a line."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from avspk.text_files import read_lines
 
 
 class Listed(NamedTuple):
-    """A file, and its name and speaker where the list tells them, else ""."""
+    """A file, and its name and speaker if the list gives them, else ""."""
 
     path: str
     name: str = ""
@@ -21,8 +21,8 @@ class Listed(NamedTuple):
 
 
 def read_clip_list(path: Path) -> list[Listed]:
-    """Files in the order of the list: `*.scp` has lines `name path`, `*.tsv` and `*.csv` a header with `path`, and
-    `name` and `speaker` if they like, any other file a path a line.
+    """Files in the order of the list: `*.scp` has lines `name path`, `*.tsv` and `*.csv` a header with `path` and
+    optionally `name` and `speaker`, any other file a path a line.
 
     Raises: ManifestError naming the file, and the line or the column that is wrong.
     """
@@ -33,7 +33,7 @@ def read_clip_list(path: Path) -> list[Listed]:
     else:
         listed = [Listed(line.strip()) for line in read_lines(path, "list", ManifestError) if line.strip()]
     if not listed:
-        raise ManifestError(f"{path}: no path in it")
+        raise ManifestError(f"{path}: it contains no path")
     return listed
 
 
@@ -42,8 +42,8 @@ def _table(path: Path) -> Iterator[Listed]:
     rows = csv.DictReader(lines) if path.suffix == ".csv" else csv.DictReader(lines, dialect="excel-tab", quoting=3)
     columns = rows.fieldnames or []
     if "path" not in columns or not set(columns) <= set(Listed._fields):
-        raise ManifestError(f"{path}: columns are {list(columns)}, must be path and, if known, name and speaker")
+        raise ManifestError(f"{path}: columns are {list(columns)}, must be path and optionally name and speaker")
     for row in rows:
         if None in row or None in row.values() or not row["path"]:
-            raise ManifestError(f"{path}, line {rows.line_num}: want {len(columns)} fields, among them a path")
+            raise ManifestError(f"{path}, line {rows.line_num}: must have {len(columns)} fields with a path")
         yield Listed(**row)

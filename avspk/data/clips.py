@@ -1,8 +1,8 @@
-"""Recordings as people have them, a tree or a list, to clips: which files belong to one, and what it is called.
+"""Clips of a tree or a list of recordings: the files of each clip, and its name.
 
 VoxCeleb2: `mp4/<speaker>/<video>/<clip>.mp4`, sound in `aac/.../<clip>.m4a` or in the mp4. VoxCeleb1: `wav/...`, no
-video. Whatever lies above the last three levels (`dev/`, `test/`, `wav/`) is free. GRID: `<speaker>/video/<clip>.mpg`,
-sound beside it, in it or in `<speaker>/audio/<clip>.wav`. Own data: any folders, or none.
+video. Any folders may precede the last three levels (`dev/`, `test/`, `wav/`). GRID: `<speaker>/video/<clip>.mpg`,
+sound next to it, in it or in `<speaker>/audio/<clip>.wav`. Own data: any folders, or none.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ from avspk.data.video import VIDEO_SUFFIXES
 from avspk.text_files import UNPRINTABLE, printable
 
 logger = logging.getLogger(__name__)
-_LONGEST_NAME = 255 - len("_0001.wav.part")  # bytes; what is made of a clip bears its name
+_LONGEST_NAME = 255 - len("_0001.wav.part")  # bytes; the files made from a clip have its name
 _LAST_NUMBER = re.compile(r"\d+$")
 
 
 @dataclass(frozen=True, slots=True)
 class Clip:
-    """A recording of one utterance or, if it is long, several, and the files it can be made of, relative to the root.
+    """A recording of one utterance, or of several if it is long, and its files, relative to the root.
 
-    `sounds`: all its files in order of preference, the video last, for its own sound; `video` is None where there is no
-    picture. `speaker` is "" where that is not known. `stem`: what names of parts begin with.
+    `sounds`: all its files in order of preference, the video last, for the sound in it; `video` is None if there is no
+    picture. `speaker` is "" if unknown. `stem`: prefix of the names of its parts.
     """
 
     utterance: str
@@ -60,7 +60,7 @@ class Clip:
 
 
 class FoundClips(NamedTuple):
-    """Clips ordered by utterance; files that are in none of them, sorted; kind of clutter -> number of files.
+    """Clips ordered by utterance; files that belong to no clip, sorted; kind of clutter -> number of files.
 
     `voxceleb`: the tree was recognised as VoxCeleb, whose clips are known to be short and of one person.
     """
@@ -72,22 +72,22 @@ class FoundClips(NamedTuple):
 
 
 def find_clips(raw: Path, out: Path | None = None, speakers_from: str | None = None) -> FoundClips:
-    """Clips of a tree, every other file of it with the reason why it is in none, and a count of known clutter.
+    """Clips of a tree, every other file with the reason why it belongs to none, and a count of known clutter.
 
-    Files of one utterance are those whose names agree but for the suffix, folders that are named for a kind of media
+    Files belong to one utterance if their names agree apart from the suffix, folders named after a kind of media
     (`audio`, `video`, `mp4`), upper and lower case, and the Unicode form of accents. A separate sound file and a video
     go together; of two files of the same kind the first path is used. `out` is not searched. `speakers_from`: see
-    `PatternNames`; without it, a tree of VoxCeleb's shape is recognised, and in any other no speaker is known.
+    `PatternNames`; without it, a tree of VoxCeleb's shape is recognised, and in any other tree speakers are unknown.
 
-    Raises: FileNotFoundError if `raw` is no folder or holds no media files that can be named; NamingError for a
-    pattern that is none; OSError if it cannot be read.
+    Raises: FileNotFoundError if `raw` is not a folder or holds no media files that can be named; NamingError for an
+    invalid pattern; OSError if it cannot be read.
     """
     if not raw.is_dir():
         raise FileNotFoundError(f"{raw}: no such folder")
     naming: Naming | None = PatternNames(speakers_from) if speakers_from else None
     tree = files_below(raw, out)
     if tree.output is not None:
-        logger.info("%s is where results go: not searched", raw / tree.output)
+        logger.info("%s is the output folder: not searched", raw / tree.output)
     naming = naming or (VoxCelebNames() if is_voxceleb(tree.media) else PathNames())
     rejected = tree.rejected
     grouped = _Groups(rejected)
@@ -103,9 +103,9 @@ def find_clips(raw: Path, out: Path | None = None, speakers_from: str | None = N
 def listed_clips(file: Path, raw: Path, speakers_from: str | None = None) -> FoundClips:
     """Clips of a list (`read_clip_list`), whose relative paths start from `raw`.
 
-    Names that the list does not tell are the paths below the folder that all files have in common.
+    If the list gives no names, they are the paths below the folder that all files have in common.
 
-    Raises: ManifestError for a list that is none; FileNotFoundError if no file of it can be named; NamingError.
+    Raises: ManifestError for an invalid list; FileNotFoundError if no file of it can be named; NamingError.
     """
     naming = PatternNames(speakers_from) if speakers_from else PathNames()
     listed = read_clip_list(file)
@@ -123,7 +123,7 @@ def listed_clips(file: Path, raw: Path, speakers_from: str | None = None) -> Fou
 
 
 class _ToldNames(Naming):
-    """What a list tells of one file, and another naming for the rest."""
+    """Name and speaker that a list gives for one file, and another naming for what is missing."""
 
     def __init__(self, told: Listed, naming: Naming) -> None:
         self._told, self._naming = told, naming
@@ -134,14 +134,14 @@ class _ToldNames(Naming):
             return
         name = utterance_of(self._told.name)
         if not is_utterance_id(name):
-            raise NamingError(f"{name!r} cannot be the name of an utterance: a relative path a/b/c without suffix can")
-        # The suffix keeps the pattern from taking a dot of the name for one.
+            raise NamingError(f"{name!r} cannot name an utterance: it must be a relative path a/b/c without suffix")
+        # The added suffix keeps the pattern from taking a dot in the name for the start of a suffix.
         speaker = self._told.speaker or next(self._naming.names(f"{name}.wav")).speaker
         yield Name(name, speaker, name)
 
 
 class _File(NamedTuple):
-    """Where a file lies, its suffix, and what it may be called, the best name first."""
+    """Path of a file, its suffix, and its possible names, the best first."""
 
     place: str
     suffix: str
@@ -149,14 +149,14 @@ class _File(NamedTuple):
 
 
 class _Groups:
-    """Files by the clip that they belong to; those that belong to none are rejected."""
+    """Files by the clip that they belong to; files that belong to none are rejected."""
 
     def __init__(self, rejected: list[Rejected]) -> None:
         self._files: list[_File] = []
         self._rejected = rejected
 
     def add(self, path: str, naming: Naming, place: str | None = None) -> None:
-        """A file by the path that names it; `place` is where it lies, if that is another."""
+        """Add a file under the names of `path`; `place` is its location if that differs."""
         place = place or path
         try:
             require_nameable(path)
@@ -170,9 +170,9 @@ class _Groups:
         return list(_with_stems(sorted(clips, key=lambda clip: clip.utterance)))
 
     def _clips(self, files: list[_File], level: int = 0) -> Iterator[Clip]:
-        """Of files that have one name: where two are of one kind, their next names tell them apart, if they have any.
+        """Clips of files that have one name. If two are of one kind, their next names separate them, if they have any.
 
-        Which of two people's sounds belongs to a picture is not guessed.
+        It never guesses which of two people's sounds belongs to a picture.
         """
         of_suffix: dict[str, _File] = {}
         for file in files:
@@ -200,7 +200,7 @@ class _Groups:
 
 
 def _grouped(files: list[_File], level: int) -> Iterator[list[_File]]:
-    """Files with one name at this level. Only best names leave out folders that say the kind of media."""
+    """Files with one name at this level. Only best names leave out folders named after a kind of media."""
     groups: dict[tuple[str, ...], list[_File]] = defaultdict(list)
     for file in files:
         name = file.names[level].utterance
@@ -209,14 +209,14 @@ def _grouped(files: list[_File], level: int) -> Iterator[list[_File]]:
 
 
 def require_nameable(path: str) -> None:
-    """Raises: NamingError if no utterance can be made of a file with this path, wherever it lies."""
+    """Raises: NamingError if no utterance can be made from a file with this path, in any tree."""
     stem, suffix = os.path.splitext(path.rsplit("/", 1)[-1])
     if UNPRINTABLE.search(path):
         raise NamingError("the name holds control characters or is not UTF-8")
     if "\\" in path:
         raise NamingError("the name holds a backslash")
     if suffix.lower() not in MEDIA_SUFFIXES:
-        raise NamingError(f"{suffix} is no known suffix of sound or video" if suffix else "the name has no suffix")
+        raise NamingError(f"{suffix} is not a known suffix of sound or video" if suffix else "the name has no suffix")
     if os.path.splitext(stem)[1].lower() in MEDIA_SUFFIXES:
         raise NamingError("the name has two media suffixes")
     if len(stem.encode()) > _LONGEST_NAME:
@@ -224,7 +224,7 @@ def require_nameable(path: str) -> None:
 
 
 def _with_stems(clips: list[Clip]) -> Iterator[Clip]:
-    """Names of parts are stem and number: no stem is another's, nor makes the name of a whole clip."""
+    """Names of parts are stem and number: stems are unique and give no name of a whole clip."""
     taken = {_LAST_NUMBER.sub("", folded(clip.utterance)) for clip in clips}
     for clip in clips:
         stem = f"{clip.utterance}_"
@@ -237,16 +237,16 @@ def _with_stems(clips: list[Clip]) -> Iterator[Clip]:
 def _say_what_is_known(source: Path, naming: Naming, clips: Iterable[Clip]) -> None:
     speakers = {clip.speaker for clip in clips} - {""}
     if isinstance(naming, VoxCelebNames):
-        logger.info("%s: recognised as VoxCeleb, id.../<video>/<clip>; its names tell speakers", source)
+        logger.info("%s: recognised as VoxCeleb, id.../<video>/<clip>; its names give speakers", source)
     elif speakers:
-        logger.info("%s: %d speakers are told, for diagnostics alone", source, len(speakers))
+        logger.info("%s: %d speakers are known, used for diagnostics only", source, len(speakers))
     else:
-        logger.info("%s: speakers are not known; --speakers-from tells them, if you want diagnostics", source)
+        logger.info("%s: speakers are not known; give --speakers-from if you want diagnostics", source)
 
 
 def _nothing_found(raw: Path, rejected: list[Rejected]) -> str:
     suffixes = " ".join((*AUDIO_SUFFIXES[:2], ".m4a", *VIDEO_SUFFIXES[:2]))
-    text = f"{raw}: no sound or video that can be used; known are names with a suffix like {suffixes} ..."
+    text = f"{raw}: no sound or video that can be used; known suffixes are {suffixes} ..."
     if rejected:
         text += f"; {len(rejected)} files were left out, the first is {rejected[0].path}: {rejected[0].reason}"
     return text

@@ -1,35 +1,35 @@
-"""Whether a media file is whole: where its container says that it ends, read from a few headers, without a decoder."""
+"""Checks that a media file is complete: reads where it must end from a few headers, without a decoder."""
 
 import os
 from collections.abc import Callable, Iterator
 from typing import BinaryIO, NamedTuple
 
 _OGG_PAGE = 27 + 255 + 255 * 255  # bytes of the largest page
-_XING_FRAME = 1 << 11  # bytes: a truncation by less than about a frame is not told from a wrong count
+_XING_FRAME = 1 << 11  # bytes: a truncation of less than about a frame looks like a wrong count
 _MP4_STARTS = frozenset({b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"styp", b"pnot"})
 _MP4_BOXES = _MP4_STARTS | {b"moof", b"mfra", b"sidx", b"uuid", b"udta", b"meta", b"ssix", b"emsg", b"prft"}
 _W64_DATA = b"data\xf3\xac\xd3\x11\x8c\xd1\x00\xc0\x4f\x8e\xdb\x8a"
 _ASF = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
 _MOST_TAGS = 16
-_MOST_PARTS = 1 << 17  # chunks, boxes or objects looked at before a file counts as one that does not tell
+_MOST_PARTS = 1 << 17  # chunks, boxes or objects read before a file's end counts as unknown
 _SPHERE_CODINGS = frozenset({"pcm", "ulaw", "mu-law", "alaw"})
 
 
 class ContainerError(ValueError):
-    """A container that is not whole or cannot be read; the message is the reason, without the path."""
+    """A container that is incomplete or cannot be read; the message is the reason, without the path."""
 
 
 class Extent(NamedTuple):
-    """Where a file ends by its own account: `end` in bytes from its start, by which `kind` of header."""
+    """End of a file according to its header: `end` in bytes from its start, `kind` of header."""
 
     kind: str
     end: int
 
 
 def require_whole(file: BinaryIO) -> None:
-    """Raises: ContainerError if the header of an open file, or what its content shows, says that its end is missing.
+    """Raises: ContainerError if the header or the content of an open file shows that its end is missing.
 
-    Containers that do not tell pass, and so do the headers of pipes, whose writers do not know a length.
+    Containers that give no length pass. So do headers written into pipes, because the writer did not know the length.
     """
     size = os.fstat(file.fileno()).st_size
     extent = announced(file, size)
@@ -38,7 +38,7 @@ def require_whole(file: BinaryIO) -> None:
 
 
 def announced(file: BinaryIO, size: int) -> Extent | None:
-    """Where a file ends by the account of its header; None if that does not tell. Known by content, not by suffix.
+    """End of a file according to its header; None if it gives none. Recognised by content, not by suffix.
 
     Raises: ContainerError for an MP4 file without an index, and for a compressed NIST SPHERE file.
     """
@@ -94,7 +94,7 @@ class _Rest:
 
 
 def _unknown(length: int) -> bool:
-    """What writers into pipes put for a length: zero, or the largest number they know."""
+    """Whether this is a length that writers into pipes use: zero, or the largest number they know."""
     near = 1 << 16
     return (
         length == 0 or any(limit - near <= length < limit + near for limit in (1 << 31, 1 << 32)) or length >= 1 << 62
@@ -135,13 +135,13 @@ def _riff(file: _Rest, size: int) -> Extent | None:
         if name == b"data":
             length = large if large and length == 0xFFFFFFFF else length
             _require_no_rest(file, size, start, length)
-            # Some writers count the headers as data, too.
+            # Some writers also count the headers as data.
             return None if length in (size, size - 8) else _extent("WAV", start, length)
     return None
 
 
 def _require_no_rest(file: _Rest, size: int, start: int, length: int) -> None:
-    """A header that a crashed recorder did not bring up to date: most of the file would be left out."""
+    """Rejects a header that a crashed recorder did not update: most of the file would be left out."""
     rest = size - start - length
     if _unknown(length) or rest <= length:
         return
@@ -189,7 +189,7 @@ def _au(file: _Rest, size: int) -> Extent | None:
 
 
 def _sphere(file: _Rest, size: int) -> Extent | None:
-    """NIST SPHERE: lines of text, `name -type value`, the second line of all being the header's length."""
+    """NIST SPHERE: lines of text, `name -type value`; the second line is the header's length."""
     del size
     file.seek(0)
     lines = file.read(1 << 12).decode("latin-1").splitlines()
@@ -221,7 +221,7 @@ def _mp4(file: _Rest, size: int) -> Extent | None:
         elif length == 0:
             length = size - position
         if {b"moov", b"mdat"} <= kinds and kind not in _MP4_BOXES:
-            break  # no box, but a tag that somebody put behind
+            break  # not a box: a tag was appended
         if length < 8 or position + length > size:
             return Extent("MP4", position + max(length, size + 1 - position))
         kinds.add(kind)
@@ -232,7 +232,7 @@ def _mp4(file: _Rest, size: int) -> Extent | None:
 
 
 def _matroska(file: _Rest, size: int) -> Extent | None:
-    """EBML (RFC 8794): a header, then one segment; a length of ones alone means that it is not known."""
+    """EBML (RFC 8794): a header, then one segment; a length of all ones means unknown."""
     position = 0
     for name in (b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"):
         file.seek(position)
@@ -248,7 +248,7 @@ def _matroska(file: _Rest, size: int) -> Extent | None:
 
 
 def _asf(file: _Rest, size: int) -> Extent | None:
-    """Windows Media: objects of a name of 16 bytes and a length of 8 that includes these 24."""
+    """Windows Media: objects with a name of 16 bytes and a length of 8 bytes, which includes these 24."""
     position = 0
     for _ in range(_MOST_PARTS):
         if position + 24 > size:
@@ -262,7 +262,7 @@ def _asf(file: _Rest, size: int) -> Extent | None:
 
 
 def _ogg(file: _Rest, size: int) -> Extent | None:
-    """The last page (RFC 3533, section 6), which is the only one that can be cut."""
+    """The last page (RFC 3533, section 6): the only one that can be incomplete."""
     begin = max(0, size - _OGG_PAGE)
     file.seek(begin)
     tail = file.read()
@@ -275,7 +275,7 @@ def _ogg(file: _Rest, size: int) -> Extent | None:
 
 
 def _mp3(file: _Rest) -> Extent | None:
-    """What encoders leave in the first frame, whose own length in bytes is not needed: "Xing" or "Info"."""
+    """Length from the first frame that encoders write, "Xing" or "Info". That frame's own length is not needed."""
     file.seek(0)
     frame = file.read(64)
     at = max(frame.find(b"Xing"), frame.find(b"Info"))

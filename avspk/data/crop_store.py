@@ -1,7 +1,7 @@
-"""Face crops of a whole corpus in a few large files: appended by one writer a shard, read at random by many.
+"""Face crops of a whole corpus in a few large files: one writer per shard appends, many processes read at random.
 
 A store is a folder of shards (avspk/data/shards.py): `<name>.jpegs`, JPEG files end to end, and `<name>.index`, one
-INDEX_RECORD a crop. Crops are numbered through the shards in the order of their names.
+INDEX_RECORD per crop. Crops are numbered through the shards in the order of their names.
 """
 
 import io
@@ -26,8 +26,8 @@ class CropStoreError(ValueError):
 class CropWriter:
     """Appends crops to one shard of the store in `folder`; close it, or use it in a `with` block.
 
-    An existing shard is continued: what an interrupted writer left incomplete is cut off first, and with `keep` also
-    all crops but the first `keep`. Several writers may fill different shards of one store at the same time.
+    An existing shard is continued: incomplete data of an interrupted writer is cut off first, and with `keep` also
+    all crops after the first `keep`. Several writers may fill different shards of one store at the same time.
 
     Raises: CropStoreError if `keep` is more than the shard holds; OSError if the folder cannot be written.
     """
@@ -72,18 +72,18 @@ class CropWriter:
 
 
 class CropStore:
-    """Random access to the crops of a store, from any number of processes: reads carry their own file positions.
+    """Random access to the crops of a store from any number of processes: each read gives its file position.
 
     Opening looks at file sizes only. Picklable, and safe to use on both sides of a fork.
 
-    Raises: CropStoreError if `folder` is no crop store.
+    Raises: CropStoreError if `folder` is not a crop store.
     """
 
     def __init__(self, folder: str | Path):
         self._folder = Path(folder)
         self._shards = sorted(path.stem for path in self._folder.glob("*.index"))
         if not self._shards:
-            raise CropStoreError(f"{self._folder}: no crop store here (no *.index files)")
+            raise CropStoreError(f"{self._folder}: not a crop store (no *.index files)")
         counts = [num_whole(self._folder / shard, SUFFIX, INDEX_RECORD) for shard in self._shards]
         self._firsts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
         self._open = OpenShards(SUFFIX, INDEX_RECORD)

@@ -1,4 +1,4 @@
-"""Long recordings to parts: at cuts of the picture, and at pauses of the sound."""
+"""Cuts long recordings into parts: at cuts of the picture, and at pauses of the sound."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from avspk.data.appearance import OTHER, appearances, differences
 from avspk.data.media import SAMPLE_RATE
 
 Span = tuple[int, int]
-"""First sample and the one after the last."""
+"""First sample, and one past the last."""
 _FRAME = SAMPLE_RATE // 100  # samples
-_PAUSE = 30  # frames that have to be quiet together
+_PAUSE = 30  # consecutive quiet frames
 _PICTURES_A_SECOND = 2
-_WINDOW = 512  # pictures that are in memory together
+_WINDOW = 512  # pictures in memory at once
 
 
 def parts_of(waveform: np.ndarray, max_seconds: float, shots: Sequence[Span] | None = None) -> list[Span]:
     """Spans of at most `max_seconds` of a waveform (n,), in order; `shots` of the picture are not joined.
 
-    A shot that is too long is cut where its sound is quietest: in the second half of what may be taken, and not so
-    near the end that less than a quarter is left.
+    A shot that is too long is cut where its sound is quietest, in the second half of the longest possible part, but not
+    so near the end that less than a quarter is left.
     """
     levels = _levels(waveform)
     longest = int(max_seconds * SAMPLE_RATE)
@@ -50,9 +50,9 @@ def _cut_at_pauses(levels: np.ndarray, begin: int, end: int, longest: int) -> It
 
 
 def shots_of(read_at: Callable[[np.ndarray], np.ndarray], num_samples: int) -> list[Span]:
-    """Spans of the recording's samples in which the picture is not cut; `read_at` gives the frames at times (n,).
+    """Spans of the recording's samples without a cut in the picture; `read_at` gives the frames at times (n,).
 
-    Two pictures a second are compared. What lies between two that differ belongs to neither shot.
+    Two pictures a second are compared. The time between two that differ belongs to neither shot.
     """
     step = SAMPLE_RATE // _PICTURES_A_SECOND
     places = np.arange(0, num_samples, step)

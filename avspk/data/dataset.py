@@ -1,4 +1,4 @@
-"""Example -> raw views of every modality. No speaker and no path leaves this file, only the utterance's index."""
+"""Example -> raw views of every modality. Only the utterance's index leaves this file, no speaker and no path."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ViewSampler = Callable[[Sequence[int], np.random.Generator], ExampleGroups]
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """What the sampler asks for: the utterance, and for each modality the utterances its views are cut from."""
+    """Request of the sampler: the utterance, and for each modality the utterances its views are cut from."""
 
     epoch: int
     index: int
@@ -26,8 +26,8 @@ class Example:
 class ViewDataset(Dataset[ExampleViews]):
     """dataset[Example] -> its views, as numpy arrays.
 
-    The random numbers depend on (seed, stage, epoch, index, modality) and on nothing else, so neither the other
-    modality, nor the number of workers or ranks, nor a resume changes a view.
+    The random numbers depend only on (seed, stage, epoch, index, modality). The other modality, the number of workers
+    or ranks, and a resume do not change a view.
     """
 
     def __init__(self, samplers: Mapping[str, ViewSampler], seed: int, stage: str) -> None:

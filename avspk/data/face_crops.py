@@ -1,6 +1,6 @@
 """From frames to face crops: detect in batches, follow the main face through the clip, cut squares.
 
-The detector is facenet-pytorch's MTCNN, and it only localises: no network trained on identities is used.
+The detector is facenet-pytorch's MTCNN. It only localises: no network trained on identities is used.
 """
 
 from collections import defaultdict
@@ -15,8 +15,8 @@ from PIL import Image
 from avspk.data.crop_store import CROP_SIZE
 from avspk.extras import explained
 
-# A face is followed from one look to the next if it moved by less than this share of its size, and grew or shrank by
-# less than this factor: the heads of two people side by side are further apart than that.
+# A face is linked to the next look if it moved by less than this share of its size, and grew or shrank by less than
+# this factor. The heads of two people side by side are further apart.
 _MAX_MOVE = 0.75
 _MAX_GROWTH = 1.6
 
@@ -25,11 +25,11 @@ FaceTracked = Literal["auto", "yes", "no"]
 
 @dataclass(frozen=True)
 class FaceSettings:
-    """How faces are found and cut; sizes in pixels of the video.
+    """Settings of finding and cutting faces; sizes in pixels of the video.
 
-    `crops_per_clip` frames are taken at even distances in time. The detector looks at all of them, or in a clip that is
-    already a face track (VoxCeleb2's 224 x 224 clips are) at `tracked_looks` of them, and the boxes between are
-    interpolated; "auto" takes square videos for tracks.
+    `crops_per_clip` frames are taken at even distances in time. The detector looks at all of them, or at
+    `tracked_looks` of them if the clip is already a face track (like VoxCeleb2's 224 x 224 clips); boxes between these
+    looks are interpolated. "auto" takes square videos for tracks.
     """
 
     crops_per_clip: int = 10
@@ -79,7 +79,7 @@ class FaceCrops(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """What the detector found in the frames number `looks` (L,), ascending, of a clip: `faces` of each."""
+    """Detections in the frames number `looks` (L,), ascending, of a clip: `faces` of each."""
 
     looks: np.ndarray
     faces: list[Faces]
@@ -91,7 +91,7 @@ Detect = Callable[[Sequence[np.ndarray], int], list[Faces]]
 class FaceDetector:
     """MTCNN over many frames at once, called as detector(frames, min_face) -> Faces of each frame.
 
-    Frames are uint8 (H, W, 3) RGB of any sizes; those of one size share batches. They are scaled by `scale` first.
+    Frames are uint8 (H, W, 3) RGB of any sizes; frames of one size share batches. They are scaled by `scale` first.
     """
 
     def __init__(self, device: torch.device, scale: float = 0.5, min_probability: float = 0.9, batch_size: int = 32):
@@ -126,8 +126,9 @@ class FaceDetector:
         except (torch.OutOfMemoryError, torch.AcceleratorError):
             raise
         except (IndexError, RuntimeError, ValueError):
-            # MTCNN stumbles over frames too small for its pyramid and over candidates outside of the picture. One such
-            # frame must not cost its batch.
+            # MTCNN fails on frames too small for its pyramid and on candidates outside of the picture. One such frame
+            # must
+            # not fail the whole batch.
             if len(frames) == 1:
                 return [_NO_FACES]
             return [self._detect([frame])[0] for frame in frames]
@@ -155,7 +156,7 @@ _NO_FACES = Faces(np.zeros((0, 4), np.float32), np.zeros((0, 5, 2), np.float32),
 def cut_faces(clips: Sequence[np.ndarray], detect: Detect, settings: FaceSettings) -> list[FaceCrops]:
     """Crops of the main face of every clip; a clip is its sampled frames uint8 (n, H, W, 3).
 
-    A clip without a usable face gives no crops, one where the face is not there all the time gives fewer than frames.
+    A clip without a usable face gives no crops. A clip with the face in some frames only gives fewer crops.
     """
     seen = look_for_faces(clips, detect, settings)
     return [
@@ -165,7 +166,7 @@ def cut_faces(clips: Sequence[np.ndarray], detect: Detect, settings: FaceSetting
 
 
 def look_for_faces(clips: Sequence[np.ndarray], detect: Detect, settings: FaceSettings) -> list[Seen]:
-    """Faces of every clip, at as few frames as its kind needs; see `FaceSettings`."""
+    """Faces of every clip, at the fewest frames that its kind needs; see `FaceSettings`."""
     tracked = [_is_tracked(frames, settings) for frames in clips]
     looks = [
         _looks(len(frames), settings.tracked_looks if few else None) for frames, few in zip(clips, tracked, strict=True)
@@ -181,11 +182,11 @@ def look_for_faces(clips: Sequence[np.ndarray], detect: Detect, settings: FaceSe
 
 
 def follow_main_face(faces: Sequence[Faces], looks: np.ndarray, num_frames: int) -> Track:
-    """The largest and steadiest face of a clip, from what was found in the frames number `looks` (ascending).
+    """The largest and steadiest face of a clip, from the detections in the frames number `looks` (ascending).
 
-    Faces are linked from look to look by place and size, so that two people stay two tracks, and the track with the
-    largest sum of probability x side wins. Frames not looked at get boxes interpolated between looks, or the nearest
-    one's; frames looked at without finding the face are not usable.
+    Faces are linked from look to look by place and size, so two people stay two tracks. The track with the largest sum
+    of probability x side wins. Boxes of the other frames are interpolated between looks, or copied from the nearest
+    look; frames that the detector saw without finding the face are not usable.
     """
     tracks = _link(faces)
     if not tracks:
@@ -215,7 +216,8 @@ def cut_track(frames: np.ndarray, track: Track, margin: float) -> FaceCrops:
 def cut_face(frame: np.ndarray, box: np.ndarray, landmarks: np.ndarray, margin: float) -> tuple[np.ndarray, np.ndarray]:
     """A square around a box (4,), side = the box's longer side x (1 + margin), scaled to CROP_SIZE.
 
-    Returns the crop uint8 (CROP_SIZE, CROP_SIZE, 3) and the landmarks (5, 2) in its pixels. Beyond the frame is black.
+    Returns the crop uint8 (CROP_SIZE, CROP_SIZE, 3) and the landmarks (5, 2) in its pixels. Outside of the frame is
+    black.
     """
     side = max(2, round(float(max(box[2] - box[0], box[3] - box[1])) * (1 + margin)))
     left, top = round(float(box[0] + box[2] - side) / 2), round(float(box[1] + box[3] - side) / 2)
@@ -271,7 +273,7 @@ def _link(faces: Sequence[Faces]) -> list[list[tuple[int, int]]]:
 
 
 def _distances(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """How unlike two faces' places are, (m, n): below 1 they may be one face that moved."""
+    """Distances (m, n) between the places of faces: below 1 they may be one face that moved."""
     centres, centres_others = (boxes[:, :2] + boxes[:, 2:]) / 2, (others[:, :2] + others[:, 2:]) / 2
     sides, sides_others = face_sides(boxes)[:, None], face_sides(others)[None]
     moved = np.linalg.norm(centres[:, None] - centres_others[None], axis=2) / ((sides + sides_others) / 2)
@@ -280,7 +282,7 @@ def _distances(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
 
 
 def face_sides(boxes: np.ndarray) -> np.ndarray:
-    """Sizes (n,) of faces by their boxes (n, 4): the shorter sides."""
+    """Sizes (n,) of faces from their boxes (n, 4): the shorter sides."""
     return np.minimum(boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1])
 
 

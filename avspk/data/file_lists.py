@@ -1,4 +1,4 @@
-"""Lists of sounds as people have them: files, folders, Kaldi's wav.scp, manifests, one path a line."""
+"""Lists of sounds in common formats: files, folders, Kaldi's wav.scp, manifests, one path a line."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ STDIN = "-"
 
 
 def named_sounds(sources: Sequence[str], lists: Sequence[str]) -> dict[str, Path]:
-    """Name -> path of every sound, in the order given. A name that is given twice for one path counts once.
+    """Name -> path of every sound, in the order given. A name that is given twice with one path counts once.
 
     Args:
-        sources: files, and folders, whose sounds are taken at any depth; a path is its own name.
-        lists: files of paths, a line each, or "-", those on standard input; wav.scp (any *.scp), whose names are
+        sources: files, and folders, whose sounds are taken at any depth; the name is the path.
+        lists: files with one path a line, or "-" for standard input; wav.scp (any *.scp), whose names are
             kept; manifests (*.parquet, *.tsv), whose utterances are the names; folders.
 
     Raises: ManifestError if a list cannot be read, a folder holds no sound, or a name has two paths.
@@ -56,25 +56,25 @@ def _listed(source: str) -> Iterator[tuple[str, Path]]:
 def _lines(given: Sequence[str], source: str) -> Iterator[tuple[str, Path]]:
     lines = [line.strip() for line in given]
     if not any(lines):
-        raise ManifestError(f"{source}: no path in it; want one a line")
+        raise ManifestError(f"{source}: it contains no path; it must have one a line")
     yield from ((line, Path(line)) for line in lines if line)
 
 
 def _in_folder(folder: Path) -> Iterator[tuple[str, Path]]:
     found, seen = [], set()
     for base, folders, names in os.walk(folder, followlinks=True):
-        if (real := os.path.realpath(base)) in seen:  # links may lead in a circle
+        if (real := os.path.realpath(base)) in seen:  # links may form a loop
             folders.clear()
             continue
         seen.add(real)
         found += [Path(base, name) for name in names if os.path.splitext(name)[1].lower() in MEDIA_SUFFIXES]
     if not found:
-        raise ManifestError(f"{folder}: no sound in this folder; known are {', '.join(sorted(MEDIA_SUFFIXES))}")
+        raise ManifestError(f"{folder}: no sound in this folder; suffixes: {', '.join(sorted(MEDIA_SUFFIXES))}")
     yield from ((str(path), path) for path in sorted(found))
 
 
 def read_wav_scp(path: Path) -> dict[str, str]:
-    """Name -> path of Kaldi's wav.scp. Raises: ManifestError naming the line that is none, or a pipe."""
+    """Name -> path of Kaldi's wav.scp. Raises: ManifestError naming the invalid line, or a pipe."""
     entries: dict[str, str] = {}
     for number, line in enumerate(read_lines(path, "wav.scp", ManifestError), 1):
         fields = line.split(maxsplit=1)
@@ -83,14 +83,14 @@ def read_wav_scp(path: Path) -> dict[str, str]:
         if len(fields) != 2 or fields[1].rstrip().endswith("|"):
             raise ManifestError(f"{path}, line {number}: {line[:100]!r} is not `name path`; pipes are not run")
         if entries.setdefault(fields[0], fields[1].strip()) != fields[1].strip():
-            raise ManifestError(f"{path}, line {number}: the name {fields[0]!r} stands there twice, with two paths")
+            raise ManifestError(f"{path}, line {number}: the name {fields[0]!r} appears twice, with two paths")
     return entries
 
 
 def read_enrolment(path: Path) -> list[tuple[str, Path]]:
     """(speaker, path) of every line of an enrolment; a speaker may have several.
 
-    Raises: ManifestError naming the line that is none, or if there is none at all.
+    Raises: ManifestError naming the invalid line, or if there are no lines.
     """
     entries = []
     for number, line in enumerate(read_lines(path, "enrolment", ManifestError), 1):
@@ -100,5 +100,5 @@ def read_enrolment(path: Path) -> list[tuple[str, Path]]:
         if fields:
             entries.append((fields[0], Path(fields[1].strip())))
     if not entries:
-        raise ManifestError(f"{path}: nobody is enrolled in it; want lines `speaker path`")
+        raise ManifestError(f"{path}: it enrols no speaker; it must have lines `speaker path`")
     return entries

@@ -1,4 +1,4 @@
-"""Files that are there or not, whole or not at all, held by one process or shared."""
+"""Files on disk: atomic writes, locks, missing files, JSON."""
 
 import errno
 import fcntl
@@ -18,8 +18,8 @@ _LOOKS, _LOOKS_AT_ONCE = 1024, 32
 def whole_or_absent(path: Path) -> Iterator[Path]:
     """Yield a temporary path to write; on success it is synced and renamed to `path`, on failure removed.
 
-    The temporary name is a fixed one (`<name>.part`), so that a run that was killed and starts again overwrites
-    what it left behind. Two writers of the same `path` at the same time are not supported.
+    The temporary name is fixed (`<name>.part`), so a run that was killed and starts again overwrites the remains of the
+    first attempt. Two writers of the same `path` at the same time are not supported.
 
     Raises: OSError if the folder cannot be made or the file cannot be written (full disk, read-only).
     """
@@ -46,7 +46,7 @@ def sync(path: Path) -> None:
 def try_hold(file: IO[Any], shared: bool = False) -> bool:
     """Try to hold a lock on an open file until it is closed, alone or shared; False if another process has it.
 
-    A process that dies lets go. Where the file system knows no locks, everybody gets what they ask for.
+    The lock ends with the process. If the file system does not support locks, every request succeeds.
     """
     try:
         fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
@@ -59,10 +59,10 @@ def try_hold(file: IO[Any], shared: bool = False) -> bool:
 
 
 def hold_for_life(path: Path) -> IO[Any] | None:
-    """Hold `path` until the returned file is closed or this process ends, however; None if another process holds it.
+    """Hold `path` until the returned file is closed or this process ends in any way; None if another process holds it.
 
-    The lock belongs to the process alone: children that outlive it do not keep it. The file names the holder. Where
-    the file system knows no locks, everybody gets what they ask for.
+    The lock belongs to this process only: children that outlive it do not keep it. The file names the holder. If the
+    file system does not support locks, every request succeeds.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     file = path.open("a+", encoding="utf-8")
@@ -81,9 +81,9 @@ def hold_for_life(path: Path) -> IO[Any] | None:
 
 
 def missing_files(paths: Sequence[Path]) -> list[Path]:
-    """Those of the paths where there is no file, in their order.
+    """The paths without a file, in their order.
 
-    Many threads look, because on network storage each look is a wait: a million take minutes one after the other.
+    Uses many threads, because each check waits on network storage: a million take minutes one after the other.
     """
 
     def look(start: int) -> list[Path]:
@@ -99,6 +99,6 @@ def read_json(path: Path, default: Any) -> Any:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write plain values, whole or not at all. Raises: OSError; ValueError for a number that JSON does not have."""
+    """Write plain values atomically. Raises: OSError; ValueError for a number that JSON does not have."""
     with whole_or_absent(path) as part:
         part.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")

@@ -22,7 +22,7 @@ class KaldiError(ValueError):
 
 
 def ark_entry(name: str, vector: NDArray[np.float32]) -> tuple[bytes, int]:
-    """Bytes of a vector (D,) under this name, and where in them an scp points to."""
+    """Bytes of a vector (D,) under this name, and the offset in them that an scp points to."""
     key = f"{name} ".encode()
     size = np.array([len(vector)], "<i4").tobytes()
     return key + b"\0BFV \4" + size + vector.astype("<f4").tobytes(), len(key)

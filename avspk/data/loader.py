@@ -9,21 +9,21 @@ from typing import Any
 
 from torch.utils.data import DataLoader, Dataset
 
-SECONDS_BETWEEN_LOOKS = 5.0  # as torch's own at its workers' parent, which miss one that dies while they start
+SECONDS_BETWEEN_LOOKS = 5.0  # as in torch's own check of the parent, which misses a parent that dies during start-up
 
 
 def load(dataset: Dataset[Any], num_workers: int, **options: Any) -> Iterator[Any]:
-    """`iter(DataLoader(...))`, whose workers SIGTERM ends only if this process sends it, and the end of this process.
+    """`iter(DataLoader(...))`, whose workers end by SIGTERM only if this process sends it, or when this process ends.
 
-    A worker that died of another one's would take the training along before its state is saved. Nor may they ignore
-    the signal: a process that ends sends it to the workers that are left and waits for them.
+    A worker that dies of another process's SIGTERM would end the training before its state is saved. Workers cannot
+    ignore the signal: a process that ends sends it to its remaining workers and waits for them.
     """
     with_parent = partial(_end_with, os.getpid())
     context = "fork" if num_workers else None
     loader = DataLoader(
         dataset, num_workers=num_workers, worker_init_fn=with_parent, multiprocessing_context=context, **options
     )
-    # Workers inherit what is held back: no signal comes too early for them.
+    # Workers inherit the blocked signal mask, so no signal comes too early for them.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     try:
         return iter(loader)

@@ -18,7 +18,7 @@ with explained():
 
 UTTERANCE_COLUMNS = ("utterance", "audio", "num_samples", "first_crop", "num_crops")
 ORIGIN_COLUMNS = ("speaker", "recording")
-"""Columns that a manifest may have: who speaks, empty where that is not known, and of which recording it is a part."""
+"""Optional columns of a manifest: the speaker, empty if unknown, and the recording that the utterance is a part of."""
 TRIAL_COLUMNS = ("label", "enroll", "test")
 
 _TEXT_COLUMNS = ("utterance", "audio")
@@ -33,11 +33,12 @@ class ManifestError(ValueError):
 
 @dataclass(frozen=True)
 class Utterances:
-    """Utterances of one corpus: `table` has UTTERANCE_COLUMNS, and may have ORIGIN_COLUMNS; its audio paths start from
+    """Utterances of one corpus: `table` has UTTERANCE_COLUMNS, and optionally ORIGIN_COLUMNS; its audio paths start
+    from
     `root`.
 
-    A row number is an utterance's identity for training. `first_crop` and `num_crops` say which crops of the crop
-    store show its face: numbers first_crop .. first_crop + num_crops - 1, or -1 and 0 where there is no usable face.
+    Training identifies an utterance by its row number. `first_crop` and `num_crops` say which crops of the crop
+    store show its face: numbers first_crop .. first_crop + num_crops - 1, or -1 and 0 if there is no usable face.
     """
 
     table: pd.DataFrame
@@ -52,14 +53,14 @@ class Utterances:
 
     @cached_property
     def _audio(self) -> pd.api.extensions.ExtensionArray:
-        """The column by itself: looking it up for every file would cost more than opening the file."""
+        """The column, cached: looking it up for every file would cost more than opening the file."""
         return self.table["audio"].array
 
     @property
     def speakers(self) -> np.ndarray:
-        """Names of the speakers (N,), "" where nobody told them: for evaluation and diagnostics only.
+        """Names of the speakers (N,), "" if unknown: for evaluation and diagnostics only.
 
-        A manifest without the column tells them if all its utterances have VoxCeleb's names.
+        Without the column, they are taken from the utterances if all have VoxCeleb's names.
         """
         names = self.table["utterance"]
         if "speaker" in self.table:
@@ -70,21 +71,21 @@ class Utterances:
 
     @property
     def recordings(self) -> np.ndarray:
-        """Names of the recordings (N,) that the utterances are parts of; without the column, the folders of them."""
+        """Names of the recordings (N,) that the utterances are parts of; without the column, their folders."""
         if "recording" in self.table:
             return self.table["recording"].to_numpy(str)
         return self.table["utterance"].str.rsplit("/", n=1).str[0].to_numpy(str)
 
     @cached_property
     def videos(self) -> np.ndarray:
-        """(N,) int64 number of each utterance's recording, as training may know it: without the speaker's folder.
+        """(N,) int64 number of each utterance's recording for training: without the speaker's folder.
 
-        Recordings of one name are one, whoever is in them.
+        Recordings of one name count as one, for any speakers.
         """
         return pd.factorize(pd.Series(self.recordings).str.partition("/")[2])[0].astype(np.int64)
 
     def missing_audio(self, rows: slice | None = None) -> list[Path]:
-        """Places of these utterances' sound where there is none, of all by default: for before a long job."""
+        """Places of these utterances (default: all) without sound: a check before a long job."""
         chosen = range(len(self)) if rows is None else range(*rows.indices(len(self)))
         return missing_sounds([self.audio_path(row) for row in chosen])
 
@@ -95,7 +96,7 @@ def speaker_of(utterance: str) -> str:
 
 
 def utterance_of(name: str) -> str:
-    """Utterance id behind a trial list's name for it: id10270/x6uYqmx31kE/00001.wav without the suffix."""
+    """Utterance id for a name in a trial list: id10270/x6uYqmx31kE/00001.wav without the suffix."""
     path = PurePosixPath(name)
     return str(path.with_suffix("")) if path.suffix.lower() in MEDIA_SUFFIXES else name
 
@@ -113,7 +114,7 @@ def read_utterances(path: str | Path) -> Utterances:
 
 
 def write_utterances(table: pd.DataFrame, path: str | Path) -> None:
-    """Validate `table` and write it, whole or not at all, as .parquet or .tsv by the suffix of `path`.
+    """Validate `table` and write it atomically, as .parquet or .tsv by the suffix of `path`.
 
     Raises: ManifestError if the table is not one that `read_utterances` would accept.
     """
@@ -140,7 +141,7 @@ def read_trials(path: str | Path) -> pd.DataFrame:
     for number, fields in numbered:
         if len(fields) != 3 or fields[2 if kaldi else 0] not in allowed:
             raise ManifestError(
-                f"{path}, line {number}: {' '.join(fields)!r} is no trial; lines are `1 a.wav b.wav` "
+                f"{path}, line {number}: {' '.join(fields)!r} is not a trial; lines are `1 a.wav b.wav` "
                 "(1 same speaker, 0 different) or `a b target|nontarget`, one kind in a file"
             )
     rows = [(fields[2], fields[0], fields[1]) if kaldi else tuple(fields) for _, fields in numbered]
@@ -163,7 +164,7 @@ def _read_parquet(path: Path) -> pd.DataFrame:
 
 
 def _tsv(table: pd.DataFrame) -> str:
-    """Lines of tab-separated fields under a header. Nothing is quoted: no name holds a tab or a line end."""
+    """Lines of tab-separated fields under a header. Nothing is quoted: no name contains a tab or a line end."""
     names = list(map(str, table.columns))
     columns = [table[name].astype(str) for name in names]
     return "".join("\t".join(fields) + "\n" for fields in [names, *zip(*columns, strict=True)])
@@ -187,8 +188,8 @@ def _validated(table: pd.DataFrame, source: str) -> pd.DataFrame:
     present = [column for column in ORIGIN_COLUMNS if column in table]
     if list(table.columns) != [*UTTERANCE_COLUMNS, *present]:
         raise ManifestError(
-            f"{source}: columns are {list(table.columns)}, must be {list(UTTERANCE_COLUMNS)}, behind them, if it is "
-            f"known, {' and '.join(ORIGIN_COLUMNS)}"
+            f"{source}: columns are {list(table.columns)}, must be {list(UTTERANCE_COLUMNS)}, optionally followed by "
+            f"{' and '.join(ORIGIN_COLUMNS)}"
         )
     if table.empty:
         raise ManifestError(f"{source}: the manifest holds no utterances")
@@ -203,12 +204,12 @@ def _validated(table: pd.DataFrame, source: str) -> pd.DataFrame:
         table[column] = _integers(table, column, source)
     ids = table["utterance"]
     _require(ids.map(is_utterance_id), table, "utterance", source, "must be a relative path a/b/c without suffix")
-    _require(~ids.duplicated(), table, "utterance", source, "must be unique, this one came before")
+    _require(~ids.duplicated(), table, "utterance", source, "must be unique, it appeared in an earlier row")
     _require(table["num_samples"] > 0, table, "num_samples", source, "must be positive")
     _require(table["num_crops"] >= 0, table, "num_crops", source, "must not be negative")
     faceless = table["num_crops"] == 0
     fits = (faceless & (table["first_crop"] == -1)) | (~faceless & (table["first_crop"] >= 0))
-    _require(fits, table, "first_crop", source, "must be -1 where num_crops is 0 and a crop number elsewhere")
+    _require(fits, table, "first_crop", source, "must be -1 if num_crops is 0, and a crop number otherwise")
     return table
 
 
@@ -223,7 +224,7 @@ def _is_voxceleb(name: str) -> bool:
 
 
 def is_utterance_id(text: str) -> bool:
-    """Whether a name can be an utterance's: a relative path without a suffix of media, upward steps or backslashes."""
+    """Whether a name can be an utterance's: a relative path without a media suffix, upward steps or backslashes."""
     parts = text.split("/")
     return "\\" not in text and not {"", ".", ".."} & set(parts) and utterance_of(text) == text
 

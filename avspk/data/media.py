@@ -1,4 +1,4 @@
-"""What sound and video files have in common: one error, and checks that need no decoder."""
+"""Shared by sound and video files: one error, and checks that need no decoder."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +16,7 @@ class MediaError(ValueError):
 
 @contextmanager
 def decoder_errors() -> Iterator[None]:
-    """Every error of a library that reads media, of whatever type, becomes a MediaError with its reason."""
+    """Turns every error of a media library, of any type, into a MediaError with its reason."""
     try:
         yield
     except MediaError:
@@ -26,7 +26,7 @@ def decoder_errors() -> Iterator[None]:
 
 
 def require_file(path: Path) -> None:
-    """Check what can be told without decoding: there, readable, not empty, and whole where its headers tell.
+    """Check what needs no decoder: the file exists, is readable, not empty, and complete if its headers give a length.
 
     Raises: MediaError with the reason.
     """
@@ -49,7 +49,7 @@ def first(streams: Any, kind: str) -> Any:
 
 
 def reason(error: Exception) -> str:
-    """One line without the path, for a table of rejected files: libraries keep it apart from their message."""
+    """One line without the path, for a table of rejected files that has the path in another column."""
     known = getattr(error, "strerror", None) or getattr(error, "error_string", None)
     lines = str(known or error).strip().rstrip(".").splitlines()
     text = lines[-1].strip() if lines else ""

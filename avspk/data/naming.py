@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from avspk.data.suffixes import MEDIA_SUFFIXES
 
-# Folders that say what kind of files they hold; sound and picture of one clip lie in different ones.
+# Folders named after the kind of files they hold; sound and picture of one clip are in different ones.
 _KIND_FOLDERS = frozenset(suffix[1:] for suffix in MEDIA_SUFFIXES) | {
     *("audio", "audios", "sound", "sounds", "wavs", "speech", "video", "videos", "picture", "pictures", "movies"),
     *("mpg_6000", "mpg_vcd"),  # GRID's two qualities
@@ -22,11 +22,11 @@ _FIELD = re.compile(r"\{(\w+)\}")
 
 
 class NamingError(ValueError):
-    """A path has no name, or a pattern is none; the message says why."""
+    """A path gives no name, or a pattern is invalid; the message says why."""
 
 
 class Name(NamedTuple):
-    """What a path tells: the utterance, its speaker ("" if that is not told) and the recording that it is a part of."""
+    """Contents of a path: the utterance, its speaker ("" if not given) and the recording that it is a part of."""
 
     utterance: str
     speaker: str
@@ -34,11 +34,11 @@ class Name(NamedTuple):
 
 
 class Naming(ABC):
-    """Paths relative to the tree's folder, with `/`, to names."""
+    """Maps paths relative to the tree's folder, with `/`, to names."""
 
     @abstractmethod
     def names(self, path: str) -> Iterator[Name]:
-        """Names for a path, the best one first; a later one serves where another file has the first.
+        """Names for a path, the best one first; a later one is used if another file has the first.
 
         Raises: NamingError if the path can have none.
         """
@@ -47,7 +47,7 @@ class Naming(ABC):
 class VoxCelebNames(Naming):
     """The last three levels: `<speaker>/<video>/<clip>`.
 
-    Where the first of them is named for a kind of media, it is no speaker, and such folders are left out.
+    If the first of them is named after a kind of media, it is not a speaker, and such folders are left out.
     """
 
     def names(self, path: str) -> Iterator[Name]:
@@ -60,9 +60,9 @@ class VoxCelebNames(Naming):
 
 
 class PathNames(Naming):
-    """The whole path without folders that are named for a kind of media; with them where that would be one name twice.
+    """The whole path without folders named after a kind of media; with them if the name would not be unique.
 
-    Nothing is known of speakers.
+    Gives no speakers.
     """
 
     def names(self, path: str) -> Iterator[Name]:
@@ -73,17 +73,17 @@ class PathNames(Naming):
 
 
 class PatternNames(PathNames):
-    """Names as `PathNames`; a pattern like `{speaker}/{video}/{clip}` tells speakers, and recordings if it has {video}.
+    """Names as `PathNames`; a pattern like `{speaker}/{video}/{clip}` gives speakers, and recordings if it has {video}.
 
-    The pattern has to fit the end of the name, from the beginning of a folder. A field is any text without `/`.
+    The pattern must match the end of the name, from the beginning of a folder. A field is any text without `/`.
     """
 
     def __init__(self, pattern: str) -> None:
-        """Raises: NamingError if the pattern has no {speaker}, or a field twice."""
+        """Raises: NamingError if the pattern has no {speaker}, or has a field twice."""
         fields = _FIELD.findall(pattern)
         if "speaker" not in fields or len(set(fields)) < len(fields) or re.search(r"[{}]", _FIELD.sub("", pattern)):
             raise NamingError(
-                f"{pattern!r} is no pattern for speakers: want fields in braces, each once, {{speaker}} among them, "
+                f"{pattern!r} is not a pattern for speakers: want fields in braces, each once, with {{speaker}}, "
                 "as in {speaker}/{video}/{clip} or {speaker}_{clip}"
             )
         texts = _FIELD.split(pattern)  # text, field, text, field, ..., text
@@ -95,30 +95,30 @@ class PatternNames(PathNames):
         for name in super().names(path):
             found = self._regex.fullmatch(name.utterance)
             if found is None:
-                raise NamingError(f"its name {name.utterance} does not fit the pattern {self._pattern}")
+                raise NamingError(f"its name {name.utterance} does not match the pattern {self._pattern}")
             has_video = "video" in self._regex.groupindex
             recording = name.utterance[: found.end("video")] if has_video else name.utterance
             yield Name(name.utterance, found["speaker"], recording)
 
 
 def is_voxceleb(paths: Sequence[str]) -> bool:
-    """Whether a tree's media files lie as VoxCeleb's do: `.../id00012/<video>/<clip>`, but for a few strays."""
+    """Whether a tree's media files are laid out as VoxCeleb: `.../id00012/<video>/<clip>`, apart from a few strays."""
     fitting = sum(_VOXCELEB.fullmatch(path) is not None for path in paths)
     return fitting > 0 and fitting >= _VOXCELEB_SHARE * len(paths)
 
 
 def same_for_one_clip(utterance: str) -> tuple[str, ...]:
-    """Equal for names of one clip, whoever spelled them: macOS and Windows take such names for one."""
+    """Equal for names of one clip in any spelling: macOS and Windows treat such names as one."""
     return tuple(without_kinds(folded(utterance).split("/")))
 
 
 def folded(name: str) -> str:
-    """Equal for names that some file systems take for one: letter case and the form of accents do not count."""
+    """Equal for names that some file systems treat as one: letter case and the form of accents do not count."""
     return unicodedata.normalize("NFC", name).lower()
 
 
 def without_kinds(parts: list[str]) -> list[str]:
-    """The components of a path without folders that are named for a kind of media."""
+    """The components of a path without folders named after a kind of media."""
     return [part for part in parts[:-1] if not _is_kind(part)] + parts[-1:]
 
 

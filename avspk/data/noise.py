@@ -1,4 +1,4 @@
-"""The noise pack: additive noises and room impulse responses in the form that loaders and the device read fast."""
+"""The noise pack: additive noises and room impulse responses in a form that loaders and the device read fast."""
 
 import hashlib
 import itertools
@@ -34,10 +34,10 @@ class NoisePackError(ValueError):
 
 @dataclass(frozen=True)
 class RecordingTable:
-    """What drawing an augmentation needs to know of a pack: small, picklable, without samples.
+    """The part of a pack that drawing an augmentation needs: small, picklable, without samples.
 
     `num_samples` int64 (n,) lengths by recording; `order` int64 (n,) recordings sorted by category;
-    `first`, `count` int64 (len(CATEGORIES),) where each category lies in `order`.
+    `first`, `count` int64 (len(CATEGORIES),): start and number of each category's entries in `order`.
     """
 
     num_samples: np.ndarray
@@ -56,7 +56,7 @@ class RecordingTable:
 
 @dataclass(frozen=True)
 class NoisePack:
-    """Recordings end to end, and impulse responses.
+    """Concatenated recordings, and impulse responses.
 
     `samples` int16 (S,) at 16 kHz, memory-mapped when read whole; `recordings` a table with the columns name,
     category (one of CATEGORIES), start, num_samples, in the order of `samples`; `rirs` float32 (R, L), each of
@@ -97,7 +97,7 @@ def pack_digest(pack: NoisePack) -> str:
 
 
 def read_noise_pack(folder: Path | str, max_gigabytes: float | None = None) -> NoisePack:
-    """Open and validate a pack; with `max_gigabytes`, a version of it that fits (see `fit_to_memory`).
+    """Open and validate a pack; with `max_gigabytes`, a copy that fits (see `fit_to_memory`).
 
     Raises NoisePackError naming the file and what is wrong with it.
     """
@@ -105,7 +105,7 @@ def read_noise_pack(folder: Path | str, max_gigabytes: float | None = None) -> N
     for name in (SAMPLES_FILE, TABLE_FILE, RIRS_FILE):
         if not (folder / name).is_file():
             raise NoisePackError(f"{folder} has no {name}; make a noise pack with `avspk noise`")
-    # "c": copy on write, because torch wants arrays it could write to
+    # "c": copy on write, because torch requires writable arrays
     samples = np.load(folder / SAMPLES_FILE, mmap_mode="c", allow_pickle=False)
     rirs = np.load(folder / RIRS_FILE, mmap_mode="c", allow_pickle=False)
     recordings = pd.read_csv(folder / TABLE_FILE, sep="\t", dtype={"name": str, "category": str}, keep_default_na=False)
@@ -127,7 +127,7 @@ def validate(pack: NoisePack, where: str = "noise pack") -> None:
         raise NoisePackError(f"{where}: category {unknown.iloc[0]!r} in row {unknown.index[0]}; valid: {CATEGORIES}")
     ends = np.cumsum(pack.lengths)
     if np.any(pack.lengths <= 0) or np.any(pack.starts != ends - pack.lengths):
-        raise NoisePackError(f"{where}: recordings are empty or not end to end; prepare the pack again")
+        raise NoisePackError(f"{where}: recordings are empty or not contiguous; prepare the pack again")
     described = int(ends[-1]) if len(ends) else 0
     if described != len(pack.samples):
         raise NoisePackError(f"{where}: table describes {described} samples, file has {len(pack.samples)}")
@@ -148,9 +148,10 @@ def water_level(amounts: np.ndarray, budget: float) -> float:
 def fit_to_memory(pack: NoisePack, max_gigabytes: float) -> NoisePack:
     """A copy of at most `max_gigabytes` (10^9 bytes) that keeps as many different sounds as possible.
 
-    RIRs are thinned evenly to at most a quarter of the budget. Categories share the rest equally (one that needs less
-    leaves it to the others), and within a category the longest recordings are cut, to one common length around their
-    middle: variety helps augmentation, more minutes of the same file do not.
+    RIRs are thinned evenly to at most a quarter of the budget. Categories share the rest equally; what one does not
+    need
+    goes to the others. Within a category the longest recordings are cut to one common length around their middle:
+    variety helps augmentation, more minutes of the same file do not.
     """
     if pack.samples.nbytes + pack.rirs.nbytes <= max_gigabytes * 1e9:
         return pack
@@ -192,7 +193,7 @@ def align_rir(rir: np.ndarray, num_samples: int) -> np.ndarray:
 
 
 class _GrowingArray:
-    """A .npy file written row by row, never whole in memory; its header is completed on exit."""
+    """A .npy file written row by row, so it need not fit into memory; its header is completed on exit."""
 
     def __init__(self, path: Path, dtype: str, row_shape: tuple[int, ...] = ()) -> None:
         self.path, self.dtype, self.row_shape, self.num_rows = path, dtype, row_shape, 0
@@ -222,7 +223,7 @@ class _GrowingArray:
 
 
 def _write_samples(path: Path, recordings: Iterable[Recording]) -> pd.DataFrame:
-    """Write recordings end to end, one in memory at a time; returns their table."""
+    """Write recordings one after the other, one in memory at a time; returns their table."""
     rows: list[tuple[str, str, int, int]] = []
     with _GrowingArray(path, "<i2") as samples:
         for name, category, waveform in recordings:
@@ -242,16 +243,16 @@ def _write_rirs(path: Path, rirs: Iterable[np.ndarray]) -> int:
     with _GrowingArray(path, "<f4", (1 if first is None else len(first),)) as array:
         while first is not None:
             if first.shape != array.row_shape:
-                raise NoisePackError(f"RIR {array.num_rows} is {first.shape}, those before are {array.row_shape}")
+                raise NoisePackError(f"RIR {array.num_rows} is {first.shape}, the previous ones are {array.row_shape}")
             array.append(first[None])
             first = next(rows, None)
     return array.num_rows
 
 
 def write_noise_pack(folder: Path | str, recordings: Iterable[Recording], rirs: Iterable[np.ndarray]) -> NoisePack:
-    """Write a pack and return it as read back; an existing one is replaced only once the new one is complete.
+    """Write a pack and return it as read back; an existing one is replaced only after the new one is complete.
 
-    `rirs` yields rows of one length as `align_rir` makes them. Both are consumed lazily, so a corpus larger than memory
+    `rirs` yields rows of one length, made by `align_rir`. Both are consumed lazily, so a corpus larger than memory
     can be packed.
     Raises NoisePackError for an unknown category, an empty recording, or a result without any sound.
     """
@@ -274,7 +275,7 @@ def write_noise_pack(folder: Path | str, recordings: Iterable[Recording], rirs: 
 
 
 def replace_folder(source: Path, target: Path) -> None:
-    """Flush the files of `source` to disk and rename it to `target`, whatever stood there before."""
+    """Flush the files of `source` to disk and rename it to `target`, replacing an existing one."""
     for path in source.iterdir():
         sync(path)
     old = target.with_name(f".{target.name}.old")
@@ -286,14 +287,14 @@ def replace_folder(source: Path, target: Path) -> None:
 
 
 def generated_recordings(seed: int, category: str, number: int, seconds: float) -> Iterator[Recording]:
-    """Procedural "noise" or "music", as `write_noise_pack` takes it; a pure function of its arguments."""
+    """Procedural "noise" or "music" for `write_noise_pack`; a pure function of its arguments."""
     make = {"noise": coloured_noise, "music": tonal_music}[category]
     for k, child in enumerate(np.random.SeedSequence([seed, CATEGORIES.index(category)]).spawn(number)):
         yield f"{category}-{k:04d}", category, make(np.random.default_rng(child), int(seconds * SAMPLE_RATE))
 
 
 def generated_rirs(seed: int, number: int, seconds: float) -> Iterator[np.ndarray]:
-    """Procedural impulse responses, as `write_noise_pack` takes them; a pure function of its arguments."""
+    """Procedural impulse responses for `write_noise_pack`; a pure function of its arguments."""
     for child in np.random.SeedSequence([seed, len(CATEGORIES)]).spawn(number):
         yield exponential_rir(np.random.default_rng(child), int(seconds * SAMPLE_RATE))
 
@@ -308,10 +309,10 @@ def generate_noise_pack(
     seconds: float = 8.0,
     rir_seconds: float = 0.6,
 ) -> NoisePack:
-    """Write a procedural pack for those without MUSAN and RIRS_NOISES; the same arguments give the same bytes.
+    """Write a procedural pack for users without MUSAN and RIRS_NOISES; the same arguments give the same bytes.
 
-    `speech` yields 16 kHz waveforms (n,), for babble: utterances of the training set. Without it the pack has no
-    speech category. The sounds: `avspk.data.synthetic_sounds`. All [C].
+    `speech` yields 16 kHz waveforms (n,) for babble: utterances of the training set. Without it the pack has no
+    speech category. The sounds come from `avspk.data.synthetic_sounds`. All [C].
     """
     recordings = itertools.chain(
         generated_recordings(seed, "noise", num_noises, seconds),

@@ -1,4 +1,4 @@
-"""What MUSAN, RIRS_NOISES and plain folders of recordings look like on disk, and how they become a noise pack."""
+"""Layout of MUSAN, RIRS_NOISES and plain folders of recordings on disk, and their conversion to a noise pack."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -35,7 +35,7 @@ SHORTEST_SECONDS = 0.1  # a shorter recording would only buzz when it repeats
 
 @dataclass(frozen=True)
 class SoundFile:
-    """A recording to pack: its name in the pack, its category, where it lies."""
+    """A recording to pack: its name in the pack, its category, its path."""
 
     name: str
     category: str
@@ -44,7 +44,7 @@ class SoundFile:
 
 @dataclass
 class Rejections:
-    """Files that could not be used, with the reason, in the order met."""
+    """Files that could not be used, with the reason, in the order of reading."""
 
     rows: list[tuple[str, str]] = field(default_factory=list)
 
@@ -81,9 +81,9 @@ def find_musan(root: Path) -> list[SoundFile]:
 
 
 def find_rirs(root: Path) -> list[Path]:
-    """Impulse responses of RIRS_NOISES, `root` being it or the folder around it, or of a folder of sound files.
+    """Impulse responses of RIRS_NOISES (`root` is it or the folder around it), or of a folder of sound files.
 
-    From RIRS_NOISES: `simulated_rirs/**`, and from `real_rirs_isotropic_noises` what is not an isotropic noise.
+    From RIRS_NOISES: `simulated_rirs/**`, and the files of `real_rirs_isotropic_noises` that are not isotropic noises.
     """
     root = root / "RIRS_NOISES" if (root / "RIRS_NOISES").is_dir() else root
     simulated, real = root / "simulated_rirs", root / "real_rirs_isotropic_noises"
@@ -109,7 +109,7 @@ def read_sounds(sounds: Iterable[SoundFile], rejections: Rejections) -> Iterator
 def read_rirs(paths: Iterable[Path], num_samples: int, rejections: Rejections) -> Iterator[np.ndarray]:
     """Impulse responses at 16 kHz as rows of a pack, float32 (num_samples,); unusable ones are rejected.
 
-    Of an array of microphones the first is taken: averaging them would comb-filter the room.
+    The first channel of a microphone array is taken: averaging the channels would comb-filter the room.
     """
     for path in paths:
         try:
@@ -119,7 +119,7 @@ def read_rirs(paths: Iterable[Path], num_samples: int, rejections: Rejections) -
 
 
 def _printable(text: str) -> str:
-    """The text with what no table can hold escaped: control characters and bytes that are not UTF-8."""
+    """The text with characters escaped that no table can hold: control characters and bytes that are not UTF-8."""
     return "".join(
         character.encode("unicode_escape").decode()
         if ord(character) < 32 or "\ud800" <= character < "\ue000"

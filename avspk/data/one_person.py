@@ -1,8 +1,8 @@
-"""One person per clip is what training takes for granted: find the person, and refuse what shows several.
+"""Training assumes one person per clip: find the person, and reject clips that show several.
 
-What counts is seen: another face of like size beside the person's, or in its place. Frames in which nobody is found
-count for nothing. Persons are told apart by how their crops look, not by where they are, so that a person who walks
-stays one, and one who takes another's place is another.
+A clip shows several people if another face of similar size is next to the person's face or replaces it. Frames
+without a face are ignored. Persons are distinguished by the look of their crops, not by place: a person who walks
+stays the same person, and one who takes another's place is a new person.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ from avspk.data.face_crops import (
     look_for_faces,
 )
 
-_LIKE_SIZE = 0.6  # [C] share of the person's size from which another face counts; smaller ones are the background
+_LIKE_SIZE = 0.6  # [C] share of the person's size from which another face counts; smaller ones are background
 _OTHERS = 0.3  # [C] frames that may show others, as a share of the person's
-_AWAY = 2  # frames in a row that show only others; one alone is a glance at the audience
-_LEAST = 3  # frames that a person has to be seen in, where others are
+_AWAY = 2  # consecutive frames that show only others; a single one is a short view of the audience
+_LEAST = 3  # frames that must show the person if others are seen
 _WHOLE = (0.0, 1.0)
 
 
 class MainPerson(NamedTuple):
-    """Crops of a clip's person, the shares of its time, from and to, in which nobody else is seen, and what is wrong.
+    """Crops of a clip's person, the range (shares of its time) in which nobody else is seen, and the problem, if any.
 
-    With a `problem` there are no crops, and the clip is of no use.
+    With a `problem` there are no crops, and the clip cannot be used.
     """
 
     crops: FaceCrops
@@ -48,7 +48,7 @@ class MainPerson(NamedTuple):
 
 
 class _Person(NamedTuple):
-    """A person's faces: look -> number of the face in it; how they look."""
+    """A person's faces: look -> number of the face in it; appearance of the faces."""
 
     faces: dict[int, int]
     looks_like: list[np.ndarray]
@@ -57,8 +57,7 @@ class _Person(NamedTuple):
 def main_persons(clips: Sequence[np.ndarray], detect: Detect, settings: FaceSettings) -> list[MainPerson]:
     """The person of every clip; a clip is its sampled frames uint8 (n, H, W, 3).
 
-    Crops are as `cut_faces` gives them, as long as neither they nor other faces tell of another person; where they do,
-    all frames are looked at.
+    Crops are those of `cut_faces` unless they or other faces suggest another person; then all frames are examined.
     """
     seen = look_for_faces(clips, detect, settings)
     tracks = [follow_main_face(one.faces, one.looks, len(frames)) for frames, one in zip(clips, seen, strict=True)]
@@ -74,7 +73,7 @@ def main_persons(clips: Sequence[np.ndarray], detect: Detect, settings: FaceSett
 
 
 def _is_doubtful(crops: np.ndarray, track: Track, seen: Seen) -> bool:
-    """Whether crops in a row differ too much, or a face of like size is not the tracked one's."""
+    """Whether consecutive crops differ too much, or a face of similar size is not the tracked one."""
     if len(crops) == 0:
         return False
     size = np.median(face_sides(track.boxes))
@@ -86,9 +85,9 @@ def _is_doubtful(crops: np.ndarray, track: Track, seen: Seen) -> bool:
 
 
 def choose_person(frames: np.ndarray, faces: Sequence[Faces], margin: float) -> MainPerson:
-    """The person who is seen most and largest in frames (n, H, W, 3) with `faces` each, and when nobody else is.
+    """The person who is seen most and largest in frames (n, H, W, 3) with `faces` each, and when nobody else is seen.
 
-    Where others take the person's place for long, that is cut away. Others in what is left, or too little left of the
+    Stretches in which others replace the person are cut away. Too many others in the rest, or too few frames of the
     person, are a problem.
     """
     persons = _persons(frames, faces, margin)
@@ -101,7 +100,7 @@ def choose_person(frames: np.ndarray, faces: Sequence[Faces], margin: float) -> 
     chosen = {look: face for look, face in main.faces.items() if begin <= look < end}
     num_others = int(others[begin:end].sum())
     if num_others > max(1, _OTHERS * len(chosen)):
-        return _several(f"others beside or in place of the main face in {num_others} of {end - begin} frames")
+        return _several(f"others next to or in place of the main face in {num_others} of {end - begin} frames")
     if others.any() and len(chosen) < min(_LEAST, len(frames)):
         return _several(f"nobody is seen alone in {_LEAST} of {len(frames)} frames")
     return MainPerson(_cut(frames, faces, chosen, margin), _share_of_time(chosen, begin, end, len(frames)))
@@ -113,7 +112,7 @@ def _several(how: str) -> MainPerson:
 
 
 def _persons(frames: np.ndarray, faces: Sequence[Faces], margin: float) -> list[_Person]:
-    """Each face belongs to the person whose crops it is most like, or is a new one. A person is once in a frame."""
+    """Assign each face to the person with the most similar crops, or to a new one. A person is once in a frame."""
     persons: list[_Person] = []
     for look, here in enumerate(faces):
         places = zip(here.boxes, here.landmarks, strict=True)
@@ -144,7 +143,7 @@ def _weight(person: _Person, faces: Sequence[Faces]) -> float:
 
 
 def _others(persons: list[_Person], main: _Person, faces: Sequence[Faces]) -> np.ndarray:
-    """(n,) in which frames a face of like size is somebody else's."""
+    """(n,) bool: frames in which a face of similar size belongs to somebody else."""
     size = np.median([face_sides(faces[look].boxes)[face] for look, face in main.faces.items()])
     others = np.zeros(len(faces), bool)
     for person in persons:
@@ -155,7 +154,7 @@ def _others(persons: list[_Person], main: _Person, faces: Sequence[Faces]) -> np
 
 
 def _longest_stretch(there: np.ndarray, away: np.ndarray) -> tuple[int, int]:
-    """First frame and the one after the last of the stretch with most of the person, cut where others are for long."""
+    """First frame, and one past the last, of the stretch with most of the person; long stretches of others cut it."""
     num = len(there)
     edges = np.flatnonzero(np.diff(np.concatenate([[0], away, [0]])))
     gone = [(begin, end) for begin, end in edges.reshape(-1, 2) if end - begin >= min(_AWAY, num)]
@@ -166,7 +165,8 @@ def _longest_stretch(there: np.ndarray, away: np.ndarray) -> tuple[int, int]:
 
 
 def _share_of_time(chosen: dict[int, int], begin: int, end: int, num: int) -> tuple[float, float]:
-    """Frames stand in the middles of equal parts of the time. Where others are cut away, the person's own end it."""
+    """Frames are in the middle of equal parts of the time. A cut stretch ends at the person's own first or last
+    frame."""
     first = 0.0 if begin == 0 else (min(chosen) + 0.5) / num
     last = 1.0 if end == num else (max(chosen) + 0.5) / num
     return first, last

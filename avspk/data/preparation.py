@@ -1,7 +1,7 @@
-"""A tree of videos or recordings to what training reads: manifest, sound, face crops, and a list of what was left out.
+"""A tree of videos or recordings to training data: manifest, sound, face crops, and a list of what was left out.
 
-The ordered clips are cut into units by their number alone. Any processes on any machines work on units, each unit
-resumes by its own journal, and the last step joins the units in order: the result does not depend on who did what.
+The ordered clips are divided into units by their number alone. Any processes on any machines work on units, each unit
+resumes from its own journal, and the last step joins the units in order: the result does not depend on who did what.
 """
 
 import hashlib
@@ -42,7 +42,7 @@ with explained():
 
 logger = logging.getLogger(__name__)
 MANIFEST = "manifest.parquet"
-MAX_SECONDS = 20.0  # [C] longest utterance of data of which nothing is known
+MAX_SECONDS = 20.0  # [C] longest utterance for data other than VoxCeleb
 _JOURNALS = "journal"
 _WRITTEN = ("audio", "crops", _JOURNALS)
 """Folders inside `out`."""
@@ -50,21 +50,21 @@ _SHEET_ROWS, _SHEET_COLUMNS = 8, 12
 
 
 class PreparationError(RuntimeError):
-    """Preparation cannot begin or go on; the message says what to do. What is done stays done."""
+    """Preparation cannot begin or go on; the message says what to do. Finished work is kept."""
 
 
 @dataclass(frozen=True)
 class PreparationSettings:
-    """What to prepare, and by whom.
+    """What to prepare, and which slice.
 
     `listed`: a list of the files (`read_clip_list`), whose relative paths start from `raw`; None: the tree `raw`.
     `speakers_from`: a pattern that tells speakers (`PatternNames`).
     `min_seconds`, `silence_db` (dB of full scale): sound below either is rejected. `require_face`: leave out clips
-    without a usable face, which are otherwise kept for their sound. `pack`: put all sound into a few large files, in
-    this format. `max_seconds`: longer recordings are cut into parts (0: never); `one_person`: what shows several people
-    is left out. None: 20 s and yes, but never and no for VoxCeleb, whose makers cut its clips so. `shard` (i, n): work
-    on the i-th of n slices, i from 1 to n. `workers` None: the machine's cores, divided among the processes of a
-    launcher. `device` None: a GPU for the detector where there is one. Results depend on neither workers nor shards.
+    without a usable face; otherwise their sound is kept. `pack`: put all sound into a few large files in this format.
+    `max_seconds`: cut longer recordings into parts (0: never); `one_person`: leave out clips that show several people.
+    None for these two: 20 s and yes; for VoxCeleb never and no, because its clips are already cut so. `shard` (i, n):
+    work on the i-th of n slices, i from 1 to n. `workers` None: the machine's cores, divided among the processes of a
+    launcher. `device` None: a GPU for the detector if there is one. Results depend on neither workers nor shards.
     """
 
     raw: Path
@@ -91,7 +91,7 @@ class PreparationSettings:
             raise ValueError(f"max_seconds is {self.max_seconds:g}, must be 0 or at least twice min_seconds")
 
     def recipe(self, voxceleb: bool) -> Recipe:
-        """The part that the results depend on, for VoxCeleb or for other data."""
+        """The settings that the results depend on, for VoxCeleb or for other data."""
         return Recipe(
             _without_detours(self.raw),
             _without_detours(self.out),
@@ -107,9 +107,9 @@ class PreparationSettings:
 
 @dataclass(frozen=True)
 class Summary:
-    """What came out: `rejected` counts files, `hours` is sound, `seconds` is time with all processes at work.
+    """Result of a preparation: `rejected` counts files, `hours` is sound, `seconds` is time with all processes at work.
 
-    `ignored`: kind of known clutter ("hidden", "text") -> how many files or folders of it are not listed one by one.
+    `ignored`: kind of known clutter ("hidden", "text") -> number of files or folders that are not listed one by one.
     """
 
     utterances: int
@@ -122,12 +122,12 @@ class Summary:
 
 
 def prepare(settings: PreparationSettings) -> Summary | None:
-    """Prepare a tree, or this process's slice of it, going on where an earlier run of it stopped.
+    """Prepare a tree, or this process's slice of it, continuing an earlier run that stopped.
 
-    Returns the summary once all slices are done and joined (by whichever process finds them so), None before that.
+    Returns the summary if all slices are done and joined (by the process that finishes last), else None.
 
-    Raises: PreparationError for an `out` that cannot be written or was begun differently, a full disk, or when nothing
-    in the tree is usable, or for a folder whose path the manifest cannot hold or whose results would be its inputs;
+    Raises: PreparationError for an `out` that cannot be written or was begun with other settings, a full disk, nothing
+    usable in the tree, or a folder whose path the manifest cannot hold or whose results would be among its inputs;
     FileNotFoundError if there is no media in `raw`; NamingError and ManifestError as `find_clips` and `listed_clips`;
     OSError if `raw` cannot be read.
     """
@@ -152,12 +152,12 @@ def _find(settings: PreparationSettings) -> FoundClips:
 
 
 def _check_folders(settings: PreparationSettings) -> None:
-    """Now, not when hours of work are to be written down."""
+    """Fails now, not after hours of work."""
     raw, out = _without_detours(settings.raw), _without_detours(settings.out)
     for name, path in (("raw", raw), ("out", out)):
         if UNPRINTABLE.search(str(path)):
             raise PreparationError(
-                f"the path of --{name} holds control characters or is not UTF-8, so that no manifest can hold it: "
+                f"the path of --{name} has control characters or is not UTF-8, so no manifest can hold it: "
                 f"{printable(str(path))}\nRename it, or give a link to it that has a plain name (ln -s)."
             )
     raw, out = raw.resolve(), out.resolve()
@@ -166,14 +166,14 @@ def _check_folders(settings: PreparationSettings) -> None:
 
 
 def _without_detours(path: Path) -> Path:
-    """The absolute path, `..` taken out where no link makes that another folder: one folder, one spelling."""
+    """The absolute path, without `..` unless a link makes that another folder: one spelling per folder."""
     plain, path = Path(os.path.abspath(path)), path.absolute()
     return plain if plain.resolve() == path.resolve() else path
 
 
 @contextmanager
 def _at_work(out: Path) -> Iterator[None]:
-    """Keeps the last step from being taken while this process is at work, and waits for one that is being taken."""
+    """Blocks the last step while this process works, and waits for a last step in progress."""
     with open(out / PLAN, "r+b") as plan:
         while not try_hold(plan, shared=True):
             time.sleep(0.2)
@@ -186,13 +186,13 @@ def _explained(out: Path) -> Iterator[None]:
         yield
     except (OSError, WorkerError) as error:
         raise PreparationError(
-            f"{error}\nPreparing into {out} stopped here; once the cause is gone (room on the disk, permissions), the "
-            "same command goes on where it stopped."
+            f"{error}\nPreparing into {out} stopped here. Fix the cause (disk space, permissions), then run the same "
+            "command: it continues where it stopped."
         ) from error
 
 
 def _agree_on_plan(recipe: Recipe, clips: list[Clip]) -> None:
-    """All runs into one folder, also those of other slices, must mean the same clips and the same settings."""
+    """All runs into one folder, including other slices, must have the same clips and the same settings."""
     digest = hashlib.sha256("\n".join(map(repr, clips)).encode()).hexdigest()
     meant = asdict(recipe)
     del meant["out"]
@@ -202,13 +202,13 @@ def _agree_on_plan(recipe: Recipe, clips: list[Clip]) -> None:
     if keys:
         changes = "; ".join(f"{key} was {begun.get(key)}, is {plan.get(key)}" for key in keys)
         raise PreparationError(
-            f"{recipe.out} was begun differently ({changes}).\n"
+            f"{recipe.out} was begun with other settings ({changes}).\n"
             "Use the settings and the tree it was begun with, or another folder."
         )
 
 
 def _first_written(out: Path, plan: dict[str, Any]) -> dict[str, Any]:
-    """The plan in the folder: this one if none was there, by whichever of several starting processes came first."""
+    """The plan in the folder, or this one if there was none. Several starting processes agree on the first."""
     out.mkdir(parents=True, exist_ok=True)
     with open(out / PLAN, "a+b") as file:
         while True:
@@ -219,7 +219,7 @@ def _first_written(out: Path, plan: dict[str, Any]) -> dict[str, Any]:
                 return begun
             if not try_hold(file):
                 time.sleep(0.1)  # another process is writing it
-            elif os.path.getsize(file.name) == len(text):  # nobody wrote between reading and holding
+            elif os.path.getsize(file.name) == len(text):  # nobody wrote between reading and locking
                 file.truncate(0)
                 file.write(json.dumps(plan, indent=1).encode() + b"\n")
                 file.flush()
@@ -227,7 +227,7 @@ def _first_written(out: Path, plan: dict[str, Any]) -> dict[str, Any]:
 
 
 def _work(settings: PreparationSettings, recipe: Recipe, units: list[Unit]) -> None:
-    """Bring the units to their ends."""
+    """Finish the units."""
     journals = settings.out / _JOURNALS
     done = {unit.name: _num_done(journals, unit) for unit in units}
     waiting = [unit for unit in units if done[unit.name] < len(unit.clips)]
@@ -245,7 +245,7 @@ def _num_done(journals: Path, unit: Unit) -> int:
 
 
 def _join(out: Path, units: list[Unit], unusable: list[Rejected], ignored: Counter[str]) -> Summary | None:
-    """The last step: units in order become one table. None if other slices are still at work or missing."""
+    """The last step: join units in order into one table. None if other slices are still at work or missing."""
     with open(out / PLAN, "r+b") as plan:
         if not try_hold(plan):
             return None
@@ -293,7 +293,7 @@ def _write_tables(out: Path, results: list[BatchResult], unusable: list[Rejected
     )
     with whole_or_absent(out / "summary.json") as part:
         part.write_text(json.dumps(asdict(summary), indent=1) + "\n")
-    write_utterances(table, out / MANIFEST)  # last: its presence means that all the rest is there
+    write_utterances(table, out / MANIFEST)  # last: it marks the results as complete
     return summary
 
 
@@ -306,7 +306,7 @@ def _manifest_table(results: list[BatchResult]) -> pd.DataFrame:
 
 
 def _write_contact_sheet(out: Path) -> None:
-    """A picture of random crops, always the same ones."""
+    """A picture of random crops, with a fixed seed."""
     store = CropStore(out / "crops")
     count = min(len(store), _SHEET_ROWS * _SHEET_COLUMNS)
     chosen = np.sort(np.random.default_rng(0).choice(len(store), count, replace=False))
@@ -319,6 +319,6 @@ def _write_contact_sheet(out: Path) -> None:
 
 
 def _read_summary(out: Path) -> Summary:
-    shutil.rmtree(out / _JOURNALS, ignore_errors=True)  # of a run that ended between its last two steps
+    shutil.rmtree(out / _JOURNALS, ignore_errors=True)  # left by a run that ended between its last two steps
     values: dict[str, Any] = json.loads((out / "summary.json").read_text())
     return Summary(**values)

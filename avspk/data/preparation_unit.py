@@ -1,7 +1,7 @@
-"""One unit of preparation: a fixed run of clips whose results depend on nothing outside it.
+"""One unit of preparation: a fixed range of clips whose results depend on nothing outside it.
 
-A unit owns a shard of the crop store and a journal, one line for each finished batch of clips. What the journal does
-not vouch for is cut off and done again, so a unit ends with the same bytes however often it was interrupted.
+A unit owns a shard of the crop store and a journal, with one line per finished batch of clips. Data that the journal
+does not confirm is cut off and made again, so a unit ends with the same bytes however often it was interrupted.
 """
 
 import json
@@ -33,14 +33,14 @@ from avspk.data.tree import Rejected
 from avspk.data.video import VideoReader
 from avspk.data.worker_pool import PATIENCE, Reporter, Task
 
-# Clips whose frames meet in the detector, and what an interruption costs at most.
+# Clips that share batches of the detector; an interruption loses at most one such batch.
 BATCH_CLIPS = 16
 _LOCK_SECONDS = 60.0
-# Bytes a second that the slowest machine gets through: a sound is decoded in one go, pictures are reported one by one.
+# Bytes per second on the slowest machine: a sound is decoded in one call, pictures are reported one by one.
 _SLOWEST = {"sound": 1e6, "picture": 20e6}
 
 
-THUMBNAIL = 112  # longer side of the pictures in which cuts are looked for
+THUMBNAIL = 112  # longer side of the pictures that are searched for cuts
 
 
 class UnitError(RuntimeError):
@@ -49,7 +49,7 @@ class UnitError(RuntimeError):
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is done to every clip: the part of the settings that the results depend on."""
+    """Processing of every clip: the settings that the results depend on."""
 
     raw: Path
     out: Path
@@ -63,13 +63,13 @@ class Recipe:
 
     @property
     def sound_kept(self) -> str:
-        """What becomes of an utterance without a usable picture."""
+        """Added to the reason if an utterance has no usable picture."""
         return "" if self.require_face else "; its sound is kept"
 
 
 @dataclass(frozen=True)
 class Unit:
-    """Clips number `number` x size to the next unit's; `name` orders units as text."""
+    """A range of consecutive clips; `name` orders units as text."""
 
     name: str
     clips: tuple[Clip, ...]
@@ -81,7 +81,7 @@ class Unit:
 
 
 class Row(NamedTuple):
-    """A manifest row but for its place in the crop store."""
+    """A manifest row without its position in the crop store."""
 
     utterance: str
     audio: str
@@ -93,7 +93,7 @@ class Row(NamedTuple):
 
 @dataclass
 class BatchResult:
-    """What a batch of clips came to; `seconds` is its share of the whole run's time."""
+    """Results of a batch of clips; `seconds` is its share of the whole run's time."""
 
     num_clips: int
     rows: list[Row] = field(default_factory=list)
@@ -113,7 +113,7 @@ class BatchResult:
 
 
 def read_journal(path: Path) -> list[BatchResult]:
-    """Results of a unit's finished batches; a torn last line is left out. Empty if there is no journal."""
+    """Results of a unit's finished batches; an incomplete last line is left out. Empty if there is no journal."""
     if not path.exists():
         return []
     whole_lines = path.read_bytes().split(b"\n")[:-1]
@@ -121,9 +121,9 @@ def read_journal(path: Path) -> list[BatchResult]:
 
 
 def prepare_unit(recipe: Recipe, journals: Path, device: str, processes: int, task: Task, reporter: Reporter) -> None:
-    """Work on the unit `task.content` from where its journal ends; what `task.avoid` names is not decoded.
+    """Work on the unit `task.content` from where its journal ends; items in `task.avoid` are not decoded.
 
-    One of `processes` that share the work, whose time counts accordingly.
+    This process is one of `processes` that share the work; its time counts accordingly.
 
     Raises: OSError if results cannot be written; UnitError if another process holds the unit.
     """
@@ -136,7 +136,7 @@ def prepare_unit(recipe: Recipe, journals: Path, device: str, processes: int, ta
         sounds = prepared_sound(recipe.out, unit.name, recipe.pack, len(rows))
         writer = _shard_writer(recipe, unit, sum(row.num_crops for row in rows))
         if writer is not None:
-            _detector(recipe.faces, device)  # before the clock runs: a process loads it once
+            _detector(recipe.faces, device)  # before the clock starts: each process loads it once
         for batch in unit.batches[len(done) :]:
             start = time.monotonic()
             result, crops = _prepare_batch(recipe, batch, device, sounds, task.avoid, reporter)
@@ -156,13 +156,13 @@ def prepare_unit(recipe: Recipe, journals: Path, device: str, processes: int, ta
 
 
 def _locked_journal(path: Path) -> Any:
-    """The journal, open for appending and held by this process alone; a dying holder is waited for."""
+    """The journal, open for appending and locked by this process; waits for a dying holder."""
     journal = open(path, "ab")  # noqa: SIM115 - the caller's `with` closes it
     deadline = time.monotonic() + _LOCK_SECONDS
     while not try_hold(journal):
         if time.monotonic() > deadline:
             journal.close()
-            raise UnitError(f"another process works on part {path.stem}: do two runs have the same slice?")
+            raise UnitError(f"another process works on part {path.stem}; two runs may have the same slice")
         time.sleep(0.2)
     return journal
 
@@ -175,9 +175,9 @@ def _shard_writer(recipe: Recipe, unit: Unit, num_crops: int) -> CropWriter | No
 
 @dataclass(frozen=True)
 class _Part:
-    """What may become an utterance: a clip or, if that is long, part number `number` of it, from 1.
+    """A possible utterance: a clip or, if that is long, part number `number` of it, from 1.
 
-    `waveform` (n,) of the clip's file `source`; `frames` None where there is no picture.
+    `waveform` (n,) of the clip's file `source`; `frames` None if there is no picture.
     """
 
     clip: Clip
@@ -199,7 +199,7 @@ def _prepare_batch(
     avoid: frozenset[str],
     reporter: Reporter,
 ) -> tuple[BatchResult, list[FaceCrops]]:
-    """Sound and frames clip by clip, faces of several together."""
+    """Read sound and frames clip by clip, and detect faces of several clips together."""
     result = BatchResult(len(clips))
     opener = _Opener(recipe, avoid, reporter, result.rejected)
     crops: list[FaceCrops] = []
@@ -216,7 +216,7 @@ def _prepare_batch(
 
 
 def batched(parts: Iterator[_Part], count: int) -> Iterator[list[_Part]]:
-    """`count` at a time."""
+    """Lists of `count` parts."""
     while batch := list(islice(parts, count)):
         yield batch
 
@@ -224,7 +224,7 @@ def batched(parts: Iterator[_Part], count: int) -> Iterator[list[_Part]]:
 def _take(
     part: _Part, person: MainPerson | None, opener: "_Opener", sounds: PreparedSound
 ) -> tuple[Row, *tuple[FaceCrops, ...]] | None:
-    """The row and, if there is a face, the crops of a part that can be used."""
+    """The row and, if there is a face, the crops of a usable part."""
     recipe, clip = opener.recipe, part.clip
     if person is not None and person.problem:
         opener.leave_out(part, person.problem)
@@ -248,7 +248,7 @@ def _take(
 
 
 def _parts(clip: Clip, opener: "_Opener") -> Iterator[_Part]:
-    """The clip, or what a long one is cut into."""
+    """The clip, or its parts if it is long."""
     sound, recipe = _take_sound(clip, opener), opener.recipe
     if sound is None:
         return
@@ -267,7 +267,7 @@ def _parts(clip: Clip, opener: "_Opener") -> Iterator[_Part]:
 
 
 def _problem(waveform: np.ndarray, recipe: Recipe) -> str:
-    """Why a part of a sound that is good as a whole cannot be used; "" if it can."""
+    """Reason why a part of a usable sound cannot be used; "" if it can."""
     try:
         check_sound(waveform, recipe.min_seconds, recipe.silence_db)
     except MediaError as error:
@@ -276,7 +276,7 @@ def _problem(waveform: np.ndarray, recipe: Recipe) -> str:
 
 
 def _shots(clip: Clip, opener: "_Opener", num_samples: int) -> list[Span] | None:
-    """Spans between cuts of the picture; None where there is none that can be decoded."""
+    """Spans between cuts of the picture; None without a picture that can be decoded."""
 
     def read(path: Path) -> list[Span]:
         with VideoReader(path, THUMBNAIL, opener.reporter.alive) as video:
@@ -290,7 +290,7 @@ def _shots(clip: Clip, opener: "_Opener", num_samples: int) -> list[Span] | None
 
 @dataclass
 class _Opener:
-    """Opens a batch's files, telling the supervisor which, and keeps account of those that cannot be used."""
+    """Opens a batch's files, reports them to the supervisor, and records those that cannot be used."""
 
     recipe: Recipe
     avoid: frozenset[str]
@@ -301,9 +301,9 @@ class _Opener:
     def __call__(
         self, kind: Literal["sound", "picture"], path: str, read: Callable[[Path], Any], consequence: str = ""
     ) -> Any:
-        """What `read` makes of a file, or None after noting why it cannot, and what that means.
+        """Result of `read` for a file, or None after recording the reason and its consequence.
 
-        A file that the decoder of its pictures dies on is still opened for its sound.
+        A file whose pictures kill the decoder is still opened for its sound.
         """
         item = f"{kind} of {path}"
         if item in self.avoid:
@@ -318,21 +318,21 @@ class _Opener:
             return None
 
     def leave_out(self, part: _Part, reason: str) -> None:
-        """Note why a part, or something of it, cannot be used."""
+        """Record why a part, or some of its content, cannot be used."""
         if part.number:
             self.left_out[part.clip.utterance][reason] += 1
         else:
             self.reject(part.clip.video or part.source, reason)
 
     def sum_up(self, clips: Iterable[Clip]) -> None:
-        """Name the clips of which parts were left out."""
+        """Name the clips with parts that were left out."""
         for clip in clips:
             if reasons := self.left_out.get(clip.utterance):
                 parts = "; ".join(f"{reason} ({count})" for reason, count in sorted(reasons.items()))
                 self.reject(clip.video or clip.sounds[0], f"of its parts: {parts}")
 
     def reject(self, path: str, reason: str, consequence: str = "") -> None:
-        """Note why a file cannot be used, the first reason only."""
+        """Record why a file cannot be used; only the first reason is kept."""
         if all(one.path != path for one in self.rejected):
             self.rejected.append(Rejected(path, reason + consequence))
 
@@ -356,7 +356,7 @@ def _size(file: Path) -> int:
 
 
 def _take_frames(clip: Clip, opener: _Opener) -> np.ndarray | None:
-    """The frames to look for faces in; None if the clip has no picture that can be decoded."""
+    """The frames for the face detector; None if the clip has no picture that can be decoded."""
     faces = opener.recipe.faces
 
     def read(path: Path) -> np.ndarray:
@@ -370,9 +370,9 @@ def _take_frames(clip: Clip, opener: _Opener) -> np.ndarray | None:
 
 
 class _Film:
-    """The picture of a long clip, if it has one that can be decoded; its packets are looked through once.
+    """The picture of a long clip, if it has one that can be decoded; its packets are read once.
 
-    Times are in samples of the sound, which begins with the first frame.
+    Times are in samples of the sound, which starts with the first frame.
     """
 
     def __init__(self, clip: Clip, opener: _Opener) -> None:
@@ -390,7 +390,7 @@ class _Film:
             self._video.__exit__()
 
     def frames(self, begin: int, end: int) -> np.ndarray | None:
-        """The frames to look for faces in, in the middles of equal parts of a span."""
+        """The frames for the face detector, in the middles of equal parts of a span."""
         count = self._opener.recipe.faces.crops_per_clip
         times = (begin + (end - begin) * (np.arange(count) + 0.5) / count) / SAMPLE_RATE
         video = self._video
@@ -401,7 +401,7 @@ class _Film:
 
 
 def _persons(recipe: Recipe, frames: list[np.ndarray], device: str) -> list[MainPerson]:
-    """The person of each clip, or, where nobody asks whether it is one person, the main face."""
+    """The person of each clip or, if this is not checked, the main face."""
     if not frames:
         return []
     detector = _detector(recipe.faces, device)
@@ -412,14 +412,14 @@ def _persons(recipe: Recipe, frames: list[np.ndarray], device: str) -> list[Main
 
 @lru_cache(1)
 def _detector(faces: FaceSettings, device: str) -> FaceDetector:
-    """The process's own detector, loaded with the first frames it gets."""
+    """The process's own detector, loaded at first use."""
     return FaceDetector(torch.device(device), faces.detection_scale, faces.min_probability, faces.batch_size)
 
 
 def units_of(clips: list[Clip], max_units: int = MAX_SHARDS, min_clips: int = 2 * BATCH_CLIPS) -> Iterator[Unit]:
-    """Cut the ordered clips of a corpus into units, by their number alone.
+    """Divide the ordered clips of a corpus into units, by their number alone.
 
-    At most `max_units`, because each is a shard that readers keep open, and of at least `min_clips`.
+    At most `max_units`, because readers keep the shard of each open, and at least `min_clips` clips per unit.
     """
     size = max(min_clips, -(-len(clips) // max_units))
     for number, start in enumerate(range(0, len(clips), size)):

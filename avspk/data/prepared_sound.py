@@ -1,4 +1,4 @@
-"""Where preparation puts the sound of a unit of clips: a file an utterance, or a shard of a pack."""
+"""Output of preparation for the sound of a unit of clips: one file per utterance, or a shard of a pack."""
 
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -13,26 +13,26 @@ FOLDER = "sound"
 
 
 class PreparedSound(ABC):
-    """Takes the sound of one utterance after the other."""
+    """Stores the sound of one utterance after the other."""
 
     @abstractmethod
     def put(self, utterance: str, source: Path, waveform: np.ndarray, whole: bool = True) -> str:
-        """Keep the sound that was read from `source`, the whole of it or a part; the place that goes into the manifest.
+        """Store the sound that was read from `source`, all of it or a part; returns its place for the manifest.
 
         Raises: OSError.
         """
 
     @abstractmethod
     def sync(self) -> None:
-        """Wait until everything put so far is on the disk."""
+        """Wait until everything stored so far is on the disk."""
 
     @abstractmethod
     def close(self) -> None:
-        """End; what was put is kept."""
+        """Close; stored sound is kept."""
 
 
 class PreparedFiles(PreparedSound):
-    """The source itself if that needs no conversion, else a new wav file, which is synced as it is written."""
+    """The source itself if it needs no conversion, else a new wav file, which is synced when it is written."""
 
     def __init__(self, out: Path) -> None:
         self._out = out
@@ -47,14 +47,14 @@ class PreparedFiles(PreparedSound):
         return target
 
     def sync(self) -> None:
-        """Nothing is left to wait for."""
+        """Do nothing: files are synced when written."""
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing: no file is open."""
 
 
 class PreparedPack(PreparedSound):
-    """The shard `name` of a pack, with the samples that the files would hold; all but the first `keep` are cut off."""
+    """The shard `name` of a pack, with the samples of the files; entries after the first `keep` are cut off."""
 
     def __init__(self, out: Path, name: str, packed: PackFormat, keep: int) -> None:
         self._writer = SoundWriter(out / FOLDER / name, packed, keep)
@@ -74,5 +74,5 @@ class PreparedPack(PreparedSound):
 
 
 def prepared_sound(out: Path, name: str, packed: PackFormat | None, keep: int) -> PreparedSound:
-    """Of the unit `name`, of which `keep` utterances are done."""
+    """The output of the unit `name`, of which `keep` utterances are done."""
     return PreparedPack(out, name, packed, keep) if packed else PreparedFiles(out)

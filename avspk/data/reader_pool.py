@@ -1,4 +1,4 @@
-"""Processes that read files ahead of whoever uses them. A file on which one dies or hangs costs that file alone."""
+"""Processes that read files ahead of their consumer. If one dies or hangs on a file, only that file is lost."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-JOBS_AHEAD = 2  # of each process: it need not wait for the next one
+JOBS_AHEAD = 2  # per process, so that it need not wait for the next one
 HANG_SECONDS = 600.0
-ATTEMPTS = 2  # a process may be killed for another's sake (out of memory); the second time the file is at fault
-_LOOK_SECONDS = 5.0  # between two looks for processes that hang
+ATTEMPTS = 2  # another process may cause a kill (out of memory); the second time the file is at fault
+_LOOK_SECONDS = 5.0  # between two checks for processes that hang
 
 Floats = NDArray[np.float32]
 Read = Callable[[Path], Iterable[Floats]]
@@ -28,7 +28,7 @@ Read = Callable[[Path], Iterable[Floats]]
 
 @dataclass(frozen=True)
 class Part:
-    """Some sound (n,) of file number `index`."""
+    """A piece of sound (n,) of file number `index`."""
 
     index: int
     sound: Floats
@@ -36,7 +36,7 @@ class Part:
 
 @dataclass(frozen=True)
 class End:
-    """File number `index` is read, up to the `error`, if any, which makes its parts worthless."""
+    """File number `index` is done; an `error`, if any, invalidates its parts."""
 
     index: int
     error: str | None = None
@@ -45,7 +45,7 @@ class End:
 
 @dataclass(frozen=True)
 class Again:
-    """File number `index` is read once more from its beginning: the parts that were given do not count."""
+    """File number `index` is read again from its beginning: discard the parts received so far."""
 
     index: int
 
@@ -62,12 +62,12 @@ class _Reader:
 
 
 class ReaderPool:
-    """Reads files on other processes; a context manager that ends them.
+    """Reads files in other processes; a context manager that ends them.
 
     Args:
         read: path -> parts; its ValueError and OSError are the file's error, its UserWarnings the file's warnings.
         paths: the files.
-        num_processes: how many read, at least 1.
+        num_processes: number of readers, at least 1.
     """
 
     def __init__(self, read: Read, paths: Sequence[Path], num_processes: int) -> None:
@@ -86,7 +86,7 @@ class ReaderPool:
             reader.connection.close()
 
     def __iter__(self) -> Iterator[Event]:
-        """Yield the parts of each file in order, then its end. Files come about in their order, mixed."""
+        """Yield the parts of each file in order, then its end. Files start in order; their parts interleave."""
         for reader in self.readers:
             self._feed(reader)
         while any(reader.jobs for reader in self.readers):
@@ -111,7 +111,7 @@ class ReaderPool:
         yield message
 
     def _bury(self, reader: _Reader) -> Iterator[Event]:
-        """Begin a new process, and the file that the old one died on once more; the second time, give it up."""
+        """Start a new process and retry the file that the old one died on; the second time, give it up."""
         reader.process.join()
         reader.connection.close()
         self.readers[self.readers.index(reader)] = fresh = self._start()
@@ -132,10 +132,10 @@ class ReaderPool:
             try:
                 reader.connection.send((index, self.paths[index]))
             except OSError:
-                return  # it is dead, which shows when its answer is asked for
+                return  # it is dead; the next read of its answer shows that
 
     def _start(self) -> _Reader:
-        # Forked, since imports would take longer than many a job; readers use no library that has threads.
+        # Forked, because imports take longer than many jobs; readers use no library that has threads.
         context = multiprocessing.get_context("fork")
         ours, theirs = context.Pipe()
         process = context.Process(target=_serve, args=(self.read, theirs, ours), daemon=True)
@@ -145,8 +145,8 @@ class ReaderPool:
 
 
 def _serve(read: Read, connection: Connection, parents_end: Connection) -> None:
-    """Read what is asked for until the parent is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all; the parent ends its readers
+    """Read the requested files until the parent is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent ends its readers
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     parents_end.close()
     try:
@@ -169,7 +169,7 @@ def _serve_one(read: Read, connection: Connection, index: int, path: Path) -> No
             except (ValueError, OSError) as problem:
                 error = str(problem)
                 break
-            except Exception as problem:  # of a decoder
+            except Exception as problem:  # from a decoder
                 error = f"{path}: {type(problem).__name__}: {problem}"
                 break
             if sound is None:

@@ -1,4 +1,4 @@
-"""(seed, epoch) -> order of examples, and which utterances each example's views come from."""
+"""(seed, epoch) -> order of examples, and the utterances that each example's views come from."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from avspk.data.views import generator
 
 
 class ClusterPositives:
-    """Members of every cluster, to draw an example's views from several utterances of one cluster (CA-DINO).
+    """Members of every cluster, for drawing an example's views from several utterances of one cluster (CA-DINO).
 
-    `labels` (N,): cluster of each utterance, -1 where it has none: such an utterance stays alone. `recordings` (N,):
-    with them, members from other recordings are drawn before those from the utterance's own.
+    `labels` (N,): cluster of each utterance, -1 if none: such an utterance stays alone. `recordings` (N,): if given,
+    members from other recordings are drawn before those from the utterance's own recording.
     """
 
     def __init__(self, labels: np.ndarray, recordings: np.ndarray | None = None) -> None:
@@ -31,7 +31,7 @@ class ClusterPositives:
             return (index,)
         if self.recordings is not None:
             return (index, *self._others_first(index, rng.permutation(self.order[begin:end]), self.recordings, count))
-        # One spare, because the draw may hit the utterance itself.
+        # One more than needed, because the draw may hit the utterance itself.
         picks = self.order[begin + rng.choice(end - begin, size=min(count, end - begin), replace=False)]
         return (index, *[int(pick) for pick in picks if pick != index][: count - 1])
 
@@ -44,15 +44,15 @@ class ClusterPositives:
 
 
 class ExampleSampler:
-    """Batches of examples of one epoch for one rank, in an order that depends on (seed, stage, epoch) alone.
+    """Batches of examples of one epoch for one rank, in an order that depends only on (seed, stage, epoch).
 
-    Every global batch is split into equal contiguous parts, one a rank; the incomplete last batch is left out, so
-    all ranks make the same number of steps and two processes see the batches that one would.
+    Every global batch is split into equal contiguous parts, one per rank; the incomplete last batch is left out, so
+    all ranks make the same number of steps, and two processes see the same batches as one.
 
     Args:
         rows: (N,) utterances to visit once an epoch.
         batch_size: of the global batch.
-        usable: modality -> (M,) bool over all M utterances, false where the modality is missing; such an example
+        usable: modality -> (M,) bool over all M utterances, false if the modality is missing; such an example
             borrows a random usable utterance for that modality.
 
     Set `positives` (modality -> cluster members) and `num_sources` to draw views from several utterances.
@@ -72,7 +72,7 @@ class ExampleSampler:
         num_ranks: int = 1,
     ) -> None:
         if batch_size % num_ranks:
-            raise ValueError(f"a global batch of {batch_size} does not divide over {num_ranks} processes")
+            raise ValueError(f"a global batch of {batch_size} is not divisible by {num_ranks} processes")
         if len(rows) < batch_size:
             raise ValueError(
                 f"{stage}: {len(rows)} usable utterances are fewer than one batch of {batch_size}; lower the batch_size"
@@ -97,7 +97,7 @@ class ExampleSampler:
         return len(self.rows) // self.batch_size
 
     def batches(self, epoch: int, first_step: int = 0) -> Iterator[list[Example]]:
-        """This rank's part of every global batch of the epoch, from the `first_step`-th (0-based) on."""
+        """This rank's part of every global batch of the epoch, starting at step `first_step` (0-based)."""
         order = self.rows[generator(self.seed, self.stage, "order", epoch).permutation(len(self.rows))]
         share = self.batch_size // self.num_ranks
         for step in range(first_step, self.steps_per_epoch):
@@ -108,7 +108,7 @@ class ExampleSampler:
         return Example(epoch, index, {modality: self.sources(epoch, index, modality) for modality in self.usable})
 
     def sources(self, epoch: int, index: int, modality: str) -> tuple[int, ...]:
-        """Utterances that an example's views of one modality come from, the first one its own where it has that."""
+        """Utterances of an example's views of one modality, its own first if that has the modality."""
         usable = self.usable[modality][index]
         if usable and modality not in self.positives:
             return (index,)
@@ -119,7 +119,7 @@ class ExampleSampler:
 
 
 class EpochBatches:
-    """The rest of one epoch as a loader wants it: an iterable with a length."""
+    """The rest of one epoch for a loader: an iterable with a length."""
 
     def __init__(self, sampler: ExampleSampler, epoch: int, first_step: int) -> None:
         self.sampler, self.epoch, self.first_step = sampler, epoch, first_step

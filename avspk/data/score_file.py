@@ -22,10 +22,10 @@ class ScoreFileError(ValueError):
 
 
 def read_scores(path: str | Path) -> pd.DataFrame:
-    """Scored trials: `enroll` and `test` (str, absent where the file has none), `score` (float64), `label` (int8 1/0).
+    """Scored trials: `enroll` and `test` (str, absent if the file has none), `score` (float64), `label` (int8 1/0).
 
     Takes lines `enroll test score label` or `score label`, one kind in a file, separated by blanks; labels are
-    target|nontarget or 1|0. Infinite scores are legal, NaN is not.
+    target|nontarget or 1|0. Infinite scores are valid, NaN is not.
 
     Raises: ScoreFileError naming the file and the first line that is neither.
     """
@@ -34,8 +34,8 @@ def read_scores(path: str | Path) -> pd.DataFrame:
     for number, fields in numbered:
         if len(fields) != width or width not in _COLUMNS or fields[-1] not in _LABELS or not _is_score(fields[-2]):
             raise ScoreFileError(
-                f"{path}, line {number}: {' '.join(fields)[:100]!r} is no scored trial; lines are `enroll test score "
-                "label` or `score label`, one kind in a file, the score a number (not NaN), the label "
+                f"{path}, line {number}: {' '.join(fields)[:100]!r} is not a scored trial; lines are `enroll test "
+                "score label` or `score label`, one kind in a file, the score a number (not NaN), the label "
                 "target|nontarget or 1|0"
             )
     table = pd.DataFrame([fields for _, fields in numbered], columns=_COLUMNS[width])
@@ -52,9 +52,9 @@ def _is_score(text: str) -> bool:
 
 
 def write_scores(table: pd.DataFrame, path: str | Path) -> None:
-    """Write the columns enroll, test, score, label of `table`, whole or not at all, scores to five decimals.
+    """Write the columns enroll, test, score, label of `table` atomically, with five decimals.
 
-    Metrics of the file equal metrics of the table if its scores were rounded to DECIMALS before.
+    The file gives the same metrics as the table if its scores were rounded to DECIMALS before.
     """
     columns = [table[name].tolist() for name in _COLUMNS[4]]
     with whole_or_absent(Path(path)) as part, part.open("w", encoding="utf-8") as file:

@@ -1,8 +1,8 @@
-"""Byte strings of a corpus in a few large files: appended by one writer a shard, read at random by many.
+"""Byte strings of a corpus in a few large files: one writer per shard appends, many processes read at random.
 
-A shard is two files: `<name>.<suffix>`, the byte strings end to end, and `<name>.index`, one fixed-size record for each
-of them. A record starts with the field `end`: bytes of the shard up to and with this string. A string counts once its
-record is whole, so an interrupted writer leaves a shard of all the strings before.
+A shard is two files: `<name>.<suffix>` has the concatenated byte strings, `<name>.index` one fixed-size record for each
+of them. A record starts with the field `end`: bytes of the shard up to the end of its string. A string exists when its
+record is complete, so an interrupted writer leaves a shard with all the strings before.
 """
 
 import os
@@ -13,20 +13,20 @@ from typing import Any, cast
 
 import numpy as np
 
-# One descriptor a shard. Preparation makes at most so many shards, and a process that reads two stores, sound and
+# One descriptor per shard. Preparation makes at most this many shards, so a process that reads two stores, sound and
 # crops, uses half of its usual limit of 1,024 open files.
 MAX_SHARDS = 256
 
 
 class ShardError(ValueError):
-    """A shard is missing or damaged, or holds less than it was said to."""
+    """A shard is missing or damaged, or holds fewer strings than expected."""
 
 
 class ShardWriter:
     """Appends to the shard `path` (without suffix); close it, or use it in a `with` block.
 
-    An existing shard is continued: what an interrupted writer left incomplete is cut off first, and with `keep` also
-    all strings but the first `keep`. Several writers may fill different shards of one folder at the same time.
+    An existing shard is continued: incomplete data of an interrupted writer is cut off first, and with `keep` also
+    all strings after the first `keep`. Several writers may fill different shards of one folder at the same time.
 
     Raises: ShardError if `keep` is more than the shard holds; OSError if the folder cannot be written.
     """
@@ -38,7 +38,7 @@ class ShardWriter:
         ends = np.fromfile(f"{path}.index", record, count=num_whole(path, suffix, record))["end"]
         if keep is not None and keep > len(ends):
             self.close()
-            raise ShardError(f"{path}: {keep} entries were said to be stored, {len(ends)} are there")
+            raise ShardError(f"{path}: expected {keep} stored entries, found {len(ends)}")
         self.count = len(ends) if keep is None else keep
         self._end = int(ends[self.count - 1]) if self.count else 0
         self._data.truncate(self._end)
@@ -48,7 +48,7 @@ class ShardWriter:
         """Store byte strings with their records (N,), whose field `end` is filled here. Raises: OSError."""
         records["end"] = self._end + np.cumsum([len(content) for content in contents], dtype=np.uint64)
         self._data.write(b"".join(contents))
-        # The record makes the string exist, so its bytes have to be handed over before.
+        # The string exists as soon as its record does, so its bytes must be flushed before.
         self._data.flush()
         self._index.write(records.tobytes())
         self._index.flush()
@@ -67,9 +67,9 @@ class ShardWriter:
 
 
 class Shard:
-    """A shard opened for reading: the descriptor of its strings, its index in memory that all processes share.
+    """A shard opened for reading: the descriptor of its strings, and its index in memory that all processes share.
 
-    Reads carry their own file position: safe to use on both sides of a fork.
+    Each read gives its file position: safe to use on both sides of a fork.
 
     Raises: OSError if the shard is not there.
     """
@@ -86,7 +86,7 @@ class Shard:
         return (int(self._index["end"][position - 1]) if position else 0), self._index[position]
 
     def read(self, start: int, num_bytes: int) -> bytes:
-        """Bytes of the shard's file, fewer where it ends before."""
+        """Bytes of the shard's file, fewer at its end."""
         return os.pread(self._data, num_bytes, start)
 
     def __del__(self) -> None:
@@ -95,7 +95,7 @@ class Shard:
 
 
 class OpenShards:
-    """Path without suffix -> the shard, opened once and kept open, MAX_SHARDS of them at most. Picklable."""
+    """Path without suffix -> the shard, opened once and kept open, at most MAX_SHARDS. Picklable."""
 
     def __init__(self, suffix: str, record: np.dtype):
         self._suffix, self._record = suffix, record
@@ -117,7 +117,7 @@ class OpenShards:
 
 
 def num_whole(path: Path, suffix: str, record: np.dtype) -> int:
-    """How many strings of a shard are whole, record and bytes, from file sizes and, if need be, records."""
+    """Number of complete strings in a shard (record and bytes), from file sizes and, if necessary, records."""
     count = os.path.getsize(f"{path}.index") // record.itemsize
     size = os.path.getsize(f"{path}.{suffix}")
     with open(f"{path}.index", "rb") as index:

@@ -14,14 +14,14 @@ from avspk.data.sound_decoding import read_segment, sound_header, sound_pieces
 
 
 def read_audio(path: str | Path, start: int = 0, num_samples: int | None = None, total: int = 0) -> np.ndarray:
-    """Read a segment of a file's sound as mono float32 (num_samples,) at 16 kHz, full scale being [-1, 1].
+    """Read a segment of a file's sound as mono float32 (num_samples,) at 16 kHz; full scale is [-1, 1].
 
-    Counts are in samples at 16 kHz; `num_samples` None means up to the end, and the result is shorter where the sound
-    ends before. Channels are averaged, other rates resampled. A file of fewer than `total` samples is an error where
-    its header tells.
+    Counts are in samples at 16 kHz; `num_samples` None means up to the end. The result is shorter if the sound ends
+    before. Channels are averaged, other rates resampled. If the header gives a length, a file of fewer than `total`
+    samples is an error.
 
-    Raises: MediaError if the file cannot be decoded, or, read to its end, is truncated or its channels cancel each
-    other; ValueError for negative counts.
+    Raises: MediaError if the file cannot be decoded, or if it is read to its end and is truncated or its channels
+    cancel each other; ValueError for negative counts.
     """
     if start < 0 or (num_samples is not None and num_samples < 0):
         raise ValueError(f"segment of {num_samples} samples from {start}: both must not be negative")
@@ -33,8 +33,8 @@ def read_audio(path: str | Path, start: int = 0, num_samples: int | None = None,
 
 
 def _read_from_top(path: Path, start: int, num_samples: int) -> np.ndarray:
-    # Without a seek: lossy decoders carry state, and only so is a segment equal to the same part of the whole.
-    # Preparation writes wav, where a segment is one read.
+    # Without a seek: lossy decoders have state, and only decoding from the start makes a segment equal to the same
+    # part of the whole. Preparation writes wav, where a segment is one read.
     pieces: list[np.ndarray] = []
     count = 0
     for piece in sound_pieces(path):
@@ -58,14 +58,14 @@ def read_sound(path: str | Path, min_seconds: float = 0.0, silence_db: float = S
 
 
 def read_first_channel(path: str | Path) -> np.ndarray:
-    """A whole recording as `read_audio` gives it, but of its first channel alone. Raises: MediaError."""
+    """A whole recording as in `read_audio`, but only its first channel. Raises: MediaError."""
     return _joined(sound_pieces(Path(path), first_channel=True))
 
 
 def audio_blocks(path: str | Path, num_samples: int) -> Iterator[np.ndarray]:
-    """The sound that `read_audio` gives, `num_samples` at a time, the last block shorter; no more is held in memory.
+    """The sound of `read_audio` in blocks of `num_samples`, the last one shorter; no more is held in memory.
 
-    Raises: MediaError, when the blocks are asked for.
+    Raises: MediaError while the blocks are read.
     """
     held: list[np.ndarray] = []
     count = 0
@@ -83,7 +83,7 @@ def audio_blocks(path: str | Path, num_samples: int) -> Iterator[np.ndarray]:
 def read_utterance(path: Path, start: int, num_samples: int | None, total: int = 0) -> np.ndarray:
     """`read_audio` for loops over prepared files, which had `total` samples when they passed `SoundCheck`.
 
-    Raises: MediaError, which names the file, if it cannot be read, is shorter now, or holds values that are not finite.
+    Raises: MediaError, which names the file, if it cannot be read, is now shorter, or has values that are not finite.
     """
     try:
         waveform = read_audio(path, start, num_samples, total)
@@ -96,7 +96,7 @@ def read_utterance(path: Path, start: int, num_samples: int | None, total: int =
 
 
 def audio_num_samples(path: str | Path) -> int:
-    """Number of samples `read_audio` gives for the whole file: from the header where that is exact, or decoded.
+    """Number of samples that `read_audio` gives for the whole file: from the header if that is exact, else decoded.
 
     Raises: MediaError.
     """
@@ -117,7 +117,7 @@ def checked_num_samples(path: str | Path) -> int:
 
 
 def is_plain_audio(path: str | Path) -> bool:
-    """Whether the sound can be used where it lies: a wav or flac file of an exact coding, mono, 16 kHz.
+    """Whether the sound can be used without conversion: a wav or flac file of an exact coding, mono, 16 kHz.
 
     Raises: MediaError.
     """
@@ -129,14 +129,14 @@ def is_plain_audio(path: str | Path) -> bool:
 
 
 def to_int16(waveform: np.ndarray) -> np.ndarray:
-    """Samples (n,) in [-1, 1] as 16-bit ones, to the nearest; beyond [-1, 1] they clip."""
+    """Samples (n,) in [-1, 1] as 16-bit ones, rounded to the nearest; beyond [-1, 1] they clip."""
     return np.clip(np.rint(waveform * 32768.0), -32768, 32767).astype(np.int16)
 
 
 def write_wav(path: str | Path, waveform: np.ndarray) -> None:
     """Write mono float (n,) at 16 kHz as 16-bit wav; beyond [-1, 1] it clips. Raises: OSError."""
     samples = to_int16(waveform)
-    # By way of memory: on a full disk soundfile fails an assertion of its own, not with an OSError.
+    # Through memory: on a full disk soundfile fails with an assertion, not with an OSError.
     buffer = io.BytesIO()
     soundfile.write(buffer, samples, SAMPLE_RATE, format="WAV", subtype="PCM_16")
     Path(path).write_bytes(buffer.getbuffer())

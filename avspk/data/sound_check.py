@@ -1,4 +1,4 @@
-"""The one judge of sound: what preparation, embedding, evaluation and training cannot use, in the same words."""
+"""The only check of sound: preparation, embedding, evaluation and training reject sound with the same messages."""
 
 import math
 
@@ -7,22 +7,22 @@ import numpy as np
 from avspk.data.media import SAMPLE_RATE, MediaError
 
 SILENCE_DB = -70.0  # [C] of full scale; the level below which a recording is silent
-LOUDEST = 4.0  # [C] of full scale; lossy codings overshoot it, integers that were not divided exceed it by far
+LOUDEST = 4.0  # [C] of full scale; lossy codings overshoot full scale, undivided integers exceed it by far
 FULL_SCALE = 0.999  # a sample at or beyond it counts as clipped
-CANCELLED = 0.02  # [C] share of what independent channels leave of their power in their mean, which is 1 / number
+CANCELLED = 0.02  # [C] share of power that the mean keeps; it is 1 / number for independent channels
 EMPTY = "no samples: the sound is empty"
 NOT_FINITE = "not finite: some samples are NaN or infinite"
 _FRAME = SAMPLE_RATE // 40  # samples
 
 
 class SoundCheck:
-    """Sees a recording part by part, at 16 kHz; in the end it raises MediaError if the recording cannot be used.
+    """Receives a recording part by part, at 16 kHz; at the end it raises MediaError if the recording cannot be used.
 
-    Nothing is raised before, so that of a recording whose decoder fails later, everybody gives that reason.
+    Nothing is raised earlier, so if the decoder fails later, every command reports the decoder's reason.
 
     Attributes:
         num_samples: seen so far.
-        num_clipped: of them at full scale or beyond.
+        num_clipped: those at full scale or beyond.
     """
 
     def __init__(self, min_seconds: float = 0.0, silence_db: float = SILENCE_DB) -> None:
@@ -30,8 +30,8 @@ class SoundCheck:
         self.num_samples = self.num_clipped = 0
         self._finite, self._peak = True, 0.0
         self._sum = 0.0
-        self._powers: list[np.ndarray] = []  # of the whole frames seen, without their means
-        self._held = np.zeros(0, np.float32)  # the frame that is not yet whole
+        self._powers: list[np.ndarray] = []  # of the complete frames seen, without their means
+        self._held = np.zeros(0, np.float32)  # the incomplete frame
 
     @property
     def hopeless(self) -> bool:
@@ -77,7 +77,7 @@ class SoundCheck:
             raise MediaError(f"silent: {level:.0f} dB of full scale")
 
     def _level(self) -> float:
-        """Mean power of the frames in dB, the outer ones left out: there a resampled constant rings."""
+        """Mean power of the frames in dB without the outer frames, because a resampled constant rings there."""
         powers = np.concatenate(self._powers)
         if len(powers) == 0:
             powers = self._held.var(keepdims=True)
@@ -98,25 +98,25 @@ def require_finite(samples: np.ndarray) -> None:
 
 
 def _finite(samples: np.ndarray) -> bool:
-    # The product is the fastest look at all of them; where it is too large for a float32, each is looked at.
+    # The product is the fastest check of all samples; if it overflows float32, each sample is checked.
     with np.errstate(over="ignore", invalid="ignore"):
         power = float(np.dot(samples, samples))
     return math.isfinite(power) or bool(np.isfinite(samples).all())
 
 
 def require_length(samples: np.ndarray, expected: int) -> None:
-    """Raises: MediaError if samples (n,) are none, or fewer than expected."""
+    """Raises: MediaError if there are no samples (n,), or fewer than expected."""
     if len(samples) == 0:
         raise MediaError(EMPTY)
     if len(samples) < expected:
-        raise MediaError(f"truncated: {expected} samples should be there, {len(samples)} are")
+        raise MediaError(f"truncated: expected {expected} samples, found {len(samples)}")
 
 
 class ChannelSum:
-    """Averages channels, and knows in the end whether they cancelled each other."""
+    """Averages channels, and detects at the end whether they cancelled each other."""
 
     def __init__(self) -> None:
-        self._apart = self._mixed = 0.0  # energies of the mean: if the channels were independent, and as it is
+        self._apart = self._mixed = 0.0  # energies of the mean: expected for independent channels, and actual
 
     def mix(self, samples: np.ndarray) -> np.ndarray:
         """The mean of the channels of float samples (n, channels): (n,)."""
@@ -128,6 +128,6 @@ class ChannelSum:
         return mean
 
     def finish(self) -> None:
-        """Raises: MediaError if next to nothing of the channels is left in their mean."""
+        """Raises: MediaError if the mean keeps almost nothing of the channels."""
         if self._mixed < CANCELLED * self._apart:
             raise MediaError("the channels cancel each other when they are averaged; keep one of them")

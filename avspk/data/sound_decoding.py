@@ -1,7 +1,7 @@
-"""Sound files decoded piece by piece to mono 16 kHz: the decoder is chosen by content, its errors become MediaError.
+"""Sound files decoded piece by piece to mono 16 kHz: content selects the decoder, its errors become MediaError.
 
-libsndfile reads what it knows. PyAV reads the rest: what libsndfile does not know, MPEG audio, whose length libsndfile
-gets wrong, and files whose header does not tell how long they are.
+libsndfile reads the formats it knows. PyAV reads the rest: other formats, MPEG audio, whose length libsndfile gets
+wrong, and files whose header gives no length.
 """
 
 import os
@@ -19,25 +19,25 @@ from avspk.data.media import SAMPLE_RATE, MediaError, decoder_errors, first, rea
 from avspk.data.resampling import require_rate, resampled
 from avspk.data.sound_check import ChannelSum
 
-# Codings without memory, or (FLAC) with an index: any sample can be read by itself, and the header's count is exact.
+# Codings without memory, or (FLAC) with an index: any sample can be read directly, and the header's count is exact.
 _EXACT_CODINGS = frozenset(
     {"PCM_S8", "PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ULAW", "ALAW"}
 )  # fmt: skip
-# libsndfile takes headers between the blocks of a VOC file for sound; raw samples do not tell their rate.
+# libsndfile takes headers between the blocks of a VOC file for sound; raw samples do not give their rate.
 _NOT_FOR_LIBSNDFILE = frozenset({"VOC", "RAW", "MP3"})
-# All but the lengths of a header of 44 bytes: PCM, one channel, 16 bits.
+# The header of 44 bytes without its lengths: PCM, one channel, 16 bits.
 _PLAIN_WAV = b"WAVEfmt " + struct.pack("<IHHIIHH", 16, 1, 1, SAMPLE_RATE, 2 * SAMPLE_RATE, 2, 16) + b"data"
-# Bare streams by FFmpeg's names, and how each of their frames begins; what begins otherwise at the end is no sound.
+# Bare streams by FFmpeg's names, and how each of their frames begins; other data at the end is not sound.
 _FRAME_STARTS = {"mp3": b"\xff", "aac": b"\xff", "ac3": b"\x0b\x77", "eac3": b"\x0b\x77"}
 _PIECE = 1 << 20  # samples of all channels read at once
 _SMALL_PIECE = 1 << 12
-_UNKNOWN = 1 << 31  # frames; headers of streams hold such counts, or larger ones
+_UNKNOWN = 1 << 31  # frames; headers of streams have such counts, or larger ones
 
 
 def sound_pieces(path: Path, first_channel: bool = False) -> Iterator[np.ndarray]:
-    """The sound of a file as mono float32 pieces (n,) at 16 kHz, decoded from the top; no more is held in memory.
+    """The sound of a file as mono float32 pieces (n,) at 16 kHz, decoded from the start; no more is held in memory.
 
-    Mono is the mean of the channels, or the first one alone.
+    Mono is the mean of the channels, or the first channel.
 
     Raises: MediaError if the file cannot be decoded to its end, is truncated, or its averaged channels cancel.
     """
@@ -59,9 +59,9 @@ def _first_channel(samples: np.ndarray) -> np.ndarray:
 
 
 def read_segment(path: Path, start: int, num_samples: int, total: int = 0) -> np.ndarray | None:
-    """A segment of a file of exact coding at 16 kHz, (n,), and nothing before it; None for any other file.
+    """A segment (n,) of a file of exact coding at 16 kHz, read directly; None for any other file.
 
-    The fast way of training. It asks nothing of the file but to be read; why it cannot be, the slow way tells.
+    The fast path of training. It checks only that the file can be read; the slow path finds the reason if not.
 
     Raises: MediaError if the file holds fewer than `total` samples.
     """
@@ -77,12 +77,12 @@ def read_segment(path: Path, start: int, num_samples: int, total: int = 0) -> np
     except Exception:
         return None
     if file.frames < total:
-        raise MediaError(f"truncated: {total} samples should be there, {file.frames} are")
+        raise MediaError(f"truncated: expected {total} samples, found {file.frames}")
     return ChannelSum().mix(samples)
 
 
 def _plain_segment(path: Path, start: int, num_samples: int, total: int) -> np.ndarray | None:
-    """What libsndfile gives, in a third of the time; None if the file is no whole wav file as preparation writes them.
+    """Same as libsndfile in a third of the time; None if the file is not a complete wav file as preparation writes it.
 
     Raises: OSError.
     """
@@ -101,7 +101,7 @@ def _plain_segment(path: Path, start: int, num_samples: int, total: int) -> np.n
 def sound_header(path: Path) -> soundfile.SoundFile | None:
     """The closed file, with its rate, channels and number of frames, if its coding is exact; None for any other.
 
-    Raises: MediaError for a file that is not there or not whole.
+    Raises: MediaError for a missing or incomplete file.
     """
     require_file(path)
     file = _open_with_libsndfile(path)
@@ -117,10 +117,10 @@ def is_exact(file: soundfile.SoundFile) -> bool:
 
 
 def _open_with_libsndfile(path: Path) -> soundfile.SoundFile | None:
-    """The open file, or None where PyAV is the one to read it."""
+    """The open file, or None if PyAV must read it."""
     with open(path, "rb") as content:
         if is_mpeg_audio(content):
-            return None  # libsndfile would write warnings of its own decoder to the terminal
+            return None  # libsndfile's own decoder would write warnings to the terminal
     try:
         file = soundfile.SoundFile(str(path))
     except Exception:
@@ -133,7 +133,7 @@ def _open_with_libsndfile(path: Path) -> soundfile.SoundFile | None:
 
 
 def _libsndfile_pieces(file: soundfile.SoundFile, path: Path) -> Iterator[np.ndarray]:
-    """Samples (n, channels) to the end; the header's count is no size of anything in memory."""
+    """Samples (n, channels) to the end; memory does not depend on the header's count."""
     size = max(1, _PIECE // file.channels)
     count = 0
     try:
@@ -164,7 +164,7 @@ def _count_decodable(path: Path) -> int:
 
 
 def _av_pieces(path: Path, first_channel: bool) -> Iterator[np.ndarray]:
-    """Mono 16 kHz, as FFmpeg's decoders, mixer and resampler give it."""
+    """Mono 16 kHz from FFmpeg's decoders, mixer and resampler."""
     import av
 
     channels = ChannelSum()
@@ -190,7 +190,7 @@ def _av_open(path: Path) -> Any:
 
 
 def _samples(frame: Any) -> np.ndarray:
-    """Samples (n, channels) of a decoded frame, whose scale and offset are of no account here."""
+    """Samples (n, channels) of a decoded frame; scale and offset do not matter here."""
     samples = frame.to_ndarray()
     samples = samples.T if frame.format.is_planar else samples.reshape(-1, frame.layout.nb_channels)
     offset = 128 if samples.dtype == np.uint8 else 0
@@ -198,7 +198,7 @@ def _samples(frame: Any) -> np.ndarray:
 
 
 def _av_frames(container: Any, stream: Any) -> Iterator[Any]:
-    """Decoded frames up to the end, which in a bare stream may be something else than sound: tags, zeros."""
+    """Decoded frames up to the end; a bare stream may end with something other than sound: tags, zeros."""
     import av
 
     seconds = 0.0
@@ -213,7 +213,7 @@ def _av_frames(container: Any, stream: Any) -> Iterator[Any]:
                 failure = failure or error
                 continue
             if failure and frames and packet.size:
-                raise failure  # sound goes on: something amid it is lost
+                raise failure  # sound follows: some of it is lost
             for frame in frames:
                 seconds += frame.samples / max(1, frame.sample_rate)
                 yield frame

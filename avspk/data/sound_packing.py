@@ -1,7 +1,7 @@
-"""A manifest over sound files to one over a pack: the same rows, their sound in a few hundred large files.
+"""Converts a manifest over sound files to one over a pack: the same rows, their sound in a few hundred large files.
 
-The rows are cut into shards by their number alone. A shard counts when it has its name, which it gets when it is whole,
-its index last; a run that was interrupted begins again with the shards that do not count, and ends with the same bytes.
+The rows are divided into shards by their number alone. A shard is renamed to its final name when it is complete, its
+index last. An interrupted run starts again with the shards that are not complete, and ends with the same bytes.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from avspk.data.worker_pool import Reporter, Task, run_tasks
 
 MANIFEST = "packed.parquet"
 _PLAN = "pack.json"
-_MIN_ROWS = 1024  # of a shard: small corpora need no more files than large ones
+_MIN_ROWS = 1024  # per shard: small corpora need no more files than large ones
 
 
 class PackingError(OSError):
-    """Sound cannot be packed, or not into this folder; the message says what to do. What is done stays done."""
+    """Sound cannot be packed, or not into this folder; the message says what to do. Finished work is kept."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class PackSettings:
 
 @dataclass(frozen=True)
 class _Shard:
-    """Consecutive rows of the manifest: where their sound is, and how many samples it has to have."""
+    """Consecutive rows of the manifest: places of their sound, and its expected numbers of samples."""
 
     name: str
     places: tuple[Path, ...]
@@ -53,16 +53,17 @@ class _Shard:
 
 
 def pack_sound(settings: PackSettings, advance: Callable[[int], None] = lambda rows: None) -> Path:
-    """Pack what is not packed yet; the new manifest's path. `advance` hears how many rows more are done.
+    """Pack what is not packed yet; returns the new manifest's path. `advance` receives the number of finished rows.
 
-    Raises: PackingError if the folder was begun differently or is in use; WorkerError, with the worker's message, if a
-    recording is missing, damaged or of another length than the manifest says, or the disk is full; ManifestError.
+    Raises: PackingError if the folder was begun with other settings or is in use; WorkerError, with the worker's
+    message,
+    if a recording is missing, damaged or not as long as the manifest says, or the disk is full; ManifestError.
     """
     utterances = read_utterances(settings.manifest)
     folder = settings.out / FOLDER
     lock = hold_for_life(folder / "lock")
     if lock is None:
-        raise PackingError(f"{folder} is being packed into by {(folder / 'lock').read_text()}; end that, or wait")
+        raise PackingError(f"{folder} is in use by {(folder / 'lock').read_text()}; end that process, or wait")
     with lock:
         _agree_on_plan(folder / _PLAN, utterances, settings)
         shards = _shards(utterances)
@@ -86,7 +87,7 @@ def _shards(utterances: Utterances) -> list[_Shard]:
 
 
 def _packed_places(shard: _Shard) -> list[str]:
-    """As the new manifest has them."""
+    """Places of the rows in the new manifest."""
     return [f"{FOLDER}/{shard.name}.{SUFFIX}#{number}" for number in range(len(shard.places))]
 
 
@@ -106,13 +107,12 @@ def _agree_on_plan(path: Path, utterances: Utterances, settings: PackSettings) -
     changed = [f"{key} was {begun.get(key)}, is {value}" for key, value in plan.items() if begun.get(key) != value]
     if changed:
         raise PackingError(
-            f"{path.parent} was begun differently ({'; '.join(changed)}); go on with what it was begun with, or pack "
-            "into another folder"
+            f"{path.parent} was begun with other settings ({'; '.join(changed)}); use those again, or another folder"
         )
 
 
 def _pack_shard(folder: Path, packed: PackFormat, task: Task, reporter: Reporter) -> None:
-    """Write one shard and give it its name. Raises: PackingError; OSError."""
+    """Write one shard and give it its final name. Raises: PackingError; OSError."""
     shard: _Shard = task.content
     target, part = folder / shard.name, folder / f"{shard.name}.part"
     sounds = SoundStore()
@@ -125,13 +125,13 @@ def _pack_shard(folder: Path, packed: PackFormat, task: Task, reporter: Reporter
             reporter.advance(1)
         reporter.entering(None)
         writer.shard.sync()
-    # The index last: it makes the shard count.
+    # The index last: it marks the shard as complete.
     for suffix in (SUFFIX, "index"):
         os.replace(f"{part}.{suffix}", f"{target}.{suffix}")
 
 
 def _whole(sounds: SoundStore, place: Path, length: int) -> np.ndarray:
-    """A recording of this length. Raises: PackingError."""
+    """A recording, which must have this length. Raises: PackingError."""
     try:
         waveform = sounds.read(place)
     except MediaError as error:

@@ -1,12 +1,12 @@
-"""Sound by its place, which is a file or an entry of a pack: one object reads both, and gives the same samples.
+"""Sound by its place, a file or an entry of a pack: one object reads both, and gives the same samples.
 
-A pack is a folder of shards (avspk/data/shards.py): `<name>.sounds`, recordings end to end, and `<name>.index`, one
-INDEX_RECORD a recording. Entry 17 of a shard has the place `<folder>/<name>.sounds#17`, and a manifest holds it in the
-column of paths. So the rows of a manifest can be chosen, reordered and joined, and packed recordings can stand among
+A pack is a folder of shards (avspk/data/shards.py): `<name>.sounds` has the concatenated recordings, `<name>.index` one
+INDEX_RECORD per recording. Entry 17 of a shard has the place `<folder>/<name>.sounds#17`; the manifest has it in the
+column of paths. So the rows of a manifest can be selected, reordered and joined, and may mix packed recordings and
 files. Reading a segment is one read from a shard, which stays open: no file is opened for it.
 
-Recordings are stored as 16-bit samples, plain or FLAC, if these hold them exactly, else as float32. What is read from a
-pack therefore equals, bit for bit, what is read from the file that was packed.
+Recordings are stored as 16-bit samples, plain or FLAC, if these represent them exactly, else as float32. So a pack
+gives, bit for bit, the same samples as the packed files.
 """
 
 import io
@@ -28,11 +28,11 @@ from avspk.data.sound_check import check_sound, require_finite, require_length
 PackFormat = Literal["int16", "flac"]
 SUFFIX = "sounds"
 INT16, FLAC, FLOAT32 = 0, 1, 2
-# `end`: bytes of the shard up to and with this recording. `encoding`: one of the three above.
+# `end`: bytes of the shard up to the end of this recording. `encoding`: one of the three above.
 INDEX_RECORD = np.dtype([("end", "<u8"), ("num_samples", "<u4"), ("encoding", "<u4")])
 _FULL_SCALE = 32768.0
 _MARK = f".{SUFFIX}#"
-# Of a FLAC recording at once: most are shorter, and one read answers; of longer ones only what a crop needs is read.
+# Bytes of a FLAC recording per read: one read is enough for most; of longer ones only the needed part is read.
 _FLAC_PIECE = 1 << 18
 
 
@@ -40,37 +40,38 @@ class Sound(Protocol):
     """One recording: mono float32 in [-1, 1] at 16 kHz."""
 
     def read(self, start: int, num_samples: int | None, total: int) -> np.ndarray:
-        """Samples from `start` on, all of them or fewer where the sound ends before.
+        """Samples from `start` on, all of them or fewer if the sound ends before.
 
         Raises: MediaError, also if the recording has fewer than `total` samples or they are not finite.
         """
 
     def whole(self) -> np.ndarray:
-        """All samples, of which nothing is asked. Raises: MediaError."""
+        """All samples, unchecked. Raises: MediaError."""
 
     def num_samples(self) -> int:
-        """Of the whole recording. Raises: MediaError."""
+        """Number of samples of the whole recording. Raises: MediaError."""
 
     def blocks(self, num_samples: int) -> Iterator[np.ndarray]:
-        """The whole recording, so many samples at a time, the last block shorter. Raises: MediaError."""
+        """The whole recording in blocks of `num_samples`, the last one shorter. Raises: MediaError."""
 
 
 class SoundStore:
-    """Reads sound wherever it is. Picklable, and safe to use on both sides of a fork."""
+    """Reads sound from any place. Picklable, and safe to use on both sides of a fork."""
 
     def __init__(self) -> None:
         self._shards = OpenShards(SUFFIX, INDEX_RECORD)
 
     def read(self, place: str | Path, start: int = 0, num_samples: int | None = None, total: int = 0) -> np.ndarray:
-        """A segment as mono float32 (num_samples,) in [-1, 1] at 16 kHz, shorter where the sound ends before.
+        """A segment as mono float32 (num_samples,) in [-1, 1] at 16 kHz, shorter if the sound ends before.
 
-        Raises: MediaError naming the place if it cannot be read, holds no sound there, has fewer than `total` samples
-        in all, or holds values that are not finite.
+        Raises: MediaError naming the place if it cannot be read, has no sound in the segment, has fewer than `total`
+        samples
+        in all, or has values that are not finite.
         """
         return self.at(place).read(start, num_samples, total)
 
     def read_unchecked(self, place: str | Path, start: int, num_samples: int, total: int) -> np.ndarray:
-        """As `read`, of a recording that nobody has checked: it is read whole and must pass `SoundCheck`."""
+        """As `read`, for an unchecked recording: it is read whole and must pass `SoundCheck`."""
         with _naming(place):
             waveform = self.at(place).whole()
             check_sound(waveform)
@@ -96,7 +97,7 @@ class SoundStore:
 
 @contextmanager
 def _naming(place: str | Path) -> Iterator[None]:
-    """Errors begin with the place."""
+    """Prefixes errors with the place."""
     try:
         yield
     except MediaError as error:
@@ -106,7 +107,7 @@ def _naming(place: str | Path) -> Iterator[None]:
 
 
 class SoundFile:
-    """A recording in a file of its own."""
+    """A recording in its own file."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -129,7 +130,7 @@ class SoundFile:
 
 
 class PackedSound:
-    """Recording number `number` of a shard. Raises: MediaError if the shard has none of this number."""
+    """Recording number `number` of a shard. Raises: MediaError if the shard has no such number."""
 
     def __init__(self, place: str, shard: Shard, number: int) -> None:
         if number >= shard.count:
@@ -142,7 +143,7 @@ class PackedSound:
     def read(self, start: int, num_samples: int | None, total: int) -> np.ndarray:
         """See `Sound`."""
         if self._length < total:
-            raise MediaError(f"{self._place} has {self._length} samples, {total} should be there; pack the sound again")
+            raise MediaError(f"{self._place} has {self._length} samples, expected {total}; pack the sound again")
         samples = self._read(start, num_samples)
         if self._encoding == FLOAT32:
             with _naming(self._place):
@@ -189,7 +190,7 @@ class PackedSound:
 
 
 class _Range(io.RawIOBase):
-    """A part of a shard as a file, which a decoder reads and seeks in."""
+    """A part of a shard as a file for a decoder."""
 
     def __init__(self, shard: Shard, first: int, size: int) -> None:
         self._shard, self._first, self._size, self._position = shard, first, size, 0
@@ -213,14 +214,14 @@ class _Range(io.RawIOBase):
 
 
 class SoundWriter:
-    """Appends recordings to one shard of a pack; as `ShardWriter`, whose errors it raises."""
+    """Appends recordings to one shard of a pack; raises the errors of `ShardWriter`."""
 
     def __init__(self, path: Path, packed: PackFormat, keep: int | None = None) -> None:
         self.shard = ShardWriter(path, SUFFIX, INDEX_RECORD, keep)
         self._path, self._format = path, packed
 
     def append(self, waveform: np.ndarray) -> str:
-        """Store mono float32 (n,) at 16 kHz; its place, relative to the pack's folder. Raises: OSError."""
+        """Store mono float32 (n,) at 16 kHz; returns its place, relative to the pack's folder. Raises: OSError."""
         content, encoding = encode(waveform, self._format)
         self.shard.append([content], np.array([(0, len(waveform), encoding)], INDEX_RECORD))
         return f"{self._path.name}{_MARK}{self.shard.count - 1}"
@@ -233,9 +234,9 @@ class SoundWriter:
 
 
 def encode(waveform: np.ndarray, packed: PackFormat) -> tuple[bytes, int]:
-    """Bytes and encoding of mono float32 (n,): 16 bits where these hold it exactly, else float32."""
+    """Bytes and encoding of mono float32 (n,): 16 bits if these represent it exactly, else float32."""
     scaled = waveform * np.float32(_FULL_SCALE)
-    with np.errstate(invalid="ignore"):  # what is not finite becomes a number that differs from it
+    with np.errstate(invalid="ignore"):  # NaN and infinity become numbers that differ from the input
         samples = np.clip(scaled, -32768, 32767).astype("<i2")
     if not np.array_equal(samples, scaled):
         return waveform.astype("<f4").tobytes(), FLOAT32
@@ -247,20 +248,20 @@ def encode(waveform: np.ndarray, packed: PackFormat) -> tuple[bytes, int]:
 
 
 def packed_at(place: str | Path) -> tuple[str, int | None]:
-    """Path of a shard without suffix and number in it; the place itself and None if it is that of a file."""
+    """Path of a shard without suffix and number in it; for a file, the place itself and None."""
     text = str(place)
     shard, mark, number = text.rpartition(_MARK)
     return (shard, int(number)) if mark and number.isdecimal() else (text, None)
 
 
 def holder(place: Path) -> Path:
-    """The file that holds the sound at a place."""
+    """The file that contains the sound at a place."""
     shard, number = packed_at(place)
     return place if number is None else Path(f"{shard}.{SUFFIX}")
 
 
 def missing_sounds(places: Sequence[Path]) -> list[Path]:
-    """Places where there is no sound, files first. Each file is looked at once, each shard once for all its entries."""
+    """Places without sound, files first. Checks each file once, and each shard once for all its entries."""
     files, entries = [], []
     for place in places:
         shard, number = packed_at(place)

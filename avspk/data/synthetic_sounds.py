@@ -1,4 +1,4 @@
-"""Procedural noises, music and room impulse responses, for those without MUSAN and RIRS_NOISES. All [C]."""
+"""Procedural noises, music and room impulse responses for users without MUSAN and RIRS_NOISES. All [C]."""
 
 import numpy as np
 
@@ -19,7 +19,7 @@ def _peak_normalize(waveform: np.ndarray, peak: float = 0.5) -> np.ndarray:
 
 
 def coloured_noise(rng: np.random.Generator, num_samples: int) -> np.ndarray:
-    """Noise of a 1/f^b spectrum, b in 0..2, uneven by 6 dB, its level swaying by up to 6 dB (deviation): (n,)."""
+    """Noise of a 1/f^b spectrum, b in 0..2, uneven by 6 dB, its level varying by up to 6 dB (deviation): (n,)."""
     spectrum = np.fft.rfft(rng.standard_normal(num_samples))
     frequency = np.maximum(np.fft.rfftfreq(num_samples, 1 / SAMPLE_RATE), 20.0)
     unevenness = 6.0 * _smooth_walk(rng, 12, len(frequency))

@@ -1,4 +1,4 @@
-"""Every file below a folder: sound and video by their names, known clutter, and the rest, each with a reason."""
+"""All files below a folder: sound and video by their names, known clutter, and the rest, each with a reason."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from avspk.data.suffixes import MEDIA_SUFFIXES
 from avspk.text_files import printable
 
 PLAN = "preparation.json"
-"""What makes a folder the output of a preparation."""
+"""File that marks a folder as the output of a preparation."""
 
 _SYSTEM = {"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"}
 _SYSTEM_FOLDERS = {"__macosx", "$recycle.bin", "system volume information", "lost+found", "@eadir", "#recycle"}
@@ -32,11 +32,11 @@ class Rejected:
 
 @dataclass
 class TreeFiles:
-    """What lies below a folder, paths relative to it.
+    """Files below a folder, with paths relative to it.
 
-    `media`: sorted paths of what bears the name of a sound or video file. `rejected`: what is neither that nor
-    clutter. `ignored`: kind of clutter -> how many files or folders of it. `output`: where the folder that was left
-    out of the search lies, None if it is not below.
+    `media`: sorted paths with the suffix of a sound or video file. `rejected`: files that are neither media nor
+    clutter. `ignored`: kind of clutter -> number of files or folders. `output`: path of the folder that was not
+    searched, None if it is not below.
     """
 
     media: list[str] = field(default_factory=list)
@@ -48,8 +48,8 @@ class TreeFiles:
 def files_below(root: Path, output: Path | None = None) -> TreeFiles:
     """Look at every file below `root`, but not into `output`, nor into the output of another preparation.
 
-    Links are followed, and no folder is entered under two names: its real place wins over links to it, links by their
-    order; the other names are rejected. The result depends on the names in the tree alone.
+    Links are followed, but no folder is entered twice: its real path is preferred to links, links are used in their
+    order; the other paths are rejected. The result depends only on the names in the tree.
 
     Raises: OSError if `root` itself cannot be listed.
     """
@@ -67,14 +67,14 @@ class _Search:
     def __init__(self, root: str, output: Path | None) -> None:
         self.root = root
         self.output = _identity(str(output)) if output is not None and output.is_dir() else None
-        if self._lies_in_output(""):  # then links into it lead to inputs as well as results
+        if self._lies_in_output(""):  # then links into it may point to inputs as well as results
             self.output = None
         self.entered: dict[object, str] = {}
         self.links: list[str] = []
         self.found = TreeFiles()
 
     def enter(self, folders: list[str]) -> None:
-        """Look at everything in these folders and the real folders below them; links to folders wait."""
+        """Read these folders and the real folders below them; links to folders are kept for later."""
         pending = folders[::-1]
         while pending:
             folder = pending.pop()
@@ -87,7 +87,7 @@ class _Search:
                 self._reject(folder, f"folder cannot be read: {error.strerror}")
 
     def leads_to_output(self, link: str) -> bool:
-        """Whether a link to a folder leads to the output or into it."""
+        """Whether a link to a folder points to the output or into it."""
         if not self._lies_in_output(link):
             return False
         self.found.output = link
@@ -109,14 +109,14 @@ class _Search:
             return False
         first = self.entered.setdefault(identity, folder)
         if first != folder:
-            self._reject(folder, f"the same folder as {first or '--raw'}, where its files are looked at")
+            self._reject(folder, f"the same folder as {first or '--raw'}, which is searched")
         elif folder and os.path.isfile(self._place(f"{folder}/{PLAN}")):
             self._reject(folder, f"the output of a preparation: it holds {PLAN}")
             return False
         return first == folder
 
     def _take(self, folder: str, entry: os.DirEntry[str]) -> str | None:
-        """Note one entry; its path if it is a folder to look into at once."""
+        """Record one entry; returns its path if it is a folder to search now."""
         path = f"{folder}/{entry.name}" if folder else entry.name
         try:
             is_folder = entry.is_dir()
@@ -130,8 +130,8 @@ class _Search:
                 self.found.media.append(path)
             else:
                 self._reject(path, _why_not(entry))
-        except OSError as error:  # a link to itself, say
-            self._reject(path, f"cannot be looked at: {error.strerror}")
+        except OSError as error:  # for example a link to itself
+            self._reject(path, f"cannot be read: {error.strerror}")
         return None
 
     def _reject(self, path: str, reason: str) -> None:
@@ -139,7 +139,7 @@ class _Search:
 
 
 def _identity(folder: str) -> object:
-    """The same for all names of a folder. Some network file systems number nothing: there its real path has to do."""
+    """Equal for all paths of a folder. Some network file systems have no file numbers: then its real path is used."""
     status = os.stat(folder)
     return (status.st_dev, status.st_ino) if status.st_ino else os.path.realpath(folder)
 
@@ -149,7 +149,7 @@ def _suffix(name: str) -> str:
 
 
 def _clutter(name: str, is_folder: bool) -> str | None:
-    """The kind of clutter that a name stands for; None for what a person may have wanted to be used."""
+    """The kind of clutter that a name indicates; None for files that a user may have meant to use."""
     if name.startswith("."):
         return "hidden"
     if name.lower() in (_SYSTEM_FOLDERS if is_folder else _SYSTEM):
@@ -162,7 +162,7 @@ def _clutter(name: str, is_folder: bool) -> str | None:
 
 
 def _why_not(entry: os.DirEntry[str]) -> str:
-    """Why a file that is neither media by its name nor clutter is not used."""
+    """Reason why a file that is neither media by its name nor clutter is not used."""
     suffix = _suffix(entry.name)
     if entry.is_symlink() and not os.path.exists(entry.path):
         return "broken link"
@@ -172,6 +172,4 @@ def _why_not(entry: os.DirEntry[str]) -> str:
         return "an archive: unpack it"
     if suffix in _UNFINISHED:
         return "an unfinished download"
-    return (
-        f"{printable(suffix)} is no known suffix of sound or video" if suffix else "no suffix that tells sound or video"
-    )
+    return f"{printable(suffix)} is not a known suffix of sound or video" if suffix else "no suffix of sound or video"

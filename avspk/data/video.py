@@ -22,7 +22,7 @@ VIDEO_SUFFIXES = (
 )
 # Packets are kept in memory up to this size, so that a clip is read from the disk once; a longer video is read again.
 _KEPT_BYTES = 64 << 20
-# A picture that the decoder does not give (a hidden reference, a second field) is stood in for by the one before it.
+# If the decoder does not give a picture (a hidden reference, a second field), the one before it is used.
 _NEAR = 2
 
 
@@ -36,21 +36,22 @@ def read_frames(path: str | Path, numbers: Sequence[int] | np.ndarray, max_side:
 
 
 class _DisorderError(Exception):
-    """Frames came in another order than their time stamps: the container does not know when they are shown."""
+    """Frames arrived in another order than their time stamps: the container does not know when they are shown."""
 
 
 class VideoReader:
     """The pictures of a file's best video stream, in the order and at the times at which a player shows them.
 
-    What edit lists hide does not count. The packets are read once without decoding, then only what the wanted frames
-    need is decoded: memory does not grow with the length. `alive` is called for every packet, so that a supervisor can
-    tell long work from a decoder that hangs. A context manager: it holds the file.
+    Pictures that edit lists hide do not count. The packets are read once without decoding, then only the packets for
+    the
+    wanted frames are decoded: memory does not grow with the length. `alive` is called for every packet, so a supervisor
+    can distinguish long work from a decoder that hangs. A context manager: it keeps the file open.
     """
 
     def __init__(self, path: str | Path, max_side: int | None = None, alive: Callable[[], None] = lambda: None):
-        """Raises: MediaError if there is no video, or nothing that could be shown."""
+        """Raises: MediaError if there is no video, or nothing to show."""
         self._max_side, self._alive = max_side, alive
-        self._decoded_times: list[int] = []  # what the last run gave
+        self._decoded_times: list[int] = []  # of the last run
         self._damaged = 0  # packets that the decoder refused
         require_file(Path(path))
         with decoder_errors():
@@ -75,16 +76,16 @@ class VideoReader:
         return np.array(self._timeline.times) * float(self._source.time_base)
 
     def sample(self, count: int) -> np.ndarray:
-        """At most `count` frames, those shown in the middles of as many equal parts of the time; none twice.
+        """At most `count` different frames, shown in the middles of as many equal parts of the time.
 
-        Returns and raises what `read` does.
+        Returns and raises the same as `read`.
         """
         return self._read_as_is(lambda: self._timeline.numbers_at_even_times(count))
 
     def read_at(self, seconds: np.ndarray) -> np.ndarray:
         """The frame on the screen at each of these times (n,), in seconds after the first frame.
 
-        Returns and raises what `read` does.
+        Returns and raises the same as `read`.
         """
 
         def numbers() -> np.ndarray:
@@ -94,7 +95,7 @@ class VideoReader:
         return self._read_as_is(numbers)
 
     def _read_as_is(self, numbers: Callable[[], np.ndarray]) -> np.ndarray:
-        """The frames that `numbers` chooses of those that can be had."""
+        """The frames that `numbers` selects from those that can be decoded."""
         try:
             return self.read(numbers())
         except MediaError:
@@ -103,10 +104,10 @@ class VideoReader:
             return self.read(numbers())
 
     def _narrowed(self) -> bool:
-        """Take back what the packets promised and the decoder does not give; False if that does not explain a failure.
+        """Remove frames that the packets announced but the decoder did not give; False if that explains no failure.
 
-        A recording that begins amid a group of pictures shows nothing until the next one; where frames are counted, a
-        packet may stand for no change.
+        A recording that starts inside a group of pictures shows nothing until the next group. If frames are counted, a
+        packet may mean "no change".
         """
         line, decoded = self._timeline, self._decoded_times
         if not decoded:
@@ -135,7 +136,7 @@ class VideoReader:
         asked = [int(number) for number in numbers]
         outside = [number for number in asked if not 0 <= number < self.num_frames]
         if outside or not asked:
-            raise IndexError(f"frames {outside or 'none'} asked for, the video has 0 to {self.num_frames - 1}")
+            raise IndexError(f"frames {outside or 'none'} requested, the video has 0 to {self.num_frames - 1}")
         return asked
 
     def _scan(self) -> tuple[list[Picture], list[Any] | None]:
@@ -161,7 +162,7 @@ class VideoReader:
         return laid_out
 
     def _found(self, wanted: list[int]) -> dict[int, np.ndarray]:
-        """Pictures by number; a run that a key picture promised too much for is decoded from the beginning."""
+        """Pictures by number; if a key frame alone does not give a run, it is decoded from the beginning."""
         make = PictureMaker(self._source.pixel_aspect, self._max_side)
         found: dict[int, np.ndarray] = {}
         try:
@@ -181,7 +182,7 @@ class VideoReader:
         return found
 
     def _decode(self, run: Run, make: PictureMaker, exact: bool) -> dict[int, np.ndarray]:
-        """What a run gives of its pictures: those of exactly the wanted times, or else the ones on the screen then."""
+        """Pictures of a run: those at exactly the wanted times, or (not `exact`) those on the screen then."""
         times = self._timeline.times
         found: dict[int, np.ndarray] = {}
         left = list(reversed(run.numbers))
@@ -203,9 +204,9 @@ class VideoReader:
         return found
 
     def _frames(self, run: Run, needed: set[int] | None) -> Iterator[tuple[int, Any]]:
-        """Decoded frames with their times, ascending, of the packets from the run's first on.
+        """Decoded frames with their times, ascending, from the run's first packet on.
 
-        `needed`: times of the only frames that are wanted; others that no frame refers to may be left out.
+        `needed`: times of the only wanted frames; others that no frame refers to may be left out.
         """
         line = self._timeline
         decoded: list[int] = []
@@ -222,7 +223,7 @@ class VideoReader:
                 time = decoded[-1] + line.step if decoded else line.times[0]
             if decoded and time < decoded[-1]:
                 raise _DisorderError
-            if begin is None or time >= begin:  # else it needs the group before, or belongs to it
+            if begin is None or time >= begin:  # an earlier one needs the group before, or belongs to it
                 decoded.append(time)
                 yield time, frame
 
@@ -237,11 +238,11 @@ class VideoReader:
             packets = self._source.packets_from(first, self._pictures)
         for packet in packets:
             self._alive()
-            codec = self._source.codec  # another one after a jump
+            codec = self._source.codec  # a new object after a seek
             codec.skip_frame = "DEFAULT" if needed is None or packet.pts in needed else "NONREF"
             try:
                 frames = codec.decode(packet)
-            except av.InvalidDataError:  # what it costs is seen by what is missing
+            except av.InvalidDataError:  # missing frames show its effect
                 self._damaged += 1
                 continue
             yield from frames

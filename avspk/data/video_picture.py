@@ -1,4 +1,4 @@
-"""Decoded frames to pictures as a player shows them: square pixels, upright, of one size."""
+"""Decoded frames to pictures as a player shows them: square pixels, upright, one size."""
 
 from fractions import Fraction
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-# Ratios beyond these come from damaged headers; nearer to 1 than the last one, nobody sees a difference.
+# Ratios beyond the first come from damaged headers; a difference below the last one is invisible.
 _MOST_STRETCHED = 8
 _SQUARE = 0.005
 
@@ -14,8 +14,8 @@ _SQUARE = 0.005
 def square_size(width: int, height: int, pixel_aspect: Fraction | None, max_side: int | None) -> tuple[int, int]:
     """Width and height of a picture in square pixels, no side longer than `max_side`.
 
-    `pixel_aspect`: width of a pixel over its height, None or 0 where unknown. The shorter side of a pixel becomes the
-    new one, so that no detail is lost.
+    `pixel_aspect`: width of a pixel over its height, None or 0 if unknown. The shorter side of a pixel becomes the new
+    side, so no detail is lost.
     """
     wide, high = float(width), float(height)
     aspect = float(pixel_aspect or 1)
@@ -28,7 +28,7 @@ def square_size(width: int, height: int, pixel_aspect: Fraction | None, max_side
 class PictureMaker:
     """Makes decoded frames (av.VideoFrame) of one video into uint8 (H, W, 3) RGB, all of the first one's size.
 
-    Frames of another shape, where a video changes it, are fitted into that size with black around them.
+    If a video changes its shape, frames are fitted into that size with black around them.
     """
 
     def __init__(self, pixel_aspect: Fraction | None, max_side: int | None):
@@ -48,7 +48,7 @@ class PictureMaker:
 
 
 def _display_matrix(frame: Any) -> np.ndarray | None:
-    """The linear part (2, 2) of the transformation that the container asks for, None where it asks for none.
+    """The linear part (2, 2) of the container's display transformation, None if it has none.
 
     A pixel at (x, y) is shown at (x, y) @ matrix (ISO/IEC 14496-12, 6.2.2).
     """

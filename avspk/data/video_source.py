@@ -1,4 +1,4 @@
-"""The video stream of a file: which one, what the container says of it, and its packets; read with PyAV."""
+"""The video stream of a file: its selection, the container's description, and its packets; read with PyAV."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from avspk.data.media import MediaError
 from avspk.data.video_timeline import Clock, Picture
 
 MAX_PIXELS = 8192 * 4320
-# Containers where a packet is a whole picture and has its presentation time: what no other needs can be left out.
+# Containers in which a packet is a whole picture with its presentation time: unreferenced pictures can be skipped.
 _EXACT_CONTAINERS = ("mov,mp4", "matroska")
 
 
 class VideoSource:
-    """The best video stream of an open file: what it says of itself, and its packets."""
+    """The best video stream of an open file: its description and its packets."""
 
     def __init__(self, path: Path):
         self._path = path
@@ -29,7 +29,7 @@ class VideoSource:
         import av
         from av.format import Flags
 
-        # Titles may be in any encoding; nobody reads them here.
+        # Titles may be in any encoding; they are not used here.
         self._container = av.open(str(self._path), options={"max_pixels": str(MAX_PIXELS)}, metadata_errors="replace")
         self._stream = _best(self._container.streams.video)
         self.codec = self._stream.codec_context
@@ -38,7 +38,7 @@ class VideoSource:
         self._name = self._container.format.name
         flags = Flags(self._container.format.flags)
         self._timeless = self._name == "avi" or Flags.no_timestamps in flags
-        self._place: int | None = 0  # number of the packet that comes next, None after a jump
+        self._place: int | None = 0  # number of the next packet, None after a seek
         self._clock = Clock(float(1 / self._stream.time_base)) if Flags.ts_discont in flags else None
         self.time_base = self._stream.time_base
         self.pixel_aspect = self._stream.sample_aspect_ratio
@@ -49,27 +49,27 @@ class VideoSource:
 
     @property
     def reorders_without_times(self) -> bool:
-        """Whether pictures are shown in another order than they are stored in, and the container does not say which."""
+        """Whether pictures are stored out of display order, and the container does not say which."""
         return self._timeless and bool(self.codec.has_b_frames)
 
     @property
     def every_packet_is_a_picture(self) -> bool:
-        """Whether leaving out pictures that no other refers to cannot touch the rest."""
+        """Whether pictures that no other refers to can be skipped without affecting the rest."""
         return self.codec.name == "h264" and self._name.startswith(_EXACT_CONTAINERS)
 
     def forget(self) -> None:
-        """Let the decoder begin anew."""
+        """Reset the decoder."""
         if self.codec.is_open:
             self.codec.flush_buffers()
 
     def packets(self) -> Iterator[Any]:
-        """Packets from where the file stands, time stamps joined; a damaged end is an end."""
+        """Packets from the current position, with continuous time stamps; damage at the end counts as the end."""
         import av
 
         met = False
         try:
             for packet in self._container.demux(self._stream):
-                if packet.size == 0:  # the end, or a picture that stays as it was
+                if packet.size == 0:  # the end, or a repeated picture
                     continue
                 if self._clock is not None:
                     offset = self._clock.correct(packet.dts, packet.duration or 0)
@@ -84,7 +84,7 @@ class VideoSource:
                 raise
 
     def packets_from(self, first: int, pictures: Sequence[Picture]) -> Iterator[Any]:
-        """Packets from number `first` on, read from the disk again: by a jump, or else through all before it."""
+        """Packets from number `first` on, read from the disk again: by a seek, or else through all before it."""
         joined = self._clock is not None and self._clock.jumps > 0
         self._can_jump &= not joined
         if first and self._can_jump:
@@ -103,7 +103,7 @@ class VideoSource:
                 yield packet
 
     def _after_jump(self, key: Picture) -> Iterator[Any] | None:
-        """Packets from a key picture on; None if a jump does not lead to where it is met."""
+        """Packets from a key frame on; None if a seek does not arrive at it."""
         import av
 
         self._reopen()
@@ -134,7 +134,7 @@ def _chained(packet: Any, packets: Iterator[Any]) -> Iterator[Any]:
 
 
 def _best(streams: Sequence[Any]) -> Any:
-    """The stream that a player shows: not a cover picture, the default one, the largest, the first."""
+    """The stream that a player shows: no cover picture, then by default flag, size, position."""
     from av.stream import Disposition
 
     pictures = Disposition.attached_pic | Disposition.timed_thumbnails
@@ -143,5 +143,5 @@ def _best(streams: Sequence[Any]) -> Any:
         raise MediaError("no video stream, only a cover picture" if streams else "no video stream")
     known = [stream for stream in moving if stream.codec_context is not None]
     if not known:
-        raise MediaError("no decoder for this kind of video")
+        raise MediaError("no decoder for this video codec")
     return max(known, key=lambda one: (bool(one.disposition & Disposition.default), one.width * one.height))

@@ -1,4 +1,4 @@
-"""When the pictures of a video are shown, from its packets alone: nothing is decoded here."""
+"""Times at which the pictures of a video are shown, from its packets alone: nothing is decoded here."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import numpy as np
 
 
 class Picture(NamedTuple):
-    """What the container says about one packet; times in ticks of the stream's time base, None where it says nothing.
+    """The container's description of one packet; times in ticks of the stream's time base, None if not given.
 
-    `shown` is False for what an edit list hides: it is decoded because others need it.
+    `shown` is False for a picture that an edit list hides: it is decoded because others need it.
     """
 
     pts: int | None
@@ -24,7 +24,7 @@ class Picture(NamedTuple):
 
 
 class Run(NamedTuple):
-    """A stretch of decoding: from the packet number `first`, a key picture, until the shown `numbers` are found."""
+    """A stretch of decoding: from the packet number `first`, a key frame, until the shown `numbers` are found."""
 
     first: int
     numbers: list[int]
@@ -34,8 +34,8 @@ class Run(NamedTuple):
 class Timeline:
     """The shown pictures in order: number i is on the screen from times[i] to times[i + 1], the last one to `end`.
 
-    `step` is how long a picture usually stays, in ticks. `counted`: time stamps do not tell the order of showing, so a
-    decoded frame is known by its place in the decoder's output, which begins at the packet number `begin`.
+    `step` is the usual duration of a picture, in ticks. `counted`: time stamps do not give the order of showing, so a
+    decoded frame is identified by its position in the decoder's output, which begins at the packet number `begin`.
     """
 
     times: list[int]
@@ -50,14 +50,14 @@ class Timeline:
     def numbers_at_even_times(self, count: int) -> np.ndarray:
         """Numbers of at most `count` pictures: those on the screen in the middles of as many equal parts of the time.
 
-        Ascending, none twice. Exact: in a video of constant rate it is the picture floor((k + 1/2) n / count).
+        Ascending, without repetition. Exact: in a video of constant rate it is the picture floor((k + 1/2) n / count).
         """
         begin, length = self.times[0], self.end - self.times[0]
         doubled = [2 * count * (time - begin) for time in self.times]
         return np.unique([bisect_right(doubled, (2 * k + 1) * length) - 1 for k in range(count)])
 
     def runs(self, numbers: Sequence[int]) -> list[Run]:
-        """The least decoding that gives the pictures `numbers` (ascending): each from the last key before it."""
+        """The least decoding that gives the pictures `numbers` (ascending): each from the last key frame before it."""
         if self.counted:
             return [Run(self.begin, list(numbers))]
         runs: list[Run] = []
@@ -72,7 +72,7 @@ class Timeline:
         return runs
 
     def _key_before(self, place: int, time: int) -> int:
-        """The last key picture that is decoded before packet number `place` and shown no later than `time`.
+        """The last key frame that is decoded before packet number `place` and shown no later than `time`.
 
         A picture that is decoded after a key and shown before it may need the group before.
         """
@@ -85,8 +85,8 @@ class Timeline:
 def timeline(pictures: Sequence[Picture], counted: bool) -> Timeline | None:
     """The timeline of all packets of a stream in the order of the file; None if nothing is shown.
 
-    Pictures before the first key picture, in the file or on the screen, cannot be decoded and do not count. Where most
-    have no time stamp of their own, they are counted; half may lack one, since two fields may be two packets.
+    Pictures before the first key frame, in the file or on the screen, cannot be decoded and do not count. If most
+    pictures have no time stamp, they are counted; half may lack one, because two fields may be two packets.
     """
     if not pictures:
         return None
@@ -120,16 +120,16 @@ def _shown_by_time(pictures: Sequence[Picture], begin: int) -> dict[int, int]:
 
 
 def _shown_by_count(pictures: Sequence[Picture]) -> dict[int, int]:
-    """Time -> duration: decoding times, which ascend steadily where presentation times do not; else the place."""
+    """Time -> duration: decoding times if they ascend steadily where presentation times do not; else the position."""
     durations = {picture.dts: picture.duration for picture in pictures if picture.dts is not None}
     steadily = len(durations) == len(pictures) and list(durations) == sorted(durations)
     return durations if steadily else dict.fromkeys(range(len(pictures)), 1)
 
 
 class Clock:
-    """Joins what a broadcast stream cuts: after a jump of the time stamps, time goes on where it was.
+    """Repairs the time line of broadcast streams: after a jump of the time stamps, time continues where it was.
 
-    The limits are those by which the field tells a jump from a pause: 10 s ahead, 0.1 s back.
+    The limits are common ones for telling a jump from a pause: 10 s ahead, 0.1 s back.
     """
 
     def __init__(self, ticks_per_second: float):
@@ -139,7 +139,7 @@ class Clock:
         self.jumps = 0
 
     def correct(self, dts: int | None, duration: int) -> int:
-        """What to add to the time stamps of the packet that was decoded at `dts`, the next of the file."""
+        """Correction of the time stamps of the next packet of the file, which was decoded at `dts`."""
         if dts is None:
             return self.offset
         if self._last is not None and not -self._back <= dts + self.offset - self._last <= self._ahead:

@@ -1,6 +1,6 @@
-"""Views: which segment or face crop of which utterance, and the numbers that describe its augmentation.
+"""Views: the segment or face crop of an utterance, and the parameters of its augmentation.
 
-Everything random comes from the generator that is handed in, so a view is a function of that generator's seed alone:
+All randomness comes from the given generator, so a view is a pure function of that generator's seed:
 the same for any number of loader workers and ranks, and after any interruption.
 """
 
@@ -28,7 +28,7 @@ Segment = tuple[int, int, np.ndarray]
 
 @dataclass(frozen=True)
 class AudioGroup:
-    """`count` crops of `seconds` each; `policy` None leaves them clean; `own`: of the example's first utterance."""
+    """`count` crops of `seconds` each; `policy` None leaves them clean; `own`: from the example's first utterance."""
 
     count: int
     seconds: float
@@ -38,7 +38,7 @@ class AudioGroup:
 
 @dataclass(frozen=True)
 class FaceGroup:
-    """`count` face crops; `policy` None leaves them whole; `own`: of the example's first utterance."""
+    """`count` face crops; `policy` None leaves them whole; `own`: from the example's first utterance."""
 
     count: int
     policy: ImagePolicy | None
@@ -54,19 +54,19 @@ class ViewGroup(Protocol):
 
     @property
     def own(self) -> bool:
-        """Whether all are of the example's first utterance."""
+        """Whether all come from the example's first utterance."""
 
 
 @dataclass(frozen=True)
 class PlainGroup:
-    """A group of which no more is to be known."""
+    """A group without further settings."""
 
     count: int
     own: bool = False
 
 
 class GroupedViews(Protocol):
-    """A view sampler that tells its groups."""
+    """A view sampler with named groups."""
 
     @property
     def groups(self) -> Mapping[str, ViewGroup]:
@@ -77,7 +77,7 @@ class GroupedViews(Protocol):
 
 
 def rows_of_views(groups: Mapping[str, ViewGroup], sources: Sequence[int]) -> dict[str, list[int]]:
-    """Group -> utterance of each view: the sources in turn, across the groups; in an `own` group the first alone."""
+    """Group -> utterance of each view: the sources in turn, across the groups; in an `own` group only the first."""
     rows, view = {}, 0
     for name, group in groups.items():
         if group.own:
@@ -95,13 +95,13 @@ def generator(seed: int, *key: int | str) -> np.random.Generator:
 
 
 class AudioViews:
-    """Cuts audio views: int16 segments and the numbers of their reverberation, noise and colouring."""
+    """Cuts audio views: int16 segments and the parameters of their reverberation, noise and equaliser."""
 
     def __init__(self, utterances: Utterances, groups: dict[str, AudioGroup], noise: NoisePack) -> None:
         self.utterances = utterances
         self.sounds = SoundStore()
         self.groups = groups
-        # The light part of the pack: loader workers draw numbers, the device holds the samples.
+        # The small part of the pack: loader workers draw parameters, the device holds the samples.
         self.recordings, self.num_rirs = noise.table, len(noise.rirs)
         self.num_samples = utterances.table["num_samples"].to_numpy()
 
@@ -121,12 +121,12 @@ class AudioViews:
         return views
 
     def _starts(self, rows: Sequence[int], length: int, rng: np.random.Generator) -> list[int]:
-        """Where in each utterance a segment begins; 0 in those that are shorter."""
+        """Start of the segment in each utterance; 0 in shorter ones."""
         slack = np.maximum(self.num_samples[list(rows)] - length, 0)
         return (rng.random(len(rows)) * (slack + 1)).astype(np.int64).tolist()
 
     def _fill(self, wanted: Sequence[Segment]) -> None:
-        """Write the samples into the segments of all groups; one read a recording, over the span of its segments."""
+        """Write the samples into the segments of all groups; one read per recording, over the span of its segments."""
         for row in dict.fromkeys(row for row, _, _ in wanted):
             mine = [(start, segment) for candidate, start, segment in wanted if candidate == row]
             first = min(start for start, _ in mine)
@@ -135,12 +135,12 @@ class AudioViews:
             span = self.sounds.read(path, first, length, int(self.num_samples[row]))
             samples = np.round(np.clip(span, -1, 1) * 32767).astype(np.int16)
             for start, segment in mine:
-                # np.resize tiles what is shorter than the segment.
+                # np.resize repeats recordings that are shorter than the segment.
                 segment[:] = np.resize(samples[start - first :][: len(segment)], len(segment))
 
 
 class FaceViews:
-    """Picks face crops, uint8 (112, 112, 3), and the numbers of their augmentation."""
+    """Picks face crops, uint8 (112, 112, 3), and the parameters of their augmentation."""
 
     def __init__(self, utterances: Utterances, crops: Path, groups: dict[str, FaceGroup]) -> None:
         self.groups = groups

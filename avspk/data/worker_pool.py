@@ -1,4 +1,4 @@
-"""Tasks on worker processes of which any may die in native code: the file it died on is set aside, the work goes on."""
+"""Tasks on worker processes that may die in native code: the file that killed one is skipped, the work goes on."""
 
 import contextlib
 import multiprocessing
@@ -13,10 +13,11 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, Protocol
 
-# Native code that fails does it by one of these; any other death may be somebody's doing (out of memory, a person), and
-# only a second one on the same item is the item's, as is a second hang: the first may be the machine's.
+# Native code that fails dies of one of these. Any other death may have an outside cause (out of memory, a person), so
+# only a second one on the same item counts against the item. So does only a second hang: the first may be the
+# machine's.
 _FAULTS = {-signal.SIGSEGV, -signal.SIGABRT, -signal.SIGBUS, -signal.SIGFPE, -signal.SIGILL}
-PATIENCE = 15.0  # seconds without a word in which any decoder gets through a packet, a picture, a small file
+PATIENCE = 15.0  # seconds without a report in which any decoder finishes a packet, a picture, a small file
 _DISK_PATIENCE = 600.0  # for a process that waits for a disk: network storage may stall for minutes
 _SECONDS_BETWEEN_WORDS = 1.0
 
@@ -24,28 +25,28 @@ Work = Callable[["Task", "Reporter"], None]
 
 
 class Reporter(Protocol):
-    """What a task tells whoever supervises it."""
+    """Reports of a task to its supervisor."""
 
     def entering(self, item: str | None, patience: float = PATIENCE) -> None:
-        """The item that native code works on from now on; None: nothing one could blame.
+        """Native code works on this item from now on; None: on no item.
 
-        It is taken to hang when nothing is heard of it for `patience` seconds.
+        The item counts as hanging if no report arrives for `patience` seconds.
         """
 
     def alive(self) -> None:
-        """Work on the item goes on; may be called as often as one likes."""
+        """Work on the item goes on; may be called any number of times."""
 
     def advance(self, count: int) -> None:
-        """So many more units of work are done."""
+        """`count` more units of work are done."""
 
 
 class WorkerError(RuntimeError):
-    """A task failed or its worker died and no file is to blame; the message is the worker's."""
+    """A task failed or its worker died and no file is the cause; the message is the worker's."""
 
 
 @dataclass
 class Task:
-    """`content` is the caller's; `avoid` are items of it that killed a worker."""
+    """`content` is defined by the caller; `avoid` are its items that killed a worker."""
 
     content: Any
     avoid: frozenset[str] = frozenset()
@@ -83,8 +84,8 @@ class _Worker:
 def run_tasks(work: Work, contents: Iterable[Any], num_workers: int, advance: Callable[[int], None]) -> None:
     """Run `work(task, reporter)` for every content on `num_workers` spawned processes; returns when all are done.
 
-    `work` must be importable by name (it is pickled). It may be called again for a task whose worker died, with the
-    item it died on in `task.avoid` if the item is to blame, so it must resume or repeat what it did.
+    `work` must be importable by name (it is pickled). If a worker dies, it is called again for the same task, with the
+    fatal item in `task.avoid` if an item is the cause, so it must resume or repeat its work.
 
     Raises: WorkerError if `work` raises, or if workers keep dying outside of any item.
     """
@@ -139,7 +140,7 @@ def _serve(work: Work, connection: Connection) -> None:
 
 def _assign(worker: _Worker, task: Task) -> None:
     worker.task, worker.item, worker.heard = task, None, time.monotonic()
-    with contextlib.suppress(OSError):  # it died while idle: listening to it will tell
+    with contextlib.suppress(OSError):  # it died while idle: `_listen` will notice
         worker.connection.send(task)
 
 
@@ -148,7 +149,7 @@ def _wait(workers: Collection[_Worker]) -> None:
 
 
 def _listen(worker: _Worker, advance: Callable[[int], None]) -> bool:
-    """Take in what a worker has said so far; False if it is dead, or was ended because it hangs in an item."""
+    """Process a worker's reports; False if it is dead, or was ended because it hangs in an item."""
     try:
         while worker.task and worker.connection.poll():
             kind, value = worker.connection.recv()
@@ -179,7 +180,7 @@ def _hangs(worker: _Worker) -> bool:
 
 
 def _waits_for_disk(process: BaseProcess) -> bool:
-    """Whether the kernel says so (Linux: state D, of local disks and of network file systems)."""
+    """Whether the kernel says that it does (Linux: state D, of local disks and of network file systems)."""
     try:
         with open(f"/proc/{process.pid}/stat", "rb") as file:
             return file.read().rpartition(b") ")[2][:1] == b"D"
@@ -188,7 +189,7 @@ def _waits_for_disk(process: BaseProcess) -> bool:
 
 
 def _after_death(worker: _Worker, deaths: "Counter[tuple[int, str | None]]") -> Task:
-    """The dead worker's task as it is to be tried again."""
+    """The dead worker's task for the next attempt."""
     assert worker.task is not None
     task, item = worker.task, worker.item
     worker.connection.close()

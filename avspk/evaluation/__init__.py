@@ -1,4 +1,4 @@
-"""From a trained model and trial lists, or from score files, to numbers that can be published."""
+"""From a trained model and trial lists, or from score files, to numbers for publication."""
 
 from avspk.extras import require
 

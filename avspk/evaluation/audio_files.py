@@ -1,4 +1,4 @@
-"""Where the files of a trial list are, and which of them cannot be used, known before hours of embedding."""
+"""Locates the files of a trial list and finds unusable ones before hours of embedding."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ class AudioFiles:
 def usable_files(
     lists: Sequence[TrialList], wav_root: Path, wav_scp: Path | None = None, allow_missing: bool = False
 ) -> tuple[AudioFiles, list[TrialList]]:
-    """All files of the lists, each decoded once, and the lists; prints what was found of each list.
+    """All files of the lists, each decoded once, and the lists; prints the counts of each list.
 
-    With `allow_missing` the lists come back without the trials of files that cannot be used, marked incomplete.
-    Raises: MissingFilesError if there are such files and they are not allowed, or if no file can be used at all.
+    With `allow_missing` the lists are returned without the trials of unusable files, marked incomplete.
+    Raises: MissingFilesError if there are such files and they are not allowed, or if no file can be used.
     """
     names = np.unique(np.concatenate([trials.files for trials in lists])).tolist()
     paths = locate(names, wav_root, wav_scp)
@@ -79,7 +79,7 @@ def locate(names: Sequence[str], wav_root: Path, wav_scp: Path | None = None) ->
 def measure(paths: Sequence[Path], threads: int = 4) -> tuple[NDArray[np.int64], dict[int, str]]:
     """Lengths (F,) in samples at 16 kHz, and the reason for each position that cannot be used (length 0 there).
 
-    Every file is decoded to its end: a header alone tells neither damage nor silence.
+    Every file is decoded to its end, because a header shows neither damage nor silence.
     """
 
     def length(path: Path) -> int | str:
@@ -89,6 +89,6 @@ def measure(paths: Sequence[Path], threads: int = 4) -> tuple[NDArray[np.int64],
             return str(error)
 
     with ThreadPoolExecutor(threads) as pool:
-        results = list(track(pool.map(length, paths), "looking at files", len(paths), "files"))
+        results = list(track(pool.map(length, paths), "checking files", len(paths), "files"))
     faults = {row: result for row, result in enumerate(results) if isinstance(result, str)}
     return np.array([0 if isinstance(result, str) else result for result in results], np.int64), faults

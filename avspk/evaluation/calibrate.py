@@ -1,4 +1,4 @@
-"""A model's own calibration: cosines to log-likelihood ratios, from trials between pseudo speakers."""
+"""Calibration of a model: cosines to log-likelihood ratios, from trials between pseudo speakers."""
 
 from __future__ import annotations
 
@@ -30,11 +30,10 @@ def calibrate(
 ) -> Calibration | None:
     """Fit an affine map of the cosine, on trials between pseudo speakers from different recordings.
 
-    None, and a line in the log that says why, where the trials cannot carry it: no calibration is better than a wrong
-    one. Trials without errors, above all, leave the slope undetermined, and every answer would come out as certain.
-    Pseudo speakers that trained the model are easier for it to tell apart than new voices, so that ratios fitted on
-    them err on the confident side; stages/hold_out.py keeps some for this. A labelled list of the user's domain
-    calibrates better.
+    Returns None, and logs the reason, if the trials do not support a fit: no calibration is better than a wrong one. In
+    particular, trials without errors leave the slope undetermined, and every answer would be certain. Pseudo speakers
+    that trained the model are easier to separate than new voices, so ratios fitted on them are overconfident;
+    stages/hold_out.py holds some out for this. A labelled list of the user's domain calibrates better.
 
     Args:
         labels: (N,) pseudo label of each utterance, -1 for none.

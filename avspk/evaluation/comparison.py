@@ -28,9 +28,9 @@ METRICS = ("eer", "min_dcf_0.01", "min_dcf_0.05")
 
 @dataclass(frozen=True)
 class Method:
-    """Runs that differ in nothing but their seed, under one name; `against` names the method that it is compared with.
+    """Runs that differ only in their seed, under one name; `against` names the method to compare with.
 
-    None stands for the first method.
+    None means the first method.
     """
 
     name: str
@@ -39,24 +39,24 @@ class Method:
 
     @property
     def seeds(self) -> list[Any]:
-        """The seed of each run, None where its folder does not tell."""
+        """The seed of each run, None if its folder does not give it."""
         return [run.environment.get("seed", run.config.get("seed")) for run in self.runs]
 
     @property
     def supervised(self) -> bool:
-        """Whether true speakers were its labels: an upper bound, not a result."""
+        """Whether it was trained on true speakers: an upper bound, not a result."""
         return any(run.supervised for run in self.runs)
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What `compare` found.
+    """Results of `compare`.
 
     errors: method, stage, trials, num_trials, num_runs, eer, eer_low, eer_high, eer_spread (percent), eers (of each
         run), min_dcf_0.01, min_dcf_0.05 (means over runs).
     differences: method, reference, stage, trials, difference, low, high (percentage points of EER, method minus
         reference), p_value, relative (difference / EER of the reference), reading ('better', 'worse', 'open',
-        'equal'). The stages that both have; last in each list, the last stages of both.
+        'equal'). For the stages that both have; last in each list, the last stages of both.
     labels: method, stage and LABEL_KEYS, means over runs of the last epoch of each round.
     settings: dotted key -> value for each method, where they differ.
     """
@@ -69,13 +69,13 @@ class Comparison:
 
     @property
     def same_start(self) -> bool | None:
-        """Whether all methods score equally after stage 1, None if that was not evaluated."""
+        """Whether all methods have equal scores after stage 1, None if that was not evaluated."""
         rows = self.differences[self.differences["stage"].str.fullmatch(STAGE_ONE)]
         return None if rows.empty else bool((rows["reading"] == "equal").all())
 
     @property
     def num_runs(self) -> set[int]:
-        """The numbers of runs that methods have."""
+        """The different numbers of runs per method."""
         return {len(method.runs) for method in self.methods}
 
     @property
@@ -85,7 +85,7 @@ class Comparison:
 
     @property
     def stage_differences(self) -> pd.DataFrame:
-        """The rows of `differences` that compare equal stages, but for a stage 1 that all share."""
+        """The rows of `differences` that compare equal stages, without a stage 1 that all share."""
         rows = self.differences[self.differences["stage"].isin(self.errors["stage"])]
         later = rows[~rows["stage"].str.fullmatch(STAGE_ONE)]
         return later if self.same_start and len(later) else rows
@@ -105,7 +105,7 @@ def read_methods(arguments: Sequence[str]) -> tuple[Method, ...]:
     methods = tuple(_read_method(argument) for argument in arguments)
     names = [method.name for method in methods]
     if len(methods) < 2:
-        raise ValueError(f"a comparison takes two methods or more, got {len(methods)}: --runs exp/audio exp/av")
+        raise ValueError(f"a comparison needs two methods or more, got {len(methods)}: --runs exp/audio exp/av")
     if len(set(names)) < len(names):
         raise ValueError(f"methods need different names, got {', '.join(names)}; name them: --runs a=exp/x b=exp/y")
     return methods
@@ -116,7 +116,7 @@ def _read_method(argument: str) -> Method:
     folders = [folder for pattern in patterns.split(",") for folder in (sorted(glob.glob(pattern)) or [pattern])]
     for folder in folders:
         if not (Path(folder) / "metrics.json").is_file():
-            raise ValueError(f"{folder}: no metrics.json there; give folders of finished, evaluated runs")
+            raise ValueError(f"{folder}: it has no metrics.json; give folders of finished, evaluated runs")
     runs = [Run(Path(folder)) for folder in folders]
     method = Method(name if separator else _common_name(runs), tuple(runs))
     if None in method.seeds:
@@ -126,7 +126,7 @@ def _read_method(argument: str) -> Method:
 
 
 def _common_name(runs: Sequence[Run]) -> str:
-    """The folder's name, or what the names have in common: av_s0, av_s1 -> av."""
+    """The folder's name, or the common part of the names: av_s0, av_s1 -> av."""
     names = [run.folder.resolve().name for run in runs]
     common = names[0] if len(names) == 1 else re.sub(r"[-_. ]+(?:seed|s)?[-_. ]*$", "", os.path.commonprefix(names))
     return common or names[0]
@@ -135,7 +135,7 @@ def _common_name(runs: Sequence[Run]) -> str:
 def compare(
     methods: Sequence[Method], replicates: int = 1000, seed: int = 0, tell: Callable[[str], None] = lambda text: None
 ) -> Comparison:
-    """Compare methods on the trial lists that all their runs were scored on; `tell` hears of each list's progress.
+    """Compare methods on the trial lists that all their runs were scored on; `tell` receives messages of progress.
 
     Raises:
         ValueError: if runs have no list in common, or scored different trials under one name.
@@ -206,7 +206,7 @@ def _require_same_trials(first: pd.DataFrame, second: pd.DataFrame, source: str)
 def _bootstrap(table: pd.DataFrame, trials: str, replicates: int, seed: int) -> SpeakerBootstrap:
     speakers = TrialList(trials, table, trials).speakers()
     if speakers is None:
-        raise ValueError(f"{trials}: the names of the trials do not tell the speakers, so nothing can be resampled")
+        raise ValueError(f"{trials}: the names of the trials do not give the speakers, so nothing can be resampled")
     return SpeakerBootstrap(table["label"], *speakers, replicates, seed)
 
 
@@ -214,7 +214,7 @@ def _error_row(sample: _Sample, rng: np.random.Generator) -> dict[str, Any]:
     points = 100 * sample.points["eer"]
     eer = mean_of_seeds(points, 100 * sample.eers, rng)
     row = {"method": sample.method, "stage": sample.stage, "trials": sample.trials, "num_trials": sample.num_trials}
-    # Student's t knows no bounds, an error rate does.
+    # Student's t is unbounded, an error rate is not.
     row |= {"num_runs": len(points), "eer": eer.mean, "eer_low": max(0.0, eer.low), "eer_high": min(100.0, eer.high)}
     row |= {"eer_spread": eer.spread, "eers": points.tolist()}
     return row | {key: float(sample.points[key].mean()) for key in METRICS[1:]}
@@ -254,7 +254,7 @@ def _difference_row(
 
 
 def _common_seeds(first: list[Any], second: list[Any]) -> tuple[tuple[list[int], list[int]], bool]:
-    """Which runs of each are compared, and whether seed by seed: those of the seeds that both have, else all."""
+    """Indices of the runs to compare, and whether they are paired: those of common seeds if any, else all."""
     known = None not in first + second and len(set(first)) == len(first) and len(set(second)) == len(second)
     common = [seed for seed in first if seed in second] if known else []
     if common:
@@ -263,7 +263,7 @@ def _common_seeds(first: list[Any], second: list[Any]) -> tuple[tuple[list[int],
 
 
 def reading(found: Difference) -> str:
-    """What a difference shows: 'better' (lower) or 'worse' if the interval excludes 0 and p < 0.05, else 'open'."""
+    """Reading of a difference: 'better' (lower) or 'worse' if the interval excludes 0 and p < 0.05, else 'open'."""
     if found.low == found.high == 0:
         return "equal"
     if found.p_value >= 0.05 or found.low <= 0 <= found.high:
@@ -283,7 +283,7 @@ def _labels(methods: Sequence[Method]) -> pd.DataFrame:
 
 
 def differing_settings(methods: Sequence[Method]) -> dict[str, list[str]]:
-    """Dotted key -> its value for each method (first run), where they differ; seed and folders are meant to."""
+    """Dotted key -> its value for each method (first run), if they differ; without seed and folders."""
     trees = [dict(_leaves(method.runs[0].config)) for method in methods]
     keys = dict.fromkeys(key for tree in trees for key in tree if key not in ("seed", "output", "stage_one"))
     values = {key: [str(tree.get(key, "not set")) for tree in trees] for key in keys}

@@ -1,4 +1,4 @@
-"""Embeddings of files, computed once for each content of model and file, shared between processes, kept on disk."""
+"""Embeddings of files on disk, computed once per content of model and file, shared between processes."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from avspk.data.files import whole_or_absent
 from avspk.data.kaldi import ark_entry
 from avspk.data.sound_store import holder
 
-FILES_PER_SAVE = 20_000  # what a killed run loses at most; large, so that files of equal length meet in a batch
+FILES_PER_SAVE = 20_000  # a killed run loses at most these; large, so that files of equal length share batches
 Embed = Callable[[list[Path]], NDArray[np.float32]]
 
 
 def model_digest(folder: Path) -> str:
-    """A name for the content of a model folder: of its weights and its config.
+    """A digest of the weights and the config in a model folder.
 
-    Raises: FileNotFoundError if one of the two is not there.
+    Raises: FileNotFoundError if one of the two is missing.
     """
     digest = hashlib.sha256()
     for name in ("config.json", "model.safetensors"):
         if not (folder / name).is_file():
-            raise FileNotFoundError(f"{folder} is no model folder: there is no {name} in it")
+            raise FileNotFoundError(f"{folder} is not a model folder: it has no {name}")
         digest.update((folder / name).read_bytes())
     return digest.hexdigest()[:16]
 
 
 class EmbeddingStore:
-    """An array and a list of keys that only ever grow; a key is a full path, and size and time of change of the file.
+    """An array and a list of keys that only grow; a key is a file's full path, size and time of change.
 
-    Full paths, since VoxCeleb's 00001.wav repeats in every folder, and since the same list may be read from two roots.
+    Full paths, because VoxCeleb's 00001.wav repeats in every folder, and the same list may be read from two roots.
     """
 
     def __init__(self, folder: Path, digest: str) -> None:
@@ -44,12 +44,12 @@ class EmbeddingStore:
     def embed(self, paths: Sequence[Path], embed: Embed) -> NDArray[np.float32]:
         """Embeddings (N, D) of existing files; `embed` is called for those that are not yet in the store.
 
-        Called by every process of a launch, it gives each an equal share of the files, and the whole to all of them.
+        All processes of a launch must call this: each gets an equal share of the files, and all get the whole result.
         """
         keys = [_key(path) for path in paths]
         known = self._keys()
         missing = [(key, path) for key, path in dict(zip(keys, paths, strict=True)).items() if key not in known]
-        distributed.barrier()  # nobody writes before everybody has looked
+        distributed.barrier()  # no process writes before all have read
         for start in range(0, len(missing), FILES_PER_SAVE):
             self._add(missing[start : start + FILES_PER_SAVE], embed)
         distributed.wait_until(lambda: self._keys().keys() >= set(keys), str(self._index))
@@ -57,7 +57,7 @@ class EmbeddingStore:
         return np.load(self._array, mmap_mode="r")[[rows[key] for key in keys]]
 
     def _keys(self) -> dict[str, int]:
-        """Key -> row; empty when the array is not there or too short for its index, as nothing of ours leaves it."""
+        """Key -> row; empty if the array is missing or too short for its index, which our writes never leave."""
         if not (self._array.exists() and self._index.exists()):
             return {}
         keys = self._index.read_text(encoding="utf-8").splitlines()
@@ -85,7 +85,7 @@ class EmbeddingStore:
         keys = list(self._keys())
         if keys:
             added = np.concatenate([np.load(self._array)[: len(keys)], added])
-        # The array first: if only it is written, its last rows have no key, and the next run writes over them.
+        # The array first: if only it is written, its last rows have no key, and the next run overwrites them.
         with whole_or_absent(self._array) as part, part.open("wb") as file:
             np.save(file, added)
         with whole_or_absent(self._index) as part:
@@ -103,7 +103,7 @@ def _key(path: Path) -> str:
 
 
 def write_embeddings(folder: Path, names: Sequence[str], embeddings: NDArray[np.float32], kaldi: bool = False) -> None:
-    """Write embeddings (N, D) as embeddings.npy, their names as embeddings.tsv, and if told both for Kaldi."""
+    """Write embeddings (N, D) as embeddings.npy, their names as embeddings.tsv, with `kaldi` also as ark and scp."""
     with whole_or_absent(folder / "embeddings.npy") as part, part.open("wb") as file:
         np.save(file, embeddings)
     with whole_or_absent(folder / "embeddings.tsv") as part:

@@ -1,4 +1,4 @@
-"""The trial lists of VoxCeleb1, recognised, so that a number is printed under the name of the list that it is of."""
+"""Recognises the trial lists of VoxCeleb1, so that each number is printed under the right name."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pandas as pd
 
 from avspk.evaluation.trial_list import TrialList, check_trials
 
-# Title, file name at the VoxCeleb site, number of trials. A list is known by its count: people rename files.
+# Title, file name at the VoxCeleb site, number of trials. The count identifies a list: people rename files.
 OFFICIAL_LISTS = (
     ("VoxCeleb1-O (cleaned)", "veri_test2", 37_611),
     ("VoxCeleb1-O (original)", "veri_test", 37_720),
@@ -20,7 +20,7 @@ OFFICIAL_LISTS = (
 def recognised(name: str, table: pd.DataFrame, allow_missing: bool) -> TrialList:
     """Give a list its title, by its count or else its name.
 
-    Raises: ValueError where an official name is on a part of that list, unless `allow_missing`, and as `check_trials`.
+    Raises: ValueError if a list with an official name is incomplete, unless `allow_missing`, and as `check_trials`.
     """
     notes = check_trials(table, name)
     for title, _, count in OFFICIAL_LISTS:

@@ -46,8 +46,8 @@ def markdown(records: Sequence[Record], notes: Sequence[str] = ()) -> str:
     footnotes = [
         "Brackets: 95 % bootstrap intervals that resample speakers."
         if any("eer_low" in r for r in records)
-        else "No intervals: the names of the trials do not tell the speakers.",
-        "actDCF and Cllr read scores as natural-log likelihood ratios; raw cosines are none, and cost accordingly.",
+        else "No intervals: the names of the trials do not give the speakers.",
+        "actDCF and Cllr read scores as natural-log likelihood ratios; raw cosines are not, so their costs are high.",
         *notes,
     ]
     return f"{errors}\n{calibration}\n" + "".join(f"- {note}\n" for note in footnotes)
@@ -91,7 +91,7 @@ def write_results(folder: Path, records: Sequence[Record], notes: Sequence[str] 
 
 
 def _jsonable(record: Record) -> Record:
-    """JSON has no infinity: an unreachable threshold or a boundless cost is null there."""
+    """Replace infinities, which JSON does not have, by null: an unreachable threshold or an unbounded cost."""
     return {
         key: None if isinstance(value, float) and not np.isfinite(value) else value for key, value in record.items()
     }

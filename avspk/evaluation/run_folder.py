@@ -1,4 +1,4 @@
-"""What a run folder holds, read back as tables and arrays; whatever a run did not write comes back as None or empty."""
+"""Reads a run folder as tables and arrays; files that the run did not write give None or empty results."""
 
 import math
 import re
@@ -28,7 +28,7 @@ STAGE_NAMES = {"pretrain": "Stage 1 (DINO)", "large_margin": "Large margin", "ev
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """An encoder as its folder describes it; `stage` is the folder of the run that holds it."""
+    """Description of an encoder from its folder; `stage` is the folder of the run that holds it."""
 
     stage: str
     architecture: str
@@ -44,11 +44,11 @@ class Run:
 
     def __post_init__(self) -> None:
         if not self.folder.is_dir():
-            raise FileNotFoundError(f"{self.folder} is not a folder; give the run folder, the one with log.jsonl in it")
+            raise FileNotFoundError(f"{self.folder} is not a folder; give the run folder, which contains log.jsonl")
 
     @property
     def files(self) -> RunFolder:
-        """Names of what is in it."""
+        """Names of its files."""
         return RunFolder(self.folder)
 
     @cached_property
@@ -70,7 +70,7 @@ class Run:
 
     @property
     def supervised(self) -> bool:
-        """Whether the rounds learned true speakers: an upper bound, not a result of the method."""
+        """Whether the rounds were trained on true speakers: an upper bound, not a result of the method."""
         return self.environment.get("labels", PSEUDO) != PSEUDO
 
     @cached_property
@@ -90,13 +90,13 @@ class Run:
 
     @cached_property
     def log(self) -> pd.DataFrame:
-        """log.jsonl, one row a record; of records logged twice (a run that was interrupted and resumed) the last."""
+        """log.jsonl, one row per record; of records logged twice (interrupted and resumed) the last."""
         records = list(read_records(self.files.log))
         table = pd.DataFrame(records, columns=_columns_of(records))
         return table.drop_duplicates(["kind", "stage", "epoch", "step"], keep="last", ignore_index=True)
 
     def records(self, kind: str, stage: str) -> pd.DataFrame:
-        """The 'step' or 'epoch' records of one stage, without the columns it never filled."""
+        """The 'step' or 'epoch' records of one stage, without columns that are always empty."""
         rows = self.log[(self.log["kind"] == kind) & (self.log["stage"] == stage)]
         return rows.sort_values("step" if kind == "step" else "epoch").dropna(axis=1, how="all").reset_index(drop=True)
 
@@ -127,7 +127,7 @@ class Run:
 
     @cached_property
     def finished(self) -> bool:
-        """Whether every stage of the config has ended, and the trial lists, if there are any, were scored."""
+        """Whether every stage of the config has ended, and the trial lists, if any, were scored."""
         rounds = int(self.config.get("rounds", 0))
         stages = [self.files.round(number) for number in range(rounds + 1)]
         if rounds and (self.config.get("large_margin") or {}).get("enabled", True):
@@ -148,7 +148,7 @@ class Run:
 
     @cached_property
     def calibration(self) -> Calibration | None:
-        """Of the published model; None if it has none."""
+        """Calibration of the published model; None if it has none."""
         found = read_json(self.files.model / CALIBRATION, None)
         return None if found is None else Calibration.from_dict(found)
 
@@ -169,14 +169,14 @@ class Run:
         return {name: summarise(self.calibration.llr(t["score"]), t["label"]) for name, t in scored.items()}
 
     def epoch_losses(self, stage: str) -> dict[int, np.ndarray]:
-        """Epoch -> losses (N, M) float32 at its end, memory-mapped, a column a modality, NaN where never seen."""
+        """Epoch -> losses (N, M) float32 at its end, memory-mapped, one column per modality, NaN if never seen."""
         paths = sorted((self.folder / stage / "losses").glob("epoch_*.npy"))
         return {int(path.stem.removeprefix("epoch_")): np.load(path, mmap_mode="r") for path in paths}
 
     def embeddings(self, stage: str) -> dict[str, np.ndarray]:
-        """Modality -> embeddings (N, D) float32 clustered for a round, memory-mapped, NaN rows where missing.
+        """Modality -> embeddings (N, D) float32 clustered for a round, memory-mapped, NaN rows if missing.
 
-        The stage before has left them, beside the models that made them.
+        The previous stage wrote them to the folder of its models.
         """
         number = int(stage.removeprefix("round"))
         before = self.files.round(number - 1)
@@ -197,7 +197,7 @@ class Run:
 def _model_facts(stage: str, folder: Path) -> ModelFacts:
     config = read_json(folder / "config.json", {})
     with safe_open(folder / "model.safetensors", "np") as file:
-        shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 - no mapping
+        shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 - not a mapping
     learned = [shape for name, shape in shapes.items() if name.rsplit(".", 1)[-1].rsplit("/", 1)[-1] not in NOT_LEARNED]
     return ModelFacts(
         stage, config["architecture"]["architecture"], sum(map(math.prod, learned)), config["embedding_dim"]
@@ -205,7 +205,7 @@ def _model_facts(stage: str, folder: Path) -> ModelFacts:
 
 
 def stage_name(stage: str) -> str:
-    """A stage as a reader calls it: 'round2' -> 'Round 2'."""
+    """Display name of a stage: 'round2' -> 'Round 2'."""
     return STAGE_NAMES.get(stage) or re.sub(r"(\d+)$", r" \1", stage).replace("_", " ").capitalize()
 
 

@@ -1,4 +1,4 @@
-"""The ways to score trials from one set of embeddings: cosine, AS-norm, calibrated likelihood ratios."""
+"""Ways to score trials from one set of embeddings: cosine, AS-norm, calibrated likelihood ratios."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ Floats = NDArray[np.floating]
 class TrainingFiles:
     """Training utterances for cohort and calibration.
 
-    embeddings (N, D) as the encoder gave them; num_samples (N,) at 16 kHz; recordings (N,), the video that each was
-    cut from; pseudo labels (N,) if there are any.
+    embeddings (N, D) from the encoder; num_samples (N,) at 16 kHz; recordings (N,), the source video of each
+    utterance; pseudo labels (N,) if given.
     """
 
     embeddings: Floats
@@ -52,8 +52,8 @@ def training_files(
 ) -> TrainingFiles:
     """Embed at most `limit` utterances of a training manifest, drawn at random.
 
-    `labels` is a round's labels.parquet (utterance, label); utterances without a label are not drawn then.
-    Raises: ManifestError if that file is missing, is another table or knows none of the utterances.
+    `labels` is a round's labels.parquet (utterance, label); then utterances without a label are not drawn.
+    Raises: ManifestError if that file is missing, is another table or has none of the utterances.
     """
     table = utterances.table.assign(recording=utterances.recordings)
     table = table if labels is None else _with_labels(table, labels)
@@ -79,14 +79,14 @@ def _with_labels(table: pd.DataFrame, path: Path) -> pd.DataFrame:
 
 
 class Scorer:
-    """Scores trials of files with every system that can be had from what is given.
+    """Scores trials of files with every system that the given data allow.
 
     Always "cosine", less the training mean if the model has one. With training files also "as-norm", against the means
     of pseudo speakers or, without labels, against the utterances. With labels also "calibrated": likelihood ratios
-    from cosine, durations, magnitudes and cohort means, fitted on trials between pseudo speakers; where those cannot
-    carry a fit, the protocol says why, and there is no such system.
+    from cosine, durations, magnitudes and cohort means, fitted on trials between pseudo speakers. If those do not
+    support a fit, the protocol says why, and there is no such system.
 
-    names (F,) of the files, their embeddings (F, D) as the encoder gave them, their lengths (F,) in samples.
+    names (F,) of the files, their embeddings (F, D) from the encoder, their lengths (F,) in samples.
     """
 
     def __init__(
@@ -130,7 +130,7 @@ class Scorer:
         return {name: trials.with_scores(scores) for name, scores in systems.items()}
 
     def protocol(self) -> str:
-        """What was done, in words for the page that shows the numbers."""
+        """Description of the scoring for the page that shows the numbers."""
         text = "Cosine of whole-utterance audio embeddings, "
         text += "no mean subtracted" if self.mean is None else "mean of the training set subtracted"
         if self.training is not None:

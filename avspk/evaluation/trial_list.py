@@ -1,4 +1,4 @@
-"""A trial list as evaluation needs it: checked, titled, and honest about what is missing from it."""
+"""A trial list for evaluation: checked, titled, and marked if it is incomplete."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _VOXCELEB_NAME = re.compile(r"id\d{5}/")
 
 @dataclass(frozen=True)
 class TrialList:
-    """Trials `table` (label, enroll, test, and score where there is one) under a name.
+    """Trials `table` (label, enroll, test, and score if scored) under a name.
 
-    `title` is what to call the list in print, `notes` what a reader of its numbers must know, and `complete` is
-    false where its numbers are not those of the list that the title names.
+    `title` is the printed name of the list, `notes` are remarks that its numbers need, and `complete` is false if its
+    numbers are not those of the list that the title names.
     """
 
     name: str
@@ -36,7 +36,7 @@ class TrialList:
         return np.unique(self.table[["enroll", "test"]].to_numpy(str))
 
     def without(self, missing: set[str]) -> TrialList:
-        """The list less the trials of missing files, marked incomplete if there are any."""
+        """The list without the trials of missing files, marked incomplete if there are any."""
         lost = self.table["enroll"].isin(missing) | self.table["test"].isin(missing)
         if not lost.any():
             return self
@@ -44,14 +44,15 @@ class TrialList:
         return replace(self, table=self.table[~lost].reset_index(drop=True), complete=False, notes=(*self.notes, note))
 
     def with_scores(self, scores: ArrayLike) -> TrialList:
-        """The list with scores (T,) in its order, rounded as in a score file, so that both give equal numbers."""
+        """The list with scores (T,) in its order, rounded as in a score file, so both give equal numbers."""
         rounded = np.round(np.asarray(scores, np.float64), DECIMALS)
         return replace(self, table=self.table.assign(score=rounded))
 
     def speakers(self) -> tuple[NDArray[np.str_], NDArray[np.str_]] | None:
-        """The speakers (T,) of both sides, read from the names; None where the labels say that they are not in there.
+        """The speakers (T,) of both sides, read from the names; None if the labels show that the names do not contain
+        them.
 
-        Tried in turn: what comes before the first `/` (VoxCeleb), and before the first `-` (Kaldi utterance ids).
+        Tried in this order: the part before the first `/` (VoxCeleb), and before the first `-` (Kaldi utterance ids).
         """
         if "enroll" not in self.table:
             return None
@@ -75,7 +76,8 @@ def _map_unique(function: Callable[[str], str], names: NDArray[np.str_]) -> NDAr
 def check_trials(table: pd.DataFrame, source: str) -> tuple[str, ...]:
     """Notes on a table of trials (label, enroll, test): repeated trials.
 
-    Raises: ManifestError if the label of a VoxCeleb trial contradicts its speakers, if a trial comes with both labels,
+    Raises: ManifestError if the label of a VoxCeleb trial contradicts its speakers, if a trial appears with both
+    labels,
     or if all are of one kind.
     """
     if "enroll" not in table:
@@ -88,14 +90,14 @@ def check_trials(table: pd.DataFrame, source: str) -> tuple[str, ...]:
         raise ManifestError(f"{source}: {len(wrong)} labels contradict the speakers; trial {wrong[0] + 1} is {trial!r}")
     repeated = table.duplicated(["enroll", "test"])
     if repeated.sum() != table.duplicated(["enroll", "test", "label"]).sum():
-        raise ManifestError(f"{source}: a trial is there twice, with both labels")
+        raise ManifestError(f"{source}: a trial appears twice, with both labels")
     num_targets = int((table["label"] == 1).sum())
     if num_targets in (0, len(table)):
         raise ManifestError(
             f"{source}: {num_targets} targets and {len(table) - num_targets} non-targets: error rates need at least "
             "one of each"
         )
-    return (f"{repeated.sum():,} trials are there more than once",) if repeated.any() else ()
+    return (f"{repeated.sum():,} trials appear more than once",) if repeated.any() else ()
 
 
 def _is_voxceleb(name: str) -> bool:

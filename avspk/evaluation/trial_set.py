@@ -1,4 +1,4 @@
-"""Trial lists over one folder of wavs, scored by one trained system after another: what a training run ends with."""
+"""Trial lists over one folder of wavs, scored by one trained system after another, at the end of a training run."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class TrialSet:
     """Audio-only evaluation of systems on the same lists and files."""
 
     def __init__(self, lists: Mapping[str, Path], wav_root: Path) -> None:
-        """Read the lists and look for this process's share of the files.
+        """Read the lists and check this process's share of the files.
 
         Raises FileNotFoundError naming how many are missing, and the first.
         """
@@ -46,17 +46,17 @@ class TrialSet:
     def evaluate(
         self, model: SpeakerModel, system: str, digest: str, folder: Path, replicates: int, workers: int
     ) -> list[dict[str, Any]]:
-        """Cosine, training mean subtracted: writes a score file a list, returns rows of metrics.json.
+        """Cosine, training mean subtracted: writes one score file per list, returns rows of metrics.json.
 
-        Called by every process of a launch: all embed, the first one scores, the others return nothing. Embeddings
-        are kept in `folder` under `digest`, a name for the content of the model.
+        All processes of a launch must call this: all embed, the first one scores, the others return nothing. Embeddings
+        are kept in `folder` under `digest`, which identifies the content of the model.
         """
         paths = [self.wav_root / file for file in self.files]
         store = EmbeddingStore(folder / "embeddings", digest)
         embeddings = store.embed(paths, lambda share: model.embed_files(share, num_workers=workers))
         if distributed.rank() > 0:
             return []
-        # Lengths serve calibration, which is not asked for here.
+        # Only calibration needs lengths.
         scorer = Scorer(self.files, embeddings, np.zeros(len(self.files), np.int64), model.training_mean)
         rows = []
         for trials in self.lists:

@@ -13,9 +13,9 @@ from avspk.frontend.fbank import hertz_to_mel
 
 SAMPLE_RATE = 16000
 EQUALISER_TAIL = 1024  # samples (64 ms) kept free for the ringing of the zero-phase equaliser
-QUIET = 0.5  # root mean square, in steps of 16 bits, below which a piece of a recording counts as silence
+QUIET = 0.5  # root mean square, in steps of 16 bits; a quieter piece of a recording counts as silence
 
-# Rows that pass through the chain at once: few keep a CPU's cache, many keep another device busy.
+# Rows processed at once: few rows fit a CPU's cache, many rows keep another device busy.
 ROWS_PER_PASS = {"cpu": 8}
 ROWS_PER_PASS_DEVICE = 256
 
@@ -60,7 +60,7 @@ def equaliser_basis(num_points: int, fft_length: int, device: torch.device) -> T
 
 
 class AudioAugment(nn.Module):
-    """Waveforms (N, T) and one row of numbers for each -> augmented waveforms (N, T) float32.
+    """Waveforms (N, T) and one row of parameters for each -> augmented waveforms (N, T) float32.
 
     Built from a noise pack, whose int16 samples and RIRs move with the module (`.to(device)`; on a CPU they stay the
     memory-mapped file). `augmentation` holds, per row:
@@ -69,12 +69,12 @@ class AudioAugment(nn.Module):
     - `equaliser` float32 (N, E): gains in dB at E frequencies evenly spaced in mel from 0 to 8 kHz, linear in mel
       between them, applied as a zero-phase filter; 0 = none.
     - `noise`, `noise_offset` int64 (N, P): recordings (-1 = unused) and first samples; a recording shorter than
-      needed starts again. Several are brought to equal power and summed (babble).
+      needed starts again. Several are scaled to equal power and summed (babble).
     - `snr` float32 (N,): power in dB of the signal, after reverberation and equaliser, over that of the summed noise,
       both measured over the crop.
 
-    A row's output depends on that row alone; rows with nothing to do come back bit-identical. Silent rows stay
-    silent, silent noise adds nothing. Pass the numbers as CPU tensors: choosing rows then needs no synchronisation.
+    A row's output depends only on that row; rows without augmentation are returned bit-identical. Silent rows stay
+    silent, silent noise adds nothing. Pass the parameters as CPU tensors: then choosing rows needs no synchronisation.
     """
 
     def __init__(self, bank: NoiseBank) -> None:
@@ -89,7 +89,7 @@ class AudioAugment(nn.Module):
 
     @torch.no_grad()
     def forward(self, waveforms: Tensor, augmentation: Mapping[str, Tensor]) -> Tensor:
-        """(N, T) float in [-1, 1], or int16, -> (N, T) float32. Raises ValueError for indices the pack lacks."""
+        """(N, T) float in [-1, 1], or int16, -> (N, T) float32. Raises ValueError for indices outside the pack."""
         waveforms = waveforms.float() / 32768 if waveforms.dtype == torch.int16 else waveforms.float().clone()
         plan = {name: value.cpu() for name, value in augmentation.items()}
         self._check(plan, len(waveforms))
@@ -102,7 +102,7 @@ class AudioAugment(nn.Module):
                 here = _move(rows, waveforms.device)
                 noise = self._sum_noise(plan["noise"][rows], plan["noise_offset"][rows], waveforms.shape[1])
                 gain = _level(waveforms.index_select(0, here)) * 10 ** (-_move(plan["snr"][rows], noise.device) / 20)
-                waveforms.index_add_(0, here, noise.mul_(gain[:, None]))  # no row twice: nothing is left to chance
+                waveforms.index_add_(0, here, noise.mul_(gain[:, None]))  # deterministic, because no row repeats
         return waveforms
 
     def _check(self, plan: Mapping[str, Tensor], num_rows: int) -> None:
@@ -139,13 +139,13 @@ class AudioAugment(nn.Module):
         return _to_unit_power(total)
 
     def _cut(self, recording: Tensor, offset: Tensor, num_samples: int) -> Tensor:
-        """Samples of each recording from its offset on, around its end where needed: (n, num_samples) float32."""
+        """Samples of each recording from its offset on, wrapping at its end: (n, num_samples) float32."""
         start, length = self._starts[recording], self._lengths[recording]
         first = start + offset % length
         inside = first + num_samples <= start + length
         cut = torch.empty(len(recording), num_samples, device=self.samples.device)
         whole, wrapped = (torch.nonzero(mask).flatten() for mask in (inside, ~inside))
-        if len(whole):  # rows of an overlapping view: no index as large as the data
+        if len(whole):  # rows of an overlapping view: avoids an index as large as the data
             windows = self.samples.unfold(0, num_samples, 1)
             cut.index_copy_(0, _move(whole, cut.device), windows[_move(first[whole], cut.device)].float())
         if len(wrapped):
@@ -157,12 +157,12 @@ class AudioAugment(nn.Module):
 
 
 def _move(numbers: Tensor, device: torch.device) -> Tensor:
-    """Numbers that rows are chosen by, on the device; the CPU does not wait until they are there."""
+    """Move parameters that select rows to the device; the CPU does not wait for the transfer."""
     return numbers.to(device, non_blocking=True)
 
 
 def _passes(chosen: Tensor, device: torch.device) -> list[Tensor]:
-    """Numbers of the chosen rows (bool (N,), on the CPU), split evenly into what passes through the chain at once."""
+    """Indices of the chosen rows (bool (N,), on the CPU), split evenly into passes."""
     rows = torch.nonzero(chosen).flatten()
     limit = ROWS_PER_PASS.get(device.type, ROWS_PER_PASS_DEVICE)
     return list(rows.tensor_split(math.ceil(len(rows) / limit))) if len(rows) else []

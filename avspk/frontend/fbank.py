@@ -1,4 +1,4 @@
-"""Log mel filter bank as Kaldi defines it, for whole batches on the training device."""
+"""Kaldi's log mel filter bank for whole batches on the training device."""
 
 import math
 
@@ -10,8 +10,8 @@ INT16_SCALE = 2.0**15  # Kaldi reads 16-bit integers, we hold waveforms in [-1, 
 LOG_FLOOR = 1.1920928955078125e-07  # float32 epsilon: Kaldi's floor of a mel energy before the logarithm
 WINDOWS = ("hamming", "povey")
 
-# Waveform samples that pass through the chain at once. On a CPU the intermediate tensors then stay in cache
-# (measured: twice the rate of a whole batch); elsewhere this only bounds memory (about 10 bytes a sample and copy).
+# Waveform samples processed at once. On a CPU the intermediate tensors then stay in cache (measured: twice the rate
+# of a whole batch); elsewhere this only bounds memory (about 10 bytes per sample and copy).
 SAMPLES_PER_PASS = {"cpu": 1 << 17}
 SAMPLES_PER_PASS_DEVICE = 1 << 26
 
@@ -107,7 +107,7 @@ class Fbank(nn.Module):
 
     def _windowed_frames(self, waveforms: Tensor) -> Tensor:
         """(B, T) -> (B, frames, frame_length): mean removed, pre-emphasised, windowed; derivation in the class."""
-        # Frames lose their mean anyway; without the crop's, an offset no longer costs digits of what is left.
+        # Frames lose their mean anyway. Removing the crop's mean first keeps precision if there is a large offset.
         waveforms = waveforms - waveforms.mean(dim=1, keepdim=True)
         mean = self._frame_means(waveforms)
         emphasised = torch.empty_like(waveforms)

@@ -12,7 +12,7 @@ from avspk.frontend.waveform import SoundInput
 
 
 class AudioFrontEnd(nn.Module):
-    """int16 segments -> reverberation, noise, colouring -> what the encoder takes."""
+    """int16 segments -> reverberation, noise, equaliser -> encoder inputs."""
 
     def __init__(self, augment: AudioAugment, sound_input: SoundInput) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class AudioFrontEnd(nn.Module):
 
 
 class FaceFrontEnd(nn.Module):
-    """uint8 face crops -> cropped, flipped, recoloured, blurred and normalised images; each group has its size."""
+    """uint8 face crops -> cropped, flipped, recoloured, blurred and normalised images; one image size per group."""
 
     def __init__(self, sizes: dict[str, int]) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
 """Crop, resize, flip, colour and blur for whole batches of face crops on the training device.
 
-Resizing a box, mirroring and blurring are linear along each axis, so each is a small matrix per image and axis; a batch
-is two batched matrix products, with antialiasing, whatever the boxes are.
+Resizing a box, mirroring and blurring are linear along each axis, so each is a small matrix per image and axis. A batch
+is two batched matrix products, with antialiasing, for any boxes.
 """
 
 from collections.abc import Mapping
@@ -47,8 +47,8 @@ class ImageAugment(nn.Module):
     `augmentation` holds one row per image: box float32 (N, 4) x0 y0 x1 y1 in unit coordinates, flip int64 (N,),
     brightness, contrast, saturation float32 (N,) factors (1 = untouched), grey int64 (N,), blur float32 (N,) sigma in
     output pixels (0 = none); applied in this order, the colour operations as torchvision defines them, except that a
-    grey image ignores its saturation. None = plain resize. A row's output depends on that row alone. Pass the numbers
-    as CPU tensors: choosing the blurred rows then needs no synchronisation.
+    grey image ignores its saturation. None = plain resize. A row's output depends only on that row. Pass the parameters
+    as CPU tensors: then choosing the blurred rows needs no synchronisation.
     """
 
     def __init__(self, size: int) -> None:

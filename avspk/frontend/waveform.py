@@ -1,4 +1,4 @@
-"""The front end of an encoder that listens to the waveform itself."""
+"""The front end of an encoder that takes waveforms."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from avspk.frontend.fbank import Fbank
 
 
 class Waveform(nn.Module):
-    """Waveforms (B, T) float32 in [-1, 1], as they are.
+    """Waveforms (B, T) float32 in [-1, 1], unchanged.
 
     Attributes:
         frame_length: samples that the encoder needs for its first frame.
-        hop_length: samples between two of its frames.
+        hop_length: samples between consecutive frames.
     """
 
     def __init__(self, frame_length: int, hop_length: int) -> None:
@@ -31,4 +31,4 @@ class Waveform(nn.Module):
 
 
 SoundInput = Fbank | Waveform
-"""Waveforms (B, T) -> what an audio encoder takes; knows `frame_length`, `hop_length` and `num_frames`."""
+"""Waveforms (B, T) -> audio encoder inputs; has `frame_length`, `hop_length` and `num_frames`."""

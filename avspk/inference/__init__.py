@@ -1,1 +1,1 @@
-"""All that a deployed model needs: embeddings, scores, export; nothing of the training."""
+"""Everything for a deployed model: embeddings, scores, export; no training code."""

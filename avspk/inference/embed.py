@@ -1,4 +1,4 @@
-"""Embeddings of whole utterances: (n, D) float32, row after row as asked, NaN where a modality is missing."""
+"""Embeddings of whole utterances: (n, D) float32, in the requested order, NaN if a modality is missing."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from avspk.models.encoder import Encoder
 from avspk.progress import Progress
 
 MAX_CROPS_A_BATCH = 256
-# Of audio in a batch on a CPU, for each of its threads. Measured with ECAPA c512 on one: eight utterances of 2 s take
-# three quarters of their time one by one, eight of 8 s 1.4 times of it, since the activations leave the cache.
+# Audio per batch and thread on a CPU. Measured with ECAPA c512 on one thread: a batch of eight utterances of 2 s takes
+# 3/4 of their time one by one; eight of 8 s take 1.4 times that time, because the activations exceed the cache.
 CPU_SECONDS_A_THREAD = 16.0
-MIN_SAMPLES = SAMPLE_RATE // 4  # the encoders take statistics over time: they need some frames
+MIN_SAMPLES = SAMPLE_RATE // 4  # the encoders compute statistics over time and need some frames
 Read = Callable[[Path, int, int, int], np.ndarray]
-"""Place, first sample, number of samples, number that the whole recording has -> waveform (n,)."""
+"""Place, first sample, number of samples, number of samples of the whole recording -> waveform (n,)."""
 
 
 @contextmanager
@@ -44,10 +44,10 @@ def inference(module: nn.Module) -> Iterator[None]:
 
 
 def equal_length_batches(num_frames: np.ndarray, max_frames: int) -> list[np.ndarray]:
-    """Positions grouped by equal numbers of frames, `max_frames` in a batch at most, longest first.
+    """Positions grouped by equal numbers of frames, at most `max_frames` per batch, longest first.
 
-    Equal lengths need no padding and no masks, so a batch gives what its utterances give one by one. Longest first
-    lets memory run out at once, if it must.
+    Equal lengths need no padding and no masks, so a batch gives the same results as its utterances one by one. Longest
+    first makes a lack of memory show immediately.
     """
     order = np.argsort(-num_frames, kind="stable")
     batches = []
@@ -58,9 +58,9 @@ def equal_length_batches(num_frames: np.ndarray, max_frames: int) -> list[np.nda
 
 
 def heard_samples(sound_input: SoundInput, num_samples: np.ndarray | int) -> np.ndarray:
-    """How many samples of recordings of `num_samples` are heard: whole frames; the short are tiled to a second.
+    """Number of samples that an encoder uses of recordings of `num_samples`: whole frames; short ones are tiled to 1 s.
 
-    Without the samples beyond the last whole frame, equal numbers of frames are equal lengths.
+    Without the samples after the last whole frame, equal numbers of frames are equal lengths.
     """
     frame, hop = sound_input.frame_length, sound_input.hop_length
     tiled = np.where(np.less(num_samples, max(MIN_SAMPLES, frame)), max(SAMPLE_RATE, frame), num_samples)
@@ -112,9 +112,9 @@ def _run(
     device: torch.device,
     workers: int,
 ) -> np.ndarray:
-    """Fill a table (n, D) from `compute(batch) -> (len(batch["rows"]), D)`; rows never visited stay NaN.
+    """Fill a table (n, D) from `compute(batch) -> (len(batch["rows"]), D)`; rows in no batch stay NaN.
 
-    There may be none to visit: a rank's share of the utterances may lie where nobody has a face.
+    There may be no batch: a rank's share of the utterances may have no face at all.
     """
     table = np.full(shape, np.nan, np.float32)
     batches = load(dataset, batch_size=None, num_workers=workers, pin_memory=device.type == "cuda")
@@ -141,8 +141,8 @@ def embed_audio(
     Args:
         sound_input: waveforms (B, T) -> encoder inputs (B, ...).
         num_samples: (n,) length of each at 16 kHz; those under a quarter of a second are tiled to one second.
-        max_seconds: of audio in a batch, which bounds the memory; a CPU takes less than that, see above.
-        read: reads a recording; by default as one that preparation has checked.
+        max_seconds: audio per batch, which bounds the memory; a CPU takes less than that, see above.
+        read: reads a recording; the default expects one that preparation has checked.
 
     Raises: MediaError, which names the file, as `read` does.
     """
@@ -171,7 +171,7 @@ def embed_faces(
     device: torch.device,
     workers: int,
 ) -> np.ndarray:
-    """Mean embedding over each utterance's face crops: (n, D) float32, NaN where `count` is 0.
+    """Mean embedding over each utterance's face crops: (n, D) float32, NaN if `count` is 0.
 
     Args:
         resize: images uint8 (B, H, W, 3) -> encoder inputs.
@@ -193,7 +193,7 @@ def embed_faces(
 
 
 def _mean_by_owner(values: Tensor, owners: Tensor) -> Tensor:
-    """Rows (n, D) of owners 0 .. k - 1, each with one row at least -> means (k, D)."""
+    """Rows (n, D) of owners 0 .. k - 1, each with at least one row -> means (k, D)."""
     num_owners = int(owners[-1]) + 1
     sums = values.new_zeros(num_owners, values.shape[1]).index_add_(0, owners, values)
     return sums / torch.bincount(owners, minlength=num_owners)[:, None]

@@ -1,4 +1,4 @@
-"""A list of files into a table of embeddings: what is there already is skipped, slices run apart and are joined."""
+"""Embeds a list of files into a table: existing rows are skipped; slices run separately and are joined."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ class Outcome:
 
 
 class EmbeddingJob:
-    """Everything about the output files of `avspk embed`.
+    """The output files of `avspk embed`.
 
     Args:
         out: X.npy or X.ark.
-        model: a name of the model's content.
-        shard: (i, n), slice i of n, from 1: its rows go to X.shard<i>of<n>, which the last slice to end joins into X.
+        model: digest of the model's content.
+        shard: (i, n), slice i of n, from 1: its rows go to X.shard<i>of<n>; the slice that ends last joins all into X.
     """
 
     def __init__(self, out: Path, model: str, shard: tuple[int, int] = (1, 1)) -> None:
@@ -43,19 +43,19 @@ class EmbeddingJob:
         self.path = _shard_path(out, *shard) if shard[1] > 1 else out
         others = set(_shards(out)) - set(self._slices())
         if others:
-            raise TableError(f"{min(others)} is there, a slice of another division; end that run first, or --overwrite")
+            raise TableError(f"{min(others)} exists, from another number of slices; end that run first, or --overwrite")
 
     def _slices(self) -> list[Path]:
         return [_shard_path(self.out, number, self.shard[1]) for number in range(1, self.shard[1] + 1)]
 
     def share(self, sounds: Mapping[str, Path]) -> dict[str, Path]:
-        """This slice of the sounds."""
+        """The sounds of this slice."""
         number, of = self.shard
         names = list(sounds)
         return {name: sounds[name] for name in names[len(names) * (number - 1) // of : len(names) * number // of]}
 
     def known(self) -> set[str]:
-        """Names that have a row."""
+        """Names that have a row already."""
         known: set[str] = set()
         for path in {self.out, self.path}:
             with alone(path), EmbeddingTable(path, self.model) as table:
@@ -63,7 +63,7 @@ class EmbeddingJob:
         return known
 
     def write(self, names: Sequence[str], results: Iterator[list[Embedded]], outcome: Outcome) -> Iterator[Embedded]:
-        """Write rows as they come; yield every result when its row is on the disk."""
+        """Write rows as they arrive; yield each result after its row is on the disk."""
         with alone(self.path), EmbeddingTable(self.path, self.model) as table:
             try:
                 for some in results:
@@ -79,7 +79,7 @@ class EmbeddingJob:
                 _note_failures(self.path, table, outcome.failures)
 
     def join(self, sounds: Mapping[str, Path]) -> bool:
-        """Say that this slice is done; if all are, join them. False if others are still at work."""
+        """Mark this slice as done; if all are, join them. False if others are not finished."""
         if self.shard[1] == 1:
             return True
         content = hashlib.sha256("\n".join([self.model, *sounds]).encode()).hexdigest()
@@ -124,7 +124,7 @@ def _remove_slice(path: Path) -> None:
 
 
 def failures_path(out: Path) -> Path:
-    """The list of files that have no row, and why."""
+    """The list of files without a row, with reasons."""
     return out.with_suffix(".failed.tsv")
 
 
@@ -136,7 +136,7 @@ def read_failures(out: Path) -> dict[str, str]:
 
 
 def _note_failures(out: Path, table: EmbeddingTable, failures: Mapping[str, str]) -> None:
-    """Add to the list; what has a row by now is taken from it."""
+    """Add failures to the list; remove names that now have a row."""
     known = {name: reason for name, reason in (read_failures(out) | dict(failures)).items() if name not in table.names}
     if not known:
         failures_path(out).unlink(missing_ok=True)
@@ -152,11 +152,11 @@ def _one_line(text: str) -> str:
 
 
 def unusable_name(name: str, out: Path) -> str | None:
-    """Why this name cannot stand in the output's list of names; None if it can."""
+    """Reason why this name cannot be in the output's list of names; None if it can."""
     if any(ord(letter) < 32 or 0xD800 <= ord(letter) < 0xE000 for letter in name):
-        return "a line end, tab or byte that is not UTF-8 in its name: give it another one, by a wav.scp"
+        return "a line end, tab or byte that is not UTF-8 in its name: give it another name in a wav.scp"
     if out.suffix == ".ark" and re.search(r"\s", name):
-        return "a blank in its name, which Kaldi's keys cannot have: give it another one, by a wav.scp"
+        return "a blank in its name, which Kaldi's keys cannot have: give it another name in a wav.scp"
     return None
 
 
@@ -179,7 +179,7 @@ def _lock(path: Path) -> Path:
 
 @contextmanager
 def alone(path: Path) -> Iterator[None]:
-    """Wait until no other process writes `path`, and keep it so. The lock is a file, which is left where it is."""
+    """Wait until no other process writes `path`, then hold the lock. The lock file is not removed."""
     while (held := hold_for_life(_lock(path))) is None:
         time.sleep(_LOOK_SECONDS)
     try:

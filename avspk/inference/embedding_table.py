@@ -1,9 +1,9 @@
-"""Named embeddings in files that grow row by row, and that hold whole rows alone however a run ends.
+"""Named embeddings in files that grow row by row, and contain only complete rows however a run ends.
 
-    X.npy  (rows, D) float32, with X.tsv, a name a line      or      X.ark, Kaldi's binary vectors, with X.scp
+    X.npy  (rows, D) float32, with X.tsv, one name per line      or      X.ark, Kaldi's binary vectors, with X.scp
 
-X.json beside them names the model. Rows are on the disk before their names are: what is without a name is written
-again by the next run.
+X.json identifies the model. Rows are written to disk before their names; the next run overwrites rows without a
+name.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from numpy.typing import NDArray
 from avspk.data.files import whole_or_absent
 from avspk.data.kaldi import HEADER_SIZE, ark_entry
 
-NPY_HEADER = 128  # bytes, whatever the number of rows
+NPY_HEADER = 128  # bytes, for any number of rows
 SUFFIXES = (".npy", ".ark")
 Floats = NDArray[np.float32]
 
 
 class TableError(ValueError):
-    """Files that are there hold something else; the message says what to do."""
+    """The existing files have other content; the message says what to do."""
 
 
 class EmbeddingTable:
-    """A context manager; creates the files with the first rows, or goes on with those that are there.
+    """A context manager; creates the files with the first rows, or continues existing ones.
 
     Args:
         path: X.npy or X.ark.
-        model: a name of the model's content; rows of different models do not mix.
+        model: digest of the model's content; rows of different models are not mixed.
 
     Raises TableError if the files belong to another model or were not written by this class.
     """
@@ -49,8 +49,7 @@ class EmbeddingTable:
             self._reopen()
         elif path.exists() or self.body.index.exists():
             raise TableError(
-                f"{path} is there, but no {self.about.name} that says by which model; "
-                "choose another --out, or --overwrite"
+                f"{path} exists without {self.about.name}, which names its model; choose another --out, or --overwrite"
             )
 
     def __enter__(self) -> EmbeddingTable:
@@ -101,14 +100,14 @@ def remove_table(path: Path) -> None:
 
 
 class _Npy:
-    """A header of fixed size, rows behind it; the header's count is set last."""
+    """A header of fixed size, followed by rows; the count in the header is written last."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.index = path, path.with_suffix(".tsv")
         self.rows_file: BinaryIO | None = None
 
     def open(self, dimension: int) -> list[str]:
-        """Names of the rows that are whole; what is behind them is cut off."""
+        """Names of the complete rows; data after them is cut off."""
         self.dimension = dimension
         self.rows_file, self.names_file = _open(self.path), _open(self.index)
         lines = _whole_lines(self.names_file)
@@ -152,7 +151,7 @@ class _Ark:
         self.rows_file: BinaryIO | None = None
 
     def open(self, dimension: int) -> list[str]:
-        """Names of the vectors that are whole; what is behind them is cut off."""
+        """Names of the complete vectors; data after them is cut off."""
         self.dimension = dimension
         self.rows_file, self.names_file = _open(self.path), _open(self.index)
         size = os.path.getsize(self.path)

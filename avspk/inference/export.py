@@ -1,4 +1,4 @@
-"""A speaker model as ONNX, in the form that wespeaker's runtime and sherpa-onnx load; checked against PyTorch."""
+"""A speaker model as ONNX for wespeaker's runtime and sherpa-onnx; checked against PyTorch."""
 
 from __future__ import annotations
 
@@ -25,27 +25,27 @@ from avspk.inference.speaker_model import SpeakerModel
 from avspk.inference.waveform_graph import DeployedEncoder, FrontEndGraph
 
 PACKAGES = ("onnx", "onnxruntime")
-INPUT, OUTPUT = "feats", "embs"  # the names that wespeaker's runtime and its Python example ask for
+INPUT, OUTPUT = "feats", "embs"  # the names that wespeaker's runtime and its Python example use
 WAVEFORM_INPUT = "waveform"
-OPSET = 14  # wespeaker's runtime has onnxruntime 1.12, which knows 17 at most; quantised graphs need 13
-SHERPA_MELS = 80  # sherpa-onnx and wespeaker's runtime compute so many, whatever a file says
+OPSET = 14  # wespeaker's runtime has onnxruntime 1.12, which supports at most 17; quantised graphs need 13
+SHERPA_MELS = 80  # fixed in sherpa-onnx and wespeaker's runtime
 CHECKED_SHAPES = ((1, 23), (1, 98), (1, 301), (3, 150), (2, 1000))  # batch, frames; 23 frames are a quarter of a second
-TOLERANCE = 1e-3  # of the largest component: float32 in another order of summation, through some dozens of layers
+TOLERANCE = 1e-3  # of the largest component: float32 in another order of summation, through dozens of layers
 Floats = NDArray[np.float32]
 
 
 class ExportError(RuntimeError):
-    """The model cannot be exported, or the export does not compute what PyTorch does."""
+    """The model cannot be exported, or the export does not give the results of PyTorch."""
 
 
 @dataclass(frozen=True)
 class ExportForm:
-    """What goes in and what comes out.
+    """Inputs and outputs of the exported graph.
 
     Attributes:
         waveform: the front end is in the graph, which takes `waveform` (B, samples) in [-1, 1] at 16 kHz; else it
             takes `feats` (B, T, mels).
-        subtract_mean: the training mean is subtracted in the graph, for runtimes that take the cosine of its output.
+        subtract_mean: the training mean is subtracted in the graph, for runtimes that compute the cosine of its output.
     """
 
     waveform: bool = False
@@ -58,11 +58,12 @@ class ExportForm:
 
 
 def export_onnx(model: SpeakerModel, path: Path, form: ExportForm = ExportForm()) -> float:  # noqa: B008  frozen
-    """Write the model as one file, any B and any length; the largest difference from PyTorch.
+    """Write the model as one file for any B and any length; returns the largest difference from PyTorch.
 
-    The metadata hold the keys that sherpa-onnx reads, and under "avspk", as JSON, what else a cosine takes: config
-    (with the arguments of `Fbank`), training_mean (D,), whether it is subtracted already, and calibration or null.
-    Raises ExportError if the onnx packages are missing, if features are asked for and the encoder takes waveforms, or
+    The metadata contain the keys that sherpa-onnx reads, and under "avspk", as JSON, the rest of what a cosine needs:
+    config
+    (with the arguments of `Fbank`), training_mean (D,), whether it is already subtracted, and calibration or null.
+    Raises ExportError if the onnx packages are missing, if features are requested and the encoder takes waveforms, or
     if the embeddings differ; then no file is left.
     """
     require_packages()
@@ -81,7 +82,7 @@ def export_onnx(model: SpeakerModel, path: Path, form: ExportForm = ExportForm()
 
 
 def require_packages() -> None:
-    """Raise ExportError with the command that installs what is missing."""
+    """Raise ExportError with the command that installs the missing packages."""
     missing = [name for name in PACKAGES if find_spec(name) is None]
     if missing:
         raise ExportError(f"ONNX export needs {', '.join(missing)}: pip install 'avspk[export]'")
@@ -93,7 +94,7 @@ def _write(module: DeployedEncoder, model: SpeakerModel, form: ExportForm, path:
     shape = (2, SAMPLE_RATE) if form.waveform else input_shape(model.sound_input, form, 2, 200)
     axes = {form.input_name: {0: "B", 1: "samples" if form.waveform else "T"}, OUTPUT: {0: "B"}}
     with _quiet():
-        # The exporter of before torch.export: the new one writes operator set 18 at least.
+        # The exporter from before torch.export: the new one writes at least operator set 18.
         torch.onnx.export(
             module, (torch.zeros(shape),), str(path), input_names=[form.input_name], output_names=[OUTPUT],
             dynamic_axes=axes, opset_version=OPSET, dynamo=False,
@@ -105,9 +106,9 @@ def _write(module: DeployedEncoder, model: SpeakerModel, form: ExportForm, path:
 
 
 def metadata(model: SpeakerModel, form: ExportForm) -> dict[str, str]:
-    """Key -> value. sherpa-onnx feeds features: what it reads is left out of graphs that take waveforms.
+    """Key -> value. sherpa-onnx passes features, so its keys are left out of graphs that take waveforms.
 
-    `framework` says which front end it shall compute, and has to be one that it knows.
+    `framework` selects the front end in sherpa-onnx and must be one that it knows.
     """
     about = {
         "config": model.config,
@@ -134,10 +135,10 @@ def metadata(model: SpeakerModel, form: ExportForm) -> dict[str, str]:
 
 
 def input_shape(sound_input: SoundInput, form: ExportForm, batch: int, frames: int) -> tuple[int, ...]:
-    """(batch, samples), or (batch, frames, mels), of so many frames."""
+    """(batch, samples), or (batch, frames, mels), for this number of frames."""
     if form.waveform:
         return batch, sound_input.frame_length + (frames - 1) * sound_input.hop_length
-    assert isinstance(sound_input, Fbank)  # `export_onnx` has refused the others
+    assert isinstance(sound_input, Fbank)  # `export_onnx` rejects others
     return batch, frames, sound_input.triangles.shape[1]
 
 
@@ -165,14 +166,14 @@ def _check(module: DeployedEncoder, path: Path, form: ExportForm, sound_input: S
 
 
 def _reference(module: DeployedEncoder, features: Tensor) -> Tensor:
-    """What `SpeakerModel.embed` computes: features that `Fbank` itself gave, in place of the graph's front end."""
+    """Result of `SpeakerModel.embed`: features from `Fbank` itself instead of the graph's front end."""
     embeddings = module.encoder(features)
     return embeddings if module.mean is None else embeddings - module.mean
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporter tells of its own future."""
+    """Hides the exporter's warnings about its future."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

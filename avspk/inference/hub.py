@@ -19,7 +19,7 @@ class HubError(CheckpointError):
 def find_model(name: Path | str) -> Path:
     """The folder of a model: `name` itself, or a copy of the hub's `owner/name`, or `owner/name@revision`.
 
-    A folder of that name comes first, and where there is a folder `owner` here, the hub is not asked.
+    A local folder has priority; if there is a local folder `owner`, the hub is not asked.
 
     Raises HubError if the hub has no such model or cannot be asked.
     """
@@ -33,13 +33,13 @@ def find_model(name: Path | str) -> Path:
     try:
         return Path(snapshot_download(found[1], revision=found[2], allow_patterns=list(MODEL_FILES)))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise HubError(f"{name}: no such folder here, and nothing from the hub: {_first_line(error)}") from error
+        raise HubError(f"{name}: no such folder here, and the hub does not give it: {_first_line(error)}") from error
 
 
 def upload(folder: Path, repo: str, card: str, private: bool = False) -> str:
-    """Upload a model folder with `card` as its README.md, in one commit; its address.
+    """Upload a model folder with `card` as its README.md, in one commit; returns its address.
 
-    The repository is made if it is not there. Raises HubError if the hub refuses it or cannot be reached.
+    Creates the repository if necessary. Raises HubError if the hub refuses it or cannot be reached.
     """
     _require(repo)
     from huggingface_hub import CommitOperationAdd, HfApi

@@ -1,4 +1,4 @@
-"""Embeddings of many files: processes read ahead, sounds of one length share a batch, every core computes."""
+"""Embeddings of many files: processes read ahead, sounds of one length share a batch, all cores compute."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from avspk.data.sound_store import SoundStore
 from avspk.inference.embed import equal_length_batches, heard_samples
 from avspk.inference.speaker_model import MAX_SECONDS, CheckedSound, SpeakerModel, finite_mean
 
-WINDOW_SECONDS = 640.0  # of sound that is sorted by length at once: 41 MB, or one part of the longest kind and more
+WINDOW_SECONDS = 640.0  # of sound that is sorted by length together: 41 MB, or the longest part and more
 WINDOW_EVENTS = 256
-CPU_BATCH_SECONDS = 20.0  # one core's caches are full by then, and batches are what the cores share
+CPU_BATCH_SECONDS = 20.0  # this fills one core's caches; cores share the work by batches
 Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class Embedded:
-    """What became of file number `index`: an embedding (D,) or the error, and warnings of its sound."""
+    """Result for file number `index`: an embedding (D,) or the error, and warnings about its sound."""
 
     index: int
     embedding: Floats | None
@@ -38,23 +38,23 @@ class Embedded:
 def embed_many(
     model: SpeakerModel, paths: Sequence[Path], num_readers: int, num_threads: int, bfloat16: bool = False
 ) -> Iterator[list[Embedded]]:
-    """Embed files of any kind; yield what became of them in their order, some at a time.
+    """Embed files of any kind; yield the results in their order, several at a time.
 
-    The embeddings are those of `model.embed`, up to rounding.
+    The embeddings equal those of `model.embed`, up to rounding.
 
     Args:
         num_readers: processes that read and decode.
-        num_threads: on a CPU, each computes a batch of its own.
-        bfloat16: compute in it where autocast does.
+        num_threads: on a CPU, each computes a separate batch.
+        bfloat16: compute in bfloat16 where autocast does.
     """
     results = _InOrder()
     in_work: deque[tuple[_Window, _Rows]] = deque()
-    read = partial(CheckedSound, sounds=SoundStore())  # each process keeps the shards open that it has read from
+    read = partial(CheckedSound, sounds=SoundStore())  # each process keeps its shards open
     with ReaderPool(read, paths, num_readers) as pool, _Engine(model, num_threads, bfloat16) as engine:
         files = _Files(paths)
         for window in _windows(pool):
             in_work.append((window, engine.start(window.parts)))
-            if len(in_work) > 1:  # one is computed while the next one is read
+            if len(in_work) > 1:  # one is computed while the next is read
                 yield results.add(files.finish(*in_work.popleft()))
         while in_work:
             yield results.add(files.finish(*in_work.popleft()))
@@ -62,7 +62,7 @@ def embed_many(
 
 @dataclass
 class _Window:
-    """Parts to compute, then files that end, or begin again, when these are computed."""
+    """Parts to compute, and files that end, or restart, after them."""
 
     parts: list[Part] = field(default_factory=list)
     closing: list[End | Again] = field(default_factory=list)
@@ -88,7 +88,7 @@ def _windows(events: Iterable[Event]) -> Iterator[_Window]:
 
 
 class _Rows:
-    """Embeddings of a window's parts, which threads are computing."""
+    """Embeddings of a window's parts, computed by threads."""
 
     def __init__(self, batches: Sequence[tuple[NDArray[np.intp], Future[Floats]]]) -> None:
         self.batches = batches
@@ -100,7 +100,7 @@ class _Rows:
 
 
 class _Engine:
-    """Computes batches: on a CPU one for each thread at a time, elsewhere one after the other.
+    """Computes batches: on a CPU one per thread, on other devices one after the other.
 
     A batch-1 convolution over seconds of sound does not fill several cores; as many batches do.
     """
@@ -122,11 +122,11 @@ class _Engine:
         torch.set_num_threads(self.threads_before)
 
     def start(self, parts: Sequence[Part]) -> _Rows:
-        """Group parts of equal numbers of frames, and begin to compute."""
+        """Group parts of equal numbers of frames, and start computing."""
         if not parts:
             return _Rows([])
         sound_input = self.model.sound_input
-        # Samples beyond the last whole frame are not heard; without them, equal frames are equal lengths.
+        # Samples after the last whole frame are not used; without them, equal frames are equal lengths.
         lengths = [int(heard_samples(sound_input, len(part.sound))) for part in parts]
         sounds = [np.resize(part.sound, length) for part, length in zip(parts, lengths, strict=True)]
         num_frames = np.array([sound_input.num_frames(length) for length in lengths])
@@ -168,14 +168,14 @@ class _Files:
 
 
 class _InOrder:
-    """Gives results out in the order of the files: those that come early wait."""
+    """Yields results in the order of the files: early ones wait."""
 
     def __init__(self) -> None:
         self.early: dict[int, Embedded] = {}
         self.next = 0
 
     def add(self, results: Iterable[Embedded]) -> list[Embedded]:
-        """Take results in; what can be given out now."""
+        """Add results; returns those that can be given out now."""
         self.early |= {result.index: result for result in results}
         ready = []
         while self.next in self.early:

@@ -87,7 +87,7 @@ def read_sounds(paths: Sequence[Path], complain: Callable[[str], None]) -> list[
 
 
 def _input_of(model: SpeakerModel, form: ExportForm, sound: Floats) -> Floats:
-    """What the graph takes: (1, samples) or (1, frames, mels)."""
+    """Input of the graph: (1, samples) or (1, frames, mels)."""
     waveform = torch.from_numpy(np.ascontiguousarray(sound, np.float32))[None]
     return waveform.numpy() if form.waveform else model.sound_input(waveform.to(model.device)).cpu().numpy()
 
@@ -152,7 +152,7 @@ def _unit_rows(embeddings: Floats) -> NDArray[np.float64]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The quantiser recommends a preprocessing through the root logger; it changes nothing in these graphs."""
+    """Hides a recommendation to preprocess, which changes nothing in these graphs."""
     level = logging.getLogger().level
     logging.getLogger().setLevel(logging.ERROR)
     try:

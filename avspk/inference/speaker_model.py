@@ -1,4 +1,4 @@
-"""A trained speaker model as users hold it: a folder with weights, config and card; embeddings and cosine scores."""
+"""A trained speaker model for users: a folder with weights, config and card; embeddings and cosine scores."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ from avspk.scoring.calibration import Calibration
 
 WEIGHTS, CONFIG, CARD, CALIBRATION = "model.safetensors", "config.json", "README.md", "calibration.json"
 MAX_SECONDS = 320.0  # of sound through the encoder at once, which bounds its memory
-HEADERS_AT_ONCE = 16  # threads that ask for the files' lengths: on network storage each question is a wait
-SHORT_SECONDS = 1.0  # below this a voice is hardly told: a warning
-CLIPPED_SHARE = 0.001  # [C] of clipped samples from which on there is a warning
+HEADERS_AT_ONCE = 16  # threads that read the files' lengths: on network storage each read waits
+SHORT_SECONDS = 1.0  # shorter sound hardly identifies a voice and gives a warning
+CLIPPED_SHARE = 0.001  # [C] share of clipped samples that gives a warning
 Floats = NDArray[np.float32]
 
 
 class AudioWarning(UserWarning):
-    """Sound that can be embedded, but whose score deserves less trust."""
+    """Sound that can be embedded, but whose score is less reliable."""
 
 
 class SpeakerModel:
@@ -48,7 +48,7 @@ class SpeakerModel:
         encoder: inputs (B, ...) -> embeddings (B, D).
         sound_input: waveforms (B, n) -> inputs of the encoder.
         training_mean: (D,) mean embedding of the training set; subtracted before the cosine.
-        config: what `config.json` says.
+        config: content of `config.json`.
         calibration: cosine -> log-likelihood ratio; None if the model has none.
     """
 
@@ -68,20 +68,21 @@ class SpeakerModel:
     def embed(self, audio: str | Path | np.ndarray, sample_rate: int | None = None) -> Floats:
         """Embedding (D,) of a file of any format, or of a mono waveform (n,) in [-1, 1] with its sample rate.
 
-        Sound of more than 320 s is embedded in equal parts, each shorter than that, whose mean is returned; a file is
-        read part by part, so that memory does not grow with its length. Sound under a quarter of a second is repeated
-        to a second.
+        Sound of more than 320 s is split into equal parts, each shorter than that, and the mean of their embeddings is
+        returned; a file is read part by part, so memory does not grow with its length. Sound under a quarter of a
+        second is
+        repeated to a second.
 
         Raises MediaError (a ValueError) on a file that cannot be read, and on sound that is empty, silent, constant,
-        not finite or far beyond full scale; ValueError on an array without a rate or of another form. Warns
-        (AudioWarning) of short and of clipped sound.
+        not finite or far beyond full scale; ValueError on an array without a rate or with another shape or type. Warns
+        (AudioWarning) about short and clipped sound.
         """
         sound = CheckedSound(audio, sample_rate)
         rows = [self.embed_parts(part[None])[0] for part in sound]
         return finite_mean(rows, sound.name)
 
     def embed_parts(self, waveforms: Floats) -> Floats:
-        """Embeddings (B, D) of waveforms (B, n) at 16 kHz that are neither checked nor cut."""
+        """Embeddings (B, D) of waveforms (B, n) at 16 kHz, without checks and cuts."""
         length = int(heard_samples(self.sound_input, waveforms.shape[1]))
         if length > waveforms.shape[1]:
             waveforms = np.stack([np.resize(waveform, length) for waveform in waveforms])
@@ -97,7 +98,7 @@ class SpeakerModel:
         return float(np.clip(cosine_scores(pair, [0], [1], self.training_mean)[0], -1, 1))
 
     def embed_files(self, paths: Sequence[Path], batch_seconds: float = MAX_SECONDS, num_workers: int = 0) -> Floats:
-        """Embeddings (N, D) of whole files or packed recordings, equal to one by one.
+        """Embeddings (N, D) of whole files or packed recordings, the same as one by one.
 
         Raises: MediaError, which names the file, as `embed`.
         """
@@ -132,7 +133,7 @@ def finite_mean(rows: Sequence[Floats], name: str) -> Floats:
 
 
 class CheckedSound:
-    """The sound of a file or a waveform in parts of at most 320 s, those of digital silence left out.
+    """The sound of a file or a waveform in parts of at most 320 s, without parts of digital silence.
 
     After a part that makes the sound unusable, the rest is read, since the decoder may have a reason of its own, but
     no longer given out. Iterating raises and warns as `SpeakerModel.embed`, of the sound as a whole at its end. Who
@@ -178,7 +179,7 @@ def _parts_of_waveform(waveform: Floats) -> Iterator[Floats]:
 
 
 def _part_length(num_samples: int) -> int:
-    """The parts are of this length, the last one shorter by less than a sample for each of them."""
+    """Length of the parts; the last one is shorter by less than one sample per part."""
     num_parts = math.ceil(num_samples / int(MAX_SECONDS * SAMPLE_RATE))
     return math.ceil(num_samples / max(1, num_parts)) or 1
 
@@ -198,7 +199,7 @@ def _at_our_rate(waveform: np.ndarray, sample_rate: int | None) -> Floats:
 
 
 def _warn_of_little(name: str, check: SoundCheck) -> None:
-    """Warn of sound that passed the check, but can hardly tell a speaker."""
+    """Warn about sound that passed the check, but hardly identifies a speaker."""
     seconds, clipped = check.num_samples / SAMPLE_RATE, check.num_clipped / check.num_samples
     if seconds < SHORT_SECONDS:
         warnings.warn(f"{name}: only {seconds:.2f} s of sound", AudioWarning, stacklevel=3)
@@ -214,7 +215,7 @@ def save_model(
     training_mean: np.ndarray,
     card: str,
 ) -> None:
-    """Write weights (safetensors), config.json and a model card, each whole or not at all.
+    """Write weights (safetensors), config.json and a model card, each atomically.
 
     Args:
         architecture: arguments of `build_encoder`.
@@ -250,10 +251,10 @@ def load_encoder(folder: Path | str) -> tuple[Encoder, np.ndarray, dict[str, Any
         takes = encoder_kind(architecture["architecture"]).describe_input()
         if not isinstance(config["features"], dict):
             raise TypeError(f"features are {config['features']!r}, not a table")
-        if config.setdefault("input", takes) != takes:  # folders of format 1 do not say
+        if config.setdefault("input", takes) != takes:  # folders of format 1 have no such key
             raise ValueError(f"its encoder was trained on {config['input']}; here {architecture} takes {takes}")
         with torch.device("meta"):
-            build_encoder(**architecture)  # settings that fit, before weights are read
+            build_encoder(**architecture)  # checks the settings before weights are read
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{folder} is not a model folder (want {CONFIG} and {WEIGHTS}): {error}") from error
     tree = load_tree(folder / WEIGHTS)
@@ -264,7 +265,7 @@ def load_encoder(folder: Path | str) -> tuple[Encoder, np.ndarray, dict[str, Any
 
 
 def save_calibration(folder: Path, calibration: Calibration) -> None:
-    """Write calibration.json beside the weights: log-likelihood ratio = weight x cosine + bias; the card names it."""
+    """Write calibration.json to the folder: log-likelihood ratio = weight x cosine + bias; the card mentions it."""
     with whole_or_absent(folder / CALIBRATION) as part:
         part.write_text(json.dumps(calibration.to_dict(), indent=2) + "\n", encoding="utf-8")
     card = folder / CARD
@@ -275,7 +276,7 @@ def save_calibration(folder: Path, calibration: Calibration) -> None:
 
 
 def load_calibration(folder: Path | str) -> Calibration | None:
-    """What `save_calibration` wrote into a model folder, None if nothing.
+    """The calibration that `save_calibration` wrote to a model folder, None if there is none.
 
     Raises CheckpointError if the file is not a calibration of the score alone.
     """
@@ -318,7 +319,7 @@ def _sound_input(config: dict[str, Any]) -> SoundInput:
 
 
 def find_device(name: str | torch.device | None) -> torch.device:
-    """The device of this name; without a name the GPU, if there is one, or the CPU. ValueError if it is not there."""
+    """The device of this name; without a name the GPU, if there is one, or the CPU. ValueError if it does not exist."""
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

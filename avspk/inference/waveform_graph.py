@@ -1,4 +1,4 @@
-"""Front end and encoder as one graph of plain operators, which any runtime has: a DFT written as a product."""
+"""Front end and encoder as one graph of plain operators, which every runtime has: a DFT written as a product."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from avspk.models.encoder import Encoder
 class FrontEndGraph(nn.Module):
     """Waveforms (B, samples) in [-1, 1] -> features (B, frames, mels), as `Fbank` gives them.
 
-    It works on each frame in Kaldi's order: mean off, pre-emphasis, window, DFT (a product with its matrix). So frames
-    of digital silence become exactly nothing, whatever the recording's offset; of a mean subtracted later, rounding
-    errors would be left, whose logarithm is far from that of nothing. Frames are cut as slices of blocks of
-    gcd(frame, hop) samples, since runtimes have no overlapping windows.
+    It processes each frame in Kaldi's order: mean off, pre-emphasis, window, DFT (a product with its matrix). So frames
+    of digital silence become exactly zero for any offset of the recording. If a mean were subtracted later, rounding
+    errors would remain, whose logarithm is far from that of zero. Frames are cut as slices of blocks of
+    gcd(frame, hop) samples, because runtimes have no overlapping windows.
     """
 
     def __init__(self, fbank: Fbank) -> None:
@@ -61,12 +61,12 @@ def _dft(num_samples: int, length: int) -> Tensor:
 
 
 class DeployedEncoder(nn.Module):
-    """What an exported file computes: features (B, T, F), or waveforms (B, samples), -> embeddings (B, D).
+    """The computation of an exported file: features (B, T, F), or waveforms (B, samples), -> embeddings (B, D).
 
     Args:
         encoder: features -> embeddings.
-        front_end: waveforms -> features; None if features come in.
-        mean: (D,) to subtract; None to give the embedding as the encoder does.
+        front_end: waveforms -> features; None if the input is features.
+        mean: (D,) to subtract; None to return the encoder's embedding.
     """
 
     def __init__(self, encoder: Encoder, front_end: FrontEndGraph | None = None, mean: Tensor | None = None) -> None:

@@ -1,1 +1,1 @@
-"""Losses and predictions of an epoch -> which pseudo labels to trust, and what replaces the others."""
+"""From losses and predictions of an epoch to trusted pseudo labels and replacements of the others."""

@@ -1,12 +1,12 @@
-"""What a judge does in a round: it decides which pseudo labels are trusted, and what replaces the others.
+"""The interface of judges: a judge decides which pseudo labels of a round are trusted, and replaces the others.
 
-Its file also holds its settings: `kind`, `window` (epochs whose losses it looks at), `replaces` (whether it ever asks
-for predictions), `first_epoch` (in which it first judges), `problem(modalities)`, `off()` (settings that trust every
-label) and `build(modalities, labels)`.
+The file of a judge also holds its settings: `kind`, `window` (number of epochs whose losses it uses), `replaces`
+(whether it ever needs predictions), `first_epoch` (its first epoch of judging), `problem(modalities)`, `off()`
+(settings that trust every label) and `build(modalities, labels)`.
 
-The words, everywhere: a *trusted* label trains as it is. A label that is not trusted is doubtful. A doubtful one whose
-target is replaced by another label is *corrected*; one whose replacement is the label itself is *confirmed*; the rest
-is *dropped*: it has no part in the loss.
+Terms: a *trusted* label is trained unchanged. Other labels are doubtful. A doubtful label whose target is replaced
+by another label is *corrected*; if the replacement is the label itself, it is *confirmed*; the rest is *dropped*: it
+does not enter the loss.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from avspk.judges.ledger import Ledger
 class Replacement:
     """Targets of R doubtful utterances over C pseudo speakers.
 
-    targets: (R, C), or (M, R, C) with targets of their own for M modalities; rows sum to 1.
-    weights: (R,) or (M, R) in [0, 1], what a target counts in the loss; 0: not replaced.
-    labels: (R,) the best pseudo speaker, -1 where not replaced.
-    confidence: (R,) its probability, 0 where there is none.
+    targets: (R, C), or (M, R, C) with separate targets for M modalities; rows sum to 1.
+    weights: (R,) or (M, R) in [0, 1], weight of a target in the loss; 0: not replaced.
+    labels: (R,) the best pseudo speaker, -1 if not replaced.
+    confidence: (R,) its probability, 0 if not replaced.
     """
 
     targets: Tensor
@@ -38,10 +38,10 @@ class Replacement:
 
 
 class Judge(ABC):
-    """Verdicts on N pseudo labels, renewed before every epoch from the losses of the epochs before.
+    """Verdicts on N pseudo labels, updated before every epoch from the losses of earlier epochs.
 
     Attributes:
-        trust: (N,) float32 on the host, what the utterance's own label counts in the loss: 1 trusted, 0 doubtful, in
+        trust: (N,) float32 on the host, weight of the utterance's own label in the loss: 1 trusted, 0 doubtful, in
             between with soft weights.
     """
 
@@ -49,23 +49,24 @@ class Judge(ABC):
 
     @abstractmethod
     def review(self, epoch: int, ledger: Ledger, used: np.ndarray) -> None:
-        """Renew `trust` before an epoch.
+        """Update `trust` before an epoch.
 
         Args:
             epoch: the epoch that begins, from 0.
             ledger: the losses so far, the same on every rank.
-            used: (N,) bool, which labels are trained on at all.
+            used: (N,) bool, which labels are used in training.
         """
 
     def asks(self, epoch: int) -> bool:
-        """Whether doubtful labels are to be replaced in this epoch, which takes predictions on clean views."""
+        """Whether doubtful labels are replaced in this epoch, which needs predictions on clean views."""
         return False
 
     def replace(self, logits: Tensor, present: Tensor, labels: Tensor) -> Replacement:
-        """What replaces doubtful labels.
+        """Replacements of doubtful labels.
 
         Args:
-            logits: (M, R, C) scaled cosines without margin on clean views; rows of missing modalities hold anything.
+            logits: (M, R, C) scaled cosines without margin on clean views; rows of missing modalities may hold
+            anything.
             present: (M, R) bool, which modalities an utterance has.
             labels: (R,) the doubtful labels.
         """
@@ -77,12 +78,12 @@ class Judge(ABC):
 
     @property
     def trusted(self) -> np.ndarray:
-        """(N,) bool: which labels count at all as they are."""
+        """(N,) bool: labels with a non-zero weight."""
         return (self.trust > 0).numpy()
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:
-        """What must survive an interruption: tensors and plain values, nested in dicts."""
+        """State to save in checkpoints: tensors and plain values, nested in dicts."""
 
     @abstractmethod
     def load_state_dict(self, state: dict[str, Any]) -> None:

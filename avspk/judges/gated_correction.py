@@ -1,4 +1,4 @@
-"""The method's judge: a loss gate decides which labels are trusted, label correction replaces the others."""
+"""The judge of the method: a loss gate decides which labels are trusted, label correction replaces the others."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from avspk.judges.loss_gate import (
 from avspk.settings import Settings
 
 JOINT = "joint"
-PRIOR_MOMENTUM = 0.99  # of the mean posterior that the class prior is aligned with
+PRIOR_MOMENTUM = 0.99  # of the mean posterior, which is compared with the class prior
 
 
 class GatedCorrectionSettings(Settings):
@@ -37,21 +37,21 @@ class GatedCorrectionSettings(Settings):
 
     @property
     def window(self) -> int:
-        """Epochs whose losses a ledger has to keep."""
+        """Number of epochs whose losses a ledger has to keep."""
         return self.gate.average_epochs
 
     @property
     def replaces(self) -> bool:
-        """Whether labels are ever replaced, which takes predictions on clean views."""
+        """Whether labels are ever replaced, which needs predictions on clean views."""
         return self.gate.enabled and self.correction.enabled
 
     @property
     def first_epoch(self) -> float:
-        """Epoch in which labels are first judged; infinite if none is."""
+        """Epoch in which labels are first judged; infinite for never."""
         return self.gate.start_epoch if self.gate.enabled else float("inf")
 
     def problem(self, modalities: Sequence[str]) -> str:
-        """Why these modalities cannot be judged with these settings; empty if they can."""
+        """Reason why these modalities cannot be judged with these settings; empty if they can."""
         if self.gate.rule in {JOINT, "both", "either", *modalities}:
             return ""
         return f"gate.rule is {self.gate.rule!r}; valid: joint, both, either, or one of {list(modalities)}"
@@ -67,7 +67,7 @@ class GatedCorrectionSettings(Settings):
 
 
 class GatedCorrection(Judge):
-    """See `Judge`. `gates` has one gate by rule "joint", else one a modality; empty before the first review."""
+    """See `Judge`. `gates` has one gate by rule "joint", else one per modality; empty before the first review."""
 
     def __init__(self, settings: GatedCorrectionSettings, modalities: tuple[str, ...], labels: np.ndarray) -> None:
         self.settings, self.modalities = settings, modalities
@@ -91,7 +91,7 @@ class GatedCorrection(Judge):
         self.trust = torch.from_numpy(trust.astype(np.float32))
 
     def _joint_trust(self, ledger: Ledger, used: np.ndarray) -> np.ndarray:
-        """(N,) by one gate over the joint losses; a share of them passes where they do not split or few would."""
+        """(N,) by one gate over the joint losses; a fixed share passes if they do not split or too few would pass."""
         settings = self.settings.gate
         losses = joint_losses(ledger.average_log_losses(LOSS_FLOOR), used)
         gate = fit_gate(losses[used], min_separation=settings.min_separation)
@@ -103,7 +103,7 @@ class GatedCorrection(Judge):
         return gate.passes(losses) * (gate.trust(losses) if settings.soft else 1.0)
 
     def _trust_by_modality(self, ledger: Ledger, used: np.ndarray) -> np.ndarray:
-        """(N,) by the papers' gates, each over the last losses of one modality."""
+        """(N,) by the papers' gates, each using the last losses of one modality."""
         losses, separation = ledger.losses.cpu().numpy(), self.settings.gate.min_separation
         self.gates = {
             name: fit_gate(losses[used, column], self.gates.get(name), min_separation=separation)
@@ -112,17 +112,17 @@ class GatedCorrection(Judge):
         return reliable(losses, self.gates, self.settings.gate.rule)
 
     def asks(self, epoch: int) -> bool:
-        """Once the gate judges and correction has begun."""
+        """True after the gate and the correction have started."""
         correction, gate = self.settings.correction, self.settings.gate
         return self.settings.replaces and epoch >= max(correction.start_epoch, gate.start_epoch)
 
     def replace(self, logits: Tensor, present: Tensor, labels: Tensor) -> Replacement:
-        """Replace labels by what the modalities predict together, see `replace_labels`."""
+        """Replace labels by the joint prediction of the modalities, see `replace_labels`."""
         posteriors = logits.float().softmax(-1)
         return replace_labels(posteriors, present, self.settings.correction, self._prior(posteriors, present))
 
     def _prior(self, posteriors: Tensor, present: Tensor) -> Tensor | None:
-        """(M, C) class prior over the running mean of the posteriors, of this rank's batches; None if not aligned."""
+        """(M, C) class prior over the running mean of the posteriors in this rank's batches; None if not aligned."""
         if not self.settings.correction.align_prior:
             return None
         counts = present.sum(1, keepdim=True).clamp(min=1)
@@ -133,7 +133,7 @@ class GatedCorrection(Judge):
         return self.class_prior.to(mean) / self.mean_posterior.clamp(min=torch.finfo(mean.dtype).tiny)
 
     def notes(self) -> dict[str, Any]:
-        """The gates' numbers."""
+        """Parameters of the gates."""
         return {f"{name}/gate/{key}": value for name, gate in self.gates.items() for key, value in asdict(gate).items()}
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,6 +1,6 @@
-"""Label correction: for labels the gate does not trust, the model's own prediction on the clean view is the target.
+"""Label correction: if the gate does not trust a label, the target is the model's own prediction on the clean view.
 
-Han, Chen and Qian, arXiv 2208.01928 and 2304.05754; how several modalities are joined is our choice.
+Han, Chen and Qian, arXiv 2208.01928 and 2304.05754; the combination of several modalities is our choice.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ Rule = Literal["mean", "agree", "own"]
 class CorrectionSettings(Settings):
     """Label correction (arXiv 2208.01928).
 
-    wavlm_ssl_sv sharpens with temperature 0.1 and accepts above 0.5 [S], on logits without the scale that ours have:
-    here that accepts everything, so ours are [C] (measured in eval/README.md).
+    wavlm_ssl_sv sharpens with temperature 0.1 and accepts above 0.5 [S], on unscaled logits. Our logits are scaled, so
+    these values would accept everything; ours are [C] (measured in eval/README.md).
     """
 
     enabled: bool = True
     start_epoch: int = Field(5, ge=1, description="corrects after this many epochs, once the gate judges [C]")
     temperature: Positive = Field(1.0, description="p^(1/c) of the posterior that becomes the target [C]")
-    threshold: Probability = Field(0.7, description="what the top probability of the unsharpened posterior exceeds [C]")
-    rule: Rule = Field("agree", description="how the modalities' clean posteriors are joined [C]")
+    threshold: Probability = Field(0.7, description="exceeded by the top probability of the unsharpened posterior [C]")
+    rule: Rule = Field("agree", description="how the modalities' clean posteriors are combined [C]")
     hard: bool = False
-    weighted: bool = Field(False, description="a target counts with its top probability, not 1 [C]")
+    weighted: bool = Field(False, description="the weight of a target is its top probability, not 1 [C]")
     align_prior: bool = Field(False, description="posterior times class prior over mean posterior, normalised [C]")
 
 
@@ -53,11 +53,11 @@ def combine_posteriors(probabilities: Tensor, present: Tensor, rule: Rule = "mea
     Args:
         probabilities: (M, B, C); rows of missing modalities may hold anything.
         present: (M, B) bool, which modalities an utterance has.
-        rule: "mean": the average of the present ones; "agree": the same, of use only where their best pseudo speakers
-            are the same; "own": each its own.
+        rule: "mean": the average over available modalities; "agree": the same, but valid only if their best pseudo
+            speakers are equal; "own": each modality separately.
 
     Returns:
-        The posterior (B, C), by "own" (M, B, C), and where it is of use (B,), by "own" (M, B).
+        The posterior (B, C), by "own" (M, B, C), and its validity (B,), by "own" (M, B).
 
     Raises:
         ValueError: on an unknown rule, or shapes that do not fit.
@@ -82,13 +82,13 @@ def combine_posteriors(probabilities: Tensor, present: Tensor, rule: Rule = "mea
 def replace_labels(
     posteriors: Tensor, present: Tensor, settings: CorrectionSettings, prior: Tensor | None = None
 ) -> Replacement:
-    """Turn predictions on clean views into targets for the augmented ones, without gradient.
+    """Turn predictions on clean views into targets for the augmented views, without gradient.
 
     Args:
         posteriors: (M, R, C) softmax over the pseudo speakers; rows of missing modalities may hold anything.
         present: (M, R) bool, which modalities an utterance has.
         settings: see there.
-        prior: (M, C) factors that each modality's posteriors are multiplied with before they are combined; None: 1.
+        prior: (M, C) factors of each modality's posteriors, applied before they are combined; None: 1.
     """
     if prior is not None:
         aligned = posteriors * prior[:, None]
@@ -102,6 +102,6 @@ def replace_labels(
         targets = one_hot(best, targets.shape[-1]).to(targets)
     weights = torch.where(accepted, confidence if settings.weighted else 1.0, 0.0)
     if settings.rule == "own":
-        # The first modality, the one that is wanted in the end, stands for all in the log.
+        # The log shows the first modality, which is the one of the final model.
         accepted, best, confidence = accepted[0], best[0], confidence[0]
     return Replacement(targets, weights, torch.where(accepted, best, -1), confidence)

@@ -1,4 +1,4 @@
-"""The tables of a round, one row per utterance: losses of the last epochs, replacements, their confidence."""
+"""Tables of a round, one row per utterance: losses of the last epochs, replacements, their confidence."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ Sum = Callable[[Tensor], Tensor]
 
 
 class Ledger:
-    """Figures by utterance. A rank writes the rows of its batches; `close_epoch` joins the ranks.
+    """Values by utterance. A rank writes the rows of its batches; `close_epoch` joins the ranks.
 
-    `page` holds what this rank has seen in this epoch, `known` the last value of every utterance: the few that fill no
-    batch of an epoch keep there what the epoch before found. Columns: one loss per modality, then the label that
+    `page` holds the values of this rank in this epoch, `known` the last value of every utterance: the few utterances
+    that
+    are in no batch of an epoch keep the value of the epoch before. Columns: one loss per modality, then the label that
     replaces the doubtful one and its confidence. NaN: not visited, modality missing, or not replaced.
     """
 
@@ -34,7 +35,7 @@ class Ledger:
 
         Args:
             window: epochs whose losses are kept for averages.
-            device: where the tables are; the host need not wait for a step to write into them.
+            device: device of the tables; the host does not wait for a step to write into them.
             sum_over_ranks: joins the pages.
         """
         self.modalities = tuple(modalities)
@@ -52,11 +53,11 @@ class Ledger:
         return self.known[:, : len(self.modalities)]
 
     def record_losses(self, modality: int, index: Tensor, losses: Tensor) -> None:
-        """Note the losses (B,) of utterances `index` (B,) in one modality, NaN where they lack it."""
+        """Record the losses (B,) of utterances `index` (B,) in one modality, NaN if it is missing."""
         self.page[index, modality] = losses
 
     def record_replacements(self, index: Tensor, labels: Tensor, confidence: Tensor) -> None:
-        """Note what replaces the labels of utterances `index` (R,): labels (R,), -1 for none, and confidence (R,)."""
+        """Record replacement labels of utterances `index` (R,): labels (R,), -1 for none, and confidence (R,)."""
         columns = torch.stack([torch.where(labels >= 0, labels.float(), torch.nan), confidence.float()], 1)
         self.page[index, len(self.modalities) :] = columns
 
@@ -65,33 +66,33 @@ class Ledger:
         self.page = self._blank()
 
     def close_epoch(self) -> None:
-        """Join the ranks' pages into what is known. Collective."""
+        """Join the ranks' pages and update the known values. Collective."""
         page = self._joined_page()
         visited = ~page[:, : len(self.modalities)].isnan().all(1, keepdim=True)
         self.known = torch.where(visited, page, self.known)
         self.past = [*self.past, self.losses.clone()][-self.window :]
 
     def average_log_losses(self, floor: float) -> np.ndarray:
-        """(N, M) float64 mean over the kept epochs of ln max(loss, floor); NaN where a modality is missing."""
+        """(N, M) float64 mean over the kept epochs of ln max(loss, floor); NaN if a modality is missing."""
         logs = torch.stack(self.past or [self.losses]).double().clamp(min=floor).log()
         return logs.nanmean(0).cpu().numpy()
 
     def replacements(self, trusted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Labels (N,) int64 that replace the doubtful ones, -1 for none, and their confidence (N,).
 
-        What is trusted now needs no replacement, even if it has one from an epoch ago.
+        A label that is trusted now needs no replacement, even if it has one from an epoch ago.
         """
         columns = self.known[:, len(self.modalities) :].cpu().numpy().copy()
         columns[trusted] = np.nan
         return np.nan_to_num(columns[:, 0], nan=-1).astype(np.int64), columns[:, 1]
 
     def table(self, utterances: pd.Series, labels: np.ndarray, trust: np.ndarray) -> pd.DataFrame:
-        """What a round knows about every utterance, for `gate.parquet`.
+        """All values of a round by utterance, for `gate.parquet`.
 
         Args:
             utterances: (N,) ids.
             labels: (N,) pseudo labels, -1: not used in training.
-            trust: (N,) what each label counts.
+            trust: (N,) weight of each label.
         """
         with explained():
             import pandas as pd
@@ -114,7 +115,7 @@ class Ledger:
             np.save(file, self.losses.cpu().numpy())
 
     def _joined_page(self) -> Tensor:
-        """The page over all ranks: each utterance was visited by one of them at most. Collective."""
+        """The page over all ranks: at most one rank visited each utterance. Collective."""
         seen = self._sum((~self.page.isnan()).float())
         total = self._sum(self.page.nan_to_num(nan=0.0))
         return torch.where(seen > 0, total, torch.nan)
@@ -124,7 +125,7 @@ class Ledger:
         return {"page": self._joined_page(), "known": self.known, "past": dict(enumerate(self.past))}
 
     def load_state_dict(self, state: dict[str, Any], first_rank: bool) -> None:
-        """Inverse of `state_dict`, for any number of ranks: the joined page must count once, on the first rank."""
+        """Inverse of `state_dict`, for any number of ranks: only the first rank loads the joined page."""
         self.known = state["known"].to(self.device)
         self.page = state["page"].to(self.device) if first_rank else self._blank()
         self.past = [state["past"][key].to(self.device) for key in sorted(state["past"], key=int)]

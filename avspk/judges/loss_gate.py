@@ -1,7 +1,7 @@
 """Dynamic loss gate: a two-component Gaussian mixture of log losses decides which pseudo labels to trust.
 
-Dynamic loss gate: Han, Chen and Qian, arXiv 2208.01928. How modalities and epochs are joined, and what is done where
-the losses do not split, is our choice.
+Source: Han, Chen and Qian, arXiv 2208.01928. The combination of modalities and epochs, and the fallback if the losses
+do not split, are our choice.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ Status = Literal["fitted", "posterior", "kept", "open", "share"]
 class GateSettings(Settings):
     """Dynamic loss gate (arXiv 2208.01928): starts after this many epochs [S: 5 of 15].
 
-    By rule "joint" one gate judges the geometric mean of the modalities' losses over the last epochs: a single epoch
-    and a single modality are noisy (measured in eval/README.md). The papers' gates, one a modality and from the last
-    epoch alone, are the other rules.
+    With rule "joint" one gate judges the geometric mean of the modalities' losses over the last epochs, because a
+    single
+    epoch and a single modality are noisy (measured in eval/README.md). The other rules are the papers' gates, one per
+    modality and using only the last epoch.
     """
 
     enabled: bool = True
@@ -37,18 +38,18 @@ class GateSettings(Settings):
         "both, either, or that of the modality named [C]",
     )
     average_epochs: Count = Field(3, description="rule joint: epochs whose log losses are averaged [C]")
-    fallback: Probability = Field(0.5, description="rule joint: share that passes where the losses do not split [C]")
+    fallback: Probability = Field(0.5, description="rule joint: share that passes if the losses do not split [C]")
     floor: Probability = Field(0.3, description="rule joint: at least this share passes [C]")
-    soft: bool = Field(False, description="rule joint: labels that pass count with their posterior, not 1 [C]")
+    soft: bool = Field(False, description="rule joint: labels that pass are weighted by their posterior, not 1 [C]")
     min_separation: Positive = Field(
         1.5, description="distance of the means, in root mean square deviations, below which modes are merged [C]"
     )
 
 
-LOSS_FLOOR = float(np.finfo(np.float32).eps)  # what a cross-entropy in float32 resolves: a smaller loss is a zero
-MIN_LOSSES = 20  # a mixture has 5 free numbers; on fewer losses than this they mean nothing
-MAX_EXACT = 1 << 12  # more log losses than this are summed into as many bins
-STD_FLOOR = 1e-2  # of a component, in standard deviations of the data: coinciding losses make no infinite density
+LOSS_FLOOR = float(np.finfo(np.float32).eps)  # resolution of a cross-entropy in float32: a smaller loss is zero
+MIN_LOSSES = 20  # a mixture has 5 free parameters; a fit to fewer losses means nothing
+MAX_EXACT = 1 << 12  # more log losses than this are binned into as many bins
+STD_FLOOR = 1e-2  # of a component, in standard deviations of the data: avoids infinite density for equal losses
 MAX_ITERATIONS = 2000
 TOLERANCE = 1e-10  # of the mean log likelihood
 
@@ -58,7 +59,7 @@ class Gate:
     """Threshold and the mixture it comes from, in natural log of the loss; component 0 is the one of low losses.
 
     status: "fitted": the crossing of the weighted densities; "posterior": they do not cross between the means, clamped;
-    "kept": the losses gave no two components, this is the gate before; "open": nor was there one before, all pass;
+    "kept": the losses gave no two components, this is the previous gate; "open": no previous gate either, all pass;
     "share": a fixed share of the labels passes.
     """
 
@@ -69,12 +70,12 @@ class Gate:
     status: Status
 
     def passes(self, losses: ArrayLike) -> NDArray[np.bool_]:
-        """Return which losses lie on the trusted side, in the shape given; NaN (never seen) is not held against one."""
+        """Return which losses are on the trusted side, in the given shape; NaN (never seen) passes."""
         values = np.asarray(losses, dtype=np.float64)
         return ~(_log_losses(values) > self.threshold)
 
     def trust(self, losses: ArrayLike) -> Floats:
-        """Return the posterior of the low component, in the shape given; 1 where there is no mixture, and for NaN."""
+        """Return the posterior of the low component, in the given shape; 1 without a mixture, and for NaN."""
         values = _log_losses(np.asarray(losses, dtype=np.float64))
         if not np.isfinite(self.means).all():
             return np.ones_like(values)
@@ -82,7 +83,7 @@ class Gate:
             np.log(weight / std) - (values - mean) ** 2 / (2 * std**2)
             for weight, mean, std in zip(self.weights, self.means, self.stds, strict=True)
         )
-        # Far below both means the wider component wins again: there the label is trusted all the same.
+        # Far below both means the wider component wins again; such labels are still trusted.
         return np.where(np.isnan(values) | (values <= self.means[0]), 1.0, expit(low - high))
 
 
@@ -94,7 +95,7 @@ def fit_gate(losses: ArrayLike, previous: Gate | None = None, *, min_separation:
 
     Args:
         losses: (N,) >= 0, one per utterance; NaN and infinite ones are ignored, zeros are clamped before the log.
-        previous: the gate of the epoch before, kept where these losses do not split.
+        previous: the gate of the epoch before, kept if these losses do not split.
         min_separation: distance of the means, in root mean square standard deviations of the components (Ashman's D),
             below which the modes count as merged [C]. A skewed distribution of one mode, such as log losses without
             any wrong labels, was fitted with 1.2 to 1.5; two equal Gaussians have one mode below 2.
@@ -109,7 +110,7 @@ def fit_gate(losses: ArrayLike, previous: Gate | None = None, *, min_separation:
 
 
 def share_gate(losses: ArrayLike, share: float) -> Gate:
-    """Return the gate that lets this share of the finite losses pass, the lowest ones; without any, an open one."""
+    """Return the gate that passes this share of the finite losses, the lowest ones; without losses, an open one."""
     log_losses = _log_losses(np.asarray(losses, dtype=np.float64).ravel())
     log_losses = log_losses[np.isfinite(log_losses)]
     if not len(log_losses):
@@ -118,14 +119,14 @@ def share_gate(losses: ArrayLike, share: float) -> Gate:
 
 
 def joint_losses(log_losses: Floats, used: NDArray[np.bool_]) -> Floats:
-    """Return (N,) > 0, one loss for all modalities: the geometric mean of the losses that an utterance has.
+    """Return (N,) > 0, one loss for all modalities: the geometric mean of the utterance's losses.
 
-    The log losses of each modality are first scaled to mean 0 and variance 1 over the labels that are used, so that
-    they count alike and an utterance may lack some.
+    The log losses of each modality are first scaled to mean 0 and variance 1 over the used labels. So modalities have
+    equal weight, and some may be missing.
 
     Args:
         log_losses: (N, M), NaN where a modality is missing or was never seen.
-        used: (N,) which labels are trained on.
+        used: (N,) which labels are used in training.
     """
     mean, std = scaling(log_losses, used)
     scaled = (log_losses - mean) / std
@@ -134,7 +135,7 @@ def joint_losses(log_losses: Floats, used: NDArray[np.bool_]) -> Floats:
 
 
 def scaling(log_losses: Floats, used: NDArray[np.bool_]) -> tuple[Floats, Floats]:
-    """Mean and standard deviation (M,) of log losses (N, M) over the labels that are used; 1 where all are equal."""
+    """Mean and standard deviation (M,) of log losses (N, M) over the used labels; 1 if all are equal."""
     here = np.where(used[:, None], log_losses, np.nan)
     counts = (~np.isnan(here)).sum(0).clip(min=1)
     mean = np.nansum(here, axis=0) / counts
@@ -143,13 +144,13 @@ def scaling(log_losses: Floats, used: NDArray[np.bool_]) -> tuple[Floats, Floats
 
 
 def reliable(losses: ArrayLike, gates: Mapping[str, Gate], rule: str = "both") -> NDArray[np.bool_]:
-    """Return (N,) whether an utterance's pseudo label is trusted, judged by the modalities it has a loss for.
+    """Return (N,) whether an utterance's pseudo label is trusted, judged by the modalities with a loss.
 
     Args:
         losses: (N, M), columns in the order of the gates; NaN: the modality is missing or was never seen.
         gates: modality -> gate.
         rule: "both": every modality passes; "either": one of them; or the name of the one modality that decides [C].
-            With no loss to go by, the label is trusted.
+            Without any loss, the label is trusted.
 
     Raises:
         ValueError: on an unknown rule, or if losses and gates differ in number.
@@ -188,8 +189,9 @@ class _Mixture:
         With t the distance from the lower mean and d that of the means, the log ratio of the weighted densities is
             q(t) = a t^2 - (d / s1^2) t + c,  a = 1 / 2 s1^2 - 1 / 2 s0^2,  c = log(w0 s1 / w1 s0) + d^2 / 2 s1^2.
         q(0) - q(d) > 0 always, and the vertex of q lies outside [0, d]: q falls from 0 to d, and there is one crossing
-        if q(0) > 0 > q(d), none otherwise. It is the smaller positive root, written so that a -> 0 is harmless. Without
-        one, the same component is the likelier at both means, and posterior 0.5 lies beyond the other's mean.
+        if q(0) > 0 > q(d), none otherwise. It is the smaller positive root, in a form that is stable for a -> 0.
+        Without
+        one, the same component is more likely at both means, and posterior 0.5 lies beyond the other's mean.
         """
         distance = self.means[1] - self.means[0]
         precision0, precision1 = self.stds**-2.0
@@ -212,7 +214,7 @@ def _pair(values: Floats) -> tuple[float, float]:
 
 
 def _fit_mixture(values: Floats) -> _Mixture | None:
-    """Return the likeliest mixture found, or None where one Gaussian is as good by BIC (3 numbers fewer)."""
+    """Return the most likely mixture found, or None if one Gaussian is as good by BIC (3 parameters fewer)."""
     num, variance = len(values), values.var()
     if variance <= 1e-12 * (1 + values.mean() ** 2):
         return None
@@ -228,7 +230,7 @@ def _fit_mixture(values: Floats) -> _Mixture | None:
 def _binned(values: Floats) -> tuple[Floats, Floats]:
     """Return sorted points and their counts: the values themselves, or means of narrow bins if there are many.
 
-    Bins of 1 / 4,096 of the range lose their inner variance, some 1e-6 of the data's: the fit does not change.
+    Bins of 1 / 4,096 of the range lose their inner variance, about 1e-6 of the data's: the fit does not change.
     """
     if len(values) <= MAX_EXACT:
         return np.sort(values), np.ones(len(values))
@@ -240,7 +242,7 @@ def _binned(values: Floats) -> tuple[Floats, Floats]:
 
 
 def _splits(points: Floats, counts: Floats) -> list[int]:
-    """Return where to cut the sorted points for a start: least variance within the halves, a tenth at either end."""
+    """Return starting cuts of the sorted points: least variance within the halves, the lowest and the highest tenth."""
     below = np.cumsum(counts)[:-1]
     mass, total = np.cumsum(counts * points)[:-1], counts @ points
     above = counts.sum() - below
@@ -250,7 +252,7 @@ def _splits(points: Floats, counts: Floats) -> list[int]:
 
 
 def _expectation_maximisation(points: Floats, counts: Floats, split: int) -> _Mixture | None:
-    """Return the mixture to which EM converges from two classes cut at `split`, None if one of them dies out."""
+    """Return the mixture to which EM converges from two classes cut at `split`, None if one of them vanishes."""
     num = counts.sum()
     floor = STD_FLOOR**2 * (counts @ (points - counts @ points / num) ** 2) / num
     shares = np.zeros((2, len(points)))  # (2, n) points' counts divided among the components

@@ -1,1 +1,1 @@
-"""The kinds of media that a speaker is heard or seen by. One file tells all about one of them."""
+"""The modalities, such as audio and face. One file contains everything about one of them."""

@@ -64,11 +64,11 @@ class AudioSettings(ModalitySettings):
         return AudioKit(name, self, media)
 
     def usable(self, utterances: Utterances) -> np.ndarray:
-        """All: preparation leaves out videos without sound."""
+        """All utterances: preparation leaves out videos without sound."""
         return np.ones(len(utterances), bool)
 
     def require_media(self, utterances: Utterances, crops: Path, share: slice) -> None:
-        """Every audio file is there."""
+        """Check that every audio file exists."""
         missing = utterances.missing_audio(share)
         if missing:
             looked_at = len(range(*share.indices(len(utterances))))
@@ -94,7 +94,7 @@ class AudioSettings(ModalitySettings):
         return super().architecture() | ({"num_mels": self.num_mels} if takes_features else {})
 
     def sound_input(self) -> SoundInput:
-        """Waveforms (B, T) -> what the encoder takes."""
+        """Waveforms (B, T) -> encoder inputs."""
         if self.encoder.takes == "waveform":
             return Waveform(self.encoder.frame_length, self.encoder.hop_length)
         return self.features.build()

@@ -1,8 +1,8 @@
-"""What a modality does: it cuts views of an utterance, prepares them on the device, and embeds whole utterances.
+"""The interface of modalities: cut views of an utterance, prepare them on the device, and embed whole utterances.
 
-Its file holds its settings, a `ModalitySettings`, and the `ModalityKit` that they build. A field of `Config` that has
-these settings is the only other line that a new modality needs; the name of the field is the name of the modality.
-Its media must come with the utterances: see `Media`, and `avspk.data` for how it is prepared.
+The file of a modality has its settings, a `ModalitySettings`, and the `ModalityKit` that they build. The only other
+line for a new modality is a field of `Config` with these settings; the name of the field is the name of the modality.
+Its media must be prepared with the utterances: see `Media`, and `avspk.data`.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ VERIFIED = "audio"
 
 @dataclass(frozen=True)
 class Media:
-    """What a kit works on.
+    """Data of a kit.
 
     Attributes:
-        utterances: the manifest; its folder holds what preparation has made of the videos.
+        utterances: the manifest; its folder contains the prepared data.
         crops: the face crop store.
-        noise: recordings and impulse responses that sound is augmented with.
-        device: where inputs and embeddings are computed.
+        noise: recordings and impulse responses for augmenting sound.
+        device: device of inputs and embeddings.
         seed: of the run.
         embed_seconds: of sound in one embedding batch.
         workers: loader processes.
@@ -56,19 +56,19 @@ class Media:
 
 
 class CropCounts(Settings):
-    """How many long (global) and short (local) crops of one utterance stage 1 takes."""
+    """Numbers of long (global) and short (local) crops of one utterance in stage 1."""
 
-    global_crops: Count | None = Field(None, description="default: what the objective asks for; DINO 2 [S], SDPN 1 [S]")
-    local_crops: int | None = Field(None, ge=0, description="default: what the objective asks for; 4 [S]")
+    global_crops: Count | None = Field(None, description="default: set by the objective; DINO 2 [S], SDPN 1 [S]")
+    local_crops: int | None = Field(None, ge=0, description="default: set by the objective; 4 [S]")
 
     def counts(self, plan: ViewPlan) -> tuple[int, int]:
-        """Long and short crops."""
+        """Numbers of long and short crops."""
         long, short = self.global_crops, self.local_crops
         return plan.long_crops if long is None else long, plan.short_crops if short is None else short
 
 
 class ModalitySettings(Settings, ABC):
-    """Settings of one modality. A subclass says which encoders and views it has.
+    """Settings of one modality. A subclass defines its encoders and views.
 
     A setting that stage 1 does not read is an `Annotated[..., FirstReader.ROUNDS]`: it may change until round 1 begins.
     """
@@ -88,7 +88,7 @@ class ModalitySettings(Settings, ABC):
 
     @abstractmethod
     def require_media(self, utterances: Utterances, crops: Path, share: slice) -> None:
-        """Raise FileNotFoundError, saying what to do, if media of the utterances in `share` is not there."""
+        """Raise FileNotFoundError, saying what to do, if media of the utterances in `share` are missing."""
 
     @abstractmethod
     def example_inputs(self, batch_size: int) -> Tensor:
@@ -96,7 +96,7 @@ class ModalitySettings(Settings, ABC):
 
     @property
     def num_mels(self) -> int:
-        """Of a frame of features; 0 where the encoder takes none."""
+        """Mel bands of a feature frame; 0 if the encoder takes no features."""
         return 0
 
     def architecture(self) -> dict[str, Any]:
@@ -104,11 +104,11 @@ class ModalitySettings(Settings, ABC):
         return self.encoder.model_dump()
 
     def build_encoder(self) -> Encoder:
-        """Encoder with random weights, for weights that come from elsewhere."""
+        """Encoder with random weights, to be overwritten."""
         return self.encoder.build(self.num_mels)
 
     def new_encoder(self) -> Encoder:
-        """Encoder as a run starts with it: random weights, and those that its settings load."""
+        """Encoder at the start of a run: random weights, and weights that its settings load."""
         encoder = self.build_encoder()
         self.encoder.initialise(encoder)
         return encoder
@@ -120,7 +120,7 @@ class ModalityKit(ABC):
     Attributes:
         name: of the modality.
         usable: (N,) bool, which utterances have this modality.
-        settings, media: what it was built from.
+        settings, media: the arguments it was built from.
     """
 
     def __init__(self, name: str, settings: ModalitySettings, media: Media) -> None:
@@ -128,23 +128,23 @@ class ModalityKit(ABC):
         self.usable = settings.usable(media.utterances)
 
     def encoder(self) -> Encoder:
-        """A new encoder whose initial weights depend on (seed, modality) alone."""
+        """A new encoder whose initial weights depend only on (seed, modality)."""
         return seeded(self.settings.new_encoder, self.media.seed, self.name, "encoder")
 
     @abstractmethod
     def pretrain_views(self, plan: ViewPlan, long_alone: bool = False) -> GroupedViews:
-        """Groups "global" (long crops) and "local" (short ones), as the objective of stage 1 wants them.
+        """Groups "global" (long crops) and "local" (short ones), in the numbers of the plan.
 
-        A group that has no crops is left out. With `long_alone` the long crops come from the example's first utterance.
+        A group without crops is left out. With `long_alone` the long crops come from the example's first utterance.
         """
 
     @abstractmethod
     def refine_views(
         self, seconds: float | None = None, augmented: bool = True, clean_seconds: float | None = None
     ) -> ViewSampler:
-        """Group "refine": one view to be classified; with `clean_seconds` also "clean": a longer one without noise.
+        """Group "refine": one view for the classifier; with `clean_seconds` also "clean": a longer one without noise.
 
-        Arguments in seconds are for media that has a length; a kit of images may ignore them.
+        Arguments in seconds are for media with a length; a kit of images may ignore them.
         """
 
     @abstractmethod
@@ -156,7 +156,7 @@ class ModalityKit(ABC):
 
     @abstractmethod
     def embed(self, encoder: Encoder, rows: slice) -> np.ndarray:
-        """Embeddings of these utterances, (n, D) float32; NaN where the modality is missing."""
+        """Embeddings of these utterances, (n, D) float32; NaN if the modality is missing."""
 
     def describe_model(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """What a saved model says of itself: its architecture, and arguments of `Fbank` (empty without one)."""
@@ -169,7 +169,7 @@ def build_kits(modalities: Mapping[str, ModalitySettings], media: Media) -> dict
 
 
 def seeded(build: Callable[[], Module], seed: int, *key: str) -> Module:
-    """`build()` with torch's generator seeded by (seed, key), the global generator left as it was."""
+    """`build()` with torch's generator seeded by (seed, key); the global generator is restored."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(zlib.crc32(repr((seed, *key)).encode()))
         return build()

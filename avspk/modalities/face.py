@@ -46,12 +46,12 @@ class FaceSettings(ModalitySettings):
         return FaceKit(name, self, media)
 
     def usable(self, utterances: Utterances) -> np.ndarray:
-        """Those that have face crops."""
+        """Utterances that have face crops."""
         found: np.ndarray = utterances.table["num_crops"].to_numpy() > 0
         return found
 
     def require_media(self, utterances: Utterances, crops: Path, share: slice) -> None:
-        """The store of face crops is there."""
+        """Check that the store of face crops exists."""
         if not crops.is_dir():
             raise FileNotFoundError(f"no face crop store at {crops}; run `avspk prepare` or set data.crops")
 
@@ -80,7 +80,7 @@ class FaceKit(ModalityKit):
     def refine_views(
         self, seconds: float | None = None, augmented: bool = True, clean_seconds: float | None = None
     ) -> ViewSampler:
-        """See `ModalityKit`. A clean view is the crop that is trained on, whole: there is no longer one."""
+        """See `ModalityKit`. A clean view is the whole training crop: there is no longer one."""
         return self._views({"refine": FaceGroup(1, self.settings.refine_policy if augmented else None)})
 
     def front_end(self) -> nn.Module:

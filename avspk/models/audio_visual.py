@@ -1,4 +1,4 @@
-"""Encoders of all modalities side by side under one module, so that one launch and one loop train them in parallel."""
+"""Encoders of all modalities in one module, so that one launch and one loop train them in parallel."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from avspk.models.heads import CosineClassifier, DinoHead
 
 
 class EncoderBranch(nn.Module):
-    """One modality's encoder, with what sits on it during training."""
+    """One modality's encoder, with its head for training."""
 
     encoder: Encoder
 
@@ -63,7 +63,7 @@ Branch = TypeVar("Branch", bound=EncoderBranch)
 
 
 class ParallelBranches(nn.Module, Generic[Branch]):
-    """Modality name -> branch. The branches share nothing; one forward serves one gradient reduction."""
+    """Modality name -> branch. The branches share no weights; one forward gives one gradient reduction."""
 
     def __init__(self, branches: Mapping[str, Branch]) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Averages of weights over time: the EMA teacher and the mean of the last ones."""
+"""Averages of weights over time: the EMA teacher and the mean of the last checkpoints."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 def make_teacher(student: Module) -> Module:
-    """A copy that gets no gradient and whose batch norms keep their buffers: those follow the student's instead."""
+    """A copy without gradients whose batch norms do not update their buffers: `ema_update` does that."""
     teacher = copy.deepcopy(student).requires_grad_(False)
     freeze_batchnorm_statistics(teacher)
     return teacher

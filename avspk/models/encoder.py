@@ -1,7 +1,7 @@
-"""What every encoder looks like from outside.
+"""The interface of encoders.
 
-Its file holds its settings, which build it, and the module. A member of a union in `avspk.models.registry` is the only
-other line that a new encoder needs. A saved model holds the settings, so that loading it builds the same encoder.
+The file of an encoder has the module and the settings that build it. The only other line for a new encoder is a member
+of a union in `avspk.models.registry`. A saved model holds the settings, so loading it builds the same encoder.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from avspk.settings import Settings
 
 
 class EncoderSettings(Settings, ABC):
-    """What all encoders have. A subclass has a field `architecture`, whose one value is its name.
+    """Settings of all encoders. A subclass has a field `architecture`, whose only value is its name.
 
     Attributes:
         takes: the input: "features" are log mel energies (B, frames, mels), "waveform" is (B, samples) at 16 kHz in
-            [-1, 1], "image" is (B, 3, H, W); another word for what only a new modality has.
-        frame_length, hop_length: of an encoder of waveforms: samples in its first frame, which is the least that it
-            can take, and samples between two frames.
+            [-1, 1], "image" is (B, 3, H, W); a new modality may use another word.
+        frame_length, hop_length: for encoders of waveforms: samples in the first frame, which is the minimal input,
+            and samples between two frames.
     """
 
     takes: ClassVar[str] = "features"
@@ -34,18 +34,18 @@ class EncoderSettings(Settings, ABC):
 
     @abstractmethod
     def build(self, num_mels: int) -> Encoder:
-        """Encoder with random weights. `num_mels`: of a frame of features; other inputs ignore it.
+        """Encoder with random weights. `num_mels`: mel bands of a feature frame; other inputs ignore it.
 
-        Whatever comes from elsewhere, such as pretrained weights, belongs to `initialise`: this also builds the
-        encoder of a saved model, where files of the training machine are not at hand.
+        Loading external data, such as pretrained weights, belongs to `initialise`: `build` also builds the encoder of a
+        saved model, where files of the training machine may be missing.
         """
 
     def initialise(self, encoder: Encoder) -> None:
-        """Load what a run does not learn into a new encoder. A saved model holds it already."""
+        """Load external weights into a new encoder at the start of a run. A saved model already has them."""
 
     @classmethod
     def describe_input(cls) -> dict[str, Any]:
-        """The input, as a saved model states it."""
+        """The input, as stored in a saved model."""
         if cls.takes != "waveform":
             return {"takes": cls.takes}
         return {"takes": cls.takes, "frame_length": cls.frame_length, "hop_length": cls.hop_length}
@@ -61,13 +61,13 @@ class Encoder(nn.Module):
         return ()
 
     def learn(self) -> None:
-        """Let all parameters learn but those of frozen parts."""
+        """Let all parameters learn except those of frozen parts."""
         self.requires_grad_(True)
         for part in self.frozen():
             part.requires_grad_(False)
 
     def train(self, mode: bool = True) -> Encoder:
-        """As of any module, but frozen parts stay in evaluation mode."""
+        """As in any module, but frozen parts stay in evaluation mode."""
         super().train(mode)
         for part in self.frozen():
             part.eval()
@@ -75,5 +75,5 @@ class Encoder(nn.Module):
 
 
 def last_norm(embedding_dim: int, wanted: bool) -> nn.Module:
-    """What follows the last linear layer: batch norm on the embedding (B, embedding_dim), or nothing."""
+    """Layer after the last linear layer: batch norm on the embedding (B, embedding_dim), or none."""
     return nn.BatchNorm1d(embedding_dim) if wanted else nn.Identity()

@@ -1,4 +1,4 @@
-"""What sits on an encoder during training: the DINO head and the cosine classifier."""
+"""Heads for training: the DINO head and the cosine classifier."""
 
 import math
 
@@ -11,7 +11,7 @@ class DinoHead(nn.Module):
     """Projection to `out_dim` prototypes: Caron et al., arXiv 2104.14294, with batch norm as in wespeaker's recipe.
 
     Three linear layers, the first two with batch norm and GELU, then L2 normalisation and the cosine with every
-    prototype, that is a weight-normalised linear layer whose gain g is fixed at 1 and hence not stored.
+    prototype, that is a weight-normalised linear layer whose gain g is fixed at 1 and therefore not stored.
     """
 
     def __init__(self, in_dim: int, hidden_dim: int = 2048, bottleneck_dim: int = 256, out_dim: int = 65536) -> None:
@@ -30,7 +30,7 @@ class DinoHead(nn.Module):
                 nn.init.trunc_normal_(layer.weight, std=0.02)
                 nn.init.zeros_(layer.bias)
         self.prototype_weight = nn.Parameter(torch.empty(out_dim, bottleneck_dim))
-        # As DINO leaves its last layer: the default of nn.Linear. Only the directions matter to the output.
+        # As in DINO's last layer: the default of nn.Linear. Only the directions affect the output.
         nn.init.kaiming_uniform_(self.prototype_weight, a=math.sqrt(5))
 
     def forward(self, embeddings: Tensor) -> Tensor:
@@ -49,7 +49,7 @@ class DinoHead(nn.Module):
 class CosineClassifier(nn.Module):
     """Embeddings (B, dim) -> cosines with one weight vector per class (B, num_classes).
 
-    Always in float32: losses scale cosines by 30 or so, which turns bfloat16's third digit into the first of a logit.
+    Always in float32: losses scale cosines by about 30, so an error in bfloat16's third digit reaches a logit's first.
     """
 
     def __init__(self, dim: int, num_classes: int) -> None:

@@ -1,4 +1,4 @@
-"""The baseline that has learned nothing: the mean log mel spectrum of an utterance."""
+"""The untrained baseline: the mean log mel spectrum of an utterance."""
 
 from torch import Tensor
 

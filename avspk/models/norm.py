@@ -1,8 +1,8 @@
-"""Batch normalisation whose statistics span all ranks, or leave their running averages alone.
+"""Batch normalisation with statistics over all ranks, or without updates of the running averages.
 
-`nn.SyncBatchNorm` computes the same on GPUs. But it looks for ranks without examples by boolean masks, for which the
-host waits three times in every forward of every layer, some 600 times a step of stage 1; and by the source of its
-kernel it refuses bfloat16 where running averages are not tracked, as in the EMA teacher.
+`nn.SyncBatchNorm` computes the same on GPUs. But it finds ranks without examples by boolean masks, for which the
+host waits three times in every forward of every layer, about 600 times per step of stage 1. Also, it rejects bfloat16
+if running averages are not tracked, as in the EMA teacher.
 """
 
 from typing import Any
@@ -31,10 +31,10 @@ class _SumOverRanks(torch.autograd.Function):
 
 
 class CrossRankBatchNorm(_BatchNorm):
-    """Batch norm over the joint batch of all ranks, out of plain differentiable operations: any device, any backend.
+    """Batch norm over the joint batch of all ranks from plain differentiable operations: any device, any backend.
 
     Input and output (B, C, ...), B > 0; B and the trailing sizes may differ between ranks. Same parameters, buffers and
-    `state_dict` keys as `nn.BatchNorm1d/2d`. Every rank must call it equally often in train mode; in evaluation mode it
+    `state_dict` keys as `nn.BatchNorm1d/2d`. All ranks must call it equally often in train mode; in evaluation mode it
     is plain batch norm. Raises ValueError for fewer than two dimensions and, in train mode, for no example.
     """
 
@@ -53,7 +53,7 @@ class CrossRankBatchNorm(_BatchNorm):
         return self._normalise(input, self.running_mean, self.running_var)
 
     def _normalise(self, input: Tensor, running_mean: Tensor | None, running_var: Tensor | None) -> Tensor:
-        """By the joint batch's statistics, which the running ones then follow, if given."""
+        """Normalise by the joint batch's statistics, and update the running ones, if given."""
         mean, variance, count = joint_moments(input.float())
         if running_mean is not None and running_var is not None:
             # The running variance is the unbiased one, as in nn.BatchNorm.
@@ -68,7 +68,7 @@ class CrossRankBatchNorm(_BatchNorm):
 def joint_moments(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Mean (C,), population variance (C,) and count () of (B, C, ...) over the batches of all ranks, differentiable.
 
-    Raw second moments cancel badly in float32; the (3, C) sums travel in float64 instead, in one collective.
+    Raw second moments lose precision in float32, so the (3, C) sums are sent in float64, in one collective.
     """
     dims = [d for d in range(values.dim()) if d != 1]
     mean = values.mean(dims).double()
@@ -83,9 +83,9 @@ def joint_moments(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 class CudaCrossRankBatchNorm(CrossRankBatchNorm):
-    """The same in the fused kernels of `nn.SyncBatchNorm`, float32 parameters and buffers under any input type.
+    """The same with the fused kernels of `nn.SyncBatchNorm`, float32 parameters and buffers for any input type.
 
-    Nothing is read back to the host.
+    Never waits for the device.
     """
 
     def _normalise(self, input: Tensor, running_mean: Tensor | None, running_var: Tensor | None) -> Tensor:
@@ -111,8 +111,8 @@ class _CudaBatchNorm(torch.autograd.Function):
     ) -> Tensor:
         input = input.contiguous(memory_format=_memory_format(input))
         means, inverse_stds, counts = _gather(*torch.batch_norm_stats(input, eps), input.numel() // input.shape[1])
-        # Without running averages the counts have to be of the first argument's type, which is read for nothing else.
-        # The input's would not do: bfloat16 counts to 256.
+        # Without running averages the counts must have the type of the first argument, which has no other use here.
+        # The type of the input is not suitable: bfloat16 counts to 256.
         mean, inverse_std = torch.batch_norm_gather_stats_with_counts(
             means, means, inverse_stds, running_mean, running_var, momentum, eps, counts
         )
@@ -122,7 +122,7 @@ class _CudaBatchNorm(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of input, weight and bias; the last two over this rank's examples, as those of any layer."""
+        """Gradients of input, weight and bias; the last two over this rank's examples, as in any layer."""
         input, weight, mean, inverse_std, counts = ctx.saved_tensors
         gradient = gradient.contiguous(memory_format=_memory_format(input))
         *sums, weight_gradient, bias_gradient = torch.batch_norm_backward_reduce(
@@ -146,15 +146,15 @@ def _gather(mean: Tensor, inverse_std: Tensor, count: int) -> tuple[Tensor, Tens
 
 
 def _memory_format(tensor: Tensor) -> torch.memory_format:
-    """Of the two layouts that have kernels the tensor's own, else the plain one; in backward two tensors must agree."""
+    """The tensor's own layout if it has kernels, else the plain one; in backward two tensors must agree."""
     channels_last = tensor.is_contiguous(memory_format=torch.channels_last)
     return torch.channels_last if channels_last else torch.contiguous_format
 
 
 def synchronise_batchnorm(module: nn.Module, device_type: str) -> nn.Module:
-    """Let every batch norm inside `module` normalise by the joint batch of all ranks; returns the module to use.
+    """Make every batch norm inside `module` use the joint batch of all ranks; returns the module to use.
 
-    Unchanged without an initialised process group of two or more ranks. `device_type` is where the module will run:
+    No change without an initialised process group of two or more ranks. `device_type` is where the module will run:
     "cuda" takes `CudaCrossRankBatchNorm`, anything else `CrossRankBatchNorm`. Parameters and buffers are shared with
     the replaced layers, so an optimiser built before stays valid.
     """
@@ -177,9 +177,9 @@ def _convert(module: nn.Module, kind: type[CrossRankBatchNorm]) -> nn.Module:
 
 
 def freeze_batchnorm_statistics(module: nn.Module) -> None:
-    """Let batch norms in train mode use batch statistics but leave their buffers as they are (for the EMA teacher).
+    """Make batch norms in train mode use batch statistics without changing their buffers (for the EMA teacher).
 
-    Turning tracking off, unlike a momentum of 0, also keeps the step counter and keeps a NaN batch out.
+    Disabled tracking, unlike a momentum of 0, also keeps the step counter and keeps a NaN batch out.
     """
     for layer in module.modules():
         if isinstance(layer, _BatchNorm):

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-# Where a channel does not move, sqrt has no gradient: below this variance the standard deviation is a constant.
+# The gradient of sqrt is infinite at 0: below this variance the standard deviation is a constant.
 VARIANCE_FLOOR = 1e-8
 
 
@@ -14,7 +14,7 @@ def mean_and_std(frames: Tensor) -> tuple[Tensor, Tensor]:
     """
     frames = frames.float()
     mean = frames.mean(-1)
-    # torch.var runs a scalar recurrence on CPUs (a tenth of a small encoder's step). As below, detaching loses nothing.
+    # torch.var runs a scalar loop on CPUs (a tenth of a small encoder's step). As below, detaching changes no gradient.
     variance = (frames - mean.detach().unsqueeze(-1)).square().mean(-1)
     return mean, variance.clamp(min=VARIANCE_FLOOR).sqrt()
 

@@ -1,4 +1,4 @@
-"""All encoders, as configs and saved models name them. A new one is one more member of a union."""
+"""All encoders by the names in configs and saved models. A new encoder is one more member of a union."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ def encoder_kind(architecture: str) -> type[EncoderSettings]:
 
 
 def build_encoder(architecture: str, num_mels: int = 80, **settings: Any) -> Encoder:
-    """Encoder with random weights, from what a saved model says of it.
+    """Encoder with random weights, from the description in a saved model.
 
     Args:
         architecture: name.
-        num_mels: of a frame, for encoders of features.
-        settings: of this encoder; its defaults for what is not given.
+        num_mels: mel bands of a frame, for encoders of features.
+        settings: of this encoder; missing ones have their defaults.
 
     Raises:
         ValueError: unknown architecture, or a setting that it does not have.

@@ -1,1 +1,1 @@
-"""What stage 1 minimises. Each objective has its settings, head, state and logged figures in one file."""
+"""The objectives of stage 1. Each has its settings, head, state and logged figures in one file."""

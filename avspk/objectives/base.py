@@ -1,9 +1,10 @@
-"""What an objective of stage 1 does: it compares a student's views of an example with a teacher's.
+"""The interface of objectives of stage 1: an objective compares a student's views of an example with a teacher's.
 
-Its file also holds its settings: `kind`, the property `views` (a `ViewPlan`), and `build(course, device)`. The union of
-all of them, `ObjectiveSettings` in `avspk/config.py`, is the only other line that a new objective needs.
+The file of an objective also has its settings: `kind`, the property `views` (a `ViewPlan`), and
+`build(course, device)`. The only other line for a new objective is in the union of all settings, `ObjectiveSettings` in
+`avspk/config.py`.
 
-The stage keeps the data, the optimiser, and the teacher, which is an exponential mean of the student. An objective is
+The stage has the data, the optimiser, and the teacher, which is an exponential mean of the student. An objective is
 built for one modality; modalities share nothing.
 """
 
@@ -24,7 +25,7 @@ Figures = dict[str, Any]
 
 @dataclass(frozen=True)
 class Course:
-    """How long the stage takes."""
+    """Length of the stage."""
 
     num_epochs: int
     steps_per_epoch: int
@@ -37,12 +38,12 @@ class Course:
 
 @dataclass(frozen=True)
 class ViewPlan:
-    """Which views of an example an objective wants; its settings say so in their property `views`.
+    """The views of an example that an objective needs; its settings have them in the property `views`.
 
-    long_crops, short_crops: how many, where the modality's settings do not say.
-    least_long, least_short: fewer cannot be used.
-    student_long: whether the student sees the long crops besides the short ones, or the teacher alone does.
-    clean_teacher: the teacher sees its long crops without augmentation; the student's are always augmented.
+    long_crops, short_crops: numbers, unless the modality's settings give others.
+    least_long, least_short: smallest valid numbers.
+    student_long: whether the student also gets the long crops, or only the teacher.
+    clean_teacher: the teacher gets its long crops without augmentation; the student's are always augmented.
     """
 
     long_crops: int
@@ -54,11 +55,11 @@ class ViewPlan:
 
     @property
     def clean_long(self) -> bool:
-        """Whether nobody sees the long crops augmented."""
+        """Whether no network gets augmented long crops."""
         return self.clean_teacher and not self.student_long
 
     def problem(self, long_crops: int, short_crops: int) -> str:
-        """Why the objective cannot use so many crops; empty if it can."""
+        """Reason why the objective cannot use these numbers of crops; empty if it can."""
         if long_crops < self.least_long:
             return f"global_crops is {long_crops}; this objective needs {self.least_long} or more"
         if short_crops < self.least_short:
@@ -67,9 +68,9 @@ class ViewPlan:
 
 
 class Objective(ABC):
-    """The loss of one modality and all that only this loss needs: head, targets, schedules, state.
+    """The loss of one modality and everything that only this loss needs: head, targets, schedules, state.
 
-    B: this process's examples of a batch, or of a part of it where gradients are accumulated. Views are in groups of
+    B: this process's examples of a batch, or of a part of it if gradients are accumulated. Views are in groups of
     equal shape, the long ones first. The teacher's views are the long ones.
     """
 
@@ -77,8 +78,9 @@ class Objective(ABC):
     def network(self, encoder: Encoder) -> EncoderBranch:
         """The encoder (..., -> D) with a new head. The student is this network, the teacher starts as its copy.
 
-        Its `forward(groups, batch_size)` gets groups of views, each (n * B, ...) view-major, and B. It returns what
-        `loss` takes. Random weights come from torch's global generator, which the caller has seeded.
+        Its `forward(groups, batch_size)` gets groups of views, each (n * B, ...) view-major, and B. It returns the
+        input
+        of `loss`. Random weights come from torch's global generator, which the caller has seeded.
         """
 
     @abstractmethod
@@ -88,33 +90,34 @@ class Objective(ABC):
         Args:
             student: the network's output on the student's views, with gradient.
             teacher: the teacher's output on the teacher's views, without gradient.
-            step: updates before this one, from 0.
+            step: number of updates before this one.
 
         The loss is a mean over examples: processes and parts of a batch average their gradients.
         """
 
     def before_update(self, network: Any, step: int) -> Figures:
-        """Once a step, after all backward passes and before clipping: move the state, change gradients, log figures.
+        """Once per step, after all backward passes and before clipping: update the state, change gradients, log
+        figures.
 
         Args:
-            network: the student's network, as `network` made it.
+            network: the student's network, made by `network`.
         """
         return {}
 
     def without_decay(self, network: Any) -> list[nn.Parameter]:
-        """Parameters of the student's network that get no weight decay, besides biases and norms."""
+        """Parameters of the student's network without weight decay, in addition to biases and norms."""
         return []
 
     def schedules(self, step: int) -> dict[str, float]:
-        """Values for the log that depend on the step alone, the same for every modality."""
+        """Values for the log that depend only on the step, the same for every modality."""
         return {}
 
     def problem(self) -> str:
-        """Why training on would be a waste, for example collapse; empty if nothing is wrong. It may wait for a GPU."""
+        """Reason to stop training, for example collapse; empty if there is none. It may wait for a GPU."""
         return ""
 
     def state_dict(self) -> dict[str, Any]:
-        """What must survive an interruption besides the networks: tensors and plain values, nested in dicts."""
+        """State to save in checkpoints besides the networks: tensors and plain values, nested in dicts."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027 - not every objective has a state

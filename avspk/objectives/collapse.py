@@ -12,7 +12,7 @@ from avspk.objectives.base import Figures
 
 
 class CollapseWatch:
-    """Counts steps in a row with collapsed targets over `num_outputs` outputs, without waiting for the device."""
+    """Counts consecutive steps with collapsed targets over `num_outputs` outputs, without waiting for the device."""
 
     def __init__(self, num_outputs: int, patience: int, device: torch.device) -> None:
         self.num_outputs, self.patience = num_outputs, patience
@@ -22,12 +22,12 @@ class CollapseWatch:
 
     @torch.no_grad()
     def note(self, targets: Tensor) -> None:
-        """Keep what is needed of the targets (G, B, K) of a batch, or of a part of it."""
+        """Keep statistics of the targets (G, B, K) of a batch, or of a part of it."""
         self.parts.append((targets.mean((0, 1)), losses.entropy(targets).mean()))
 
     @torch.no_grad()
     def look(self) -> Figures:
-        """Once a step: judge its targets. Entropies in nats for the log, of one target and of the mean target."""
+        """Once per step: judge its targets. Entropies in nats for the log, of one target and of the mean target."""
         mean, sharpness = (torch.stack(values).mean(0) for values in zip(*self.parts, strict=True))
         self.parts.clear()
         diversity = losses.entropy(distributed.mean_over_ranks(mean))
@@ -37,7 +37,7 @@ class CollapseWatch:
         return {"teacher_entropy": sharpness, "mean_entropy": diversity}
 
     def problem(self) -> str:
-        """What is wrong after `patience` collapsed steps in a row; empty before."""
+        """The problem after `patience` consecutive collapsed steps; empty before."""
         if self.count.item() < self.patience:
             return ""
         return (

@@ -58,7 +58,7 @@ class Dino(Objective):
         return PrototypeBranch(encoder, self.settings.head.build(encoder.embedding_dim))
 
     def loss(self, student: PrototypeOutput, teacher: PrototypeOutput, step: int) -> tuple[Tensor, Figures]:
-        """Cross-entropy over pairs of different views; what the centre needs is kept for `before_update`."""
+        """Cross-entropy over pairs of different views; keeps the mean logits for `before_update`."""
         settings = self.settings
         targets = self._targets(teacher, self.teacher_temperature(step))
         loss = losses.dino_loss(student.bottleneck, student.prototypes, targets, settings.student_temperature)
@@ -82,7 +82,7 @@ class Dino(Objective):
         return losses.entropy(torch.softmax(logits.float(), -1)).mean()
 
     def before_update(self, network: PrototypeBranch, step: int) -> Figures:
-        """The centre moves; the prototypes stay frozen at first (DINO's frozen last layer): targets settle before."""
+        """Move the centre; freeze the prototypes at first (DINO's frozen last layer), until targets settle."""
         if step < self.settings.freeze_last_layer_epochs * self.course.steps_per_epoch:
             network.head.prototype_weight.grad = None
         self._move_center()
@@ -90,7 +90,7 @@ class Dino(Objective):
 
     @torch.no_grad()
     def _move_center(self) -> None:
-        """Towards the global batch's mean logits, once, however many parts the batch came in."""
+        """Move it towards the global batch's mean logits, once per batch for any number of parts."""
         mean = distributed.mean_over_ranks(torch.stack(self.mean_logits).mean(0))  # (K,)
         self.mean_logits.clear()
         self.center = losses.update_center(self.center, mean, self.settings.center_momentum)

@@ -1,7 +1,7 @@
 """Terms that any objective with embeddings and prototypes may add: spread of embeddings, use of all prototypes.
 
-Both are functions of the global batch: several processes compute what one would. Where gradients are accumulated, they
-see a part of the batch at a time.
+Both are functions of the global batch, so several processes give the same result as one. With accumulated gradients,
+they use one part of the batch at a time.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from avspk.models.audio_visual import PrototypeOutput
 from avspk.objectives.base import Figures
 from avspk.settings import NotNegative, Settings
 
-NEAREST = 1e-4  # distances below count as this one, without gradient: copies of one row have no direction to part in
+NEAREST = 1e-4  # smaller distances count as this one, without gradient: equal rows have no direction to separate
 
 
 class RegularisedSettings(Settings):
@@ -29,7 +29,7 @@ class RegularisedSettings(Settings):
 
 
 def regularise(settings: RegularisedSettings, student: PrototypeOutput, temperature: float) -> tuple[Tensor, Figures]:
-    """Weighted sum of the terms, (), and the terms for the log; 0 and nothing where both are off."""
+    """Weighted sum of the terms, (), and the terms for the log; 0 and empty if both are off."""
     penalty, figures = student.embeddings.new_zeros((), dtype=torch.float32), {}
     if settings.mean_entropy > 0:
         gap = mean_entropy_gap(posterior_logits(student, temperature))
@@ -49,7 +49,7 @@ def posterior_logits(output: PrototypeOutput, temperature: float) -> Tensor:
 def mean_entropy_gap(logits: Tensor) -> Tensor:
     """ln K - H(mean of softmax(logits)), in nats (Assran et al., arXiv 2204.07141): logits (V, B, K) -> ().
 
-    The mean is over views and the global batch. 0 if all K prototypes are used alike, ln K if one of them always is.
+    The mean is over views and the global batch. 0 if all K prototypes are used equally, ln K if only one is used.
     """
     mean = distributed.mean_over_ranks_with_gradient(torch.softmax(logits.float(), -1).mean((0, 1)))  # (K,)
     return math.log(logits.shape[-1]) - losses.entropy(mean)
@@ -58,7 +58,7 @@ def mean_entropy_gap(logits: Tensor) -> Tensor:
 def koleo(embeddings: Tensor) -> Tensor:
     """KoLeo (Sablayrolles et al., arXiv 1806.03198): (V, B, D) -> (), the mean over views of -mean ln distance.
 
-    The distance is that of a row, scaled to unit length, to the nearest other row of its view in the global batch.
+    The distance is from a row, scaled to unit length, to the nearest other row of its view in the global batch.
 
     Raises:
         ValueError: the global batch has one example only, which has no neighbour.

@@ -1,8 +1,8 @@
 """SDPN: self-distillation on a few prototypes that student and teacher share, with balanced targets.
 
 Chen et al., "Self-Distillation Prototypes Network: Learning Robust Speaker Representations without Supervision",
-arXiv 2308.02774. Values tagged [S] are those of its public recipe, which sums the prototypes' gradient over its GPUs;
-here the mean is taken, as for all weights.
+arXiv 2308.02774. Values tagged [S] are from its public recipe, which sums the prototypes' gradient over its GPUs;
+here it is averaged, as for all weights.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class SdpnHeadSettings(HeadSettings):
 
 
 class SdpnSettings(RegularisedSettings):
-    """SDPN [S]: the teacher hears one clean long crop, the student short augmented ones."""
+    """SDPN [S]: the teacher gets one clean long crop, the student short augmented ones."""
 
     kind: Literal["sdpn"] = "sdpn"
     head: SdpnHeadSettings = SdpnHeadSettings()
@@ -84,7 +84,7 @@ class Sdpn(Objective):
         return targets
 
     def before_update(self, network: PrototypeBranch, step: int) -> Figures:
-        """The watch looks at the step's targets."""
+        """Check the step's targets for collapse."""
         return self.watch.look()
 
     def without_decay(self, network: PrototypeBranch) -> list[nn.Parameter]:
@@ -107,7 +107,7 @@ class Sdpn(Objective):
 def cross_entropy_of_pairs(targets: Tensor, logits: Tensor) -> Tensor:
     """Mean over teacher views g, student views v and examples of H(targets[g], softmax(logits[v])).
 
-    targets (G, B, K), logits (V, B, K) -> (). It is linear in both, so that the views' means suffice.
+    targets (G, B, K), logits (V, B, K) -> (). It is linear in both, so the means over views are sufficient.
     """
     log_posteriors = torch.log_softmax(logits, -1).mean(0)  # (B, K)
     return -(targets.mean(0) * log_posteriors).sum(-1).mean()

@@ -1,4 +1,4 @@
-"""What a run did, as one self-contained HTML page."""
+"""Report of a run as one self-contained HTML page."""
 
 from avspk.extras import explained
 

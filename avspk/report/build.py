@@ -1,4 +1,4 @@
-"""The report of a run, section by section: what was reached, how each stage went, what it ran with."""
+"""The report of a run, section by section: results, each stage, settings and machine."""
 
 from collections.abc import Mapping
 from html import escape
@@ -35,7 +35,7 @@ from avspk.scoring.metrics import det_curve, eer
 def write_report(run: Path) -> Path:
     """Write report.html of a run folder, finished or not, and return its path; the same files give the same bytes.
 
-    Raises FileNotFoundError if `run` is not a folder. What the run did not write is left out with a sentence.
+    Raises FileNotFoundError if `run` is not a folder. Missing parts of the run are replaced by a sentence.
     """
     record = Run(Path(run))
     page = render_page(
@@ -59,7 +59,7 @@ def write_report(run: Path) -> Path:
 
 
 def _footer(run: Run) -> str:
-    text = "EER and minDCF are of audio alone."
+    text = "EER and minDCF use audio only."
     if not any(_tells_truth(run.records("epoch", stage)) for stage in run.stages):
         return text
     text += " NMI, purity and precision compare with the true speakers; they are diagnostics, written after the fact"
@@ -67,14 +67,14 @@ def _footer(run: Run) -> str:
 
 
 def _tells_truth(epochs: pd.DataFrame) -> bool:
-    """Whether the speakers were known, so that epochs say how labels compare with them."""
+    """Whether the speakers were known, so epochs compare labels with them."""
     return any(str(column).endswith("label/purity") for column in epochs)
 
 
 def _subtitle(run: Run) -> str:
     modalities = " + ".join(run.modalities) or "no modality logged"
     if run.supervised:
-        kind = "UPPER BOUND, TRAINED ON THE TRUE SPEAKERS; no result of the method. Speaker verification"
+        kind = "UPPER BOUND, TRAINED ON THE TRUE SPEAKERS; not a result of the method. Speaker verification"
     else:
         kind = "Speaker verification" + (" without speaker labels" if not run.sources else "")
     known = "".join(f" {sentence}" for sentence in run.sources)
@@ -102,10 +102,10 @@ def _headline(run: Run) -> str:
 
 
 def _reading(run: Run) -> Section:
-    """The report in sentences, for those who read nothing else."""
+    """The main points of the report in sentences."""
     found = conclusions(run)
     body = "<h3>What it shows</h3>"
-    body += "".join(map(text_block, found)) if found else absent("Nothing yet: no model of this run was evaluated.")
+    body += "".join(map(text_block, found)) if found else absent("No model of this run has been evaluated yet.")
     steps = next_steps(run)
     body += "<h3>What to do next</h3>" if steps else ""
     return Section("reading", "In words", body + "".join(map(text_block, steps)))
@@ -114,19 +114,19 @@ def _reading(run: Run) -> Section:
 def _results(run: Run) -> Section:
     title = "Results"
     if run.metrics.empty:
-        return Section("results", title, absent("This run has no metrics.json: it was not evaluated yet."))
+        return Section("results", title, absent("This run has no metrics.json: it has not been evaluated yet."))
     body = _metrics_table(run.metrics) + figure_block(
         "EER per stage",
-        "Bars: 95 % intervals over test speakers, not over seeds. Where the bars of two stages overlap, this run "
-        "alone does not show a difference. Equal heights are equal ratios.",
+        "Bars: 95 % intervals over test speakers, not over seeds. If the bars of two stages overlap, this run alone "
+        "does not show a difference. Equal heights are equal ratios.",
         evaluation_plots.eer_per_system(run.metrics),
     )
     curves = _det_curves(run)
     if curves:
-        caption = "Closer to the lower left is better; dots mark the EER; where curves cross, the better one changes."
+        caption = "Closer to the lower left is better; dots mark the EER. If curves cross, the better system changes."
         body += figure_block("Detection error trade-off", caption, evaluation_plots.det_curves(curves))
     else:
-        body += absent("No DET curves: evaluation/ holds no score files.")
+        body += absent("No DET curves: evaluation/ has no score files.")
     body += score_blocks(run)
     lead = "Cosine of whole-utterance audio embeddings, mean of the training set subtracted, no score normalisation."
     return Section("results", title, body, lead)
@@ -169,36 +169,36 @@ def _stage_one(run: Run) -> Section:
     title = f"Stage 1: {objective.upper()}"
     steps, epochs = run.records("step", "pretrain"), run.records("epoch", "pretrain")
     if run.stage_one_source is not None:
-        return Section("stage1", title, absent(f"Copied from {run.stage_one_source}, whose report shows its course."))
+        return Section("stage1", title, absent(f"Copied from {run.stage_one_source}; see the report of that run."))
     if steps.empty:
-        return Section("stage1", title, absent("The log holds no steps of stage 1."))
+        return Section("stage1", title, absent("The log has no steps of stage 1."))
     prototypes = _setting(run.config, "pretrain.objective.head.out_dim")
     body = figure_block(
         "Losses, entropies, schedules",
-        "Healthy: the teacher's entropy falls well below ln K while the entropy of the mean target stays high; a "
-        "teacher at ln K has collapsed to uniform targets, a mean target near 0 to a single prototype.",
+        "Healthy: the teacher's entropy falls well below ln K, and the entropy of the mean target stays high. A "
+        "teacher at ln K has collapsed to uniform targets; a mean target near 0 has collapsed to a single prototype.",
         training_plots.stage_one_course(steps, run.modalities, prototypes),
     )
     if any(f"{modality}/label/nmi" in epochs for modality in run.modalities):
-        caption = "The clusters that positives are drawn from should agree with the speakers better each time."
+        caption = "The clusters that positives are drawn from should agree better with the speakers each time."
         body += figure_block("Cluster-aware positives", caption, training_plots.cluster_course(epochs, run.modalities))
     return Section("stage1", title, body)
 
 
 def _rounds(run: Run) -> list[Section]:
     if not run.refinements:
-        return [Section("rounds", "Stage 2: rounds", absent("The run has no rounds of clustering and gating yet."))]
+        return [Section("rounds", "Stage 2: rounds", absent("The run has no round of clustering and gating yet."))]
     rounds = [stage for stage in run.refinements if stage.startswith("round")]
     epochs = {stage: run.records("epoch", stage) for stage in rounds}
     epochs = {stage: records for stage, records in epochs.items() if "fraction/trusted" in records}
     if not epochs:
-        overview = absent("No epoch of a round was finished yet.")
+        overview = absent("No epoch of a round has finished yet.")
     else:
         overview = figure_block(
-            "What becomes of the labels",
-            "Trusted labels train as they are. Corrected ones train with the model's prediction in their place. "
-            "Confirmed ones were doubted, but the prediction is the label itself. Dropped ones do not train. "
-            "The gate begins to judge where green first falls below 100 %.",
+            "Use of the labels",
+            "Trusted labels are trained unchanged. Corrected ones are replaced by the model's prediction. "
+            "Confirmed ones were doubtful, but the prediction is the label itself. Dropped ones are not trained. "
+            "The gate starts when green first falls below 100 %.",
             round_plots.fates(epochs),
         ) + _against_the_truth(epochs)
     return [Section("rounds", "Stage 2: rounds", overview), *(_round(run, stage) for stage in run.refinements)]
@@ -206,10 +206,10 @@ def _rounds(run: Run) -> list[Section]:
 
 def _against_the_truth(epochs: Mapping[str, pd.DataFrame]) -> str:
     if not any(_tells_truth(records) for records in epochs.values()):
-        return absent("The speakers of this data are not known, so that labels cannot be compared with them.")
+        return absent("The speakers of this data are not known, so labels cannot be compared with them.")
     return figure_block(
-        "Labels, gate and correction against the truth",
-        "Gate precision above label purity: the gate keeps the better labels. Correction pays where its precision "
+        "Labels, gate and correction against the true speakers",
+        "Gate precision above label purity: the gate keeps the better labels. Correction helps if its precision "
         "is high. Labels should improve from round to round.",
         round_plots.qualities(epochs),
     )
@@ -220,7 +220,7 @@ def _round(run: Run, stage: str) -> Section:
         return Section(stage, stage_name(stage), _maps(run, stage) + gate_blocks(run, stage))
     text = (
         "The audio model, fine-tuned with a larger margin on longer crops. It has no gate and no "
-        "correction: it learns the labels that the last round trusted. Its loss is drawn with those of the other "
+        "correction: it trains on the labels that the last round trusted. Its loss is drawn with those of the other "
         "stages below."
     )
     return Section(stage, stage_name(stage), text_block(text))
@@ -229,7 +229,7 @@ def _round(run: Run, stage: str) -> Section:
 def _maps(run: Run, stage: str) -> str:
     embeddings, labels = run.embeddings(stage), run.table(stage, "labels")
     if not embeddings or labels is None:
-        return absent("No map: this round holds no embeddings with labels.")
+        return absent("No map: this round has no embeddings with labels.")
     values = labels["label"].to_numpy()
     if any(len(matrix) != len(values) for matrix in embeddings.values()):
         return absent("No map: embeddings and labels of this round differ in length.")
@@ -238,8 +238,8 @@ def _maps(run: Run, stage: str) -> str:
         return absent("No map: no utterance of this round has a label.")
     caption = (
         f"Training embeddings that were clustered (t-SNE), coloured by pseudo label: {len(np.unique(shown)):,} of "
-        f"{len(np.unique(values[values >= 0])):,} labels, {len(shown):,} utterances. A colour in one island in every "
-        "modality is a sound label; a colour in two islands, or two colours in one, is an error or a doubt."
+        f"{len(np.unique(values[values >= 0])):,} labels, {len(shown):,} utterances. A colour that forms one island in "
+        "every modality is a reliable label. A colour in two islands, or two colours in one, is wrong or doubtful."
     )
     return figure_block("Embeddings and labels at the start", caption, round_plots.embedding_maps(maps, shown))
 
@@ -250,18 +250,18 @@ def _optimisation(run: Run) -> Section:
     body = _wall_times(run.seconds)
     if steps:
         caption = (
-            "Losses fall within each stage (their kinds differ between stages); data wait should stay near 0, else the "
-            "loader starves the device and the rate below pays for it."
+            "Losses fall within each stage (stages have different losses). Data wait should stay near 0; otherwise the "
+            "loader slows down the device and the rate below."
         )
         body += figure_block("The whole run", caption, training_plots.whole_run(steps, run.modalities))
     else:
-        body += absent("The log holds no steps.")
+        body += absent("The log has no steps.")
     return Section("run", "Optimisation and speed", body)
 
 
 def _wall_times(seconds: Mapping[str, float]) -> str:
     if not seconds:
-        return absent("No finished stage tells its wall time.")
+        return absent("No finished stage has a wall time.")
     total = sum(seconds.values())
     rows = [
         [escape(stage_name(stage)), duration(value), f"{100 * value / total:.0f} %", bar_cell(value / total)]
@@ -279,12 +279,12 @@ def _provenance(run: Run) -> Section:
     body = "<h3>Data, models, machine</h3>" + facts_table(run)
     if run.config_text:
         body += "<h3>Settings</h3>" + table_block([], _setting_rows(run.config), left=2)
-    body += folded("config.yaml", run.config_text) if run.config_text else text_block("The run holds no config.yaml.")
-    return Section("provenance", "What it ran with", body, lead)
+    body += folded("config.yaml", run.config_text) if run.config_text else text_block("The run has no config.yaml.")
+    return Section("provenance", "Settings and machine", body, lead)
 
 
 def _setting_rows(config: Mapping[str, Any]) -> list[list[str]]:
-    """The few settings that a reader asks for first."""
+    """The most important settings."""
     asked = ["modalities", "rounds", "pretrain.epochs", "pretrain.batch_size", "pretrain.optimiser.learning_rate",
              "pretrain.objective.head.out_dim", "cluster.num_clusters", "refine.epochs", "refine.scale",
              "refine.margin", "refine.judge.gate.rule", "refine.judge.correction.rule",

@@ -1,4 +1,4 @@
-"""A comparison in words, as Markdown and as one HTML page; what is claimed follows from the interval."""
+"""A comparison in words, as Markdown and as one HTML page; the intervals determine the claims."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LABEL_HEADER = ("method", "round", "NMI", "purity", "trusted %", "confirmed %", 
 
 
 def sentence(row: Mapping[str, Any]) -> str:
-    """A row of `Comparison.differences` in words; no more is said than its reading allows."""
+    """A row of `Comparison.differences` in words; it claims no more than its reading allows."""
     reference = row["reference"]
     interval = f"95 % interval {row['low']:+.2f} to {row['high']:+.2f} points, p = {row['p_value']:.3f}"
     size = f"{abs(row['difference']):.2f} points ({100 * abs(row['relative']):.0f} % relative)"
@@ -37,31 +37,31 @@ def sentence(row: Mapping[str, Any]) -> str:
 
 
 def headlines(comparison: Comparison) -> list[str]:
-    """One sentence for each method and list, about the last stages."""
+    """One sentence per method and list, about the last stages."""
     return [sentence(row) for row in _records(comparison.last_differences)]
 
 
 def caveats(comparison: Comparison) -> list[str]:
-    """What a reader must know before quoting a number."""
+    """Remarks to know before quoting a number."""
     noise = []
     if comparison.num_runs != {1}:
         noise.append(
-            "Intervals hold the choice of test speakers and, by Student's t where there are several runs, of the seed. "
-            "Differences are taken within the seeds that both methods have."
+            "Intervals cover the choice of test speakers and, by Student's t for several runs, of the seed. "
+            "Differences are computed within the seeds that both methods have."
         )
     if 1 in comparison.num_runs:
         noise.append(
-            "Where a method has a single training run, intervals hold the choice of test speakers, not what another "
-            "seed would change. They compare these models; of the methods they prove nothing."
+            "If a method has a single training run, intervals cover the choice of test speakers, but not the effect of "
+            "another seed. They compare these models and prove nothing about the methods."
         )
     start = {
         True: "All methods start from the same stage-1 audio model: their scores after it are equal.",
-        False: "The stage-1 audio models differ, so differences of later stages are not of the rounds alone.",
-        None: "Stage 1 was not evaluated, so whether the methods started from the same audio model is not known.",
+        False: "The stage-1 audio models differ, so differences of later stages are not due to the rounds alone.",
+        None: "Stage 1 was not evaluated, so it is not known whether the methods started from the same audio model.",
     }[comparison.same_start]
     bounds = [method.name for method in comparison.methods if method.supervised]
-    bound = [f"{', '.join(bounds)}: trained on the true speakers, an upper bound and no result of the method."]
-    many = "p values are two-sided, not corrected for the number of rows; the last stage is the one to quote."
+    bound = [f"{', '.join(bounds)}: trained on the true speakers, an upper bound and not a result of the method."]
+    many = "p values are two-sided, not corrected for the number of rows; quote the last stage."
     return [*noise, start, many, *(bound if bounds else [])]
 
 
@@ -87,7 +87,7 @@ def comparison_page(comparison: Comparison) -> str:
 
 
 def last_rows(comparison: Comparison) -> list[list[str]]:
-    """Cells of the table to quote: each method after its last stage, and how it compares."""
+    """Cells of the main table: each method after its last stage, compared with its reference."""
     keys = ["trials", "method"]
     rows = comparison.last_errors.merge(comparison.last_differences.drop(columns="stage"), on=keys, how="left")
     return [
@@ -96,7 +96,7 @@ def last_rows(comparison: Comparison) -> list[list[str]]:
 
 
 def error_rows(errors: pd.DataFrame) -> list[list[str]]:
-    """Cells of the error table, one row a method, stage and list; the untrained baseline once a list."""
+    """Cells of the error table, one row per method, stage and list; the untrained baseline once per list."""
     repeated = (errors["stage"] == BASELINE) & errors.duplicated(["stage", "trials"])
     return [
         ["–" if row["stage"] == BASELINE else row["method"], row["stage"], _list(row), *_error_cells(row)]
@@ -133,12 +133,12 @@ def _difference_cells(row: Mapping[str, Any]) -> list[str]:
 
 
 def knows_truth(labels: pd.DataFrame) -> bool:
-    """Whether some run knew the speakers."""
+    """Whether the speakers of some run were known."""
     return bool(labels["label/purity"].notna().any())
 
 
 def label_table(labels: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
-    """Header and cells of the table of labels; without known speakers no column speaks of the truth."""
+    """Header and cells of the table of labels; without known speakers it has no columns that need them."""
     keys = [key for key in LABEL_KEYS if key.startswith("fraction/") or knows_truth(labels)]
     header = [*LABEL_HEADER[:2], *(LABEL_HEADER[2 + LABEL_KEYS.index(key)] for key in keys)]
     scale = {key: 100 if key.startswith("fraction/") else 1 for key in LABEL_KEYS}
@@ -150,7 +150,7 @@ def label_table(labels: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
 
 
 def _cards(comparison: Comparison) -> str:
-    """The numbers of all methods, of the first two if there are many."""
+    """The numbers of all methods, or of the first two if there are many."""
     methods = comparison.methods[: 4 if len(comparison.methods) <= 4 else 2]
     last = comparison.last_errors
     return cards_block([
@@ -161,7 +161,7 @@ def _cards(comparison: Comparison) -> str:
 
 
 def _answer(comparison: Comparison) -> Section:
-    second = comparison.methods[1].name  # what the page is about; the others are there to read it against
+    second = comparison.methods[1].name  # the main method of the page; the others are references
     rows = _records(comparison.last_differences)
     body = "".join(f"<p><b>{escape(sentence(row))}</b></p>" for row in rows if row["method"] == second)
     body += "".join(text_block(text) for text in caveats(comparison))
@@ -169,8 +169,8 @@ def _answer(comparison: Comparison) -> Section:
     body += figure_block("EER after the last stage", caption, comparison_plots.last_errors(comparison.last_errors))
     if not comparison.differences.empty:
         caption = (
-            "Left of 0 is better than what stands behind 'minus'. Green: the whole interval is; red: the whole "
-            "interval is worse; grey: it could be either, and nothing is claimed."
+            "Left of 0 is better than the method after 'minus'. Green: the whole interval is better; red: the whole "
+            "interval is worse; grey: either is possible, and nothing is claimed."
         )
         drawing = comparison_plots.last_differences(comparison.last_differences)
         body += figure_block("Differences after the last stage", caption, drawing)
@@ -180,7 +180,7 @@ def _answer(comparison: Comparison) -> Section:
 
 
 def _errors(comparison: Comparison) -> Section:
-    caption = "Lines that part beyond their bars show after which stage a method gains; equal heights are equal ratios."
+    caption = "Lines that separate beyond their bars show the stage of a gain; equal heights are equal ratios."
     body = figure_block("EER per stage", caption, comparison_plots.eer_by_stage(comparison.errors))
     shown = comparison.stage_differences
     if not shown.empty:
@@ -199,13 +199,13 @@ def _labels(comparison: Comparison) -> Section:
     if knows_truth(labels):
         lead = "At the end of each round, means over runs; compared with the true speakers, which training never reads."
         body = figure_block(
-            "Against the truth",
-            "Better labels (left two) and a more precise gate and correction (right two) are how a modality can help.",
+            "Against the true speakers",
+            "A modality can help by better labels (left two) and a more precise gate and correction (right two).",
             comparison_plots.label_quality(labels),
         )
     body += figure_block(
-        "What became of the labels",
-        "The more green, if it is as often right, the more speech a method can learn from.",
+        "Use of the labels",
+        "More green means more speech to train on, if the labels are as often right.",
         comparison_plots.fates(labels),
     )
     return Section("labels", title, body + _html_table(*label_table(labels), 2), lead)
@@ -222,7 +222,7 @@ def _runs(comparison: Comparison) -> Section:
         body += table_block(header, [[escape(key), *map(escape, each)] for key, each in comparison.settings.items()])
     else:
         body += text_block("The settings of the methods are the same.")
-    lead = "A fair comparison differs in what it is about and in nothing else."
+    lead = "In a fair comparison, only the compared settings differ."
     return Section("runs", "Runs and settings", body, lead)
 
 

@@ -1,4 +1,4 @@
-"""Figures that set methods side by side: EER per stage, differences with intervals, labels per round."""
+"""Figures that compare methods: EER per stage, differences with intervals, labels per round."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -21,7 +21,7 @@ QUALITIES = {"label/nmi": "label NMI", "label/purity": "label purity", "gate/pre
 
 @svg_figure
 def eer_by_stage(errors: pd.DataFrame) -> "Figure":
-    """EER with its interval, a panel a trial list, a line a method; faint dots are single runs. `Comparison.errors`."""
+    """EER with its interval: panels are lists, lines are methods, faint dots are single runs. `Comparison.errors`."""
     lists, stages = list(errors["trials"].unique()), list(errors["stage"].unique())
     colours = method_colours(errors)
     figure, axes = panels(1, len(lists), max(4.2, 0.95 * len(stages)), 3.6, sharey=True)
@@ -45,7 +45,7 @@ def eer_by_stage(errors: pd.DataFrame) -> "Figure":
 
 @svg_figure
 def last_errors(errors: pd.DataFrame) -> "Figure":
-    """EER after the last stage, a row a method, a panel a trial list. `Comparison.last_errors`."""
+    """EER after the last stage, one row per method, one panel per list. `Comparison.last_errors`."""
     lists, methods = list(errors["trials"].unique()), list(errors["method"].unique())
     figure, axes = panels(1, len(lists), 5.0, 0.8 + 0.33 * len(methods), sharey=True)
     for panel, trials in zip(axes[0], lists, strict=True):
@@ -64,7 +64,7 @@ def last_errors(errors: pd.DataFrame) -> "Figure":
 
 @svg_figure
 def last_differences(table: pd.DataFrame) -> "Figure":
-    """EER after the last stage minus the reference's: a row a method, a panel a list. `Comparison.last_differences`."""
+    """EER after the last stage minus the reference's: rows are methods, panels lists. `Comparison.last_differences`."""
     names = [f"{row['method']} minus {row['reference']}" for row in table.to_dict("records")]
     rows, lists = table.assign(row=names), list(table["trials"].unique())
     methods = list(rows["row"].unique())
@@ -77,7 +77,7 @@ def last_differences(table: pd.DataFrame) -> "Figure":
 
 @svg_figure
 def differences(table: pd.DataFrame) -> "Figure":
-    """EER minus the reference's, stage by stage: a row a method, a column a list. `Comparison.stage_differences`."""
+    """EER minus the reference's, stage by stage: rows are methods, columns lists. `Comparison.stage_differences`."""
     lists, methods = list(table["trials"].unique()), list(table["method"].unique())
     stages = list(table["stage"].unique())
     figure, axes = panels(len(methods), len(lists), 4.8, 0.75 + 0.33 * len(stages), sharex=True, sharey=True)
@@ -93,7 +93,7 @@ def differences(table: pd.DataFrame) -> "Figure":
 
 
 def _intervals(axes: "Axes", rows: pd.DataFrame, names: Sequence[str], column: str) -> None:
-    """A line a row of the table, at the height of its name in `column`, coloured by what it shows."""
+    """One line per row of the table, at the height of its name in `column`, coloured by its reading."""
     axes.axvline(0, color=LIGHT["ink"], linewidth=1)
     for row in rows.to_dict("records"):
         y = len(names) - 1 - names.index(row[column])
@@ -113,7 +113,7 @@ def _rows_named(axes: "Axes", names: Sequence[str]) -> None:
 
 @svg_figure
 def label_quality(labels: pd.DataFrame) -> "Figure":
-    """Labels, gate and correction against the truth at the end of each round, a line a method. `Comparison.labels`."""
+    """Quality of labels, gate and correction at the end of each round, one line per method. `Comparison.labels`."""
     stages, colours = list(labels["stage"].unique()), method_colours(labels)
     figure, axes = panels(1, len(QUALITIES), 2.7, 2.7)
     for panel, (key, title) in zip(axes[0], QUALITIES.items(), strict=True):
@@ -131,7 +131,7 @@ def label_quality(labels: pd.DataFrame) -> "Figure":
 
 @svg_figure
 def fates(labels: pd.DataFrame) -> "Figure":
-    """What became of the labels in the last epoch of each round, a bar a method and round."""
+    """Use of the labels in the last epoch of each round, one bar per method and round."""
     rows = labels[::-1].reset_index(drop=True)
     figure, ((axes,),) = panels(1, 1, 8.5, 0.9 + 0.3 * len(rows))
     left = np.zeros(len(rows))
@@ -154,5 +154,5 @@ def method_colours(table: pd.DataFrame) -> dict[str, str]:
 
 
 def _offsets(number: int) -> np.ndarray:
-    """Shifts that set the marks of a group side by side."""
+    """Shifts that place the marks of a group next to each other."""
     return 0.5 / max(number, 3) * (np.arange(number) - (number - 1) / 2)

@@ -1,4 +1,4 @@
-"""What a reader of a run's report may conclude, and what to do next. Each sentence follows from a logged number."""
+"""Conclusions from a run, and the next steps. Each sentence follows from a logged number."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from avspk.evaluation.run_folder import Run, stage_name
 
 BASELINE = "mean fbank"
 WAITING = 0.2  # share of time without data above which the loader is the bottleneck [C]
-COLLAPSED = 0.98  # of ln K: a teacher of this entropy says nothing [C]
-MISCALIBRATED = 0.05  # Cllr above its minimum, in bits, that is worth a remark [C]
+COLLAPSED = 0.98  # of ln K: a teacher with this entropy carries no information [C]
+MISCALIBRATED = 0.05  # Cllr above its minimum, in bits, that is reported [C]
 
 
 def conclusions(run: Run) -> list[str]:
-    """What this run shows; nothing where it was not evaluated and has no labels."""
+    """Results of this run; empty if it was not evaluated and has no labels."""
     lists = [rows for _, rows in run.metrics.groupby("trials", sort=False)]
     errors = [_error(rows) for rows in lists] + [text for rows in lists for text in _gains(rows)]
     return [*errors, *_labels(run), *_costs(run)]
 
 
 def next_steps(run: Run) -> list[str]:
-    """What to do with this run, the most urgent first."""
+    """Next steps for this run, the most urgent first."""
     return [*_unfinished(run), *_collapse(run), *_waiting(run), *_after_evaluation(run)]
 
 
 def reached(run: Run) -> str:
-    """How far the run is: 'Round 1, epoch 3 of 12', or 'finished'."""
+    """Progress of the run: 'Round 1, epoch 3 of 12', or 'finished'."""
     if run.finished:
         return "finished"
     if not run.stages:
@@ -46,14 +46,14 @@ def _error(rows: pd.DataFrame) -> str:
     last = rows.iloc[-1]
     return (
         f"On {last['trials']}, the model after '{last['system']}' has an EER of {last['eer']:.2f} %: at the threshold "
-        f"where both errors are equally frequent, {last['eer']:.2f} % of the same-speaker trials are missed and as "
-        f"many of the others are accepted. With other test speakers it would lie between {last['eer_low']:.2f} and "
-        f"{last['eer_high']:.2f} % (95 %)."
+        f"where both errors are equally frequent, {last['eer']:.2f} % of the same-speaker trials are missed, and "
+        f"the same share of the others is accepted. With other test speakers it would lie between "
+        f"{last['eer_low']:.2f} and {last['eer_high']:.2f} % (95 %)."
     )
 
 
 def _gains(rows: pd.DataFrame) -> Iterator[str]:
-    """Which stages are better than the one before by more than their intervals; the intervals share their trials."""
+    """Stages that improve on the one before by more than their intervals; the intervals share their trials."""
     trained = rows[rows["system"] != BASELINE]
     shown, open_, worse = [], [], []
     for (_, before), (_, after) in zip(trained.iloc[:-1].iterrows(), trained.iloc[1:].iterrows(), strict=True):
@@ -68,15 +68,15 @@ def _gains(rows: pd.DataFrame) -> Iterator[str]:
         yield (f"On {trials}, {_and(shown)} lowered the EER: the 95 % intervals before and after do not overlap.")
     if open_:
         yield (
-            f"On {trials}, whether {_and(open_)} lowered the EER is open: the intervals of the stage before and after "
-            "overlap. A paired comparison over seeds can tell."
+            f"On {trials}, it is open whether {_and(open_)} lowered the EER: the intervals of the stage before and "
+            "after overlap. A paired comparison over seeds can decide."
         )
     if worse:
         yield f"On {trials}, {_and(worse)} made the EER worse by more than the intervals."
 
 
 def _labels(run: Run) -> Iterator[str]:
-    """Of the last round; only where true speakers were known."""
+    """About the last round; only if true speakers were known."""
     rounds = [stage for stage in run.refinements if stage.startswith("round")]
     epochs = run.records("epoch", rounds[-1]) if rounds else pd.DataFrame()
     if not {"label/purity", "gate/precision"} <= set(epochs.columns):
@@ -97,8 +97,8 @@ def _costs(run: Run) -> Iterator[str]:
         loss = costs["cllr"] - costs["min_cllr"]
         if loss > MISCALIBRATED:
             yield (
-                f"On {trials}, probabilities of the model cost {costs['cllr']:.2f} bits a trial where its scores allow "
-                f"{costs['min_cllr']:.2f} (Cllr): its calibration, fitted on training data, does not fit these trials."
+                f"On {trials}, probabilities of the model cost {costs['cllr']:.2f} bits per trial; its scores allow "
+                f"{costs['min_cllr']:.2f} (Cllr). Its calibration, fitted on training data, does not fit these trials."
             )
 
 
@@ -137,11 +137,11 @@ def _after_evaluation(run: Run) -> Iterator[str]:
             yield "The run has no trial lists. Set data.trials and data.wav_root, and start the same command again."
         return
     yield (
-        "A single run says nothing about another seed. Before a claim about the method, train two more seeds and "
+        "A single run says nothing about other seeds. Before a claim about the method, train two more seeds and "
         "compare them: eval/compare_modalities.py."
     )
     if run.calibration is None:
-        yield "The model has no calibration. Choose a threshold on trials of your own before you use its scores."
+        yield "The model has no calibration. Choose a threshold on your own trials before you use its scores."
     elif any(costs["cllr"] - costs["min_cllr"] > MISCALIBRATED for costs in run.calibration_costs.values()):
         yield "Before use, choose the threshold on trials from your own recordings; the shipped calibration is a start."
 

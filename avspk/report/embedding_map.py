@@ -1,4 +1,4 @@
-"""A 2-D map of embeddings: which utterances to show, and where they lie (PCA, then t-SNE)."""
+"""A 2-D map of embeddings: selection of utterances, and their positions (PCA, then t-SNE)."""
 
 from collections.abc import Mapping
 
@@ -7,16 +7,16 @@ import numpy as np
 from avspk.extras import explained
 
 MAP_POINTS = 1000
-MAP_LABELS = 54  # as many colours and markers as an eye can tell apart
+MAP_LABELS = 54  # number of colours and markers that remain distinguishable
 PCA_DIM = 32
 PERPLEXITY = 15.0
 TSNE_STEPS = 500  # about one second for MAP_POINTS on one core
 
 
 def choose_points(labels: np.ndarray, seen: np.ndarray) -> np.ndarray:
-    """Rows to show, (n,) ascending, n <= MAP_POINTS: whole labels spread over all of them, largest ones thinned.
+    """Rows to show, (n,) ascending, n <= MAP_POINTS: some whole labels, the largest ones thinned.
 
-    Points drawn over thousands of labels would show one of each; a few labels in full show whether labels are clusters.
+    Points drawn from thousands of labels would show one of each; a few complete labels show whether they form clusters.
 
     Args:
         labels: (N,) integer pseudo labels, negative = none.
@@ -35,7 +35,7 @@ def choose_points(labels: np.ndarray, seen: np.ndarray) -> np.ndarray:
 def project(embeddings: np.ndarray) -> np.ndarray:
     """Map length-normalised embeddings (n, D) to (n, 2), by PCA and t-SNE; NaN rows stay NaN. Deterministic.
 
-    t-SNE: van der Maaten and Hinton, JMLR 2008. Few points (fewer than three perplexities) are left to PCA.
+    t-SNE: van der Maaten and Hinton, JMLR 2008. Few points (fewer than three perplexities) use PCA only.
     """
     points = np.full((len(embeddings), 2), np.nan)
     seen = np.isfinite(embeddings).all(1)
@@ -48,9 +48,9 @@ def project(embeddings: np.ndarray) -> np.ndarray:
 def map_modalities(
     embeddings: Mapping[str, np.ndarray], labels: np.ndarray
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Modality -> map (n, 2), and the labels (n,) of the utterances shown, the same ones for every modality.
+    """Modality -> map (n, 2), and the labels (n,) of the shown utterances, which are the same for every modality.
 
-    embeddings: modality -> (N, D), NaN rows where missing. labels: (N,).
+    embeddings: modality -> (N, D), NaN rows if missing. labels: (N,).
     """
     seen = np.logical_or.reduce([np.isfinite(matrix[:, 0]) for matrix in embeddings.values()])
     rows = choose_points(labels, seen)
@@ -73,8 +73,8 @@ def _tsne(vectors: np.ndarray) -> np.ndarray:
         return np.pad(vectors[:, :2], ((0, 0), (0, max(0, 2 - vectors.shape[1]))))
     with explained():
         from sklearn.manifold import TSNE
-        from threadpoolctl import threadpool_limits  # scikit-learn's own dependency
+        from threadpoolctl import threadpool_limits  # a dependency of scikit-learn
 
     tsne = TSNE(2, perplexity=PERPLEXITY, init="pca", max_iter=TSNE_STEPS, random_state=0)
-    with threadpool_limits(1):  # its threads wait for one another in spins: on shared cores 50 times slower than one
+    with threadpool_limits(1):  # its threads spin while they wait: on shared cores 50 times slower than one thread
         return tsne.fit_transform(vectors)

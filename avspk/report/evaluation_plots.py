@@ -27,7 +27,7 @@ class DetCurve(NamedTuple):
 
 @svg_figure
 def eer_per_system(metrics: pd.DataFrame) -> "Figure":
-    """EER with its interval for every system, one line a trial list; `metrics` has the columns of metrics.json."""
+    """EER with its interval for every system, one line per trial list; `metrics` has the columns of metrics.json."""
     systems, lists = list(metrics["system"].unique()), list(metrics["trials"].unique())
     figure, ((axes,),) = panels(1, 1, max(5.2, 1.35 * len(systems)), 3.5)
     floor = log_percent_axis(axes, metrics[["eer_low", "eer", "eer_high"]].to_numpy(float))
@@ -38,7 +38,7 @@ def eer_per_system(metrics: pd.DataFrame) -> "Figure":
         draw_intervals(axes, x, rows, floor, colour, trials)
         for left, eer in zip(x, rows["eer"], strict=True):
             side = -1 if offset < 0 else 1
-            # Lines fall to the right: below left and above right of a point there is room.
+            # Lines fall to the right, so there is room below left and above right of a point.
             axes.annotate(f"{eer:.2f}", (left, max(eer, floor)), (5 * side, 7 * side), textcoords="offset points",
                           fontsize=8.5, ha="right" if side < 0 else "left", va="center", color=colour)  # fmt: skip
     axes.set_xticks(range(len(systems)), systems)
@@ -53,7 +53,7 @@ def eer_per_system(metrics: pd.DataFrame) -> "Figure":
 def log_percent_axis(axes: "Axes", values: np.ndarray, which: str = "y") -> float:
     """A logarithmic axis for rows (low, eer, high) in percent: equal steps are equal ratios. Returns its lower end.
 
-    An interval that reaches 0, or an EER of 0, does not stretch the axis for ever; draw it at the lower end.
+    An interval that reaches 0, or an EER of 0, does not extend the axis; draw it at the lower end.
     """
     positive = values[:, 1][values[:, 1] > 0]
     smallest = positive.min() if len(positive) else 1.0
@@ -65,7 +65,7 @@ def log_percent_axis(axes: "Axes", values: np.ndarray, which: str = "y") -> floa
 
 
 def draw_intervals(axes: "Axes", x: np.ndarray, rows: pd.DataFrame, floor: float, colour: str, label: str) -> None:
-    """Points `eer` at x with bars from `eer_low` to `eer_high`, joined by a faint line; nothing lies below `floor`."""
+    """Points `eer` at x with bars from `eer_low` to `eer_high`, joined by a faint line; nothing is below `floor`."""
     low, eer, high = np.maximum(rows[["eer_low", "eer", "eer_high"]].to_numpy(float), floor).T
     axes.plot(x, eer, color=colour, linewidth=1, alpha=0.4)
     axes.errorbar(x, eer, yerr=[eer - low, high - eer], fmt="o", ms=5, color=colour, elinewidth=1.8, label=label)
@@ -73,7 +73,7 @@ def draw_intervals(axes: "Axes", x: np.ndarray, rows: pd.DataFrame, floor: float
 
 @svg_figure
 def det_curves(curves: Mapping[str, Mapping[str, DetCurve]]) -> "Figure":
-    """Detection error trade-off, one panel a trial list, one curve a system, probit-scaled axes in percent."""
+    """Detection error trade-off, one panel per trial list, one curve per system, probit-scaled axes in percent."""
     figure, axes = panels(1, len(curves), 4.9, 4.4)
     systems = list(dict.fromkeys(system for systems in curves.values() for system in systems))
     styles = system_styles(systems)
@@ -96,7 +96,7 @@ def det_curves(curves: Mapping[str, Mapping[str, DetCurve]]) -> "Figure":
 
 
 def system_styles(systems: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Line style of each system, in order: the baseline grey and dashed, the last one in ink, colours between."""
+    """Line style of each system, in order: the baseline grey and dashed, the last one dark, colours between."""
     styles: dict[str, dict[str, Any]]
     styles = {system: {"color": CYCLE[i % len(CYCLE)]} for i, system in enumerate(systems[1:-1])}
     if len(systems) > 1:
@@ -106,7 +106,7 @@ def system_styles(systems: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 
 def _det_floor(curves: Mapping[str, Mapping[str, DetCurve]]) -> float:
-    """The lowest tick (percent) worth showing: a tenth of the best EER, and no lower than one error in the trials."""
+    """The lowest useful tick (percent): a tenth of the best EER, but not below one error in the trials."""
     shown = [curve for by_system in curves.values() for curve in by_system.values()]
     rates = np.concatenate([np.concatenate([curve.p_fa, curve.p_miss]) for curve in shown])
     wanted = 100 * max(min(curve.eer for curve in shown) / 10, rates[rates > 0].min())

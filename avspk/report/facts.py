@@ -1,4 +1,4 @@
-"""What a run was trained on, what it trained, and on which machine: a table of facts from its files."""
+"""Training data, trained models and machine of a run: a table of facts from its files."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ Row = tuple[str, str]
 
 
 def facts_table(run: Run) -> str:
-    """HTML of the facts; those that an older run did not write are left out."""
+    """HTML of the facts; facts that an older run did not write are left out."""
     rows = [*_data(run), *_models(run), *_machine(run), *_origin(run)]
     if not rows:
-        return absent("The run holds no environment.json.")
+        return absent("The run has no environment.json.")
     return table_block([], [[escape(name), escape(value)] for name, value in rows], left=2)
 
 

@@ -1,4 +1,4 @@
-"""A model card with front matter: license, task, results, training data, and which labels were used."""
+"""A model card with front matter: license, task, results, training data, and the kind of labels used."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ MODEL_FILES = ("config.json", "model.safetensors")
 def model_card(folder: Path, repo: str, license_id: str, training_data: str | None = None) -> str:
     """Markdown with YAML front matter for the model in `folder`.
 
-    What was measured, and that no labels were used, is said only where the run that made the model is there: `folder`
-    lies in its run folder.
+    The card has results and the statement that no labels were used only if `folder` is inside the run folder of its
+    training.
 
     Args:
-        repo: `owner/name`, what users load.
-        license_id: one of the hub's identifiers, as cc-by-4.0.
-        training_data: what it was trained on, in the owner's words.
+        repo: `owner/name`, which users load.
+        license_id: one of the hub's identifiers, such as cc-by-4.0.
+        training_data: description of the training data by the owner.
 
     Raises ValueError if `folder` holds no audio model.
     """
@@ -39,7 +39,7 @@ def model_card(folder: Path, repo: str, license_id: str, training_data: str | No
     parts = [
         f"---\n{yaml.safe_dump(_front_matter(repo, license_id, training_data, run, metrics), sort_keys=False)}---",
         f"# {repo.rpartition('/')[2]}\n\nSpeaker verification from sound: {config['architecture']['architecture']}, "
-        f"{config['embedding_dim']} numbers an embedding, {config['sample_rate']} Hz.",
+        f"{config['embedding_dim']} numbers per embedding, {config['sample_rate']} Hz.",
         _training(training_data, run),
         _results(metrics),
         _usage(repo),
@@ -55,7 +55,7 @@ def _run_of(folder: Path) -> Run | None:
 
 
 def _metrics_of(run: Run | None) -> pd.DataFrame:
-    """The rows of the last system, which is the published one; none if the run has not been evaluated."""
+    """The rows of the last system, which is the published one; empty if the run has not been evaluated."""
     if run is None or run.metrics.empty:
         return pd.DataFrame()
     return run.metrics[run.metrics["system"] == run.metrics["system"].iloc[-1]]
@@ -95,7 +95,7 @@ def _index(metrics: pd.DataFrame) -> list[dict[str, Any]]:
 
 def _training(training_data: str | None, run: Run | None) -> str:
     lines = ["## Training", ""]
-    lines.append(f"Trained on {training_data}." if training_data else "The owner has not said what it was trained on.")
+    lines.append(f"Trained on {training_data}." if training_data else "The owner did not name the training data.")
     if run is not None and run.supervised:
         lines.append("**Trained with true speaker labels.** An upper bound, not a result of the label-free method.")
     elif run is not None:
@@ -114,7 +114,7 @@ def _results(metrics: pd.DataFrame) -> str:
             f"| {row['trials']} | {row['num_trials']:,} | {row['eer']:.3f} ({row['eer_low']:.2f}-{row['eer_high']:.2f})"
             f" | {row['min_dcf_0.01']:.3f} | {row['min_dcf_0.05']:.3f} |"
         )
-    return "\n".join([*lines, "", "Cosine of whole-utterance embeddings less the training set's mean."])
+    return "\n".join([*lines, "", "Cosine of whole-utterance embeddings minus the training set's mean."])
 
 
 def _usage(repo: str) -> str:
@@ -124,7 +124,7 @@ def _usage(repo: str) -> str:
 
 
 def _own_words(folder: Path) -> str:
-    """The card that training wrote, less its front matter if it has any."""
+    """The card that training wrote, without its front matter."""
     path = folder / CARD
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
     if text.startswith("---\n"):

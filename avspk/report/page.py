@@ -82,7 +82,7 @@ def render_page(title: str, subtitle: str, sections: Sequence[Section], top: str
 
 
 def figure_block(title: str, caption: str, *svgs: str) -> str:
-    """A figure of one or more drawings under its title and a caption, which says what to look for."""
+    """A figure of one or more drawings under its title and a caption that explains what to look for."""
     label = f'<svg role="img" aria-label="{escape(title)}" '
     drawings = "".join(f"<div class=scroll>{svg.replace('<svg ', label, 1)}</div>" for svg in svgs)
     return f"<figure><h3>{escape(title)}</h3><figcaption>{escape(caption)}</figcaption>{drawings}</figure>"
@@ -129,17 +129,17 @@ def text_block(text: str) -> str:
 
 
 def absent(text: str) -> str:
-    """The sentence that stands where a piece of the run is missing."""
+    """The sentence that replaces a missing piece of the run."""
     return f"<p class=muted>{escape(text)}</p>"
 
 
 def folded(summary: str, text: str) -> str:
-    """Preformatted text behind a click."""
+    """Preformatted text that is collapsed until clicked."""
     return f"<details><summary>{escape(summary)}</summary><pre>{escape(text)}</pre></details>"
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people say them: '42 s', '3 min 05 s', '2 h 10 min', '1 d 4 h'."""
+    """A readable duration: '42 s', '3 min 05 s', '2 h 10 min', '1 d 4 h'."""
     seconds = round(seconds)
     if seconds < 60:
         return f"{seconds} s"

@@ -1,4 +1,4 @@
-"""Figures of the rounds: loss histograms with the gate, who trains, how good labels and gate are, embedding maps."""
+"""Figures of the rounds: loss histograms with the gate, use and quality of labels, quality of gates, embedding maps."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -31,10 +31,10 @@ MARKERS = ["o", "s", "^", "D", "v", "P"]
 
 @svg_figure
 def gate_histograms(losses: Mapping[int, np.ndarray], epochs: pd.DataFrame, modality: str) -> "Figure":
-    """Histograms of log losses of one modality, or "joint", a panel an epoch, with the gate then fitted to them.
+    """Histograms of log losses of one modality, or "joint", one panel per epoch, with the gate then fitted to them.
 
     losses: epoch -> losses (N,) at its end, NaN = not seen. epochs: epoch records of the round; the gate of a record is
-    the one in force in that epoch, fitted to the losses of the epoch before.
+    the one used in that epoch, fitted to the losses of the epoch before.
     """
     shown = spread_over(sorted(losses), HISTOGRAM_EPOCHS)
     values = {epoch: log_losses(losses[epoch]) for epoch in shown}
@@ -57,7 +57,7 @@ def gate_histograms(losses: Mapping[int, np.ndarray], epochs: pd.DataFrame, moda
 
 
 def _gate_panel(axes: "Axes", values: np.ndarray, bins: np.ndarray, fit: Mapping[str, object], colour: str) -> None:
-    """One histogram as a density; what lies above the threshold is grey."""
+    """One histogram as a density; the part above the threshold is grey."""
     density, _ = np.histogram(np.clip(values, bins[0], bins[-1]), bins, density=len(values) > 0)
     threshold = fit.get("threshold")
     gated = isinstance(threshold, int | float) and np.isfinite(threshold)
@@ -75,7 +75,7 @@ def _gate_panel(axes: "Axes", values: np.ndarray, bins: np.ndarray, fit: Mapping
 
 
 def mixture_densities(x: np.ndarray, fit: Mapping[str, object]) -> list[np.ndarray]:
-    """The weighted normal densities at x (n,) of a logged fit {weights, means, stds}, [] if there was none."""
+    """The weighted normal densities at x (n,) of a logged fit {weights, means, stds}, [] without a fit."""
     parameters = [fit.get(name) for name in ("weights", "means", "stds")]
     if not all(isinstance(values, list | tuple) for values in parameters):
         return []
@@ -92,7 +92,7 @@ def loss_plane(
     thresholds: Mapping[str, float],
     border: tuple[float, float, float] | None = None,
 ) -> "Figure":
-    """Log losses of two modalities against each other, coloured by what became of the label.
+    """Log losses of two modalities against each other, coloured by the use of the label.
 
     losses: (N, 2) that the last gate judged; rows without one of them are left out. gate: the table gate.parquet, N
     rows. thresholds: of the log loss, by modality. border: (a, b, c) of a joint gate, the line a x + b y = c.
@@ -117,14 +117,14 @@ def loss_plane(
 
 
 def label_fates(gate: pd.DataFrame) -> np.ndarray:
-    """What became of each label (N,), in the words of `FATES`, from the table gate.parquet."""
+    """Use of each label (N,), in the words of `FATES`, from the table gate.parquet."""
     replacement = np.where(gate["replacement"] == gate["label"], "confirmed", "corrected")
     return np.where(gate["trusted"], "trusted", np.where(gate["replaced"], replacement, "dropped"))
 
 
 @svg_figure
 def fates(rounds: Mapping[str, pd.DataFrame]) -> "Figure":
-    """Percentage of labels that are trusted, confirmed, corrected and dropped, a bar an epoch, a panel a round."""
+    """Percentage of labels that are trusted, confirmed, corrected and dropped: a bar per epoch, a panel per round."""
     figure, axes = panels(1, len(rounds), _round_width(rounds), 2.5, sharey=True)
     for panel, (stage, epochs) in zip(axes[0], rounds.items(), strict=True):
         bottom = np.zeros(len(epochs))
@@ -143,7 +143,7 @@ def fates(rounds: Mapping[str, pd.DataFrame]) -> "Figure":
 
 @svg_figure
 def qualities(rounds: Mapping[str, pd.DataFrame]) -> "Figure":
-    """Diagnostics against the truth: label NMI and purity, precision and recall of gate and correction, per epoch."""
+    """Diagnostics against the true speakers: NMI and purity, precision and recall of gate and correction, per epoch."""
     figure, axes = panels(1, len(rounds), _round_width(rounds), 2.7, sharey=True)
     lowest = 1.0
     for panel, (stage, epochs) in zip(axes[0], rounds.items(), strict=True):
@@ -175,7 +175,7 @@ def embedding_maps(maps: Mapping[str, np.ndarray], labels: np.ndarray) -> "Figur
 
 
 def log_losses(losses: np.ndarray) -> np.ndarray:
-    """Natural logs of the losses that were seen."""
+    """Natural logs of the losses, without utterances that were not seen."""
     losses = np.asarray(losses, np.float64)
     return np.log(np.maximum(losses[np.isfinite(losses)], LOSS_FLOOR))
 

@@ -48,10 +48,10 @@ def _save(figure: "Figure", path: Path) -> None:
 
 
 def score_histograms(scored: Scored, thresholds: Mapping[str, float] | None = None) -> "Figure":
-    """Densities of target and non-target scores, a panel for each list and system; a line at the EER threshold.
+    """Densities of target and non-target scores, one panel per list and system; a line at the EER threshold.
 
-    Lists are rows and systems columns; of one system, all panels are in one row. `thresholds`: name -> score, of
-    further lines.
+    Rows are lists and columns are systems; with one system, all panels are in one row. `thresholds`: name -> score of
+    additional lines.
     """
     systems = list(dict.fromkeys(system for by_system in scored.values() for system in by_system))
     figure, axes = panels(len(scored), len(systems), 4.2, 2.6)

@@ -1,4 +1,4 @@
-"""The scores of the last model: histograms with the thresholds, and what its calibration costs."""
+"""The scores of the last model: histograms with the thresholds, and the cost of its calibration."""
 
 from __future__ import annotations
 
@@ -17,15 +17,17 @@ PRIORS = (0.5, 0.05, 0.01)
 
 
 def score_blocks(run: Run) -> str:
-    """HTML of both; a sentence where the run has no scores."""
+    """HTML of both; a sentence if the run has no scores."""
     if not run.last_scores:
-        return absent("No score histograms: evaluation/ holds no score files of the last model.")
+        return absent("No score histograms: evaluation/ has no score files of the last model.")
     thresholds = cosine_thresholds(run)
-    caption = "The further apart the humps, the better. Left of a threshold a trial is rejected, right of it accepted."
+    caption = (
+        "The further apart the humps, the better. Trials left of a threshold are rejected, trials right of it accepted."
+    )
     if thresholds:
         caption += (
             " The calibration, fitted on training data, places the threshold of each prior probability of the same "
-            "speaker; where that of 0.5 is far from the threshold at the EER, the calibration does not fit these "
+            "speaker. If that of 0.5 is far from the threshold at the EER, the calibration does not fit these "
             "trials."
         )
     scored = {trials: {system: table} for (system, trials), table in run.last_scores.items()}
@@ -49,8 +51,8 @@ def _calibration(run: Run) -> str:
     rows = [_cost_cells(trials, costs) for trials, costs in run.calibration_costs.items()]
     header = ["list", "Cllr", "lowest Cllr", "actDCF(0.05)", "minDCF(0.05)", "actDCF(0.01)", "minDCF(0.01)"]
     lead = (
-        "Cllr: bits that the stated likelihood ratios cost in a trial, 1 for a system that says nothing; the lowest "
-        "is that of the same scores, calibrated on these very trials. actDCF: cost at the calibrated threshold; "
+        "Cllr: cost of the likelihood ratios in bits per trial; a system without information has 1. The lowest "
+        "Cllr is that of the same scores after calibration on these trials. actDCF: cost at the calibrated threshold; "
         "minDCF: at the best one."
     )
     return title + f"<p class=muted>{escape(lead)}</p>" + table_block(header, rows)

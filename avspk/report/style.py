@@ -1,4 +1,4 @@
-"""One look for every figure: colours that follow the reader's light or dark theme, and figures as inline SVG."""
+"""One style for all figures: colours that follow the reader's light or dark theme, and figures as inline SVG."""
 
 import io
 import re
@@ -13,7 +13,7 @@ from avspk.extras import explained
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# name -> (light, dark). Figures are drawn in the light colour, which to_svg turns into the CSS variable of that name.
+# name -> (light, dark). Figures are drawn in the light colour; to_svg replaces it by the CSS variable of that name.
 PALETTE = {
     "ink": ("#1d1d1b", "#ecebe7"),
     "muted": ("#716f69", "#a19f98"),
@@ -75,7 +75,7 @@ Arguments = ParamSpec("Arguments")
 
 
 def svg_figure(draw: Callable[Arguments, "Figure"]) -> Callable[Arguments, str]:
-    """Make a function that draws a Figure return inline SVG, in STYLE whatever matplotlib's settings are."""
+    """Make a function that draws a Figure return inline SVG, in STYLE regardless of matplotlib's settings."""
 
     @wraps(draw)
     def drawn(*args: Arguments.args, **kwargs: Arguments.kwargs) -> str:
@@ -99,7 +99,7 @@ def panels(rows: int, columns: int, width: float, height: float, **kwargs: Any) 
 
 
 def to_svg(figure: "Figure") -> str:
-    """The figure as an <svg> element whose colours and font are the page's."""
+    """The figure as an <svg> element with the colours and font of the page."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     svg = buffer.getvalue()
@@ -116,12 +116,12 @@ def to_svg(figure: "Figure") -> str:
 
 
 def modality_colour(modality: str) -> str:
-    """One colour for a modality through all figures."""
+    """The colour of a modality, the same in all figures."""
     return MODALITY_COLOURS.get(modality, LIGHT["purple"])
 
 
 def whole_numbers(axis: Any) -> None:
-    """Let an axis of epochs have ticks at whole numbers only."""
+    """Put ticks of an axis of epochs at whole numbers only."""
     from matplotlib.ticker import MaxNLocator
 
     axis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))

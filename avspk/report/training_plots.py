@@ -21,7 +21,7 @@ SCHEDULES = {"lr": "learning rate", "momentum": "teacher momentum (EMA)", "teach
 
 @svg_figure
 def stage_one_course(steps: pd.DataFrame, modalities: Sequence[str], num_prototypes: int | None) -> "Figure":
-    """Loss, entropies (nats) and centre norm of stage 1, a row a modality; the last row shows the schedules.
+    """Loss, entropies (nats) and centre norm of stage 1, one row per modality; the last row shows the schedules.
 
     `steps`: the step records of the pretrain stage. `num_prototypes` K draws ln K, the entropy of collapse to uniform.
     """
@@ -32,7 +32,7 @@ def stage_one_course(steps: pd.DataFrame, modalities: Sequence[str], num_prototy
         for key, (label, name) in ENTROPIES.items():
             _curve(axes[row, 1], steps, f"{modality}/{key}", color=LIGHT[name], label=label)
         if num_prototypes:
-            limit = {"color": LIGHT["muted"], "linewidth": 1, "linestyle": ":", "label": "ln K, the most there is"}
+            limit = {"color": LIGHT["muted"], "linewidth": 1, "linestyle": ":", "label": "ln K, the maximum"}
             axes[row, 1].axhline(np.log(num_prototypes), **limit)
         axes[row, 1].set_ylim(bottom=0)
         _curve(axes[row, 2], steps, f"{modality}/center_norm", color=colour)
@@ -65,7 +65,7 @@ def whole_run(stages: Mapping[str, pd.DataFrame], modalities: Sequence[str]) -> 
         if number % 2:
             for panel in axes[:, 0]:
                 panel.axvspan(start, end, color=LIGHT["grid"], alpha=0.45, linewidth=0)
-        if end - start > 0.05 * total:  # else its name would lie over the next one's
+        if end - start > 0.05 * total:  # otherwise its name would cover the next one
             axes[0, 0].annotate(stage_name(stage), ((start + end) / 2, 1), (0, 4), xycoords=("data", "axes fraction"),
                                 textcoords="offset points", ha="center", color=LIGHT["muted"])  # fmt: skip
         start = end
@@ -96,7 +96,7 @@ def cluster_course(epochs: pd.DataFrame, modalities: Sequence[str]) -> "Figure":
 
 
 def _log_above(axes: "Axes", values: Sequence[pd.Series]) -> None:
-    """A logarithmic axis, over four decades below the largest value at most: schedules that end at zero fall off it."""
+    """A logarithmic axis, at most four decades below the largest value: schedules that end at zero leave it."""
     positive = [series[series > 0] for series in values if (series > 0).any()]
     if positive:
         top, bottom = max(series.max() for series in positive), min(series.min() for series in positive)
@@ -106,7 +106,7 @@ def _log_above(axes: "Axes", values: Sequence[pd.Series]) -> None:
 
 def _curve(axes: "Axes", records: pd.DataFrame, key: str, start: float = 0, scale: float = 1, x: str = "step",
            **style: Any) -> None:  # fmt: skip
-    """Plot a logged key against `x`, averaged to CURVE_POINTS; what was not logged is not drawn."""
+    """Plot a logged key against `x`, averaged to CURVE_POINTS; keys that were not logged are not drawn."""
     if key not in records:
         return
     points = records[[x, key]].astype(float).dropna()

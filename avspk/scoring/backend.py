@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 FloatArray = NDArray[np.floating]
 TRIALS_PER_CHUNK = 16_384
-COHORT_SCORES_PER_CHUNK = 4_000_000  # 16 MB of float32: fits a shared cache better than it fits a person's patience
+COHORT_SCORES_PER_CHUNK = 4_000_000  # 16 MB of float32, to fit a shared cache
 
 
 def normalised(embeddings: ArrayLike, mean: ArrayLike | None = None) -> NDArray[np.float32]:
@@ -70,12 +70,12 @@ def cohort_statistics(
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Return mean (N,) and population standard deviation (N,) of each embedding's `top_n` highest cohort cosines.
 
-    embeddings (N, D) and cohort (C, D) are taken as they are (subtract the training mean first) and length-normalised.
-    Once per file, never per trial: a chunked matrix product and a partial sort. `threads` share the chunks.
+    embeddings (N, D) and cohort (C, D) are length-normalised here (subtract the training mean first).
+    Computed once per file, not per trial: a chunked matrix product and a partial sort. `threads` share the chunks.
     """
     rows, cohort = normalised(embeddings), normalised(cohort)
     if len(cohort) < 2:
-        raise ValueError(f"the cohort holds {len(cohort)} vector; AS-norm takes the spread of two or more")
+        raise ValueError(f"the cohort holds {len(cohort)} vector; AS-norm needs the spread of two or more")
     if not 2 <= top_n <= len(cohort):
         raise ValueError(f"top_n is {top_n}; with a cohort of {len(cohort)} it must be between 2 and {len(cohort)}")
     mean, std = np.empty(len(rows), np.float32), np.empty(len(rows), np.float32)
@@ -93,7 +93,7 @@ def cohort_statistics(
     if (std < 1e-6).any():
         row = int(np.argmax(std < 1e-6))
         raise ValueError(
-            f"the {top_n} nearest cohort vectors of row {row} score the same: is the cohort full of copies?"
+            f"the {top_n} nearest cohort vectors of row {row} have equal scores: does the cohort contain copies?"
         )
     return mean, std
 
@@ -103,7 +103,7 @@ def as_norm(
 ) -> NDArray[np.float32]:
     """Return scores (T,) normalised by both sides' nearest cohort: adaptive symmetric norm (Matejka et al., 2017).
 
-    `statistics` are the mean (N,) and standard deviation (N,) that `cohort_statistics` gave; enroll and test (T,) rows.
+    `statistics` are the mean (N,) and standard deviation (N,) from `cohort_statistics`; enroll and test (T,) rows.
     """
     mean, std = statistics
     scores, enroll, test = np.asarray(scores), np.asarray(enroll), np.asarray(test)

@@ -2,9 +2,9 @@
 
 A replicate draws as many people as there are, with replacement, and rebuilds the list from them: a person drawn n
 times counts as n people, each with the target trials of that person (weight n), and each pair of different people
-keeps its non-target trials (weight n_a n_b). Copies of one person have no non-target trials between them to give.
+keeps its non-target trials (weight n_a n_b). Copies of one person have no non-target trials with each other.
 This is the vertex bootstrap of network data (Snijders and Borgatti, 1999); as for crossed data in general (Owen,
-2007, the pigeonhole bootstrap) it errs, if at all, on the wide side.
+2007, the pigeonhole bootstrap), its intervals tend to be too wide rather than too narrow.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from avspk.scoring.metrics import (
 
 FloatArray = NDArray[np.float64]
 WEIGHTS_PER_CHUNK = 8_000_000  # 64 MB of float64
-INFINITE = 1e200  # stands for an infinite cost where a weight of 0 must still make it 0
+INFINITE = 1e200  # replaces an infinite cost, so that a weight of 0 still makes it 0
 
 
 class SpeakerBootstrap:
-    """One set of replicates for one trial list; every system scored on that list meets the same replicates.
+    """One set of replicates for one trial list, used for every system scored on that list.
 
     labels (T,) 1 or 0; enroll_speakers and test_speakers (T,) name the two people of each trial (strings or ints).
     Raises ValueError when a label contradicts the names, or when there are fewer than two people.
@@ -96,7 +96,7 @@ def _check_names(labels: NDArray[np.bool_], enroll: NDArray, test: NDArray) -> N
 
 @dataclass(frozen=True)
 class _PairCounts:
-    """A scored list, summed by pair of people; what any replicate needs, so that a replicate is a matrix product.
+    """A scored list, summed by pair of people, so that a replicate is a matrix product.
 
     targets and nontargets (K, P): trials of each pair in each run of scores (`score_runs`). costs (2, P, 2 + n): by
     class (non-target, target), each pair's number of trials, Cllr costs, and wrong Bayes decisions at n priors.
@@ -157,9 +157,9 @@ def _min_cllr(targets: FloatArray, nontargets: FloatArray) -> FloatArray:
 
 
 def interval(values: ArrayLike, level: float = 0.95) -> tuple[float, float]:
-    """Return the central percentile interval of replicates (R,), those without a value (NaN) left out.
+    """Return the central percentile interval of replicates (R,) without NaN values.
 
-    Its ends are values of replicates, the outer ones, so that infinite replicates do no harm.
+    Its ends are values of replicates, rounded outwards, so infinite replicates do no harm.
     """
     values, tail = np.asarray(values, np.float64), (1 - level) / 2
     return float(np.nanquantile(values, tail, method="lower")), float(np.nanquantile(values, 1 - tail, method="higher"))
@@ -180,8 +180,8 @@ def paired_difference(
 ) -> Difference:
     """Compare two systems' scores (T,) on the list of `bootstrap`: `metric` of the first minus that of the second.
 
-    Both see the same resampled speakers. The p value is the share of replicates beyond zero, doubled, and never below
-    2 / (R + 1): what R replicates cannot tell is not claimed (Davison and Hinkley, 1997).
+    Both use the same resampled speakers. The p value is the share of replicates beyond zero, doubled, and at least
+    2 / (R + 1), because R replicates cannot show less (Davison and Hinkley, 1997).
     """
     differences = bootstrap.metrics(first)[metric] - bootstrap.metrics(second)[metric]
     differences = differences[~np.isnan(differences)]

@@ -21,7 +21,7 @@ RIDGE = 1e-6  # [C] keeps weights finite when training trials are perfectly sepa
 class Calibration:
     """An affine map from features, the raw score first, to natural-log likelihood ratios.
 
-    `fitted_on`: the trials that it was fitted on, in words.
+    `fitted_on`: description of the trials that it was fitted on.
     """
 
     names: tuple[str, ...]
@@ -41,12 +41,12 @@ class Calibration:
         return expit(self.llr(features) + logit(p_target))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values, fit for JSON."""
+        """Return plain values for JSON."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Calibration:
-        """Rebuild what `to_dict` gave."""
+        """Rebuild from the values of `to_dict`."""
         weights, fitted_on = tuple(map(float, values["weights"])), str(values.get("fitted_on", ""))
         return cls(tuple(values["names"]), weights, float(values["bias"]), fitted_on)
 
@@ -56,7 +56,7 @@ def fit_calibration(
 ) -> Calibration:
     """Fit features (T, F), or scores (T,), to labels (T,) 1 or 0, by logistic regression.
 
-    The two classes weigh `p_target` and 1 - `p_target` whatever their counts (Bruemmer et al., 2007, FoCal), so the
+    The two classes have weights `p_target` and 1 - `p_target` for any counts (Bruemmer et al., 2007, FoCal), so the
     result is a likelihood ratio, most exact around the Bayes threshold of that prior.
     Raises ValueError if a feature is not finite or a class is missing.
     """
@@ -109,8 +109,8 @@ def _logistic_regression(
 def quality_measures(num_samples: ArrayLike, embeddings: ArrayLike, cohort_means: ArrayLike) -> FloatArray:
     """Return (N, 3) measures of N files: log duration, log embedding magnitude, mean of the nearest cohort scores.
 
-    num_samples (N,); embeddings (N, D) as the encoder gave them; cohort_means (N,) from `backend.cohort_statistics`.
-    They tell how much a file's scores can be trusted (Thienpondt et al., 2020, quality measure functions).
+    num_samples (N,); embeddings (N, D) from the encoder; cohort_means (N,) from `backend.cohort_statistics`.
+    They show how reliable a file's scores are (Thienpondt et al., 2020, quality measure functions).
     """
     magnitude = np.linalg.norm(np.asarray(embeddings, np.float64), axis=1)
     return np.column_stack([np.log(np.asarray(num_samples, np.float64)), np.log(magnitude), np.asarray(cohort_means)])
@@ -119,7 +119,7 @@ def quality_measures(num_samples: ArrayLike, embeddings: ArrayLike, cohort_means
 def trial_features(scores: ArrayLike, enroll: ArrayLike, test: ArrayLike, measures: ArrayLike) -> FloatArray:
     """Return (T, 1 + 2 M): the scores (T,), then of each measure (N, M) the lower and the higher of the two sides.
 
-    enroll and test (T,) are rows of `measures`. Blind to which side is which, as the cosine is.
+    enroll and test (T,) are rows of `measures`. Symmetric in the two sides, like the cosine.
     """
     sides = [np.asarray(measures, np.float64)[np.asarray(rows)] for rows in (enroll, test)]
     return np.column_stack([scores, np.minimum(*sides), np.maximum(*sides)])
@@ -145,7 +145,7 @@ def training_trials(
     rows = rows[np.argsort(labels[rows], kind="stable")]
     _, start, size = np.unique(labels[rows], return_index=True, return_counts=True)
     group = np.repeat(np.arange(len(start)), size)  # (n,) of the sorted rows
-    drawn = rng.integers(len(rows), size=2 * num_trials)  # twice as many as wanted: some pairs will not do
+    drawn = rng.integers(len(rows), size=2 * num_trials)  # twice as many as wanted, because some pairs are invalid
     partner = start[group[drawn]] + rng.integers(size[group[drawn]])
     other = rng.integers(len(rows), size=2 * num_trials)
     kept = []

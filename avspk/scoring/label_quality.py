@@ -1,4 +1,4 @@
-"""How good pseudo labels, gate and correction are against the true speakers: for reports, fed back to nothing."""
+"""Quality of pseudo labels, gate and correction against the true speakers: for reports only, never used in training."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ def nmi(truth: ArrayLike, labels: ArrayLike) -> float:
 
 
 def purity(truth: ArrayLike, labels: ArrayLike) -> float:
-    """Return the share of utterances whose speaker is the commonest of their pseudo label."""
+    """Return the share of utterances whose speaker is the most frequent one of their pseudo label."""
     return _share(is_right(truth, labels))
 
 
 def is_right(truth: ArrayLike, labels: ArrayLike) -> Mask:
-    """Return (N,) whether an utterance's speaker is the commonest one of its pseudo label."""
+    """Return (N,) whether an utterance's speaker is the most frequent one of its pseudo label."""
     speakers, majority, label_numbers = _majority(truth, labels)
     return speakers == majority[label_numbers]
 
@@ -33,18 +33,18 @@ def is_right(truth: ArrayLike, labels: ArrayLike) -> Mask:
 def gate_quality(truth: ArrayLike, labels: ArrayLike, trusted: ArrayLike) -> tuple[float, float]:
     """Return precision (share of trusted labels that are right) and recall (share of right ones that are trusted).
 
-    NaN where there is nothing to take a share of.
+    NaN if the denominator is zero.
     """
     right, kept = is_right(truth, labels), np.asarray(trusted, dtype=bool)
     return _share(right[kept]), _share(kept[right])
 
 
 def correction_precision(truth: ArrayLike, labels: ArrayLike, corrected: ArrayLike, mask: ArrayLike) -> float:
-    """Return the share of corrected utterances whose new pseudo label stands for their speaker; NaN if there are none.
+    """Return the share of corrected utterances whose new pseudo label belongs to their speaker; NaN if there are none.
 
     Args:
         truth: (N,) true speakers.
-        labels: (N,) int pseudo labels as clustered; they say which speaker a label stands for.
+        labels: (N,) int pseudo labels from clustering; they define which speaker a label belongs to.
         corrected: (N,) int pseudo labels after correction, read where the mask is set.
         mask: (N,) bool, which utterances were corrected.
     """
@@ -56,7 +56,7 @@ def correction_precision(truth: ArrayLike, labels: ArrayLike, corrected: ArrayLi
 
 
 def _majority(truth: ArrayLike, labels: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Return speakers as numbers (N,), the commonest speaker of each label in order (K,), labels as numbers (N,)."""
+    """Return speakers as numbers (N,), the most frequent speaker of each label (K,), labels as numbers (N,)."""
     speakers = np.unique(np.asarray(truth), return_inverse=True)[1]
     label_numbers = np.unique(np.asarray(labels), return_inverse=True)[1]
     table = contingency_matrix(label_numbers, speakers, sparse=True)  # (K, speakers)

@@ -1,4 +1,4 @@
-"""Scores of everything against everything: cosine, and adaptive symmetric norm against a cohort."""
+"""Scores of all tests against all enrolled speakers: cosine, and adaptive symmetric norm against a cohort."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Floats = NDArray[np.float32]
 def score_matrix(tests: ArrayLike, enrolled: ArrayLike, cohort: ArrayLike | None = None, top_n: int = 300) -> Floats:
     """Scores (T, E) of embeddings (T, D) against (E, D): cosine, or with a cohort (C, D) AS-norm.
 
-    The training mean is subtracted from all of them before. `top_n` is cut to the size of the cohort.
+    The training mean must be subtracted before. `top_n` is limited to the size of the cohort.
 
     Raises ValueError as `normalised` and `cohort_statistics`.
     """

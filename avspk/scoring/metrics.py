@@ -1,8 +1,8 @@
-"""Error rates and costs of verification scores: EER, DCF, Cllr; exact, O(N log N), blind to the order of ties.
+"""Error rates and costs of verification scores: EER, DCF, Cllr; exact, O(N log N), independent of the order of ties.
 
 Conventions of the whole file: `scores` (N,), larger means "same speaker"; `labels` (N,), 1 = target, 0 = non-target;
 a trial is accepted if its score >= the threshold; every rate and cost is a fraction (percent belongs to printing).
-Infinite scores are legal (a certain system); NaN is not.
+Infinite scores are valid (a certain system); NaN is not.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class OperatingPoints:
     """Every distinct operating point of a list, from accept-all to reject-all: K distinct scores give K + 1 points.
 
     thresholds (K + 1,) ascending, the last is inf (reject all); p_miss (K + 1,) rises from 0 to 1 and
-    p_fa (K + 1,) falls from 1 to 0. Tied scores stand or fall together, so no order among them can matter.
+    p_fa (K + 1,) falls from 1 to 0. Tied scores are accepted or rejected together, so their order does not matter.
     """
 
     thresholds: FloatArray
@@ -103,7 +103,7 @@ def _check_prior(p_target: float) -> float:
 
 
 def detection_cost(p_miss: ArrayLike, p_fa: ArrayLike, p_target: float) -> FloatArray:
-    """Return the normalised detection cost of error rates, both costs 1: below 1 beats not listening at all.
+    """Return the normalised detection cost of error rates, both costs 1: below 1 beats a decision without scores.
 
     (p_target p_miss + (1 - p_target) p_fa) / min(p_target, 1 - p_target), NIST SRE.
     """
@@ -141,7 +141,7 @@ def cllr_costs(scores: FloatArray, labels: BoolArray) -> FloatArray:
 
 
 def cllr(scores: ArrayLike, labels: ArrayLike) -> float:
-    """Return the cost of natural-log likelihood ratios in bits (Bruemmer and du Preez, 2006): 1 says nothing."""
+    """Return the cost of natural-log likelihood ratios in bits (Bruemmer and du Preez, 2006); 1: no information."""
     scores, labels = check_trials(scores, labels)
     costs = cllr_costs(scores, labels)
     return float((costs[labels].mean() + costs[~labels].mean()) / 2)
@@ -170,8 +170,8 @@ def score_runs(scores: FloatArray, labels: BoolArray) -> NDArray[np.int64]:
     """Number the runs of scores between which an optimal threshold can lie: (N,) run of each trial, ascending.
 
     A run is a tie group that mixes targets and non-targets, or a stretch of neighbouring groups of one class. Along
-    such a stretch only one error rate moves, so EER (linear), minDCF (a corner) and PAV (a segment of the hull) do
-    not change when it is taken as one point; a good system's list shrinks to a few percent of its trials.
+    such a stretch only one error rate changes, so EER (linear), minDCF (a corner) and PAV (a segment of the hull) are
+    the same if it counts as one point. A good system's list shrinks to a few percent of its trials.
     """
     _, group, targets, nontargets = count_by_score(scores, labels)
     kind = np.where(targets == 0, 0, np.where(nontargets == 0, 1, 2))

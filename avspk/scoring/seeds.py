@@ -1,9 +1,9 @@
-"""Means and differences over several trainings: the speakers tested and the seeds trained, in one interval.
+"""Means and differences over several trainings: one interval covers the tested speakers and the trained seeds.
 
-Which speakers stand in a trial list and which seed a training drew are two sources of noise. The first is in the
-replicates of the speaker bootstrap, which all systems share. The second is seen in a handful of trainings only; their
-mean is uncertain by Student's t, whose draws are added to the replicates. Of one training, nothing can be said: its
-interval holds the speakers alone. For two independent groups this is the Behrens-Fisher interval.
+The speakers of a trial list and the seed of a training are two sources of noise. The replicates of the speaker
+bootstrap, which all systems share, contain the first. Only a few trainings show the second; the uncertainty of their
+mean follows Student's t, whose draws are added to the replicates. One training shows nothing about seeds: its
+interval covers the speakers only. For two independent groups this is the Behrens-Fisher interval.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ def difference_of_seeds(
 
     Args:
         first, second: (points (S,), replicates (S, R)) as in `mean_of_seeds`, of one bootstrap.
-        paired: the s-th training of both started from the same seed, so that only differences within seeds vary.
-        rng: for the draws of Student's t; of one training each, none are drawn, and the result is that of
+        paired: the s-th training of both started from the same seed, so only differences within seeds vary.
+        rng: for the draws of Student's t; with one training each, none are drawn, and the result equals
             `bootstrap.paired_difference`.
 
     Raises:
@@ -52,7 +52,7 @@ def difference_of_seeds(
     """
     (points_1, draws_1), (points_2, draws_2) = _checked(*first), _checked(*second)
     if paired and len(points_1) != len(points_2):
-        raise ValueError(f"paired trainings must be as many on both sides, got {len(points_1)} and {len(points_2)}")
+        raise ValueError(f"paired trainings must be equal in number, got {len(points_1)} and {len(points_2)}")
     if paired:
         draws = _with_seed_noise(points_1 - points_2, draws_1 - draws_2, rng)
     else:
@@ -64,7 +64,7 @@ def difference_of_seeds(
 
 
 def _with_seed_noise(points: FloatArray, draws: FloatArray, rng: np.random.Generator) -> FloatArray:
-    """Replicates (R,) of the mean over trainings, spread by what the trainings (S,) tell of the mean's uncertainty."""
+    """Replicates (R,) of the mean over trainings, widened by the uncertainty of the mean of the trainings (S,)."""
     mean, number = draws.mean(axis=0), len(points)
     if number == 1:
         return mean

@@ -1,4 +1,4 @@
-"""The threshold for a false-alarm rate that one can live with."""
+"""The threshold for an acceptable false-alarm rate."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from avspk.scoring.metrics import error_rates
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """Accept scores of `threshold` and more: the shares of non-target and of target trials that this gets wrong."""
+    """Accept scores from `threshold` on; the shares of non-target and of target trials that are then wrong."""
 
     threshold: float
     false_alarm: float
@@ -21,9 +21,9 @@ class OperatingPoint:
 
 
 def threshold_at(scores: ArrayLike, labels: ArrayLike, false_alarm: float) -> OperatingPoint:
-    """The lowest threshold that accepts no more than this share of the non-target trials.
+    """The lowest threshold that accepts at most this share of the non-target trials.
 
-    It lies half way between two scores, so that printing it with some digits less changes no decision.
+    It lies half way between two scores, so printing it with fewer digits changes no decision.
 
     Args:
         scores: (T,).
@@ -33,9 +33,9 @@ def threshold_at(scores: ArrayLike, labels: ArrayLike, false_alarm: float) -> Op
     Raises ValueError on other rates, and as `error_rates`.
     """
     if not 0 < false_alarm < 1:
-        raise ValueError(f"the false-alarm rate is {false_alarm:g}; it must lie between 0 and 1, both excluded")
+        raise ValueError(f"the false-alarm rate is {false_alarm:g}; it must be between 0 and 1, both excluded")
     points = error_rates(scores, labels)
-    # The first point accepts all, more than `false_alarm`; the last one accepts nothing, so there is one between.
+    # The first point accepts all, more than `false_alarm`; the last one accepts nothing, so one of them qualifies.
     place = int(np.argmax(points.p_fa <= false_alarm * (1 + 1e-12)))
     rejected, accepted = points.thresholds[place - 1], points.thresholds[place]
     middle = (rejected + accepted) / 2 if math.isfinite(rejected + accepted) else np.nextafter(rejected, np.inf)

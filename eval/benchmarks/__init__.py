@@ -1,1 +1,1 @@
-"""What eval/benchmark.py runs: one file a benchmark, each a function (device, sizes) that yields figures."""
+"""The benchmarks of eval/benchmark.py: one file each, with a function (device, sizes) that yields figures."""

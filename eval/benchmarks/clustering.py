@@ -1,8 +1,9 @@
-"""K-means: its iterations against faiss-cpu's and a plain matrix product, its whole fit against scikit-learn's KMeans.
+"""K-means: iterations against faiss-cpu and a plain matrix product, the whole fit against scikit-learn's KMeans.
 
 Rows are unit vectors around as many random directions as there are clusters, sizes uneven; with the default noise the
-clusters overlap. An iteration is timed as six from one start less one, over five. On a GPU also VoxCeleb2's size: 20
-iterations over 1,092,009 x 448, K = 7,500, k-means++ included; scikit-learn is left out there. faiss-cpu is optional.
+clusters overlap. The time of an iteration is (six iterations - one iteration) / 5 from one start. On a GPU also
+VoxCeleb2's size: 20 iterations over 1,092,009 x 448, K = 7,500, k-means++ included, without scikit-learn. faiss-cpu is
+optional.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from benchmarks.measure import WALL, Clock, clock_on
 
 @dataclass(frozen=True)
 class Sizes:
-    """`noise`: length of the noise, in lengths of the directions. `large_*`: of the run on a GPU."""
+    """`noise`: length of the noise, relative to the directions. `large_*`: for the run on a GPU."""
 
     rows: int = 100_000
     dim: int = 448
@@ -40,7 +41,7 @@ class Sizes:
 
 
 def run(device: torch.device, sizes: Sizes) -> Iterator[Figure]:
-    """Iterations, fits, and the large run of a GPU."""
+    """Iterations, fits, and the large run on a GPU."""
     values, truth = embeddings(sizes.rows, sizes.dim, sizes.clusters, sizes.noise)
     yield from compare_iterations(values, sizes, device)
     if device.type == "cuda":
@@ -90,7 +91,7 @@ def compare_iterations(values: np.ndarray, sizes: Sizes, device: torch.device) -
 
 
 def plain_lloyd(rows: Tensor, start: Tensor, iterations: int, chunk: int = 4096) -> Tensor:
-    """Lloyd's algorithm as one writes it: the labels after so many updates of the centroids."""
+    """Plain Lloyd's algorithm: the labels after `iterations` updates of the centroids."""
     centroids = start
     for _ in range(iterations + 1):
         norms = centroids.square().sum(1)
@@ -102,7 +103,7 @@ def plain_lloyd(rows: Tensor, start: Tensor, iterations: int, chunk: int = 4096)
 
 
 def faiss_lloyd(values: np.ndarray, start: np.ndarray) -> Callable[[int], object]:
-    """A call that makes so many iterations of faiss on as many threads as torch has."""
+    """A call that makes a number of iterations of faiss on as many threads as torch has."""
     import faiss
 
     faiss.omp_set_num_threads(torch.get_num_threads())
@@ -115,7 +116,7 @@ def faiss_lloyd(values: np.ndarray, start: np.ndarray) -> Callable[[int], object
 
 
 def compare_fits(values: np.ndarray, truth: np.ndarray, clusters: int, clock: Clock) -> Iterator[Figure]:
-    """Whole fits with their defaults, initialisation included: seconds, objective, agreement with the truth."""
+    """Whole fits with default settings, initialisation included: seconds, objective, agreement with the truth."""
     results: dict[str, Any] = {}
 
     def ours() -> None:

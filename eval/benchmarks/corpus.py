@@ -1,4 +1,4 @@
-"""Sound and settings that several benchmarks share: wavs as long as VoxCeleb2's, the paper's config over them."""
+"""Sound and settings that several benchmarks share: wavs as long as VoxCeleb2's, with the paper's config."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def write_sound(folder: Path, seconds: Iterable[float], seed: int = 0) -> list[P
 
 
 def write_corpus(folder: Path, files: int, utterances: int) -> Path:
-    """A manifest of `utterances` rows over `files` wavs of VoxCeleb2's mean length; its path."""
+    """Write a manifest of `utterances` rows over `files` wavs of VoxCeleb2's mean length; returns its path."""
     (folder / "audio").mkdir(parents=True, exist_ok=True)
     write_sound(folder / "audio", [VOXCELEB2_SECONDS] * files)
     rows = np.arange(utterances)

@@ -1,9 +1,9 @@
-"""DINO loss over 65,536 outputs: peak of memory, time and gradient against the textbook form.
+"""DINO loss over 65,536 outputs: peak memory, time and gradient against the textbook form.
 
 Textbook: all student logits at once, a log-softmax and a cross-entropy for each pair of a teacher and another student
 view, gradients by autograd. Forward and backward of both, from the same bottleneck features, prototypes and targets.
-Memory on a CPU: highest resident memory of a fresh process less what it held before the loss; on a GPU: what torch's
-allocator held at most, less what it held before. Features, prototypes and targets themselves are in neither.
+Memory on a CPU: peak resident memory of a fresh process minus its memory before the loss; on a GPU: the same of torch's
+allocator. Neither includes features, prototypes and targets.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from benchmarks.measure import GIB, clock_on, in_child, peak_gib, resident_gib, 
 
 TEMPERATURE = 0.1
 TOLERANCE = 1e-5  # of the gradients' difference, as a share of the largest gradient
-NAMED = "textbook: a log-softmax and a cross-entropy a pair of views"
+NAMED = "textbook: a log-softmax and a cross-entropy per pair of views"
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ LOSSES: dict[str, Loss] = {"ours": ours, "textbook": textbook}
 
 
 def run(device: torch.device, sizes: Sizes) -> Iterator[Figure]:
-    """Peak memory, seconds, and how far the gradients are apart."""
+    """Peak memory, seconds, and the difference of the gradients."""
     suffix = f"batch {sizes.batch}, {sizes.outputs:,} outputs"
     measured = {name: _peak(name, device, sizes) for name in LOSSES}
     yield cost(f"DINO loss: peak memory, {suffix}", "GiB", [measured["ours"]], [measured["textbook"]], NAMED)
@@ -81,13 +81,13 @@ def make_inputs(device: torch.device, sizes: Sizes) -> tuple[Tensor, Tensor, Ten
     student /= student.norm(dim=2, keepdim=True)
     prototypes /= prototypes.norm(dim=1, keepdim=True)
     targets = torch.empty(sizes.global_views, sizes.batch, sizes.outputs, device=device)
-    for row in range(sizes.batch):  # at once it would take more memory than what is to be measured
+    for row in range(sizes.batch):  # all rows together would take more memory than the measured loss
         targets[:, row] = torch.softmax(student[: sizes.global_views, row] @ prototypes.T / 0.04, dim=-1)
     return student, prototypes, targets
 
 
 def gradients(loss: Loss, inputs: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """Of the student's features and of the prototypes."""
+    """Gradients of the student's features and of the prototypes."""
     student, prototypes = (value.detach().requires_grad_() for value in inputs[:2])
     loss(student, prototypes, inputs[2]).backward()
     assert student.grad is not None
@@ -96,7 +96,7 @@ def gradients(loss: Loss, inputs: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor
 
 
 def largest_difference(mine: tuple[Tensor, ...], theirs: tuple[Tensor, ...]) -> float:
-    """As a share of the largest gradient of the same kind."""
+    """Largest difference, as a share of the largest gradient of the same kind."""
     pairs = zip(mine, theirs, strict=True)
     return max(float((a - b).abs().max() / b.abs().max()) for a, b in pairs)
 
@@ -106,7 +106,7 @@ def _peak(name: str, device: torch.device, sizes: Sizes) -> float:
 
 
 def peak(name: str, device: str, sizes: Sizes) -> float:
-    """GiB that forward and backward of a loss take on top of their inputs; to be called in a fresh process."""
+    """GiB that forward and backward of a loss take in addition to their inputs; call it in a fresh process."""
     inputs = make_inputs(torch.device(device), sizes)
     if device != "cpu":
         torch.cuda.reset_peak_memory_stats()

@@ -1,7 +1,7 @@
-"""`avspk embed` on many files, against what it did before: one process that calls `SpeakerModel.embed` file by file.
+"""`avspk embed` on many files, against its earlier form: one process that calls `SpeakerModel.embed` file by file.
 
-Whole commands on the wall, start and loading included, ECAPA c512 with random weights. The files are wavs of 2 to 12 s,
-or with `folder` so many of a folder's, of every kind that is there.
+Wall time of whole commands, start and loading included, ECAPA c512 with random weights. The files are wavs of 2 to
+12 s, or with `folder` a number of files from a folder, of every kind in it.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Sizes:
 
 
 def run(device: torch.device, sizes: Sizes) -> Iterator[Figure]:
-    """Files a second in float32 and in what `--precision auto` takes; the lowest cosine with one by one."""
+    """Files a second in float32 and with `--precision auto`; the lowest cosine with one by one."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         paths, model = files_of(folder, sizes), write_ours(folder / "model", sizes.channels)
@@ -80,6 +80,6 @@ def call(*arguments: object) -> None:
 
 
 def lowest_cosine(first: np.ndarray, second: np.ndarray) -> float:
-    """Of rows (n, D) and (n, D), in float64."""
+    """Lowest cosine of rows (n, D) and (n, D), in float64."""
     first, second = (rows / np.linalg.norm(rows.astype(np.float64), axis=1, keepdims=True) for rows in (first, second))
     return float((first * second).sum(axis=1).min())

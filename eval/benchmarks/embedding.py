@@ -1,6 +1,6 @@
 """Whole-utterance embeddings of ECAPA c512: `SpeakerModel.embed_files` in batches of equal length, against one by one.
 
-Lengths are of 4 to 20 s, on a grid so coarse that a few files share each: in a set of VoxCeleb1's size a hundred do.
+Lengths are 4 to 20 s on a coarse grid, so that a few files share each; in a set of VoxCeleb1's size about 100 do.
 """
 
 from __future__ import annotations

@@ -18,8 +18,8 @@ KEYS = ("name", "ours", "baseline", "ratio", "unit", "baseline_is")
 class Figure:
     """One measured figure.
 
-    `baseline_is` says what the baseline is or, without one, whatever a reader must know. `spread`: lowest and highest
-    ratio of single turns, or of our figure where there is no baseline.
+    `baseline_is` names the baseline or, without one, gives a remark. `spread`: lowest and highest
+    ratio of single turns, or of our figure if there is no baseline.
     """
 
     name: str
@@ -38,7 +38,7 @@ class Figure:
         return self.ours / self.baseline if self.more_is_better else self.baseline / self.ours
 
     def record(self) -> dict[str, Any]:
-        """What stands in benchmark.json, figures with five digits."""
+        """The record for benchmark.json, figures with five digits."""
         numbers = {"ours": self.ours, "baseline": self.baseline, "ratio": self.ratio}
         rounded = {key: None if value is None else float(f"{value:.5g}") for key, value in numbers.items()}
         return {"name": self.name, **rounded, "unit": self.unit, "baseline_is": self.baseline_is}
@@ -63,7 +63,7 @@ def _columns(name: str, ours: str, baseline: str, unit: str, ratio: str, spread:
 def cost(
     name: str, unit: str, ours: Sequence[float], baseline: Sequence[float] = (), baseline_is: str | None = None
 ) -> Figure:
-    """Seconds (or gigabytes) of one or more turns, less being better: medians, and their ratio."""
+    """Seconds (or gigabytes) of one or more turns, less is better: medians, and their ratio."""
     spread = [theirs / mine for mine, theirs in zip(ours, baseline, strict=True)] if baseline else list(ours)
     median = statistics.median(baseline) if baseline else None
     return Figure(name, statistics.median(ours), unit, median, baseline_is, False, _ends(spread))
@@ -77,7 +77,7 @@ def rate(
     baseline: Sequence[float] = (),
     baseline_is: str | None = None,
 ) -> Figure:
-    """`amount` per second from the seconds of one or more turns, more being better: medians, and their ratio."""
+    """`amount` per second from the seconds of one or more turns, more is better: medians, and their ratio."""
     ratios = [theirs / mine for mine, theirs in zip(ours, baseline, strict=True)] if baseline else []
     median = amount / statistics.median(baseline) if baseline else None
     spread = ratios if baseline else [amount / seconds for seconds in ours]
@@ -93,10 +93,10 @@ class ResultsError(ValueError):
 
 
 class Results:
-    """benchmark.json of a folder: a list of records by name. What it held before stays until measured again."""
+    """benchmark.json of a folder: a list of records by name. Existing records stay until measured again."""
 
     def __init__(self, folder: Path) -> None:
-        """Raises ResultsError if the file is there but is no list of records."""
+        """Raises ResultsError if the file exists but is not a list of records."""
         self.path = folder / "benchmark.json"
         self.records: dict[str, dict[str, Any]] = {}
         if self.path.is_file():
@@ -104,10 +104,12 @@ class Results:
                 records = json.loads(self.path.read_text(encoding="utf-8"))
                 self.records = {record["name"]: record for record in records}
             except (ValueError, TypeError, KeyError) as error:
-                raise ResultsError(f"{self.path} is no list of figures: remove it, or choose another --out") from error
+                raise ResultsError(
+                    f"{self.path} is not a list of figures: remove it or choose another --out"
+                ) from error
 
     def add(self, figure: Figure) -> None:
-        """Take the figure in and write the file, whole or not at all."""
+        """Add the figure and write the file atomically."""
         self.records[figure.name] = figure.record()
         lines = ",\n".join(" " + json.dumps(record) for record in self.records.values())
         with whole_or_absent(self.path) as part:

@@ -1,10 +1,10 @@
 """Front ends: reverberation, noise and fbank against crop by crop; faces against torchvision, image by image.
 
 One example is the paper's: 2 crops of 3 s and 4 of 2 s, each with reverberation or one noise, then log mel features.
-Ours is `AudioAugment` and `Fbank` on batches, the baseline `per_utterance`. Both get the same numbers and must give the
-same features, which is checked first. Faces: 2 global and 4 local crops of an example with `ImageAugment` against
+Ours is `AudioAugment` and `Fbank` on batches, the baseline `per_utterance`. Both get the same parameters and must give
+the same features, which is checked first. Faces: 2 global and 4 local crops of an example with `ImageAugment` against
 torchvision's transforms of the same kinds and rates. On a CPU one thread each and CPU seconds; on a GPU ours runs
-there, the baseline on one core, seconds on the wall.
+there, the baseline on one core, in wall time.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def run(device: torch.device, sizes: Sizes) -> Iterator[Figure]:
 
 
 def audio_jobs(folder: Path, device: torch.device, sizes: Sizes) -> dict[str, Callable[[], object]]:
-    """What takes turns: ours, the baseline with either kind of noise, and both ways of making features alone."""
+    """The jobs to time: ours, the baseline with either kind of noise, and both ways of making features alone."""
     pack, files = write_noises(folder, sizes.files_per_category, sizes.noise_share)
     augment, fbank = AudioAugment(pack).to(device), Fbank().to(device)
     cut = np.random.default_rng(0).normal(0, 0.1, CROPS[0][1]).astype(np.float32)
@@ -91,7 +91,7 @@ def check_equal(ours: list[Tensor], theirs: list[Tensor]) -> None:
 
 
 def face_jobs(device: torch.device, batch: int) -> dict[str, Callable[[], object]]:
-    """Ours in batches, numbers drawn image by image; torchvision image by image."""
+    """Ours in batches with parameters drawn per image; torchvision image by image."""
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (batch, 112, 112, 3), dtype=np.uint8)
     ours = [(ImageAugment(size).to(device), ImagePolicy(scale=scale), count) for count, size, scale in FACES]
@@ -113,7 +113,7 @@ def face_jobs(device: torch.device, batch: int) -> dict[str, Callable[[], object
 
 
 def torchvision_transform(size: int, scale: tuple[float, float]) -> Any:
-    """The transforms that an image policy's defaults stand for."""
+    """The torchvision transforms equivalent to an image policy's defaults."""
     from torchvision.transforms import v2
 
     return v2.Compose([
@@ -128,5 +128,5 @@ def torchvision_transform(size: int, scale: tuple[float, float]) -> Any:
 
 
 def as_tensors(numbers: dict[str, np.ndarray]) -> dict[str, Tensor]:
-    """The same numbers as tensors."""
+    """The same parameters as tensors."""
     return {name: torch.from_numpy(value) for name, value in numbers.items()}

@@ -1,10 +1,10 @@
 """A dry run at VoxCeleb2's full size without media: 1,092,009 rows, 5,994 true identities, 192 + 256 dimensions.
 
-Every part runs the code that a training runs, in a fresh process that reads what the part before wrote: manifest,
-embeddings, joint clustering, class vectors, labels, cluster-aware order of an epoch, gate over stored losses, and what
-a round writes down about gate and correction. Seconds are those of the calls named, without what prepares them; peaks
+Every part runs the code of a training in a fresh process that reads the files of the part before: manifest,
+embeddings, joint clustering, class vectors, labels, cluster-aware order of an epoch, gate over stored losses, and the
+tables that a round writes about gate and correction. Seconds are those of the named calls, without preparation; peaks
 of memory are those of the whole process. The k-means has a smaller K and fewer iterations than the paper's 7,500 and
-30: its time goes with their product.
+30: its time is proportional to their product.
 """
 
 from __future__ import annotations
@@ -64,12 +64,12 @@ class Sizes:
 
 
 Seconds = dict[str, float]
-"""What was called -> how long it took."""
+"""Name of the call -> seconds."""
 
 
 def run(device: torch.device, sizes: Sizes) -> Iterator[Figure]:
     """Seconds of every part, and the peak memory of its process."""
-    del device  # what a GPU does at this size is in `clustering` and `training`
+    del device  # `clustering` and `training` measure a GPU at this size
     with tempfile.TemporaryDirectory() as folder:
         for name, part in PARTS.items():
             measured = in_child(part, Path(folder), sizes)
@@ -87,7 +87,7 @@ class Watch:
         self.seconds: Seconds = {}
 
     def __call__(self, name: str, function: Callable[[], object]) -> object:
-        """Call, and note how long it took."""
+        """Call, and record the time."""
         results: list[object] = []
         self.seconds[name] = CPU_TIME(lambda: results.append(function()))
         return results[0]
@@ -127,7 +127,7 @@ def manifest(folder: Path, sizes: Sizes) -> Seconds:
 
 
 def embeddings(folder: Path, sizes: Sizes) -> Seconds:
-    """Rows around a direction a speaker, NaN where there is no face, written block by block as embedding does."""
+    """Rows around one direction per speaker, NaN without a face, written block by block like real embeddings."""
     speakers, rng, watch = speakers_of(sizes), np.random.default_rng(2), Watch()
     faces = read_utterances(folder / "manifest.parquet").table["num_crops"].to_numpy() > 0
 
@@ -149,18 +149,18 @@ def embeddings(folder: Path, sizes: Sizes) -> Seconds:
 
 
 def read_embeddings(folder: Path) -> dict[str, np.ndarray]:
-    """Memory-mapped, as the pipeline holds them."""
+    """Memory-mapped, as in the pipeline."""
     return {modality: np.load(folder / f"{modality}.npy", mmap_mode="r") for modality in MODALITIES}
 
 
 def usable(folder: Path) -> dict[str, np.ndarray]:
-    """Which utterances have which modality."""
+    """Modality -> utterances that have it."""
     table = read_utterances(folder / "manifest.parquet").table
     return {"audio": np.ones(len(table), bool), "face": table["num_crops"].to_numpy() > 0}
 
 
 def clustering(folder: Path, sizes: Sizes) -> Seconds:
-    """Joint clustering, its k-means cut short: the papers' way, and metric-refined with Ward's method on centroids."""
+    """Joint clustering with a short k-means: the papers' way, and metric-refined with Ward's method on centroids."""
     watch, rows, present = Watch(), read_embeddings(folder), usable(folder)
     plain = JointKmeansSettings(iterations=sizes.iterations)
     refined = MetricSettings(refinements=1, centroids=sizes.centroids, iterations=sizes.iterations)
@@ -172,7 +172,7 @@ def clustering(folder: Path, sizes: Sizes) -> Seconds:
 
 
 def labels(folder: Path, sizes: Sizes) -> Seconds:
-    """Labels as a round has them: of the true speakers split into K, one in ten wrong; written, read, judged."""
+    """Labels like those of a round: true speakers split into K, one in ten wrong; written, read, judged."""
     watch, rng = Watch(), np.random.default_rng(3)
     speakers, extra = speakers_of(sizes), sizes.labels - sizes.speakers
     split = (speakers < extra) & (rng.random(sizes.utterances) < 0.5)
@@ -199,7 +199,7 @@ def read_labels(folder: Path) -> np.ndarray:
 
 
 def classes(folder: Path, sizes: Sizes) -> Seconds:
-    """Where the classifiers start."""
+    """Initial vectors of the classifiers."""
     watch, found = Watch(), read_labels(folder)
     for modality, rows in read_embeddings(folder).items():
         watch(f"class vectors, {modality}", lambda: class_vectors(rows, found, HOST))  # noqa: B023
@@ -225,7 +225,7 @@ def sampler(folder: Path, sizes: Sizes) -> Seconds:
 
 
 def a_round(folder: Path, sizes: Sizes) -> Seconds:
-    """A round's gate, and what it writes down at an epoch's end, over stored losses of both modalities."""
+    """A round's gate, and its tables at the end of an epoch, over stored losses of both modalities."""
     watch, rng = Watch(), np.random.default_rng(4)
     config = paper_config(folder / "manifest.parquet", SMALL_ENCODERS)
     stage = make_round(folder, config)
@@ -256,7 +256,7 @@ def make_round(folder: Path, config: Config) -> Refine:
 
 
 def note(stage: Refine, rows: torch.Tensor, sizes: Sizes) -> None:
-    """As a round's steps do: what replaces the labels of a batch's doubtful rows."""
+    """Record replacements of a batch's doubtful rows, like a round's steps."""
     for index in rows.split(sizes.batch):
         stage.ledger.record_replacements(index, torch.randint(sizes.labels, (len(index),)), torch.rand(len(index)))
 

@@ -35,7 +35,7 @@ def run(device: torch.device, sizes: Sizes) -> Iterator[Figure]:
 
 
 def draw_losses(num: int) -> np.ndarray:
-    """As of a round: log losses of right labels around 0.1, of wrong ones, one in five, around 8; float32 (num,)."""
+    """Losses as in a round: log losses of right labels around 0.1, of wrong ones (20 %) around 8; float32."""
     rng = np.random.default_rng(0)
     wrong = rng.random(num) < 0.2
     return np.exp(np.where(wrong, rng.normal(2.1, 0.4, num), rng.normal(-2.3, 1.2, num))).astype(np.float32)

@@ -1,7 +1,7 @@
 """Reading and cutting: examples a second from wav for the paper's stage-1 audio views (2 x 3 s + 4 x 2 s).
 
-Ours is `AudioViews` behind `ViewDataset`, numbers of the augmentation and collation included; the baseline is the same
-but for the cutting: soundfile reads the whole file for each crop. Files lie in the page cache.
+Ours is `AudioViews` behind `ViewDataset`, including augmentation parameters and collation. The baseline differs only
+in the cutting: soundfile reads the whole file for each crop. Files are in the page cache.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from benchmarks.measure import CPU_TIME, WALL, take_turns
 
 @dataclass(frozen=True)
 class Sizes:
-    """Examples are read once a turn."""
+    """Each turn reads all examples once."""
 
     examples: int = 2048
     files: int = 512
@@ -39,7 +39,7 @@ class Sizes:
 
 
 class WholeFiles(AudioViews):
-    """The plain way to cut: the file is read anew, whole, for every crop."""
+    """The plain way to cut: reads the whole file for every crop."""
 
     def _fill(self, wanted: Sequence[Segment]) -> None:
         for row, start, segment in wanted:
@@ -49,7 +49,7 @@ class WholeFiles(AudioViews):
 
 def run(device: torch.device, sizes: Sizes) -> Iterator[Figure]:
     """Examples a second through a loader with workers, and of one process's CPU time."""
-    del device  # loaders know none
+    del device  # loaders use none
     with tempfile.TemporaryDirectory() as scratch:
         ours, baseline = (reader(Path(scratch), sizes, views) for views in (AudioViews, WholeFiles))
         named = "soundfile reads the whole file for each crop"
@@ -63,7 +63,7 @@ def run(device: torch.device, sizes: Sizes) -> Iterator[Figure]:
 
 
 def reader(folder: Path, sizes: Sizes, views: type[AudioViews]) -> Callable[[int], None]:
-    """A call that reads all examples once with so many workers."""
+    """A call that reads all examples once with a number of workers."""
     if not (folder / "manifest.parquet").is_file():
         write_corpus(folder, sizes.files, sizes.examples)
     config = paper_config(folder / "manifest.parquet")

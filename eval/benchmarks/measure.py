@@ -33,7 +33,7 @@ class Clock:
     now: Callable[[], float]
 
     def __call__(self, function: Callable[[], object]) -> float:
-        """How long a call takes."""
+        """Seconds of a call."""
         start = self.now()
         function()
         return self.now() - start
@@ -49,12 +49,12 @@ CPU_TIME = Clock("CPU s", time.process_time)
 
 
 def clock_on(device: torch.device) -> Clock:
-    """The wall on a GPU. On a CPU, CPU time: other work on the machine matters little to it."""
+    """Wall time on a GPU. On a CPU, CPU time, because other work on the machine affects it little."""
     return CPU_TIME if device.type == "cpu" else WALL
 
 
 def take_turns(jobs: Mapping[str, Callable[[], object]], turns: int, clock: Clock) -> dict[str, list[float]]:
-    """Seconds of every job in every turn, after one that warms up; in a turn the jobs run one after the other."""
+    """Seconds of every job in every turn, after a warm-up turn; in a turn the jobs run one after the other."""
     seconds: dict[str, list[float]] = {name: [] for name in jobs}
     for job in jobs.values():
         job()
@@ -66,7 +66,7 @@ def take_turns(jobs: Mapping[str, Callable[[], object]], turns: int, clock: Cloc
 
 @contextmanager
 def threads(count: int) -> Iterator[None]:
-    """This many threads of torch and of the libraries below numpy and scikit-learn, for a while."""
+    """Use this many threads in torch and in the libraries of numpy and scikit-learn inside the block."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -82,7 +82,7 @@ def cores() -> int:
 
 
 class Measured(NamedTuple):
-    """What a child process did: its result, and its memory at the start and at the peak in GiB."""
+    """Result of a child process, and its memory at the start and at the peak in GiB."""
 
     result: Any
     before: float
@@ -90,7 +90,7 @@ class Measured(NamedTuple):
 
 
 def in_child(function: Callable[..., Any], *arguments: Any) -> Measured:
-    """Call a function of a module in a fresh process, whose peak of memory is nobody else's."""
+    """Call a function of a module in a fresh process, so that its peak memory is its own."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         return pool.submit(_measured, function, torch.get_num_threads(), *arguments).result()
@@ -104,7 +104,7 @@ def _measured(function: Callable[..., Any], num_threads: int, *arguments: Any) -
 
 def peak_gib() -> float:
     """Highest resident memory of this process so far, GiB."""
-    # VmHWM is this program's own; ru_maxrss of a child starts at what its parent held.
+    # VmHWM counts this program only; ru_maxrss of a child starts at its parent's memory.
     return _status("VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 

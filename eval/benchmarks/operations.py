@@ -1,9 +1,9 @@
-"""What the paper's recipe costs on VoxCeleb2, in operations and memory counted on the real modules without content.
+"""Cost of the paper's recipe on VoxCeleb2: operations and memory, counted on the real modules without data.
 
 Multiplications and additions of matrix products and convolutions, forward and backward (`torch.utils.flop_counter`);
-normalisation, activations, augmentation and fbank are not counted. Divided by a rate that a device sustains in such
+normalisation, activations, augmentation and fbank are not counted. Divided by a device's sustained rate in such
 steps, they give its hours: 1 EFLOP at 100 TFLOP/s takes 2.8. Memory is what the student keeps in bfloat16 for the
-backward pass, the most of a step's; it grows with the examples that a process takes at once.
+backward pass, the largest part of a step's; it grows with the examples that a process takes at once.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from benchmarks.corpus import PAPER, VOXCELEB2_UTTERANCES
 from benchmarks.figures import Figure
 from benchmarks.measure import GIB
 
-BATCH = 2  # batch norm wants two; every count is of one example
-FBANK = Fbank()  # tells how many frames a crop has
+BATCH = 2  # batch norm needs two; every count is for one example
+FBANK = Fbank()  # gives the number of frames of a crop
 GIGA, EXA = 1e9, 1e18
 NO_BASELINE = "no baseline; counted, not measured"
 
@@ -44,7 +44,7 @@ class Sizes:
 
 def run(device: torch.device, sizes: Sizes) -> Iterator[Figure]:
     """GFLOP of an example in either stage, EFLOP of all stage 1 and of all rounds."""
-    del device  # shapes are all that counts
+    del device  # only shapes matter
     config = load_config(PAPER, list(sizes.overrides))
     pretrain = {name: dino_step(config, name) for name in config.modalities}
     refine = {name: refine_step(config, name, sizes.pseudo_speakers) for name in config.modalities}
@@ -73,14 +73,14 @@ def dino_step(config: Config, modality: str) -> float:
         with torch.no_grad():
             teacher = branch(groups[:1], BATCH)
             teacher.bottleneck @ teacher.prototypes.T
-        # The loss comes down to the logits of every view; its softmax is no matrix product.
+        # The loss reduces to the logits of every view; its softmax is not a matrix product.
         (student.bottleneck @ student.prototypes.T).sum().backward()
 
     return _count(step) / BATCH
 
 
 def kept_for_backward(config: Config, modality: str) -> float:
-    """Bytes an example: what twice the batch keeps more, which leaves out the weights."""
+    """Bytes per example: the increase for twice the batch, which leaves out the weights."""
     branch = _dino_branch(config, modality)
     kept = [_kept_bytes(partial(branch, _views(config, modality, batch), batch)) for batch in (BATCH, 2 * BATCH)]
     return (kept[1] - kept[0]) / BATCH
@@ -101,7 +101,7 @@ def _kept_bytes(forward: Callable[[], object]) -> int:
 
 
 def refine_step(config: Config, modality: str, num_classes: int) -> float:
-    """Operations of one example of a round whose label is doubted: a clean view is classified as well."""
+    """Operations of one example with a doubtful label in a round: a clean view is classified as well."""
     encoder = _encoder(config, modality)
     branch = ClassifierBranch(encoder, CosineClassifier(encoder.embedding_dim, num_classes))
 

@@ -1,11 +1,10 @@
-"""Packed sound against a file each: examples a second and files opened, with warm and with empty caches.
+"""Packed sound against one file per utterance: examples a second and opened files, with warm and empty caches.
 
 Wavs of VoxCeleb2's mean length are packed by `pack_sound`, in both formats. `AudioViews` then cuts the same crops from
 the files and from the packs, of stage 1 (2 x 3 s + 4 x 2 s of one utterance) and of a round (3 s), utterances in random
-order. Warm: everything lies in the page cache; one process by CPU time, two on the wall. Cold: the page cache, folders
-and inodes included, is emptied before every turn, for which one has to be root and to ask (`cold=true`: it slows down
-whatever else the machine does); seconds on the wall. Openings are counted by the
-kernel (inotify), since decoders open files without Python's knowledge.
+order. Warm: everything is in the page cache; one process in CPU time, two in wall time. Cold: the page cache, with
+folders and inodes, is emptied before every turn. This needs root and `cold=true`, because it slows down all other
+work on the machine; wall time. The kernel (inotify) counts openings, because decoders open files without Python.
 """
 
 from __future__ import annotations
@@ -38,13 +37,13 @@ EXAMPLES = {
     "stage 1": {"global": AudioGroup(2, 3.0, AudioPolicy()), "local": AudioGroup(4, 2.0, AudioPolicy())},
     "a round": {"refine": AudioGroup(1, 3.0, AudioPolicy())},
 }
-NAMED = "a wav file an utterance"
+NAMED = "one wav file per utterance"
 CACHES = Path("/proc/sys/vm/drop_caches")
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Every utterance is read once a turn. `cold`: also with the machine's caches emptied."""
+    """Each turn reads every utterance once. `cold`: also with the machine's caches emptied."""
 
     files: int = 2000
     turns: int = 3
@@ -53,7 +52,7 @@ class Sizes:
 
 def run(device: torch.device, sizes: Sizes) -> Iterator[Figure]:
     """Packing, then reading, for both formats."""
-    del device  # loaders know none
+    del device  # loaders use none
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         plain = write_corpus(folder, sizes.files, sizes.files)
@@ -87,7 +86,7 @@ def require_equal(kind: str, folder: Path, manifests: Mapping[str, Path], rows: 
 
 
 def openings(kind: str, folder: Path, manifests: Mapping[str, Path], rows: Sequence[int]) -> Iterator[Figure]:
-    """Files opened an example, by a process whose shards are open already."""
+    """Files opened per example, by a process whose shards are already open."""
     rows = rows[:1000]  # the kernel keeps 16,384 events until they are read
     counts = {}
     for name, manifest in manifests.items():
@@ -99,7 +98,7 @@ def openings(kind: str, folder: Path, manifests: Mapping[str, Path], rows: Seque
                 views([row], generator(0, row))
         counts[name] = count[0] / len(rows)
     for packed in get_args(PackFormat):
-        name = f"packed sound: {kind}, {packed}, files opened an example"
+        name = f"packed sound: {kind}, {packed}, files opened per example"
         yield Figure(name, counts[packed], "openings", None, f"{counts['files']:g}: {NAMED}")
 
 
@@ -123,7 +122,7 @@ def rates(
 
 
 def cold_turns(jobs: Mapping[str, Callable[[], object]], turns: int) -> dict[str, list[float]]:
-    """As `take_turns`, with nothing in the page cache when a job begins."""
+    """As `take_turns`, with an empty page cache at the start of each job."""
     seconds: dict[str, list[float]] = {name: [] for name in jobs}
     for _ in range(turns):
         for name, job in jobs.items():
@@ -137,7 +136,7 @@ def cold_turns(jobs: Mapping[str, Callable[[], object]], turns: int) -> dict[str
 def readers(
     kind: str, folder: Path, manifests: Mapping[str, Path], processes: int
 ) -> Iterator[Callable[[str, Sequence[int]], object]]:
-    """A call that cuts the examples of rows, shared between so many processes that are there already."""
+    """A call that cuts the examples of rows, shared between a number of processes that already run."""
     if processes == 1:
         prepare_reader(kind, folder, manifests)
         yield read_rows
@@ -154,7 +153,7 @@ _VIEWS: dict[str, AudioViews] = {}
 
 
 def prepare_reader(kind: str, folder: Path, manifests: Mapping[str, Path]) -> None:
-    """What a loader process has when it begins."""
+    """Objects that a loader process has at its start."""
     noise = read_noise_pack(folder / "noise")
     for name, manifest in manifests.items():
         _VIEWS[name] = AudioViews(read_utterances(manifest), EXAMPLES[kind], noise)
@@ -168,7 +167,7 @@ def read_rows(name: str, rows: Sequence[int]) -> None:
 
 @contextmanager
 def counted_opens(folder: Path) -> Iterator[list[int]]:
-    """How often files directly in this folder were opened, by whomever: a list that holds the number at the end."""
+    """How often any process opened files directly in this folder: a list that holds the number at the end."""
     libc, opened = ctypes.CDLL(None, use_errno=True), 0x20  # IN_OPEN
     descriptor = libc.inotify_init1(os.O_NONBLOCK)
     if descriptor < 0 or libc.inotify_add_watch(descriptor, os.fsencode(folder), opened) < 0:
@@ -183,7 +182,7 @@ def counted_opens(folder: Path) -> Iterator[list[int]]:
 
 
 def _read_events(descriptor: int) -> int:
-    """Openings reported since the last look; 0 when there are no more. A folder itself, listed, does not count."""
+    """Openings reported since the last call; 0 if there are none. Listing the folder itself does not count."""
     try:
         content = os.read(descriptor, 1 << 20)
     except BlockingIOError:

@@ -1,8 +1,8 @@
 """Embeddings of files against speechbrain's `EncoderClassifier`: from disk to an array, and from a cold start.
 
 Wavs of 4 to 20 s, ECAPA c512 with random weights on both sides, float32. Ours: `SpeakerModel.embed_files` (batches of
-equal length) and `SpeakerModel.embed` (one by one); theirs: `load_audio` and `encode_batch`, file by file, the way its
-documentation shows. Cold: a new process that imports, loads the model from its folder and embeds one file; CPU seconds
+equal length) and `SpeakerModel.embed` (one by one); theirs: `load_audio` and `encode_batch`, file by file, as in their
+documentation. Cold: a new process that imports, loads the model from its folder and embeds one file; CPU seconds
 of that process on both sides, files in the page cache.
 """
 
@@ -31,7 +31,7 @@ from benchmarks.peer_training import speechbrain_ecapa
 from benchmarks.peers import missing, named
 
 PEER = ("speechbrain",)
-# What speechbrain's pretrained speaker models have in their folder, the classifier left out.
+# Content of the folder of speechbrain's pretrained speaker models, without the classifier.
 HYPERPARAMETERS = """
 compute_features: !new:speechbrain.lobes.features.Fbank
     n_mels: 80
@@ -95,7 +95,7 @@ def write_ours(folder: Path, channels: int) -> Path:
 
 
 def write_theirs(folder: Path, channels: int) -> Path:
-    """A model folder as `from_hparams` takes it."""
+    """A model folder for `from_hparams`."""
     folder.mkdir()
     torch.save(speechbrain_ecapa(channels).state_dict(), folder / "embedding_model.ckpt")
     text = HYPERPARAMETERS.format(channels=channels, aggregate=3 * channels, folder=folder)
@@ -104,7 +104,7 @@ def write_theirs(folder: Path, channels: int) -> Path:
 
 
 def warm(device: torch.device, paths: list[Path], folders: dict[str, Path], sizes: Sizes) -> Iterator[Figure]:
-    """Files a second by models that are loaded."""
+    """Files a second with loaded models."""
     encoder = EcapaTdnn(channels=sizes.channels, aggregate_channels=3 * sizes.channels)
     model = SpeakerModel(encoder, Fbank(), np.zeros(encoder.embedding_dim, np.float32), {}, device)
     jobs: dict[str, Any] = {
@@ -132,7 +132,7 @@ def cold(path: Path, folders: dict[str, Path], sizes: Sizes) -> Figure:
     for turn in range(sizes.cold_turns + 1):
         for name, folder in folders.items():
             seconds = child_seconds([sys.executable, "-c", COLD[name], str(folder), str(path)])
-            if turn:  # the first one fills the page cache
+            if turn:  # the first turn fills the page cache
                 taken[name].append(seconds)
     what = missing(PEER) or named(PEER, "import, from_hparams, encode_batch")
     return cost("peers: embedding one file, from a cold start", "CPU s", taken["ours"], taken.get("theirs", ()), what)

@@ -2,11 +2,11 @@
 
 An example is 2 crops of 3 s and 4 of 2 s. Features: `Fbank` with the mean over time subtracted, against speechbrain's
 `Fbank` and sentence normalisation. The definitions differ (pre-emphasis, FFT of 512 or 400 points, edges of the bands
-and of the file, decibels), so equality is asked for elsewhere (frontend: Kaldi's). Augmentation: half of the crops get
+and of the file, decibels), so equality is checked elsewhere (frontend: Kaldi's). Augmentation: half of the crops get
 an impulse response, the other half a noise at 0 to 15 dB: ours from the noise pack, theirs by `AddReverb` and
-`AddNoise` from wav files of the same content in the page cache, cut to 3 s as speechbrain's recipes do. `AddReverb`
-takes one response for its whole batch, ours one a crop. With one response both must give the same sound behind its
-length: theirs wraps the end of a crop around to its beginning.
+`AddNoise` from wav files of the same content in the page cache, cut to 3 s as in speechbrain's recipes. `AddReverb`
+uses one response for the whole batch, ours one per crop. With one response both must give the same sound after the
+length of the response: theirs wraps the end of a crop around to its beginning.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Groups = list[Tensor]
 
 @dataclass(frozen=True)
 class Sizes:
-    """Examples in a batch, noises and impulse responses that are drawn from."""
+    """Examples in a batch, numbers of noises and impulse responses."""
 
     batch: int = 16
     noises: int = 100
@@ -69,7 +69,7 @@ def features(device: torch.device, groups: Groups, sizes: Sizes) -> Figure:
 
 
 def speechbrain_features(device: torch.device) -> Callable[[Tensor], Tensor]:
-    """As its ECAPA recipe has them."""
+    """As in its ECAPA recipe."""
     from speechbrain.lobes.features import Fbank as TheirFbank
     from speechbrain.processing.features import InputNormalization
 
@@ -83,7 +83,7 @@ def speechbrain_features(device: torch.device) -> Callable[[Tensor], Tensor]:
 
 
 def augmentation(device: torch.device, groups: Groups, sizes: Sizes, folder: Path) -> Iterator[Figure]:
-    """Reverberation or noise for every crop; theirs in batches, and crop by crop, so that each has its own response."""
+    """Reverberation or noise for every crop; theirs in batches, and crop by crop, where each has its own response."""
     pack, noise_csv, response_csv = write_sources(folder, sizes.noises)
     augment, plans = AudioAugment(pack).to(device), [plan(len(group), sizes.noises) for group in groups]
     theirs = None if missing(PEER) else speechbrain_augmentation(noise_csv, response_csv)
@@ -104,7 +104,7 @@ def augmentation(device: torch.device, groups: Groups, sizes: Sizes, folder: Pat
 
 
 def pairs(group: Tensor) -> list[Tensor]:
-    """A crop to be reverberant with one to be noisy, for all crops."""
+    """Pairs of a crop for reverberation and one for noise, for all crops."""
     half = len(group) // 2
     return [torch.stack(pair) for pair in zip(group[:half], group[half:], strict=True)]
 
@@ -121,7 +121,7 @@ def write_sources(folder: Path, count: int) -> tuple[NoisePack, Path, Path]:
 
 
 def _listed(folder: Path, sounds: np.ndarray) -> Path:
-    """Wav files, and the csv that speechbrain reads them by."""
+    """Wav files, and speechbrain's csv for them."""
     folder.mkdir()
     lines = ["ID,duration,wav,wav_format,wav_opts"]
     for number, sound in enumerate(sounds):
@@ -133,7 +133,7 @@ def _listed(folder: Path, sounds: np.ndarray) -> Path:
 
 
 def plan(rows: int, count: int) -> dict[str, Tensor]:
-    """The numbers of `AudioAugment`: the first half reverberant, the second noisy, no equaliser."""
+    """The parameters of `AudioAugment`: the first half reverberant, the second noisy, no equaliser."""
     rng, reverberant = np.random.default_rng(1), np.arange(rows) < rows // 2
     drawn = rng.integers(count, size=rows)
     return {

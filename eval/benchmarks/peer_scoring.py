@@ -1,10 +1,11 @@
 """Metrics against scikit-learn, torchmetrics and speechbrain: the EER of millions of scores, bootstrap of one list.
 
 EER: ours by interpolation over grouped ties; scikit-learn's ROC curve and its nearest point; torchmetrics'
-`binary_eer`; speechbrain's `EER`, which compares every score with every threshold: a few scores are timed and scaled
-by the square of their number. All must agree to a thousandth on these scores. Bootstrap: ours resamples speakers and
-gives all metrics; torchmetrics' `BootStrapper` resamples trials, which makes intervals that are too narrow, and gives
-the EER; a few replicates are timed and scaled up.
+`binary_eer`; speechbrain's `EER`, which compares every score with every threshold: it is timed on a few scores, and the
+time is scaled by the square of their number. All must agree to a thousandth on these scores. Bootstrap: ours resamples
+speakers and gives all metrics; torchmetrics' `BootStrapper` resamples trials, which makes intervals that are too
+narrow,
+and gives the EER; a few replicates are timed and scaled up.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ AGREEMENT = 1e-3
 
 @dataclass(frozen=True)
 class Sizes:
-    """`slow_scores`: what speechbrain is timed on; `their_replicates` of torchmetrics are timed; `shrink` divides O."""
+    """`slow_scores`: number for speechbrain; `their_replicates`: number for torchmetrics; `shrink` divides O."""
 
     scores: int = 4_000_000
     slow_scores: int = 2_000
@@ -74,7 +75,7 @@ def sklearn_eer(scores: np.ndarray, labels: np.ndarray) -> float:
 
 
 def torchmetrics_eer(scores: np.ndarray, labels: np.ndarray) -> float:
-    """Its scores have to be probabilities, else it squashes them: the logistic function keeps their order."""
+    """Its scores must be probabilities, otherwise it squashes them: the logistic function keeps their order."""
     from torchmetrics.functional.classification import binary_eer
 
     return float(binary_eer(torch.from_numpy(scores).sigmoid(), torch.from_numpy(labels).long()))

@@ -3,10 +3,10 @@
 ECAPA: forward pass without gradients, and a training step (forward, backward, SGD), on crops of 3 s in float32. Both
 have 512 channels and 192 dimensions; speechbrain's joins the blocks by a layer with batch norm, so weights cannot be
 exchanged. DINO: from embeddings of 2 + 4 views to updated head, teacher's head and centre, 65,536 outputs, the same
-weights on both sides, whose losses and gradients must agree. Whole step: from wav files, by their documentation's way
+weights on both sides; losses and gradients must agree. Whole step: from wav files, as in their documentation
 (torch's DataLoader over a dataset that cuts crops with soundfile, speechbrain's augmentation, features and ECAPA,
 lightly's head, loss and momentum update), in bfloat16 on both sides, 2 x 3 s + 4 x 2 s, batch and loader processes
-equal. On a CPU one process reads and computes, and CPU seconds count.
+equal. On a CPU one process reads and computes, measured in CPU seconds.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ MOMENTUM = 0.996
 
 @dataclass(frozen=True)
 class Sizes:
-    """`batch`: of ECAPA and of the whole step; `dino_batch`: of the head; other settings than the paper's."""
+    """`batch`: of ECAPA and of the whole step; `dino_batch`: of the head; other settings are the paper's."""
 
     batch: int = 4
     dino_batch: int = 64
@@ -110,7 +110,7 @@ def _encoder_step(model: nn.Module, inputs: Tensor) -> Callable[[bool], None]:
 
 
 class OurHead:
-    """Head, teacher's head, centre and optimiser of ours."""
+    """Our head, teacher's head, centre and optimiser."""
 
     def __init__(self, sizes: Sizes, device: torch.device) -> None:
         torch.manual_seed(0)
@@ -136,12 +136,12 @@ class OurHead:
 
 
 class LightlyHead:
-    """The same of lightly's, begun with the weights of ours."""
+    """The same for lightly, started with our weights."""
 
     def __init__(self, ours: OurHead, sizes: Sizes, device: torch.device) -> None:
         self.student: Any = lightly_head(sizes).to(device)
         layers = zip(self.student.layers, ours.student.projection, strict=True)
-        for mine, source in layers:  # its layers before batch norm have no bias, ours begin with zeros
+        for mine, source in layers:  # its layers before batch norm have no bias, ours start with zeros
             mine.load_state_dict({key: value for key, value in source.state_dict().items() if key in mine.state_dict()})
         self.student.last_layer.weight_v.data.copy_(ours.student.prototype_weight.data)
         self.teacher = teacher_of(self.student, lightly_head(sizes))
@@ -149,7 +149,7 @@ class LightlyHead:
         self.optimiser = torch.optim.SGD([p for p in self.student.parameters() if p.requires_grad], 1e-3, momentum=0.9)
 
     def step(self, embeddings: Tensor) -> float:
-        """As `OurHead.step`; all views in one pass of the head, which lightly's examples make view by view."""
+        """As `OurHead.step`; all views in one pass of the head; lightly's examples use one pass per view."""
         from lightly.models.utils import update_momentum
 
         batch = embeddings.shape[1]
@@ -177,13 +177,13 @@ def peers_branch(sizes: Sizes) -> nn.ModuleList:
 
 
 def teacher_of(student: nn.Module, made: nn.Module) -> nn.Module:
-    """`made` with the student's weights; its head, with torch's weight norm, cannot be copied once it was used."""
+    """`made` with the student's weights; its head uses torch's weight norm, so it cannot be copied after use."""
     made.load_state_dict(student.state_dict())
     return made.to(next(student.parameters()).device).requires_grad_(False)
 
 
 def lightly_loss(sizes: Sizes) -> nn.Module:
-    """Its loss and centre, at the temperatures of ours."""
+    """Its loss and centre, with our temperatures."""
     from lightly.loss import DINOLoss
 
     student, teacher = TEMPERATURES
@@ -214,7 +214,7 @@ def dino(device: torch.device, sizes: Sizes) -> Iterator[Figure]:
 
 
 class CutFiles(Dataset[list[Tensor]]):
-    """Crops of a file as torch's tutorial writes a dataset: the file is read, the crops are cut out."""
+    """Crops of a file as in torch's tutorial: the file is read, the crops are cut out."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self.paths = paths
@@ -232,7 +232,7 @@ class CutFiles(Dataset[list[Tensor]]):
 
 
 class AssembledStep:
-    """Stage 1 out of the peers' parts, as their documentation puts them together."""
+    """Stage 1 assembled from the peers' parts, as in their documentation."""
 
     def __init__(self, paths: Sequence[Path], folder: Path, sizes: Sizes, device: torch.device) -> None:
         folder.mkdir()
@@ -290,7 +290,7 @@ def whole_step(device: torch.device, sizes: Sizes, folder: Path) -> Figure:
     if not missing(peers):
         paths = sorted((folder / "audio").glob("*.wav"))
         theirs = AssembledStep(paths, folder / "peers", sizes, device)
-    what = missing(peers) or named(peers, "assembled with torch's DataLoader, bfloat16, one response a batch")
+    what = missing(peers) or named(peers, "assembled with torch's DataLoader, bfloat16, one response per batch")
     return compare_rate(
         f"peers: whole stage-1 step, bf16, batch {sizes.batch}", sizes.batch, "examples", clock_on(device),
         sizes.turns, lambda: ours._update("bf16"), theirs, what,

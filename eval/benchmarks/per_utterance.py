@@ -1,4 +1,4 @@
-"""The baseline of the front end: every crop on its own on the CPU, as toolkits do it in their loaders."""
+"""The baseline of the front end: every crop separately on the CPU, as in the loaders of toolkits."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from avspk.data.media import SAMPLE_RATE
 from avspk.data.noise import NoisePack, generated_rirs, write_noise_pack
 
 Group = tuple[np.ndarray, dict[str, np.ndarray]]
-"""Crops of one length, int16 (n, T), with the numbers of their augmentation."""
+"""Crops of one length, int16 (n, T), with the parameters of their augmentation."""
 
 CROPS = ((2, 3 * SAMPLE_RATE), (4, 2 * SAMPLE_RATE))  # number, samples
-# MUSAN: recordings and their mean seconds. Chances go by recordings, and there is one in a noise: no babble.
+# MUSAN: recordings and their mean seconds. Categories are drawn by number of recordings; one recording per noise.
 MUSAN = {"noise": (930, 23), "music": (660, 232), "speech": (426, 510)}
 POLICY = AudioPolicy(voices=(1, 1), category_weights=(930.0, 660.0, 426.0))
 
@@ -39,7 +39,7 @@ def write_noises(folder: Path, files_per_category: int, share: float = 1.0) -> t
 
 
 def draw_examples(pack: NoisePack, examples: int, seed: int) -> list[Group]:
-    """Crops of a batch of examples; the numbers are drawn for each example, as a loader does."""
+    """Crops of a batch of examples; the parameters are drawn per example, as in a loader."""
     rng = np.random.default_rng(seed)
     groups = []
     for count, num_samples in CROPS:
@@ -52,7 +52,7 @@ def draw_examples(pack: NoisePack, examples: int, seed: int) -> list[Group]:
 class PerUtterance:
     """soundfile, scipy.signal.fftconvolve, torchaudio's Kaldi fbank, crop by crop.
 
-    Noise is cut from whole wav files (warm in the page cache), or, with `cut` (n,), was cut beforehand.
+    Noise is cut from whole wav files (warm in the page cache) or, with `cut` (n,), given already cut.
     """
 
     def __init__(self, rirs: np.ndarray, files: Sequence[Path], cut: np.ndarray | None = None) -> None:

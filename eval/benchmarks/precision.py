@@ -1,8 +1,8 @@
-"""bfloat16 autocast against float32 at inference: seconds, and what it changes.
+"""bfloat16 autocast against float32 at inference: seconds, and differences of results.
 
 Encoders at the paper's sizes with random weights, on noise: images or crops of 3 s a second, and the lowest cosine
-between an input's two embeddings. MTCNN on procedural talking heads: frames a second, the share of frames in which both
-find as many faces, and the lowest overlap (intersection over union) of their boxes.
+between an input's two embeddings. MTCNN on procedural talking heads: frames a second, the share of frames with equal
+numbers of faces, and the lowest overlap (intersection over union) of their boxes.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def compare_encoder(name: str, encoder: nn.Module, inputs: Tensor, turns: int) -
 
 
 def compare_detector(device: torch.device, sizes: Sizes) -> Iterator[Figure]:
-    """MTCNN as preparation calls it."""
+    """MTCNN as in preparation."""
     frames = talking_heads(sizes.frames)
     settings = FaceSettings()
     detector = FaceDetector(device, settings.detection_scale, settings.min_probability, settings.batch_size)
@@ -95,7 +95,7 @@ def compare_detector(device: torch.device, sizes: Sizes) -> Iterator[Figure]:
 
 
 def _outputs_in_float32(module: nn.Module, inputs: object, outputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """What MTCNN's own code, which goes through numpy, needs of its three networks."""
+    """Convert outputs of its three networks for MTCNN's code, which uses numpy."""
     return tuple(output.float() for output in outputs)
 
 

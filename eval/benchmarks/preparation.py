@@ -1,16 +1,15 @@
-"""Preparing talking-head clips against the loop people write, memory over many clips, reads of the crop store.
+"""Preparing talking-head clips against a plain loop, memory over many clips, reads of the crop store.
 
-First the readers alone: ten frames of a clip with ours and with decord, once both are known to give the same pixels.
+First the readers alone: ten frames of a clip with ours and with decord, after a check that both give the same pixels.
 
 The plain loop opens a clip with decord, takes the same ten frames one by one, runs MTCNN on each, cuts the largest face
-and saves it as a JPEG file, and writes the sound as wav. Ours is `prepare_unit`, what one process of
-tools/prepare_voxceleb.py runs, in the face-tracked mode and with detection on every sampled frame. Clips are procedural
-talking heads of 224 x 224, as long as VoxCeleb2's on average, or those of `raw`. On a CPU, one thread each; CPU seconds
-are counted, so that other work on the machine does not matter much. Then the same on the wall: the loop with the
-threads it takes by itself, and `prepare` with one process a core, its start included. On a GPU both detectors run there
-and seconds are those on the wall.
+and saves it as a JPEG file, and writes the sound as wav. Ours is `prepare_unit`, the work of one process of
+tools/prepare_voxceleb.py, in the face-tracked mode and with detection on every sampled frame. Clips are procedural
+talking heads of 224 x 224, as long as VoxCeleb2's on average, or those of `raw`. On a CPU, one thread each and CPU
+seconds, because other work on the machine affects them little. Then the same in wall time: the loop with its default
+threads, and `prepare` with one process per core, its start included. On a GPU both detectors run there, in wall time.
 
-decord is optional (`pip install 'avspk[bench]'`, x86-64 alone): where it is missing, our figures stand alone.
+decord is optional (`pip install 'avspk[bench]'`, x86-64 only): without it, only our figures are given.
 """
 
 from __future__ import annotations
@@ -51,7 +50,7 @@ LOOP = "decord + MTCNN frame by frame, same frames, min_face_size 40"
 
 @dataclass(frozen=True)
 class Sizes:
-    """`raw`: a tree of clips to use; `memory_clips`: watch the memory over so many, 0: do not."""
+    """`raw`: a tree of clips to use; `memory_clips`: number of clips for the memory test, 0: none."""
 
     clips: int = 32
     clip_seconds: float = round(VOXCELEB2_SECONDS, 1)
@@ -63,7 +62,7 @@ class Sizes:
 
 
 class Silent:
-    """A reporter nobody listens to."""
+    """A reporter without a supervisor."""
 
     def entering(self, item: str | None, patience: float = 0.0) -> None:
         """Nothing."""
@@ -126,13 +125,13 @@ def middles(num_frames: int) -> np.ndarray:
 
 
 def each(read: Callable[[Path], np.ndarray], videos: list[Path]) -> None:
-    """One after the other."""
+    """Read the videos one after the other."""
     for video in videos:
         read(video)
 
 
 def compare_readers(videos: list[Path], device: torch.device, turns: int) -> Figure:
-    """Clips a second, opened and ten frames decoded, once both are known to give the same pixels."""
+    """Clips a second, opened and ten frames decoded, after a check that both give the same pixels."""
     clock = clock_on(device)
     baseline = missing(["decord"])
     if baseline is None:
@@ -146,7 +145,7 @@ def compare_readers(videos: list[Path], device: torch.device, turns: int) -> Fig
 
 
 def plain_loop(videos: list[Path], out: Path, detector: MTCNN) -> None:
-    """What people write: clip by clip, frame by frame, a file a crop."""
+    """The usual loop: clip by clip, frame by frame, one file per crop."""
     import decord
 
     for video, number in zip(videos, itertools.count()):
@@ -162,7 +161,7 @@ def plain_loop(videos: list[Path], out: Path, detector: MTCNN) -> None:
 
 
 def compare_modes(raw: Path, clips: list[Clip], folder: Path, device: torch.device, turns: int) -> Iterator[Figure]:
-    """Clips a second, ours in both modes and the loop, in turns; and what VoxCeleb2 would take."""
+    """Clips a second, ours in both modes and the loop, in turns; and the extrapolation to VoxCeleb2."""
     detector = MTCNN(keep_all=True, min_face_size=FaceSettings().min_face, device=device)
     videos = [raw / str(clip.video) for clip in clips]
     jobs: dict[str, Callable[[Path], None]] = {
@@ -193,7 +192,7 @@ def in_folder(job: Callable[[Path], None], out: Path) -> None:
 
 
 def run_unit(raw: Path, out: Path, clips: list[Clip], face_tracked: FaceTracked, device: torch.device) -> None:
-    """What one process does with a unit of clips."""
+    """The work of one process on a unit of clips."""
     (out / "journal").mkdir(parents=True)
     settings = PreparationSettings(raw, out, FaceSettings(face_tracked=face_tracked))
     prepare_unit(
@@ -202,7 +201,7 @@ def run_unit(raw: Path, out: Path, clips: list[Clip], face_tracked: FaceTracked,
 
 
 def compare_wall(raw: Path, clips: list[Clip], folder: Path) -> Figure:
-    """Clips a second on the wall, all cores: `prepare` at work, and the loop with the threads it takes by itself."""
+    """Clips a second in wall time, all cores: `prepare`, and the loop with its default threads."""
     absent = missing(["decord"])
     plain = [] if absent else [plain_on_the_wall(raw, clips, folder)]
     settings = PreparationSettings(raw, folder / "prepared", FaceSettings(face_tracked="yes"))
@@ -220,7 +219,7 @@ def plain_on_the_wall(raw: Path, clips: list[Clip], folder: Path) -> float:
 
 
 def compare_store(folder: Path, sizes: Sizes) -> Iterator[Figure]:
-    """Random crops a second from a store and from one file a crop, from a warm page cache, by one process and two."""
+    """Random crops a second from a store and from one file per crop, from a warm page cache, by one process and two."""
     rng = np.random.default_rng(0)
     smooth = np.repeat(np.repeat(rng.integers(0, 255, (64, 28, 28, 3), dtype=np.uint8), 4, 1), 4, 2)
     with CropWriter(folder / "store") as writer:
@@ -237,11 +236,11 @@ def compare_store(folder: Path, sizes: Sizes) -> Iterator[Figure]:
                 for name, reads in (("store", store_reads_per_second), ("files", file_reads_per_second))
             )
         name = f"crop store: random reads, {processes} {'process' if processes == 1 else 'processes'}"
-        yield Figure(name, store, "crops/CPU s", files, "one JPEG file a crop", more_is_better=True)
+        yield Figure(name, store, "crops/CPU s", files, "one JPEG file per crop", more_is_better=True)
 
 
 def store_reads_per_second(folder: Path, crops: int, reads: int) -> float:
-    """Of this process's CPU time."""
+    """Per second of this process's CPU time."""
     store, start = CropStore(folder), time.process_time()
     for number in np.random.default_rng(os.getpid()).integers(0, crops, reads):
         store.read(int(number))
@@ -249,7 +248,7 @@ def store_reads_per_second(folder: Path, crops: int, reads: int) -> float:
 
 
 def file_reads_per_second(folder: Path, crops: int, reads: int) -> float:
-    """Of this process's CPU time."""
+    """Per second of this process's CPU time."""
     start = time.process_time()
     for number in np.random.default_rng(os.getpid()).integers(0, crops, reads):
         with Image.open(folder / f"{number}.jpg") as image:
@@ -264,7 +263,7 @@ def watch_memory(raw: Path, clips: list[Clip], folder: Path, count: int) -> Figu
 
 
 def peaks_over(raw: Path, clips: list[Clip], out: Path, count: int) -> tuple[float, float, int]:
-    """Peak GiB after a tenth of the clips and at the end, and how many there were; the clips go round."""
+    """Peak GiB after a tenth of the clips and at the end, and their number; the clips are repeated."""
     torch.set_num_threads(1)
     peaks, done = [], 0
     while done < count:

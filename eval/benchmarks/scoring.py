@@ -1,7 +1,7 @@
-"""Scoring and metrics of lists of VoxCeleb1-O/E/H size, AS-norm included: seconds and memory against the plain way.
+"""Scoring and metrics of lists of VoxCeleb1-O/E/H size, AS-norm included: seconds and memory against a plain loop.
 
-Embeddings are random speakers plus noise; the plain way, trial by trial, is timed on a part and scaled up, after its
-scores were found to be the same.
+Embeddings are random speakers plus noise. The plain loop, trial by trial, is timed on a part and scaled up, after a
+check that its scores are the same.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Floats = NDArray[np.floating]
 
 @dataclass(frozen=True)
 class Sizes:
-    """`lists`: letters of those to score; `shrink` divides their sizes; `plain_*`: what of the plain way is timed."""
+    """`lists`: letters of those to score; `shrink` divides their sizes; `plain_*`: timed part of the plain loop."""
 
     lists: str = "OEH"
     shrink: int = 1
@@ -55,7 +55,7 @@ class Trials:
 
 
 def run(device: torch.device, sizes: Sizes) -> Iterator[Figure]:
-    """Every list, then all of them together, in a process whose memory is watched."""
+    """Every list, then all of them together, in a process whose memory is measured."""
     del device  # scores are computed on the CPU
     measured = in_child(score_lists, sizes)
     yield from measured.result
@@ -72,7 +72,7 @@ def run(device: torch.device, sizes: Sizes) -> Iterator[Figure]:
 
 
 def score_lists(sizes: Sizes) -> list[Figure]:
-    """Figures of all lists; to be called in a fresh process."""
+    """Figures of all lists; call it in a fresh process."""
     rng = np.random.default_rng(0)
     cohort = rng.normal(size=(sizes.cohort, sizes.dim)).astype(np.float32)
     figures = []
@@ -96,7 +96,7 @@ def make_trials(trials: int, files: int, speakers: int, dim: int, rng: np.random
 
 
 def score_list(name: str, trials: Trials, cohort: Floats, sizes: Sizes) -> list[Figure]:
-    """Scoring, EER and intervals of one list. Raises RuntimeError if the plain way gives other scores."""
+    """Scoring, EER and intervals of one list. Raises RuntimeError if the plain loop gives other scores."""
     seconds, scores = timed(ours, trials, cohort, sizes)
     plain_seconds, plain = timed(plain_scores, trials, cohort, sizes)
     if not np.allclose(plain, scores[: len(plain)], atol=1e-3):
@@ -108,7 +108,7 @@ def score_list(name: str, trials: Trials, cohort: Floats, sizes: Sizes) -> list[
     rebuilt_seconds, _ = timed(plain_bootstrap, trials, scores, bootstrap.copies[: sizes.plain_replicates])
     size = f"{name}, {len(scores):,} trials"
     loop = f"a loop over trials, each against the cohort; {len(plain)} timed, scaled up"
-    rebuilt = f"lists written out, EER only; {sizes.plain_replicates} timed, scaled up"
+    rebuilt = f"EER only, explicit lists; {sizes.plain_replicates} timed, scaled up"
     times = {"loop": len(scores) / len(plain), "rebuilt": sizes.replicates / sizes.plain_replicates}
     unit, roc = CPU_TIME.unit, "scikit-learn's ROC curve and its nearest point"
     return [
@@ -127,7 +127,7 @@ def timed(function: Callable[..., Any], *arguments: Any) -> tuple[float, Any]:
 
 
 def ours(trials: Trials, cohort: Floats, sizes: Sizes) -> Floats:
-    """AS-normed scores and all metrics of a list, as eval/voxceleb.py computes them."""
+    """AS-normed scores and all metrics of a list, as in eval/voxceleb.py."""
     rows = normalised(trials.embeddings)
     scores = cosine_scores(rows, trials.enroll, trials.test)
     scores = as_norm(scores, trials.enroll, trials.test, cohort_statistics(rows, cohort, sizes.top))
@@ -159,7 +159,7 @@ def plain_eer(scores: Floats, labels: NDArray[np.bool_]) -> float:
 
 
 def plain_bootstrap(trials: Trials, scores: Floats, copies: NDArray[np.int64]) -> list[float]:
-    """EER of replicates whose lists are written out, trial by trial as often as its speakers were drawn."""
+    """EER of replicates with explicit lists: each trial repeated as often as its speakers were drawn."""
     first, second = trials.speakers
     values = []
     for drawn in copies:

@@ -1,10 +1,10 @@
-"""A step of stage 1 under torch's profiler: which kernels, how often the host waits, how long it waits for data.
+"""A step of stage 1 under torch's profiler: kernels, waits of the host, waits for data.
 
 The paper's audio branch in bfloat16, from wav files through loader processes, as `training` builds it; on a GPU with
-batches of 512. First some steps on the wall without the profiler: examples a second, the share of the time in which
-the loop waits for a batch, and what the encoder, head and loss's counted operations come to, as a share of the GPU's
-dense bfloat16 peak. Then a few steps under the profiler: shares of the kernels' time by kind, how much of the wall
-the kernels fill, calls in which the host waits for the GPU. On a CPU operations stand for kernels.
+batches of 512. First some steps in wall time without the profiler: examples a second, the share of the time in which
+the loop waits for a batch, and the rate of the counted operations of encoder, head and loss, as a share of the GPU's
+dense bfloat16 peak. Then a few steps under the profiler: shares of the kernels' time by kind, the share of the wall
+time in kernels, calls in which the host waits for the GPU. On a CPU operations replace kernels.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from benchmarks.operations import dino_step, kept_for_backward
 from benchmarks.training import Sizes as StepSizes
 from benchmarks.training import Steps, prepare
 
-# Dense bfloat16 TFLOP/s as the makers state them, by a part of torch's name of the device.
+# Dense bfloat16 TFLOP/s from data sheets, by a part of torch's name of the device.
 PEAKS = {"H200": 989, "H100 PCIe": 756, "H100": 989, "B200": 2250, "A100": 312, "L40S": 362, "A10G": 70, "4090": 165}
 KINDS = {
     "matrix products and convolutions": ("gemm", "cutlass", "conv", "wgrad", "dgrad", "fprop", "addmm", "::mm", "xmma"),
@@ -45,7 +45,7 @@ NO_BASELINE = "no baseline"
 
 @dataclass(frozen=True)
 class Sizes:
-    """0: as `training` has them on the device. `overrides` change the paper's config."""
+    """0: as in `training` on the device. `overrides` change the paper's config."""
 
     batch: int = 0
     workers: int = 0
@@ -77,7 +77,7 @@ def run(device: torch.device, sizes: Sizes) -> Iterator[Figure]:
 
 
 def update(steps: Steps) -> float:
-    """One step; the seconds in which it waited for its batch."""
+    """One step; returns the seconds of waiting for its batch."""
     start = time.perf_counter()
     batch = next(steps.batches)
     waited = time.perf_counter() - start
@@ -89,7 +89,7 @@ def update(steps: Steps) -> float:
 
 
 def timed(steps: Steps, count: int, batch: int) -> Generator[Figure, None, float]:
-    """Steps on the wall, the host free to run ahead; returns examples a second."""
+    """Steps in wall time, the host free to run ahead; returns examples a second."""
     update(steps)
     synchronise()
     start = time.perf_counter()
@@ -104,7 +104,7 @@ def timed(steps: Steps, count: int, batch: int) -> Generator[Figure, None, float
 
 
 def efficiency(rate: float, operations: float, device: torch.device) -> Iterator[Figure]:
-    """Counted operations a second, and their share of the peak where that is known."""
+    """Counted operations a second, and their share of the peak if that is known."""
     reached = rate * operations / 1e12
     yield Figure("profile: counted operations of the step", reached, "TFLOP/s", None, NO_BASELINE)
     name = torch.cuda.get_device_name() if device.type == "cuda" else ""
@@ -144,7 +144,7 @@ def profiled(steps: Steps, count: int, shown: int, device: torch.device) -> Iter
 
 
 def kernel_seconds(events: Iterable[Any]) -> Counter[str]:
-    """Name -> seconds on the device; where there is none, of the host's operations themselves."""
+    """Name -> seconds on the device; without a device, of the host's operations."""
     events = list(events)
     on_device = {
         e.key: e.self_device_time_total / 1e6 for e in events if e.device_type != torch.autograd.DeviceType.CPU

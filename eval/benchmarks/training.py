@@ -1,11 +1,11 @@
-"""A training step of the paper's audio branch: where its time goes, and bfloat16 autocast against float32.
+"""A training step of the paper's audio branch: time of its parts, and bfloat16 autocast against float32.
 
 Stage 1: ECAPA c512, DINO head of 65,536 outputs, 2 x 3 s + 4 x 2 s, from wav files through the loader, augmentation and
-fbank to the optimiser, as `Trainer.update` makes it from configs/voxceleb2_av.yaml. Stage 2: one 3 s crop an example,
-7,500 pseudo speakers, a third of the labels doubted and corrected. Both precisions update the same model in turns. The
-parts are timed by hooks around the modules, on a GPU with synchronisation there; the steps' rates without.
-On a GPU also: the rate against the same step fed by loaders that make the features crop by crop (`per_utterance`, a
-process a core); their rate alone is an upper bound of that step's.
+fbank to the optimiser, as in `Trainer.update` with configs/voxceleb2_av.yaml. Stage 2: one 3 s crop per example,
+7,500 pseudo speakers, a third of the labels doubtful and corrected. Both precisions update the same model in turns. The
+parts are timed by hooks around the modules, on a GPU with synchronisation; the rates of steps without.
+On a GPU also: the rate against the same step with loaders that compute the features crop by crop (`per_utterance`, one
+process per core); the loaders' rate alone is an upper bound of that step's.
 """
 
 from __future__ import annotations
@@ -112,13 +112,13 @@ class Steps:
         self.optimiser = build_optimiser(stage.parameter_groups(), stage.optimiser, stage.device)
         self.trainers = {name: self._trainer(dtype) for name, dtype in PRECISIONS.items()}
         self.batches = stage.batches(0, 0, sizes.workers)
-        self.step = stage.steps_per_epoch  # of the second epoch: in the first one the prototypes are frozen
+        self.step = stage.steps_per_epoch  # of the second epoch: in the first the prototypes are frozen
         stage.model.train()
         for name in PRECISIONS:
             self._update(name)
 
     def _trainer(self, dtype: torch.dtype) -> Trainer:
-        """The training loop with as much of an accelerator as one process needs."""
+        """The training loop with the parts of an accelerator that one process needs."""
         enabled = dtype != torch.float32
 
         def backward(loss: Tensor) -> None:
@@ -197,7 +197,7 @@ class Steps:
 
 
 def _parts(seconds: Counter[str]) -> Counter[str]:
-    """What was timed as a whole, less the parts that were timed inside it."""
+    """Times of parts that contain others, minus the contained ones."""
     inside = seconds["front end"] + seconds["student"] + seconds["teacher"]
     seconds["head and loss"] = seconds["loss"] - inside
     seconds["optimiser"] = seconds["update"] - seconds["loss"] - seconds["backward"]
@@ -205,7 +205,7 @@ def _parts(seconds: Counter[str]) -> Counter[str]:
 
 
 class PartClock:
-    """Seconds by name, while it runs; a GPU is waited for at both ends of every part."""
+    """Seconds by name, while it runs; it waits for a GPU at both ends of every part."""
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
@@ -214,7 +214,7 @@ class PartClock:
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """Add what happens inside to this part."""
+        """Add the time of the block to this part."""
         if not self.on:
             yield
             return
@@ -273,12 +273,12 @@ class FeatureExamples(Dataset[list[Tensor]]):
 
 
 def against_cpu_front_end(folder: Path, step_seconds: list[float], sizes: Sizes) -> Figure:
-    """Our examples a second against those that loaders can make crop by crop, on all cores."""
+    """Our examples a second against loaders that compute features crop by crop, on all cores."""
     noises = folder / "noises"
     noises.mkdir()
     dataset = FeatureExamples(noises, sizes.feed_examples, sizes.noise_share)
     loader = DataLoader(dataset, batch_size=8, num_workers=cores())
     amount = sizes.batch * sizes.steps_a_turn
     fed = [WALL(lambda: list(loader)) * amount / sizes.feed_examples for _ in step_seconds]
-    named = f"loaders on {cores()} cores make the features crop by crop: the most that a step fed by them could do"
+    named = f"loaders on {cores()} cores make the features crop by crop: the upper bound of a step fed by them"
     return rate("dino step: fed by our front end", amount, "examples/s", step_seconds, fed, named)

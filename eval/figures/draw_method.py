@@ -19,7 +19,7 @@ from avspk.report.style import LIGHT
 OUT = Path(__file__).parent / "method.png"
 AUDIO, FACE, JOINT = LIGHT["blue"], LIGHT["orange"], LIGHT["green"]
 TOP, MIDDLE, BOTTOM = 34.0, 23.0, 12.0
-"""Heights of the audio row, of what both modalities share, and of the face row."""
+"""Heights of the audio row, of the shared parts, and of the face row."""
 
 
 def draw(path: Path) -> None:

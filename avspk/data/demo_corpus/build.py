@@ -1,4 +1,4 @@
-"""Build a demo corpus: sessions in parallel, then trial lists, samples to look at and hear, and a description."""
+"""Build a demo corpus: sessions in parallel, then trial lists, samples for inspection, and a description."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ GENERATOR_VERSION = 2  # raise it when the same settings give other bytes
 def build_demo_corpus(root: Path, settings: CorpusSettings, workers: int) -> None:
     """Make the corpus of `settings` under `root` with `workers` processes (0 or 1: in this one).
 
-    What is written depends on the settings alone. A finished corpus is left as it is, an interrupted one continued.
+    The files depend only on the settings. A finished corpus is left unchanged, an interrupted one continued.
     Raises FileExistsError if `root` holds a corpus of other settings, or media of unknown origin.
     """
     sessions = plan_sessions(settings)
@@ -48,7 +48,7 @@ def _render_all(root: Path, settings: CorpusSettings, sessions: list[Session], w
     if workers <= 1:
         yield from (render_session(root, settings, session) for session in sessions)
         return
-    # spawn: a forked child would inherit the threads and locks of whatever the parent has loaded.
+    # spawn: a forked child would inherit the threads and locks of the parent's libraries.
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
         jobs = [pool.submit(render_session, root, settings, session) for session in sessions]
         try:
@@ -76,7 +76,7 @@ def _is_finished(root: Path, settings: CorpusSettings) -> bool:
     if not (root / "corpus.json").exists():
         strays = [str(root / name) for name in (TRAINING_FOLDER, TEST_FOLDER) if (root / name).exists()]
         if strays:
-            raise FileExistsError(f"no corpus.json tells where {' and '.join(strays)} came from; choose another folder")
+            raise FileExistsError(f"no corpus.json says where {' and '.join(strays)} came from; choose another folder")
         return False
     found = json.loads((root / "corpus.json").read_text())
     wanted = json.loads(_description(settings, [], finished=True))
@@ -117,7 +117,7 @@ def _write_trials(root: Path, settings: CorpusSettings, sessions: list[Session])
 
 
 def _write_samples(root: Path, sessions: list[Session], num_faces: int = 12, num_voices: int = 4) -> None:
-    """What a person looks at and listens to: some people's faces by session, and some voices in two sessions each."""
+    """Samples for inspection: some people's faces by session, and some voices in two sessions each."""
     faces: defaultdict[str, list[Path]] = defaultdict(list)
     voices: defaultdict[str, list[Path]] = defaultdict(list)
     for session in sessions:

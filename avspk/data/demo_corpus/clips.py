@@ -1,4 +1,4 @@
-"""Pictures and sound to the bytes of media files: H.264 + AAC in mp4, 16-bit wav, and the trace AAC leaves in sound."""
+"""Pictures and sound to media files as bytes: H.264 + AAC in mp4, 16-bit wav; and the effect of AAC on sound."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from avspk.data.demo_corpus.settings import FRAME_RATE, SAMPLE_RATE
 
 AAC_BIT_RATE = 64_000
 AAC_BLOCK = 1024  # samples
-# One thread, because processes share the cores. No macroblock tree, because with it one input was seen to give several
-# different outputs, depending on where its frames lay in memory.
+# One thread, because processes share the cores. No macroblock tree, because with it one input gave several different
+# outputs, depending on where its frames were in memory.
 H264_OPTIONS = {"preset": "veryfast", "crf": "23", "threads": "1", "x264-params": "mbtree=0"}
 
 
@@ -49,7 +49,7 @@ def _encode_sound(container: OutputContainer, stream: av.AudioStream, waveform: 
 
 
 def through_aac(waveform: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The waveform as AAC gives it back, aligned and of the same length: the codec history of a clip's sound."""
+    """The waveform after encoding and decoding with AAC, aligned and of the same length: a clip's codec history."""
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4") as container:
         _encode_sound(container, _add_sound(container), waveform)

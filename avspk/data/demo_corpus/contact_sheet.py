@@ -1,4 +1,4 @@
-"""A picture of the corpus as it lies on disk: people by sessions, each with one frame of one clip."""
+"""A picture of the corpus on disk: people by sessions, each with one frame of one clip."""
 
 from __future__ import annotations
 

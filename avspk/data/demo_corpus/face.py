@@ -1,4 +1,4 @@
-"""What a procedural face looks like (identity) and how it is seen (scene): numbers only, drawn at random.
+"""Parameters of a procedural face (identity) and of its view (scene), drawn at random.
 
 Face coordinates: origin in the middle of the head, x to the right, y down; the head reaches to about x = 0.7, y = 1.
 """
@@ -83,7 +83,7 @@ class Face:
 
 @dataclass(frozen=True)
 class Scene:
-    """How a clip sees a face. Shifts are fractions of half the image; angles in degrees, yaw and pitch in radians."""
+    """View of a face in a clip. Shifts are fractions of half the image; angles in degrees, yaw and pitch in radians."""
 
     scale: float
     roll: float
@@ -103,7 +103,7 @@ class Scene:
     grain: float  # standard deviation of the sensor noise, grey levels
     shirt: Array  # (3,)
     background_seed: int
-    background_shift: tuple[float, float]  # 0 to 1: which part of the background is seen
+    background_shift: tuple[float, float]  # 0 to 1: visible part of the background
 
 
 def draw_face(rng: np.random.Generator, male: bool) -> Face:
@@ -192,7 +192,7 @@ def draw_scene(rng: np.random.Generator, nuisance: Nuisance) -> Scene:
 
 
 def vary_scene(scene: Scene, rng: np.random.Generator, nuisance: Nuisance) -> Scene:
-    """Another clip of the same session: the person has moved, the camera a little, the light not."""
+    """Another clip of the same session: the person has moved, the camera a little, the light has not."""
     pose = nuisance.pose
     return replace(
         scene,

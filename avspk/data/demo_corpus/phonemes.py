@@ -14,7 +14,7 @@ NEUTRAL_FORMANTS = (500.0, 1500.0, 2500.0)
 
 @dataclass(frozen=True)
 class Phoneme:
-    """One sound as its synthesiser sees it; frequencies in Hz of a male vocal tract, durations in milliseconds.
+    """One sound for the synthesiser; frequencies in Hz of a male vocal tract, durations in milliseconds.
 
     noise = (centre, width, gain) of the turbulence; opening = how far the lips part, 0 to 1.
     """
@@ -93,7 +93,7 @@ def _syllable(rng: np.random.Generator) -> list[str]:
 
 @lru_cache(maxsize=1)
 def lexicon(num_words: int = 300) -> tuple[tuple[str, ...], ...]:
-    """Words of one to three syllables, the same for every speaker, so that what is said does not tell who says it."""
+    """Words of one to three syllables, the same for every speaker, so that the words do not identify the speaker."""
     rng = np.random.default_rng(5)
     syllables = rng.choice([1, 2, 3], size=num_words, p=[0.4, 0.4, 0.2])
     return tuple(tuple(sound for _ in range(count) for sound in _syllable(rng)) for count in syllables)

@@ -1,4 +1,4 @@
-"""Which people, sessions and clips a corpus has, and how their files are called; nothing is rendered here."""
+"""People, sessions and clips of a corpus, and the names of their files; nothing is rendered here."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FIRST_TEST_PERSON = 10_000  # test identities are called id1XXXX, as in VoxCeleb
 NAME_LETTERS = np.array(list("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-"))
 
 GOOD = "good"
-# Only a clip with two faces can be used: the larger one speaks.
+# Of these only two_faces can be used: the larger face speaks.
 BAD_KINDS = ("no_face", "silence", "truncated", "two_faces", "empty")
 
 
@@ -25,7 +25,7 @@ class Session:
 
     person: int
     number: int  # 0, 1, ... of this person's sessions
-    video: str  # 11 characters, as VoxCeleb's
+    video: str  # 11 characters, as in VoxCeleb
     num_clips: int  # good ones
     bad_kinds: tuple[str, ...]  # of the clips that follow the good ones
 
@@ -36,7 +36,7 @@ class Session:
 
     @property
     def male(self) -> bool:
-        """Sex of the person, in voice and face: every other one."""
+        """Sex of the person, in voice and face; alternates."""
         return self.person % 2 == 0
 
     @property

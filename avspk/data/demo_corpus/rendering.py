@@ -1,4 +1,4 @@
-"""Turn a painted face into video frames: develop the painting once, then only place it anew in every frame."""
+"""Turn a painted face into video frames: develop the painting once, then only place it in every frame."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Render the clips of one session: who speaks, how they are recorded and seen, and from that the bytes of each file."""
+"""Render the clips of one session: speaker, recording conditions and scene, and from these the bytes of each file."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from avspk.data.demo_corpus.voice import articulate, draw_mood, draw_speaker, mo
 from avspk.data.files import whole_or_absent
 
 Array = NDArray[np.float32]
-TRUNCATED_SHARE = 0.6  # of the file is left
+TRUNCATED_SHARE = 0.6  # of the file remains
 
 
 class SessionRenderer:
-    """One session. Every draw has its own random stream, so no clip depends on which others are rendered, or when."""
+    """One session. Every draw has its own random stream, so a clip does not depend on the others or on their order."""
 
     def __init__(self, settings: CorpusSettings, session: Session) -> None:
         seed, nuisance, person = settings.seed, settings.nuisance, session.person
@@ -35,7 +35,7 @@ class SessionRenderer:
         self.scene = draw_scene(generator(seed, "scene", person, session.number), nuisance)
 
     def clip(self, path: str, kind: str) -> bytes:
-        """The bytes of the clip that belongs at `path` and is of this kind (see `plan.BAD_KINDS`)."""
+        """The bytes of the clip at `path`, of this kind (see `plan.BAD_KINDS`)."""
         if kind == "empty":
             return b""
         rng = generator(self.settings.seed, "clip", path)
@@ -56,7 +56,7 @@ class SessionRenderer:
         return record(speech, self.channel, self.settings.nuisance, rng), mouth_opening(tracks, num_frames)
 
     def pictures(self, opening: Array, kind: str, rng: np.random.Generator) -> Iterator[NDArray[np.uint8]]:
-        """Frames of the clip: the head talking, alone, beside a smaller second person, or gone."""
+        """Frames of the clip: the talking head alone, with a smaller second person, or no head."""
         size = self.settings.image_size
         scene = vary_scene(self.scene, rng, self.settings.nuisance)
         background = paint_background(scene, size)
@@ -70,7 +70,7 @@ class SessionRenderer:
 
 
 def render_session(root: Path, settings: CorpusSettings, session: Session) -> int:
-    """Write the clips of the session that are not there yet; returns how many clips it has in all."""
+    """Write the missing clips of the session; returns the number of all its clips."""
     clips = list(session.clips())
     missing = [(path, kind) for path, kind in clips if not (root / path).exists()]
     if missing:

@@ -1,4 +1,4 @@
-"""What a demo corpus is made of: its size, its difficulty, and the one source of its randomness."""
+"""Settings of a demo corpus: its size, its difficulty, and the only source of its randomness."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MOST_IDENTITIES = 9999  # id00001 to id09999, and id10001 to id19999
 
 @dataclass(frozen=True)
 class Nuisance:
-    """How far recordings of one person lie apart. Pairs are ranges, drawn from uniformly; `sd` are normal spreads.
+    """Differences between recordings of one person. Pairs are ranges, drawn from uniformly; `sd` are normal spreads.
 
     Sound, from one session (a recorded video) to the next:
 
@@ -94,10 +94,12 @@ class CorpusSettings:
         if self.image_size % 2:
             raise ValueError(f"image_size is {self.image_size}; H.264 in 4:2:0 needs an even number")
         if not 0.5 <= self.clip_seconds[0] <= self.clip_seconds[1]:
-            raise ValueError(f"clip_seconds is {self.clip_seconds}; give (shortest, longest), the shortest 0.5 or more")
+            raise ValueError(
+                f"clip_seconds is {self.clip_seconds}; give (shortest, longest), with shortest at least 0.5"
+            )
 
 
 def generator(seed: int, *key: str | int) -> np.random.Generator:
-    """The random stream that belongs to `key`: no draw depends on what else is drawn, or in which order."""
+    """The random stream of `key`: a draw does not depend on other draws or on their order."""
     words = (zlib.crc32(part.encode()) if isinstance(part, str) else part for part in key)
     return np.random.default_rng([seed, *words])

@@ -9,7 +9,7 @@ import numpy as np
 
 
 class TestClip(NamedTuple):
-    """A test clip as trial lists see it."""
+    """A test clip for trial lists."""
 
     path: str
     identity: str
@@ -18,7 +18,7 @@ class TestClip(NamedTuple):
 
 
 class Trial(NamedTuple):
-    """Two clips and whether one person speaks in both."""
+    """Two clips, and whether the same person speaks in both."""
 
     target: bool
     enroll: str
@@ -28,9 +28,9 @@ class Trial(NamedTuple):
 def draw_trials(
     clips: list[TestClip], same_sex: bool, nontargets_per_target: int, rng: np.random.Generator
 ) -> list[Trial]:
-    """Every cross-session target pair, and non-target pairs drawn without replacement, evenly over all pairs there are.
+    """Every cross-session target pair, and non-target pairs drawn without replacement, uniformly over all pairs.
 
-    With `same_sex` no non-target pair can be told apart by sex alone (as VoxCeleb1-H does with sex and nationality).
+    With `same_sex`, sex alone cannot separate a non-target pair (VoxCeleb1-H does this with sex and nationality).
     """
     targets, others = [], []
     for pair in combinations(clips, 2):

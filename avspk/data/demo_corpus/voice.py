@@ -26,7 +26,7 @@ NEUTRAL: Array = np.array(NEUTRAL_FORMANTS, np.float32)
 
 @dataclass(frozen=True)
 class Speaker:
-    """What stays the same in a voice. Factors multiply the table values; frequencies in Hz, levels in dB."""
+    """The constant properties of a voice. Factors multiply the table values; frequencies in Hz, levels in dB."""
 
     pitch: float
     intonation: float  # slow wander of log pitch
@@ -54,7 +54,7 @@ class Speaker:
 
 @dataclass(frozen=True)
 class Mood:
-    """What changes in a voice from session to session: factors, and a tilt in dB per octave."""
+    """The properties of a voice that change from session to session: factors, and a tilt in dB per octave."""
 
     pitch: float
     vocal_tract: float
@@ -99,7 +99,7 @@ def draw_speaker(rng: np.random.Generator, male: bool) -> Speaker:
 
 
 def draw_mood(rng: np.random.Generator, nuisance: Nuisance) -> Mood:
-    """How a session's voice departs from the speaker's usual one."""
+    """Difference between a session's voice and the speaker's usual voice."""
     return Mood(
         pitch=float(np.exp(rng.normal(0, nuisance.pitch_sd))),
         vocal_tract=float(np.exp(rng.normal(0, nuisance.vocal_tract_sd))),
@@ -153,7 +153,7 @@ def _smooth(track: Array, width: int) -> Array:
 
 
 def num_frames_of(num_samples: int) -> int:
-    """Frames of `Tracks` that cover so many samples."""
+    """Number of frames of `Tracks` that cover `num_samples`."""
     return num_samples // HOP + 1
 
 
@@ -263,7 +263,7 @@ def vocal_tract_response(speaker: Speaker, mood: Mood, tracks: Tracks) -> NDArra
 
 
 def _voice_colour(speaker: Speaker, mood: Mood, scale: float) -> Array:
-    """Gain over frequency that does not move: tilt, spectral zero, and the lift the missing higher poles would give."""
+    """Constant gain over frequency: tilt, spectral zero, and the lift of the missing higher poles."""
     tilt = (speaker.tilt + mood.tilt) * np.log2(np.maximum(FREQUENCIES, 60) / 500)
     zero = speaker.zero_depth * np.exp(-0.5 * ((FREQUENCIES - speaker.zero_frequency * scale) / 450) ** 2)
     higher_poles = 11 * np.minimum(FREQUENCIES / 4000, 1.6) ** 1.1
