@@ -19,6 +19,7 @@ from avspk.evaluation.trial_set import TrialSet
 from avspk.extras import explained
 from avspk.labellers import ClusterLabeller, Labeller
 from avspk.memory import keep_freed_memory
+from avspk.modalities.base import VERIFIED
 from avspk.precision import FLOAT32, choose_precision
 from avspk.preflight import (
     Checks,
@@ -54,6 +55,7 @@ class Session:
         folder, files: the run folder as a path, and the names of its files.
         main: whether this is the process that writes.
         materials, kits: the inputs of the stages, and modality -> the builder of its parts.
+        last_kits: that of the audio model which the run publishes: its encoder may be another than in the rounds.
         truth: true speakers for the log; not used in training.
         trainer: trains a stage.
         trials: the trial lists, None without any.
@@ -90,6 +92,8 @@ class Session:
         crops = config.data.crops or config.data.train.parent / "crops"
         self.materials = Materials(config, utterances, crops, noise, self.accelerator.device)
         self.kits = build_kits(self.materials)
+        audio, final = self.kits[VERIFIED], config.final
+        self.last_kits = {VERIFIED: audio if final is None else audio.with_encoder(final.encoder)}
         self.truth = Truth(utterances)
         start_trackers(self.accelerator, config, resumed=self.files.log.is_file())
         track = self.accelerator.log if config.training.trackers else None

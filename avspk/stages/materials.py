@@ -10,7 +10,9 @@ import torch
 from avspk.config import Config
 from avspk.data.manifest import Utterances
 from avspk.data.noise import NoisePack
+from avspk.inference.speaker_model import load_encoder
 from avspk.modalities.base import Media, ModalityKit
+from avspk.models.encoder import Encoder
 
 
 @dataclass(frozen=True)
@@ -32,3 +34,11 @@ def build_kits(materials: Materials) -> dict[str, ModalityKit]:
         training.workers,
     )  # fmt: skip
     return {name: settings.build(name, media) for name, settings in config.modality_settings().items()}
+
+
+def initial_encoder(kit: ModalityKit, init_from: Path | None) -> Encoder:
+    """What a modality's training begins with: random weights, or those of the model folder `init_from`."""
+    encoder = kit.encoder()
+    if init_from is not None:
+        encoder.load_state_dict(load_encoder(init_from)[0].state_dict())
+    return encoder
