@@ -146,7 +146,7 @@ def _check_initial_model(key: str, folder: Path, group: str, encoder: EncoderSet
     path = folder / "config.json"
     if not path.is_file():
         raise ConfigError(f"{key}: no config.json there; it must be a model folder, as exp/demo/model")
-    wanted = encoder.model_dump()
+    wanted = encoder.model_dump(mode="json")  # as it was saved: lists, no tuples
     found = {name: value for name, value in read_json(path, {})["architecture"].items() if name != "num_mels"}
     if found != wanted:
         differing = sorted(name for name in {*wanted, *found} if wanted.get(name) != found.get(name))
