@@ -62,18 +62,18 @@ def test_a_finished_run_goes_on_with_a_student_and_publishes_it(finished):
         for modality in ("audio", "face"):
             path = f"{stage}/model_{modality}"
             assert_same_weights(weights(base / path), weights(output / path))
-    stage = RunFolder(output).final
-    assert stage.facts()["after"] == "round1"
+    folder = RunFolder(output).final
+    assert folder.facts()["after"] == "round1"
     assert RunFolder(output).large_margin.facts()["after"] == "final"
     assert not list(output.rglob("step_*")), "checkpoints of finished stages are removed"
-    assert not list(stage.path.glob("training_embeddings*")), "nothing clusters them"
+    assert not list(folder.path.glob("training_embeddings*")), "nothing clusters them"
     tuned = weights(output / "large_margin" / "model_audio")
     assert_same_weights(weights(output / "model"), tuned)
     model = load_model(output / "model")
     assert (model.config["architecture"]["architecture"], model.encoder.embedding_dim) == ("audio_resnet50", 12)
-    student = weights(stage.model("audio"))
-    assert {name: value.shape for name, value in student.items()} == {name: v.shape for name, v in tuned.items()}
-    assert any(not torch.equal(value, tuned[name]) for name, value in student.items()), "fine-tuned"
+    before = weights(folder.model("audio"))
+    assert {name: value.shape for name, value in before.items()} == {name: v.shape for name, v in tuned.items()}
+    assert any(not torch.equal(value, tuned[name]) for name, value in before.items()), "fine-tuned"
 
 
 def test_report_and_cards_show_the_student(finished):
