@@ -24,6 +24,7 @@ from avspk.judges.gated_correction import GatedCorrectionSettings
 from avspk.modalities.audio import AudioSettings
 from avspk.modalities.base import VERIFIED, ModalitySettings
 from avspk.modalities.face import FaceSettings
+from avspk.models.registry import AudioEncoderSettings
 from avspk.objectives.dino import DinoSettings
 from avspk.objectives.sdpn import SdpnSettings
 from avspk.settings import (
@@ -147,6 +148,7 @@ class ClassifySettings(Settings):
     margin: float = Field(0.2, ge=0)
     margin_start_epoch: float = Field(1.0, ge=0, description="the margin rises from 0 between these two epochs")
     margin_full_epoch: float = Field(4.0, ge=0)
+    average_last: Count = Field(1, description="the stage leaves the mean of the weights after so many last epochs [C]")
     recalibrate: RecalibrateSettings = RecalibrateSettings()
 
 
@@ -190,6 +192,31 @@ class LargeMarginSettings(ClassifySettings):
     seconds: Positive = 6.0
     augmented: bool = False
     optimiser: OptimiserSettings = OptimiserSettings(learning_rate=1e-3, final_learning_rate=1e-5, warmup_epochs=0)
+
+
+class FinalSettings(ClassifySettings):
+    """A last student: a new audio encoder of any size, on trusted labels, after the last round.
+
+    The defaults are those of wespeaker's supervised ResNets (voxceleb/v2) [S], without Nesterov's momentum and speed
+    perturbation; its rates and margins change exponentially, these by a cosine and linearly.
+    """
+
+    first_reader: ClassVar = FirstReader.FINAL
+
+    encoder: AudioEncoderSettings
+    init_from: Path | None = Field(
+        None, description="model folder whose encoder it begins with; default: random weights"
+    )
+    seconds: Positive = 2.0
+    augmented: bool = True
+    epochs: Count = 150
+    batch_size: Count = 256
+    optimiser: OptimiserSettings = OptimiserSettings(
+        learning_rate=0.4, final_learning_rate=2e-4, warmup_epochs=6, weight_decay=1e-4
+    )
+    margin_start_epoch: float = Field(20.0, ge=0)
+    margin_full_epoch: float = Field(40.0, ge=0)
+    average_last: Count = 10
 
 
 def _yaml_no(value: Any) -> Any:
@@ -270,6 +297,7 @@ class Config(Settings):
     pretrain: PretrainSettings = PretrainSettings()
     cluster: ClusterSettings = MetricSettings()
     refine: RefineSettings = RefineSettings()
+    final: Annotated[FinalSettings | None, FirstReader.FINAL] = None
     large_margin: LargeMarginSettings = LargeMarginSettings()
     calibration: CalibrationSettings = CalibrationSettings()
     training: TrainingSettings = TrainingSettings()

@@ -25,7 +25,7 @@ from avspk.data.files import hold_for_life, read_json, whole_or_absent, write_js
 from avspk.data.manifest import Utterances
 from avspk.data.media import SAMPLE_RATE
 from avspk.machine import commit, hardware, versions
-from avspk.modalities.base import VERIFIED
+from avspk.modalities.base import VERIFIED, ModalitySettings
 from avspk.resume import already_read, change_results
 from avspk.run import PSEUDO, RunFolder
 
@@ -116,7 +116,8 @@ def size_problems(utterances: Utterances, config: Config) -> Iterator[str]:
 
 def _stages(config: Config) -> list[str]:
     """Groups of settings of the stages that will be trained."""
-    return ["pretrain"] + (["refine"] + ["large_margin"] * config.large_margin.enabled) * (config.rounds > 0)
+    trusted = ["final"] * (config.final is not None) + ["large_margin"] * config.large_margin.enabled
+    return ["pretrain", *(["refine", *trusted] if config.rounds else [])]
 
 
 def _clusterings(config: Config) -> Iterator[tuple[str, int, str]]:
@@ -131,17 +132,24 @@ def _clusterings(config: Config) -> Iterator[tuple[str, int, str]]:
 
 
 def check_initial_models(config: Config) -> None:
-    """The models that stage 1 begins with are there and of the config's architecture. Raises: ConfigError."""
+    """The models that stages begin with are there and of the config's architecture. Raises: ConfigError."""
     for modality, folder in config.pretrain.init_from.items():
         key = f"pretrain.init_from.{modality}={folder}"
-        path = folder / "config.json"
-        if not path.is_file():
-            raise ConfigError(f"{key}: no config.json there; it must be a model folder, as exp/demo/model")
-        wanted, found = getattr(config, modality).architecture(), read_json(path, {})["architecture"]
-        if found != wanted:
-            differing = sorted(name for name in {*wanted, *found} if wanted.get(name) != found.get(name))
-            shown = ", ".join(f"{name} {found.get(name)} -> {wanted.get(name)}" for name in differing)
-            raise ConfigError(f"{key} has another encoder than {modality} here (there -> here): {shown}")
+        _check_initial_model(key, folder, modality, getattr(config, modality))
+    if config.final is not None and (source := config.final.init_from) is not None:
+        audio = config.audio.model_copy(update={"encoder": config.final.encoder})
+        _check_initial_model(f"final.init_from={source}", source, "final.encoder", audio)
+
+
+def _check_initial_model(key: str, folder: Path, group: str, settings: ModalitySettings) -> None:
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ConfigError(f"{key}: no config.json there; it must be a model folder, as exp/demo/model")
+    wanted, found = settings.architecture(), read_json(path, {})["architecture"]
+    if found != wanted:
+        differing = sorted(name for name in {*wanted, *found} if wanted.get(name) != found.get(name))
+        shown = ", ".join(f"{name} {found.get(name)} -> {wanted.get(name)}" for name in differing)
+        raise ConfigError(f"{key} has another encoder than {group} here (there -> here): {shown}")
 
 
 def check_media(utterances: Utterances, config: Config) -> None:
@@ -241,9 +249,12 @@ def _require_same_run(files: RunFolder, config: Config, labels: str, utterances:
             f"{folder} holds a run on other utterances, or another order of them, than {config.data.train} has now: "
             "its labels and checkpoints count rows. Put that manifest back, or choose another folder with output=..."
         )
-    last, after = files.round(config.rounds).name, files.large_margin.facts().get("after")
-    if after is not None and after != last:
-        raise ConfigError(f"{files.large_margin.path} was trained after {after}, not {last}; remove it to repeat it")
+    last_round = files.round(config.rounds)
+    before = files.before_large_margin(config.rounds, config.final is not None)
+    for stage, last in ((files.final, last_round.name), (files.large_margin, before.name)):
+        after = stage.facts().get("after")
+        if after is not None and after != last:
+            raise ConfigError(f"{stage.path} was trained after {after}, not {last}; remove it to repeat it")
     return differing
 
 

@@ -1,4 +1,4 @@
-"""The method on one screen: pretrain, (embed, cluster, refine) x rounds, fine-tune, publish, evaluate.
+"""The method on one screen: pretrain, (embed, cluster, refine) x rounds, last student, fine-tune, publish, evaluate.
 
 A finished stage is a folder with `done.json` and is not run again. Files connect the stages.
 """
@@ -8,29 +8,29 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from avspk import distributed
-from avspk.checkpoint import load_tree, save_tree
-from avspk.modalities.base import VERIFIED
+from avspk.config import FinalSettings
 from avspk.report import write_report
-from avspk.round_labels import calibration_labels, name_of_labels, round_labels, trusted_labels
+from avspk.round_labels import calibration_labels, name_of_labels, round_labels
 from avspk.session import Session
 from avspk.stage_work import Encoders, StageWork, is_finished, load_encoders, training_embeddings
-from avspk.stages.classify import Classify
 from avspk.stages.cluster import class_vectors
 from avspk.stages.pretrain import Pretrain
 from avspk.stages.refine import Refine
 from avspk.systems import evaluate, publish
 from avspk.trackers import finish_trackers
+from avspk.trusted_stage import new_student, trusted_stage
 
 logger = logging.getLogger(__name__)
 
 
 def run(session: Session) -> list[dict[str, Any]]:
     """All stages; rows of metrics.json (none without trial lists)."""
-    rounds = session.config.rounds
+    rounds, final = session.config.rounds, session.config.final
     encoders = pretrain(session)
     for number in range(1, rounds + 1):
         encoders = refine(session, number, encoders)
+    if rounds and final is not None:
+        encoders = last_student(session, final)
     if rounds and session.config.large_margin.enabled:
         fine_tune(session, encoders)
     publish(session, calibration_labels(session) if rounds else None)
@@ -52,7 +52,7 @@ def pretrain(session: Session) -> Encoders:
         description = trained if settings.epochs else "stage 1 without training"
         work.export(stage.teachers(), description, settings.recalibrate)
         work.finish()
-    return load_encoders(session, folder)
+    return load_encoders(folder, session.kits)
 
 
 def refine(session: Session, number: int, encoders: Encoders) -> Encoders:
@@ -63,32 +63,38 @@ def refine(session: Session, number: int, encoders: Encoders) -> Encoders:
         rows = training_embeddings(session, session.files.round(number - 1), encoders)
         labels = round_labels(session, number, rows)
         if settings.start_from == "stage_one" and number > 1:
-            encoders = load_encoders(session, session.files.pretrain)
+            encoders = load_encoders(session.files.pretrain, session.kits)
             rows = training_embeddings(session, session.files.pretrain, encoders)
         materials, kits = session.materials, session.kits
         classes = {key: class_vectors(rows[key], labels, materials.device) for key in kits}
         stage = Refine(materials, folder.name, settings, kits, encoders, labels, session.truth, folder.path, classes)
         work.train(stage)
-        if session.main:
-            save_tree(folder.classifiers, stage.classifiers())
+        work.save_classifiers(stage.classifiers())
         description = f"round {number} of judged {name_of_labels(session, number)}"
         work.export(stage.encoders(), description, settings.recalibrate)
         work.finish()
-    return load_encoders(session, folder)
+    return load_encoders(folder, session.kits)
+
+
+def last_student(session: Session, settings: FinalSettings) -> Encoders:
+    """A new audio encoder, of any size, learns the labels that the last round trusts."""
+    folder, last, kits = session.files.final, session.files.round(session.config.rounds), session.last_kits
+    if not is_finished(session, folder):
+        work = StageWork(session, folder, kits, after=last)
+        stage = work.train(trusted_stage(session, folder, settings, new_student(session, settings)))
+        work.save_classifiers(stage.classifiers())
+        description = f"last student, {settings.encoder.architecture}, on trusted pseudo labels"
+        work.export(stage.encoders(), description, settings.recalibrate)
+        work.finish()
+    return load_encoders(folder, kits)
 
 
 def fine_tune(session: Session, encoders: Encoders) -> None:
-    """Large margin: the audio model on the labels that the last round trusts."""
-    folder, last = session.files.large_margin, session.files.round(session.config.rounds)
-    if is_finished(session, folder):
-        return
-    work, settings, audio = StageWork(session, folder), session.config.large_margin, session.kits[VERIFIED]
-    classifier = load_tree(distributed.wait_for_file(last.classifiers))[VERIFIED]["weight"]
-    views = {VERIFIED: audio.refine_views(settings.seconds, settings.augmented)}
-    kits, encoder = {VERIFIED: audio}, {VERIFIED: encoders[VERIFIED]}
-    labels = trusted_labels(session)
-    stage = Classify(session.materials, folder.name, settings, kits, views, encoder, labels, {VERIFIED: classifier})
-    work.train(stage, f"checkpoints_after_{last.name}")
-    description = "large-margin fine-tuning on trusted pseudo labels"
-    work.export(stage.model.encoders(), description, settings.recalibrate, keep_embeddings=False)
-    work.finish(after=last.name)
+    """Large margin: the last audio model on the same labels, with the class vectors of the stage before."""
+    folder, settings = session.files.large_margin, session.config.large_margin
+    before = session.files.before_large_margin(session.config.rounds, session.config.final is not None)
+    if not is_finished(session, folder):
+        work = StageWork(session, folder, session.last_kits, after=before)
+        stage = work.train(trusted_stage(session, folder, settings, encoders, before))
+        work.export(stage.encoders(), "large-margin fine-tuning on trusted pseudo labels", settings.recalibrate)
+        work.finish()

@@ -43,7 +43,7 @@ def already_read(differing: Differences, config: Config, is_begun: Callable[[str
     `is_begun`: whether the stage with a folder of this name has begun. Stage 1 has begun as soon as there is a run.
     """
     readers = {key: first_reader(key, config) for key in differing}
-    begun = {one for one in (FirstReader.ROUNDS, FirstReader.LARGE_MARGIN) if is_begun(one.value)}
+    begun = {one for one in (FirstReader.ROUNDS, FirstReader.FINAL, FirstReader.LARGE_MARGIN) if is_begun(one.value)}
     return {key: values for key, values in differing.items() if readers[key] in {FirstReader.STAGE_ONE, *begun}}
 
 

@@ -3,7 +3,7 @@
 config.yaml environment.json log.jsonl train.log lock metrics.json report.html
 noise/                          the generated noise pack, if the config names none
 given/                          copies of the files that the user gave for round 1
-pretrain/ round1/ ... large_margin/     one stage each, see `StageFolder`
+pretrain/ round1/ ... final/ large_margin/     one stage each, see `StageFolder`
 model/                          the published audio model
 evaluation/                     embeddings and scores of the trial lists
 """
@@ -53,7 +53,7 @@ class StageFolder:
 
     @property
     def classifiers(self) -> Path:
-        """The class vectors that a round leaves."""
+        """The class vectors that a round or the last student leaves."""
         return self.path / "classifiers.safetensors"
 
     @property
@@ -86,9 +86,18 @@ class RunFolder:
         return self.stage(f"round{number}") if number else self.pretrain
 
     @property
+    def final(self) -> StageFolder:
+        """The last student."""
+        return self.stage("final")
+
+    @property
     def large_margin(self) -> StageFolder:
-        """Fine-tuning after the last round."""
+        """Fine-tuning of the last round's audio model, or of the last student."""
         return self.stage("large_margin")
+
+    def before_large_margin(self, rounds: int, last_student: bool) -> StageFolder:
+        """The stage whose audio model is fine-tuned."""
+        return self.final if last_student else self.round(rounds)
 
     def stage(self, name: str) -> StageFolder:
         """A stage by its name."""
@@ -137,10 +146,14 @@ class RunFolder:
         """Contents of environment.json; empty if there is none."""
         return read_json(self.environment, {})
 
-    def systems(self, objective: str, rounds: int, large_margin: bool) -> list[tuple[str, Path]]:
+    def systems(
+        self, objective: str, rounds: int, large_margin: bool, last_student: bool = False
+    ) -> list[tuple[str, Path]]:
         """Display name and audio model of every system that a finished run has, in order."""
         named = [(f"stage 1 ({objective})", self.pretrain)]
         named += [(f"round {number}", self.round(number)) for number in range(1, rounds + 1)]
+        if rounds and last_student:
+            named.append(("last student", self.final))
         if rounds and large_margin:
             named.append(("final", self.large_margin))
         return [(name, stage.model(VERIFIED)) for name, stage in named]

@@ -24,11 +24,12 @@ def scaled_settings(utterances: Utterances, config: Config) -> dict[str, object]
     total = len(utterances)
     clusters = max(2, round(total**CLUSTER_POWER))
     batch = min(max(2 ** round(math.log2(math.sqrt(total))), BATCHES[0]), BATCHES[1])
+    final = ["final"] * (config.final is not None)
     scaled: dict[str, object] = {
         "modalities": [name for name, one in config.modality_settings().items() if one.usable(utterances).any()],
         "cluster.num_clusters": clusters,
         "pretrain.cluster_aware.num_clusters": clusters,
-        **{f"{stage}.batch_size": batch for stage in ("pretrain", "refine", "large_margin")},
+        **{f"{stage}.batch_size": batch for stage in ("pretrain", "refine", *final, "large_margin")},
     }
     steps = max(1, total // batch)
     for stage, least in LEAST_UPDATES.items():

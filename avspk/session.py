@@ -20,7 +20,7 @@ from avspk.extras import explained
 from avspk.given import Given, given_files, read_given
 from avspk.labellers import ClusterLabeller, Labeller
 from avspk.memory import keep_freed_memory
-from avspk.modalities.base import Media, build_kits
+from avspk.modalities.base import VERIFIED, Media, build_kits
 from avspk.precision import FLOAT32, choose_precision
 from avspk.preflight import (
     Checks,
@@ -59,6 +59,7 @@ class Session:
         content: what is in the files that the config names besides its data, by digest.
         main: whether this is the process that writes.
         materials, kits: what all stages work on, and modality -> the builder of its parts.
+        last_kits: that of the audio model which the run publishes: its encoder may be another than in the rounds.
         truth: true speakers for the log; not used in training.
         trainer: trains a stage.
         trials: the trial lists, None without any.
@@ -101,6 +102,8 @@ class Session:
         noise = fit_to_memory(configured_noise or self._generated_noise(utterances), config.data.noise_gigabytes)
         self.materials = Materials(utterances, config.seed, config.training, self.accelerator.device)
         self.kits = build_kits(config.modality_settings(), self._media(utterances, noise))
+        audio, final = self.kits[VERIFIED], config.final
+        self.last_kits = {VERIFIED: audio if final is None else audio.with_encoder(final.encoder)}
         self.truth = Truth(utterances)
         resumed = self.files.log.is_file()
         start_trackers(self.accelerator, self.folder, None if resumed else flat_settings(config))

@@ -40,6 +40,7 @@ class FirstReader(Enum):
     STAGE_ONE = "pretrain"
     JOINT_CLUSTERING = "the first clustering of all modalities together, in stage 1 or in a round"
     ROUNDS = "round1"
+    FINAL = "final"
     LARGE_MARGIN = "large_margin"
     RESULTS = "no stage, but results depend on it"
     NOTHING = "neither stages nor results depend on it: where things are, how the loop runs"

@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from typing import TypeVar
 
 import numpy as np
+from torch import Tensor
 
 from avspk import distributed
-from avspk.checkpoint import CheckpointFolder, build_with_weights
+from avspk.checkpoint import CheckpointFolder, build_with_weights, save_tree
 from avspk.config import RecalibrateSettings
 from avspk.inference.speaker_model import WEIGHTS, load_encoder, save_model
-from avspk.modalities.base import VERIFIED
+from avspk.modalities.base import VERIFIED, ModalityKit
 from avspk.models.encoder import Encoder
 from avspk.run import StageFolder
 from avspk.session import Session
@@ -23,39 +24,53 @@ from avspk.stages.recalibrate import recalibrate
 Trained = TypeVar("Trained", bound=Stage)
 Encoders = dict[str, Encoder]
 """Modality -> encoder."""
+Kits = Mapping[str, ModalityKit]
+"""Modality -> kit."""
 
 
 class StageWork:
     """Begun when it is built, so that the seconds of the stage include what it needs before training."""
 
-    def __init__(self, session: Session, folder: StageFolder) -> None:
-        self.session, self.folder = session, folder
+    def __init__(
+        self, session: Session, folder: StageFolder, kits: Kits | None = None, after: StageFolder | None = None
+    ) -> None:
+        """Begin.
+
+        Args:
+            kits: modality -> kit of the encoders that the stage leaves; default: the run's.
+            after: the stage that a stage after the rounds goes on from. Rounds may be added later, so it is recorded,
+                and only checkpoints that were made after it are continued.
+        """
+        self.session, self.folder, self.kits, self.after = session, folder, kits or session.kits, after
         self._started = time.monotonic()
 
-    def train(self, stage: Trained, checkpoints: str = "checkpoints") -> Trained:
-        """Train, or go on from the newest checkpoint; only what is under the same name `checkpoints` is continued."""
+    def train(self, stage: Trained) -> Trained:
+        """Train, or go on from the newest checkpoint."""
         keep = self.session.config.training.keep_checkpoints
+        checkpoints = "checkpoints" if self.after is None else f"checkpoints_after_{self.after.name}"
         folder = CheckpointFolder(self.folder.path / checkpoints, keep)
         # Moved back by the seconds that earlier runs of this stage took.
         self._started = self.session.trainer.run(stage, folder, self._started)
         return stage
 
-    def export(
-        self,
-        encoders: Mapping[str, Encoder],
-        description: str,
-        recalibration: RecalibrateSettings,
-        keep_embeddings: bool = True,
-    ) -> None:
-        """The stage's model of each modality, with its mean training embedding, and all of these embeddings."""
+    def save_classifiers(self, classifiers: dict[str, dict[str, Tensor]]) -> None:
+        """Modality -> weights of its classifier, for the stage that goes on from this one."""
+        if self.session.main:
+            save_tree(self.folder.classifiers, classifiers)
+
+    def export(self, encoders: Mapping[str, Encoder], description: str, recalibration: RecalibrateSettings) -> None:
+        """The stage's model of each modality, with its mean training embedding.
+
+        All of these embeddings as well, unless the stage comes after the rounds: nothing clusters them.
+        """
         session = self.session
         for name, trained in encoders.items():
             # As it will be loaded, without what training wraps layers in.
-            build, source = session.kits[name].settings.build_encoder, f"the stage {self.folder.name}"
-            encoder = build_with_weights(build, trained.state_dict(), source)
-            recalibrate(encoder, session.kits[name], recalibration, self.folder.name)
-            rows = embed(session, name, encoder)
-            if keep_embeddings:
+            kit, source = self.kits[name], f"the stage {self.folder.name}"
+            encoder = build_with_weights(kit.settings.build_encoder, trained.state_dict(), source)
+            recalibrate(encoder, kit, recalibration, self.folder.name)
+            rows = embed(session, kit, encoder)
+            if self.after is None:
                 path, num_rows = self.folder.embeddings(name), len(session.materials.utterances)
                 write_rows(path, rows, num_rows, session.materials.device)
             mean = mean_row(rows, session.materials.device)
@@ -64,13 +79,14 @@ class StageWork:
 
     def _save(self, modality: str, encoder: Encoder, mean: np.ndarray, description: str) -> None:
         config = self.session.config
-        architecture, features = self.session.kits[modality].describe_model()
+        architecture, features = self.kits[modality].describe_model()
         claim = self.session.labeller.claim(self.folder.name, config)
         card = _card(modality, f"{description}, modalities {config.modalities}, seed {config.seed}", claim)
         save_model(self.folder.model(modality), encoder, architecture, features, mean, card)
 
-    def finish(self, **facts: str) -> None:
+    def finish(self) -> None:
         """Mark the stage finished, with the seconds it took, lost work of interrupted runs not counted."""
+        facts = {} if self.after is None else {"after": self.after.name}
         if self.session.main:
             self.folder.finish(seconds=round(time.monotonic() - self._started, 1), **facts)
             for checkpoints in self.folder.path.glob("checkpoints*"):
@@ -84,9 +100,9 @@ def is_finished(session: Session, folder: StageFolder) -> bool:
     return session.is_there(folder.done)
 
 
-def load_encoders(session: Session, folder: StageFolder) -> Encoders:
-    """The encoders that a finished stage left."""
-    folders = {name: folder.model(name) for name in session.kits}
+def load_encoders(folder: StageFolder, kits: Kits) -> Encoders:
+    """The encoders of these modalities that a finished stage left."""
+    folders = {name: folder.model(name) for name in kits}
     for path in folders.values():
         distributed.wait_for_file(path / WEIGHTS)
     return {name: load_encoder(path)[0] for name, path in folders.items()}
@@ -102,15 +118,16 @@ def training_embeddings(session: Session, folder: StageFolder, encoders: Encoder
     for name in session.kits:
         path = folder.embeddings(name)
         if not session.is_there(path):
-            write_rows(path, embed(session, name, encoders[name]), num_rows, session.materials.device)
+            rows = embed(session, session.kits[name], encoders[name])
+            write_rows(path, rows, num_rows, session.materials.device)
         found[name] = read_rows(path, num_rows)
     return found
 
 
-def embed(session: Session, modality: str, encoder: Encoder) -> np.ndarray:
+def embed(session: Session, kit: ModalityKit, encoder: Encoder) -> np.ndarray:
     """Embeddings (n, D) of this rank's share of the utterances, NaN where the modality is missing."""
     share = distributed.local_share(len(session.materials.utterances))
-    return session.kits[modality].embed(encoder.to(session.materials.device), share)
+    return kit.embed(encoder.to(session.materials.device), share)
 
 
 def _card(modality: str, description: str, claim: str) -> str:

@@ -28,7 +28,7 @@ def trained_systems(session: Session) -> list[tuple[str, Path]]:
     """Display name and audio model of every trained system, in order."""
     config = session.config
     objective = config.pretrain.objective.kind.upper()
-    return session.files.systems(objective, config.rounds, config.large_margin.enabled)
+    return session.files.systems(objective, config.rounds, config.large_margin.enabled, config.final is not None)
 
 
 def publish(session: Session, labels: np.ndarray | None) -> None:

@@ -24,12 +24,9 @@ AUDIO = {
         "attention_dim": 8,
         "embedding_dim": 12,
     },
-    "audio_resnet34": {
-        "architecture": "audio_resnet34",
-        "num_mels": 40,
-        "width": 4,
-        "blocks": [1, 1, 1, 1],
-        "embedding_dim": 12,
+    **{
+        name: {"architecture": name, "num_mels": 40, "width": 4, "blocks": [1, 1, 1, 1], "embedding_dim": 12}
+        for name in ("audio_resnet34", "audio_resnet221")
     },
 }
 FACE = {"architecture": "face_resnet34", "width": 4, "blocks": [1, 1, 1, 1], "embedding_dim": 12}

@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 import tiny
+import torch
 import yaml
 
 from avspk.config import (
@@ -30,10 +31,21 @@ def test_every_shipped_config_loads_and_builds_its_encoders(path):
     for modality in config.modalities:
         encoder = build_encoder(**getattr(config, modality).encoder.model_dump())
         assert sum(p.numel() for p in encoder.parameters()) > 0
+    if config.final is not None:
+        with torch.device("meta"):
+            assert sum(p.numel() for p in build_encoder(**config.final.encoder.model_dump()).parameters()) > 0
 
 
 def test_there_are_shipped_configs():
-    assert {path.stem for path in CONFIGS} >= {"demo", "demo_audio_only", "voxceleb2_av", "voxceleb2_audio_only"}
+    wanted = {"demo", "demo_audio_only", "voxceleb2_av", "voxceleb2_audio_only", "voxceleb2_av_large"}
+    assert {path.stem for path in CONFIGS} >= wanted
+
+
+def test_the_large_config_differs_in_its_last_student_alone():
+    first, second = (load_config(CONFIGS[0].parent / f"voxceleb2_av{name}.yaml") for name in ("", "_large"))
+    differing = differing_keys(first, second)
+    assert {key.split(".")[0] for key in differing} == {"final", "output"}
+    assert differing["final.encoder.architecture"][1] == "audio_resnet221"
 
 
 def test_audio_only_configs_differ_in_modalities_and_output_alone():

@@ -80,8 +80,9 @@ def test_settings_exist(page):
 
 
 def all_settings() -> set[str]:
-    """Dotted keys of all kinds of objectives and clusterers."""
-    kinds = load_config(VOXCELEB), load_config(VOXCELEB, ["cluster.kind=kmeans", "pretrain.objective={kind: sdpn}"])
+    """Dotted keys of both kinds of objectives and clusterers, and of a last student."""
+    others = ["cluster.kind=kmeans", "pretrain.objective={kind: sdpn}", "final.encoder.architecture=ecapa"]
+    kinds = load_config(VOXCELEB), load_config(VOXCELEB, others)
     return {key for config in kinds for key in flat_settings(config)}
 
 

@@ -69,7 +69,7 @@ def speech(number, seconds):
 # Features to embeddings.
 
 
-@pytest.mark.parametrize("name", ["ecapa", "audio_resnet34"])
+@pytest.mark.parametrize("name", ["ecapa", "audio_resnet34", "audio_resnet221"])
 def test_any_batch_and_any_length(tmp_path, name):
     model, path, largest = exported(tmp_path, name)
     assert max(differences(model, path, [(1, 24), (1, 77), (5, 200), (2, 1313)])) < 1e-5

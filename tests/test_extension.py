@@ -81,7 +81,7 @@ def data(tmp_path_factory):
 def tree(data, tmp_path, monkeypatch):
     monkeypatch.setattr(config, "Config", ConfigWithToys)
     for kind in (encoder.FrozenSettings, modality.LoudnessEncoderSettings):
-        monkeypatch.setitem(registry.ENCODERS, registry.architecture_of(kind), kind)
+        monkeypatch.setitem(registry.ENCODERS, registry.architectures_of(kind)[0], kind)
     settings = tiny.tree(data, tmp_path / "exp")
     settings["pretrain"]["objective"] = {"kind": "toy", "momentum": 0.9}
     settings["refine"]["judge"]["kind"] = "gate_and_correction"

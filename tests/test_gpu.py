@@ -36,7 +36,7 @@ from avspk.loss_scale import LossScale
 from avspk.losses import dino_loss
 from avspk.models.ecapa import EcapaTdnn
 from avspk.models.norm import CudaCrossRankBatchNorm
-from avspk.models.resnet import AudioResNet34, FaceResNet34
+from avspk.models.resnet import AudioResNet, FaceResNet34
 from avspk.session import Session
 from avspk.stages.refine import Refine
 from avspk.training import build_optimiser
@@ -116,7 +116,7 @@ def test_faces_are_augmented_as_on_a_cpu():
 def encoders():
     small = {"width": 8, "blocks": (1, 1, 1, 1), "embedding_dim": 16}
     yield "ecapa", lambda: EcapaTdnn(channels=32, aggregate_channels=48, embedding_dim=16), (6, 60, 80)
-    yield "audio resnet", lambda: AudioResNet34(**small), (6, 60, 80)
+    yield "audio resnet", lambda: AudioResNet(**small), (6, 60, 80)
     yield "face resnet", lambda: FaceResNet34(**small), (6, 3, 64, 64)
 
 

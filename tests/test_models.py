@@ -9,17 +9,29 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
+from torchvision.models.resnet import Bottleneck
 
 from avspk.models.ecapa import EcapaSettings, EcapaTdnn, Res2Conv
 from avspk.models.heads import CosineClassifier, DinoHead
 from avspk.models.norm import CrossRankBatchNorm, freeze_batchnorm_statistics, joint_moments, synchronise_batchnorm
 from avspk.models.pooling import AttentiveStatisticsPooling, StatisticsPooling
 from avspk.models.registry import build_encoder
-from avspk.models.resnet import AudioResNet34, AudioResNetSettings, FaceResNet34, FaceResNetSettings
+from avspk.models.resnet import (
+    AUDIO_BLOCKS,
+    AudioResNet,
+    AudioResNetSettings,
+    BottleneckBlock,
+    FaceResNet34,
+    FaceResNetSettings,
+    conv_norm,
+)
 
 SMALL = {
     "ecapa": {"num_mels": 20, "channels": 32, "embedding_dim": 16, "aggregate_channels": 48, "se_dim": 8},
     "audio_resnet34": {"num_mels": 20, "width": 4, "embedding_dim": 16, "blocks": (1, 1, 1, 1)},
+    "audio_resnet50": {"num_mels": 20, "width": 4, "embedding_dim": 16, "blocks": (1, 1, 2, 1)},
     "face_resnet34": {"width": 4, "embedding_dim": 16, "blocks": (1, 2, 1, 1)},
 }
 
@@ -57,12 +69,65 @@ def randomise_norms(module: nn.Module) -> nn.Module:
         ("ecapa", {}, 6_190_720),
         ("ecapa", {"embedding_norm": True}, 6_191_104),
         ("ecapa", {"channels": 1024}, 14_657_088),
+        ("audio_resnet18", {}, 4_105_440),
         ("audio_resnet34", {}, 6_634_336),
+        ("audio_resnet50", {}, 11_131_360),
+        ("audio_resnet101", {}, 15_892_448),
+        ("audio_resnet152", {}, 19_814_880),
+        ("audio_resnet221", {}, 23_792_224),
+        ("audio_resnet293", {}, 28_626_016),
     ],
 )
 def test_parameter_count_equals_wespeaker(architecture, arguments, expected):
+    """Counted on its modules with 80 mels, TSTP and one embedding layer of 256."""
     with torch.device("meta"):
         assert num_parameters(build_encoder(architecture, **arguments)) == expected
+
+
+@pytest.mark.parametrize(
+    ("architecture", "parameters", "products"),
+    [
+        ("audio_resnet34", 6.63e6, 4.55e9),
+        ("audio_resnet221", 23.79e6, 21.29e9),
+        ("audio_resnet293", 28.62e6, 28.10e9),
+    ],
+)
+def test_sizes_are_those_of_wespeakers_table(architecture, parameters, products):
+    """Strides cannot be seen in parameters, but in the work on 200 frames. The table's also counts the norms'."""
+    with FakeTensorMode():
+        encoder = build_encoder(architecture).eval()
+        with FlopCounterMode(display=False) as counter:
+            encoder(torch.empty(1, 200, 80))
+    assert num_parameters(encoder) == pytest.approx(parameters, rel=1e-3)
+    assert 0.97 * products < counter.get_total_flops() / 2 < products
+
+
+@pytest.mark.parametrize("architecture", AUDIO_BLOCKS)
+def test_the_name_counts_the_layers(architecture):
+    with torch.device("meta"):
+        encoder = build_encoder(architecture)
+    layers = [layer for layer in encoder.modules() if isinstance(layer, (nn.Conv2d, nn.Linear))]
+    shortcuts = [part for part in encoder.modules() if isinstance(getattr(part, "shortcut", None), nn.Sequential)]
+    assert len(layers) - len(shortcuts) == int(architecture.removeprefix("audio_resnet"))
+
+
+def test_blocks_of_an_architecture_are_its_own_unless_they_are_given():
+    assert AudioResNetSettings().blocks == AudioResNetSettings(architecture="audio_resnet34").blocks == (3, 4, 6, 3)
+    assert AudioResNetSettings(architecture="audio_resnet221").blocks == (6, 16, 48, 3)
+    assert AudioResNetSettings(architecture="audio_resnet221", blocks=(1, 1, 1, 1)).blocks == (1, 1, 1, 1)
+
+
+@pytest.mark.parametrize(("in_channels", "stride"), [(12, 1), (12, 2), (32, 1)])
+def test_bottleneck_equals_torchvisions(in_channels, stride):
+    ours = randomise_norms(BottleneckBlock(in_channels, 8, stride))
+    shape_changes = stride != 1 or in_channels != 32
+    theirs = Bottleneck(in_channels, 8, stride, conv_norm(in_channels, 32, 1, stride) if shape_changes else None)
+    # Both hold conv and norm three times, then the shortcut's.
+    state = dict(zip(theirs.state_dict(), ours.state_dict().values(), strict=True))
+    theirs.load_state_dict(state)
+    x = torch.randn(2, in_channels, 9, 7)
+    for mode in (True, False):
+        torch.testing.assert_close(ours.train(mode)(x), theirs.train(mode)(x), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("settings", [EcapaSettings, AudioResNetSettings, FaceResNetSettings])
@@ -100,7 +165,7 @@ def test_dino_head_parameter_count_equals_wespeaker():
 
 
 @pytest.mark.parametrize("num_frames", [1, 7, 64, 131])
-@pytest.mark.parametrize("architecture", ["ecapa", "audio_resnet34"])
+@pytest.mark.parametrize("architecture", ["ecapa", "audio_resnet34", "audio_resnet50"])
 def test_audio_encoders_take_any_length(architecture, num_frames):
     encoder = build_encoder(architecture, **SMALL[architecture])
     embeddings = encoder(torch.randn(3, num_frames, 20))
@@ -115,7 +180,7 @@ def test_face_encoder_takes_any_size(side):
 
 @pytest.mark.parametrize("num_mels", [20, 40, 77, 80])
 def test_audio_resnet_takes_any_number_of_mels(num_mels):
-    assert AudioResNet34(num_mels, width=4, blocks=(1, 1, 1, 1))(torch.randn(2, 30, num_mels)).shape == (2, 256)
+    assert AudioResNet(num_mels, width=4, blocks=(1, 1, 1, 1))(torch.randn(2, 30, num_mels)).shape == (2, 256)
 
 
 @pytest.mark.parametrize("architecture", SMALL)
@@ -143,7 +208,7 @@ def test_bfloat16_autocast_stays_close_to_float32(architecture):
     assert F.cosine_similarity(embeddings.float(), reference, dim=1).min() > 0.99
 
 
-@pytest.mark.parametrize("architecture", ["ecapa", "audio_resnet34"])
+@pytest.mark.parametrize("architecture", ["ecapa", "audio_resnet34", "audio_resnet50"])
 def test_repeating_an_utterance_hardly_moves_its_embedding(architecture):
     encoder = randomise_norms(build_encoder(architecture, **SMALL[architecture])).eval()
     spectra = 3 * torch.randn(2, 1, 20)
@@ -205,7 +270,7 @@ def test_invalid_sizes_are_refused():
 
 
 def test_unknown_architecture_names_the_valid_ones():
-    with pytest.raises(ValueError, match=r"'ecapa_tdnn'.*ecapa, audio_resnet34, face_resnet34"):
+    with pytest.raises(ValueError, match=r"'ecapa_tdnn'.*ecapa, audio_resnet18, audio_resnet34, .*, face_resnet34"):
         build_encoder("ecapa_tdnn")
 
 

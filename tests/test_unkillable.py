@@ -122,10 +122,21 @@ def brief(data, output):
     return settings
 
 
-@pytest.mark.parametrize("kind", ["brief", pytest.param("whole", marks=pytest.mark.long)])
+def with_student(data, output):
+    """As `brief`, with a last student."""
+    settings = brief(data, output)
+    optimiser, encoder = settings["refine"]["optimiser"], settings["audio"]["encoder"] | {"channels": 8}
+    return settings | {"final": {"encoder": encoder, "epochs": 2, "batch_size": 12, "optimiser": optimiser}}
+
+
+KINDS = {"brief": (brief, 0), "with_student": (with_student, 0), "whole": (whole, 2)}
+
+
+@pytest.mark.parametrize("kind", ["brief", *(pytest.param(kind, marks=pytest.mark.long) for kind in list(KINDS)[1:])])
 def test_a_kill_before_and_after_every_rename_changes_nothing(data, tmp_path, kind):
-    """The same command again and again: it gets as far as to the next file, or past it. In brief, every second file."""
-    settings, every, stride = (brief, 0, 2) if kind == "brief" else (whole, 2, 1)
+    """The same command again and again: each time it reaches the next file, or passes it."""
+    settings, every = KINDS[kind]
+    stride = 2 if kind == "brief" else 1  # in brief, every second file
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
     outputs, ended = [], False
     assert mortal.run(write(data, undisturbed, settings, checkpoint_steps=every))[0]

@@ -23,7 +23,12 @@ from avspk.sources import sources
 
 METRIC_COLUMNS = ["system", "trials", "num_trials", "eer", "eer_low", "eer_high", "min_dcf_0.01", "min_dcf_0.05"]
 NOT_LEARNED = {"running_mean", "running_var", "num_batches_tracked", "training_mean"}
-STAGE_NAMES = {"pretrain": "Stage 1 (DINO)", "large_margin": "Large margin", "evaluation": "Evaluation"}
+STAGE_NAMES = {
+    "pretrain": "Stage 1 (DINO)",
+    "final": "Last student",
+    "large_margin": "Large margin",
+    "evaluation": "Evaluation",
+}
 
 
 @dataclass(frozen=True)
@@ -108,8 +113,8 @@ class Run:
 
     @cached_property
     def refinements(self) -> list[str]:
-        """Stages that train on pseudo labels, in their order: round1, round2, ..., large_margin."""
-        return [stage for stage in self.stages if re.fullmatch(r"round\d+|large_margin", stage)]
+        """Stages that train on pseudo labels, in their order: round1, round2, ..., final, large_margin."""
+        return [stage for stage in self.stages if re.fullmatch(r"round\d+|final|large_margin", stage)]
 
     @cached_property
     def modalities(self) -> list[str]:
@@ -130,6 +135,8 @@ class Run:
         """Whether every stage of the config has ended, and the trial lists, if any, were scored."""
         rounds = int(self.config.get("rounds", 0))
         stages = [self.files.round(number) for number in range(rounds + 1)]
+        if rounds and self.config.get("final"):
+            stages.append(self.files.final)
         if rounds and (self.config.get("large_margin") or {}).get("enabled", True):
             stages.append(self.files.large_margin)
         if not all(stage.done.is_file() for stage in stages):
@@ -142,9 +149,16 @@ class Run:
         found = {}
         for stage in self.stages:
             for folder in sorted((self.folder / stage).glob("model_*")):
-                if (folder / "config.json").is_file() and (folder / "model.safetensors").is_file():
-                    found[folder.name.removeprefix("model_")] = _model_facts(stage, folder)
+                modality = folder.name.removeprefix("model_")
+                if (facts := self.model_of(stage, modality)) is not None:
+                    found[modality] = facts
         return found
+
+    def model_of(self, stage: str, modality: str) -> ModelFacts | None:
+        """The encoder of this modality that a stage left; None if it left none."""
+        folder = self.files.stage(stage).model(modality)
+        whole = (folder / "config.json").is_file() and (folder / "model.safetensors").is_file()
+        return _model_facts(stage, folder) if whole else None
 
     @cached_property
     def calibration(self) -> Calibration | None:
@@ -210,9 +224,9 @@ def stage_name(stage: str) -> str:
 
 
 def _stage_order(stage: str) -> tuple[int, int, str]:
-    known = {"pretrain": 0, "large_margin": 2, "evaluation": 3}
+    known = {"pretrain": 0, "final": 2, "large_margin": 3, "evaluation": 4}
     number = re.fullmatch(r"round(\d+)", stage)
-    return (1, int(number[1]), stage) if number else (known.get(stage, 4), 0, stage)
+    return (1, int(number[1]), stage) if number else (known.get(stage, 5), 0, stage)
 
 
 def _columns_of(records: list[dict[str, Any]]) -> list[str]:

@@ -127,6 +127,10 @@ class ModalityKit(ABC):
         self.name, self.settings, self.media = name, settings, media
         self.usable = settings.usable(media.utterances)
 
+    def with_encoder(self, encoder: EncoderSettings) -> ModalityKit:
+        """The same kit for an encoder of other settings."""
+        return self.settings.model_copy(update={"encoder": encoder}).build(self.name, self.media)
+
     def encoder(self) -> Encoder:
         """A new encoder whose initial weights depend only on (seed, modality)."""
         return seeded(self.settings.new_encoder, self.media.seed, self.name, "encoder")

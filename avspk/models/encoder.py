@@ -17,7 +17,7 @@ from avspk.settings import Settings
 
 
 class EncoderSettings(Settings, ABC):
-    """Settings of all encoders. A subclass has a field `architecture`, whose only value is its name.
+    """Settings of all encoders. A subclass has a field `architecture`: its name, or one of the names of its sizes.
 
     Attributes:
         takes: the input: "features" are log mel energies (B, frames, mels), "waveform" is (B, samples) at 16 kHz in

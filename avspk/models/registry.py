@@ -14,13 +14,15 @@ AudioEncoderSettings = Annotated[EcapaSettings | AudioResNetSettings, Field(disc
 FaceEncoderSettings = FaceResNetSettings
 
 
-def architecture_of(kind: type[EncoderSettings]) -> str:
-    """The name of an encoder."""
-    return str(kind.model_fields["architecture"].default)
+def architectures_of(kind: type[EncoderSettings]) -> tuple[str, ...]:
+    """The names of an encoder and its sizes."""
+    return get_args(kind.model_fields["architecture"].annotation)
 
 
 ENCODERS: dict[str, type[EncoderSettings]] = {
-    architecture_of(kind): kind for kind in (*get_args(get_args(AudioEncoderSettings)[0]), FaceEncoderSettings)
+    name: kind
+    for kind in (*get_args(get_args(AudioEncoderSettings)[0]), FaceEncoderSettings)
+    for name in architectures_of(kind)
 }
 
 
@@ -42,4 +44,4 @@ def build_encoder(architecture: str, num_mels: int = 80, **settings: Any) -> Enc
     Raises:
         ValueError: unknown architecture, or a setting that it does not have.
     """
-    return encoder_kind(architecture)(**settings).build(num_mels)
+    return encoder_kind(architecture).model_validate({"architecture": architecture, **settings}).build(num_mels)

@@ -218,12 +218,21 @@ def _against_the_truth(epochs: Mapping[str, pd.DataFrame]) -> str:
 def _round(run: Run, stage: str) -> Section:
     if stage.startswith("round"):
         return Section(stage, stage_name(stage), _maps(run, stage) + gate_blocks(run, stage))
-    text = (
-        "The audio model, fine-tuned with a larger margin on longer crops. It has no gate and no "
-        "correction: it trains on the labels that the last round trusted. Its loss is drawn with those of the other "
-        "stages below."
+    model = (
+        f"A new audio encoder{_encoder_of(run, stage)}."
+        if stage == run.files.final.name
+        else "The audio model, fine-tuned with a larger margin on longer crops."
     )
-    return Section(stage, stage_name(stage), text_block(text))
+    text = (
+        " It has no gate and no correction: it learns the labels that the last round trusted. Its loss is drawn with "
+        "those of the other stages below."
+    )
+    return Section(stage, stage_name(stage), text_block(model + text))
+
+
+def _encoder_of(run: Run, stage: str) -> str:
+    found = run.model_of(stage, VERIFIED)
+    return "" if found is None else f": {found.architecture}, {found.parameters:,} parameters"
 
 
 def _maps(run: Run, stage: str) -> str:
@@ -288,7 +297,7 @@ def _setting_rows(config: Mapping[str, Any]) -> list[list[str]]:
     asked = ["modalities", "rounds", "pretrain.epochs", "pretrain.batch_size", "pretrain.optimiser.learning_rate",
              "pretrain.objective.head.out_dim", "cluster.num_clusters", "refine.epochs", "refine.scale",
              "refine.margin", "refine.judge.gate.rule", "refine.judge.correction.rule",
-             "large_margin.epochs"]  # fmt: skip
+             "final.encoder.architecture", "final.epochs", "large_margin.epochs"]  # fmt: skip
     found = {key: _setting(config, key) for key in asked}
     return [[f"<code>{key}</code>", escape(str(value))] for key, value in found.items() if value is not None]
 

@@ -15,7 +15,8 @@ from avspk.data.batch import Batch
 from avspk.data.dataset import ViewDataset, ViewSampler
 from avspk.data.sampler import ExampleSampler
 from avspk.modalities.base import ModalityKit, seeded
-from avspk.models.audio_visual import ClassifierBranch
+from avspk.models.audio_visual import ClassifierBranch, ParallelBranches
+from avspk.models.ema import make_teacher, running_mean
 from avspk.models.encoder import Encoder
 from avspk.models.heads import CosineClassifier
 from avspk.schedules import ramp
@@ -69,6 +70,8 @@ class Classify(Stage):
             for key in kits
         }
         self.model = self.build_model(branches, materials.training)
+        self.average: dict[str, Tensor] = {}
+        self.num_averaged = 0
 
     def _classifier(
         self, encoder: Encoder, num_classes: int, seed: int, modality: str, classes: Mapping[str, Tensor] | None
@@ -122,9 +125,40 @@ class Classify(Stage):
         position = step / self.steps_per_epoch
         return ramp(position, self.settings.margin_start_epoch, self.settings.margin_full_epoch, self.settings.margin)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Nothing beyond weights and optimiser."""
+    def end_epoch(self, epoch: int) -> Metrics:
+        """Average the weights of the last epochs."""
+        if self.settings.average_last > 1 and epoch >= self.num_epochs - self.settings.average_last:
+            self.average = running_mean(self.average, self.kept.state_dict(), self.num_averaged)
+            self.num_averaged += 1
         return {}
 
+    # What it leaves and what survives.
+
+    @property
+    def kept(self) -> ParallelBranches[ClassifierBranch]:
+        """The weights that the stage leaves, or averages."""
+        return self.model
+
+    def _mean(self) -> ParallelBranches[ClassifierBranch]:
+        mean = make_teacher(self.kept)
+        mean.load_state_dict(self.average)
+        return mean
+
+    def encoders(self) -> dict[str, Encoder]:
+        """Modality -> encoder that the stage leaves."""
+        return (self._mean() if self.num_averaged else self.kept).encoders()
+
+    def classifiers(self) -> dict[str, dict[str, Tensor]]:
+        """Modality -> weights of its classifier: averaged with the encoder, else the last ones."""
+        left = self._mean() if self.num_averaged else self.model
+        return {name: dict(branch.classifier.state_dict()) for name, branch in left.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Beyond weights and optimiser, their mean so far, if one is taken."""
+        return {"average": self.average, "num_averaged": self.num_averaged} if self.settings.average_last > 1 else {}
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing."""
+        """Inverse of `state_dict`."""
+        if self.settings.average_last > 1:
+            self.average = {name: value.to(self.device) for name, value in state["average"].items()}
+            self.num_averaged = state["num_averaged"]

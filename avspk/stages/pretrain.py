@@ -17,7 +17,6 @@ from avspk.data.batch import Batch, Groups
 from avspk.data.dataset import ViewDataset
 from avspk.data.sampler import ClusterPositives, ExampleSampler
 from avspk.data.views import rows_of_views
-from avspk.inference.speaker_model import load_encoder
 from avspk.modalities.base import ModalityKit, seeded
 from avspk.models.audio_visual import EncoderBranch
 from avspk.models.ema import ema_update, make_teacher, running_mean
@@ -26,7 +25,7 @@ from avspk.objectives.base import Course
 from avspk.schedules import cosine
 from avspk.stages.base import Metrics, Stage
 from avspk.stages.cluster import cluster_embeddings
-from avspk.stages.materials import Materials
+from avspk.stages.materials import Materials, initial_encoder
 from avspk.stages.truth import Truth
 
 STAGE = "pretrain"
@@ -89,9 +88,8 @@ class Pretrain(Stage):
         self.num_averaged = 0
 
     def _network(self, name: str) -> EncoderBranch:
-        encoder, objective = self.kits[name].encoder(), self.objectives[name]
-        if name in self.settings.init_from:
-            encoder.load_state_dict(load_encoder(self.settings.init_from[name])[0].state_dict())
+        objective = self.objectives[name]
+        encoder = initial_encoder(self.kits[name], self.settings.init_from.get(name))
         return seeded(lambda: objective.network(encoder), self.seed, name, "head")
 
     # What one step is.

@@ -143,6 +143,7 @@ class Refine(Classify):
 
     def end_epoch(self, epoch: int) -> Metrics:
         """Join the ranks' pages, write them, and say what the judge did."""
+        super().end_epoch(epoch)
         self.ledger.close_epoch()
         labels, trusted = self.labels.numpy(), self.judge.trusted
         replacements, confidence = self.ledger.replacements(trusted)
@@ -176,22 +177,19 @@ class Refine(Classify):
 
     # What survives.
 
-    def encoders(self) -> dict[str, Encoder]:
-        """Modality -> encoder that the round leaves: the last one, or the mean."""
-        kept = self.mean if self.settings.keep == "ema" and self.mean is not None else self.model
-        return kept.encoders()
-
-    def classifiers(self) -> dict[str, dict[str, Tensor]]:
-        """Modality -> weights of its classifier."""
-        return {name: dict(branch.classifier.state_dict()) for name, branch in self.model.items()}
+    @property
+    def kept(self) -> ParallelBranches[ClassifierBranch]:
+        """The last weights, or their exponential mean."""
+        return self.mean if self.settings.keep == "ema" and self.mean is not None else self.model
 
     def state_dict(self) -> dict[str, Any]:
         """Collective: the ranks' pages are joined."""
         mean = {} if self.mean is None else {"mean": self.mean.state_dict()}
-        return {"ledger": self.ledger.state_dict(), "judge": self.judge.state_dict(), **mean}
+        return {"ledger": self.ledger.state_dict(), "judge": self.judge.state_dict(), **mean, **super().state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Inverse of `state_dict`, for any number of ranks."""
+        super().load_state_dict(state)
         self.ledger.load_state_dict(state["ledger"], distributed.rank() == 0)
         self.judge.load_state_dict(state["judge"])
         if self.mean is not None:

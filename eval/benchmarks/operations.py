@@ -11,19 +11,21 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode  # shapes and devices without content
 from torch.utils.flop_counter import FlopCounterMode
 
-from avspk.config import Config, load_config
+from avspk.config import Config, FinalSettings, LargeMarginSettings, load_config
 from avspk.data.media import SAMPLE_RATE
 from avspk.frontend.fbank import Fbank
 from avspk.models.audio_visual import ClassifierBranch, PrototypeBranch
 from avspk.models.encoder import Encoder
 from avspk.models.heads import CosineClassifier
 from avspk.models.registry import build_encoder
+from avspk.shipped import find_config
 from benchmarks.corpus import PAPER, VOXCELEB2_UTTERANCES
 from benchmarks.figures import Figure
 from benchmarks.measure import GIB
@@ -36,16 +38,17 @@ NO_BASELINE = "no baseline; counted, not measured"
 
 @dataclass(frozen=True)
 class Sizes:
-    """Pseudo speakers of the classifier; other settings than the paper's."""
+    """Pseudo speakers of the classifier; a config, by default the paper's, and other settings than its."""
 
     pseudo_speakers: int = 7500
+    config: str = str(PAPER)
     overrides: tuple[str, ...] = ()
 
 
 def run(device: torch.device, sizes: Sizes) -> Iterator[Figure]:
     """GFLOP of an example in either stage, EFLOP of all stage 1 and of all rounds."""
     del device  # only shapes matter
-    config = load_config(PAPER, list(sizes.overrides))
+    config = load_config(find_config(Path(sizes.config)), list(sizes.overrides))
     pretrain = {name: dino_step(config, name) for name in config.modalities}
     refine = {name: refine_step(config, name, sizes.pseudo_speakers) for name in config.modalities}
     for name in config.modalities:
@@ -61,6 +64,24 @@ def run(device: torch.device, sizes: Sizes) -> Iterator[Figure]:
     ):
         total = sum(step.values()) * rounds * settings.epochs * VOXCELEB2_UTTERANCES
         yield Figure(f"operations: {stage}, all of VoxCeleb2", total / EXA, "EFLOP", None, NO_BASELINE)
+    if config.final is not None:
+        encoder = build_encoder(**config.final.encoder.model_dump(), num_mels=config.audio.features.num_mels)
+        for stage, one in (("last student", config.final), ("its large margin", config.large_margin)):
+            yield from _classification(config, stage, one, encoder, sizes.pseudo_speakers)
+
+
+def _classification(
+    config: Config, stage: str, settings: FinalSettings | LargeMarginSettings, encoder: Encoder, num_classes: int
+) -> Iterator[Figure]:
+    """A stage that classifies crops of audio alone: an example, all of VoxCeleb2 with every label trusted, memory."""
+    branch = ClassifierBranch(encoder, CosineClassifier(encoder.embedding_dim, num_classes))
+    step = _count(lambda: branch(_audio(config, BATCH, settings.seconds)).sum().backward()) / BATCH
+    kept = [_kept_bytes(partial(branch, _audio(config, rows, settings.seconds))) for rows in (BATCH, 2 * BATCH)]
+    total, memory = step * settings.epochs * VOXCELEB2_UTTERANCES, (kept[1] - kept[0]) / BATCH * settings.batch_size
+    title = f"memory: {stage}, kept for the backward pass, batch of {settings.batch_size}"
+    yield Figure(f"operations: {stage}, an example", step / GIGA, "GFLOP", None, NO_BASELINE)
+    yield Figure(title, memory / GIB, "GiB", None, NO_BASELINE)
+    yield Figure(f"operations: {stage}, all of VoxCeleb2", total / EXA, "EFLOP", None, NO_BASELINE)
 
 
 def dino_step(config: Config, modality: str) -> float:

@@ -20,7 +20,7 @@ from avspk.data.demo_corpus.rendering import TalkingHead, paint_background
 from avspk.data.demo_corpus.settings import CorpusSettings
 from avspk.data.face_crops import FaceDetector, Faces, FaceSettings
 from avspk.models.ecapa import EcapaTdnn
-from avspk.models.resnet import AudioResNet34, FaceResNet34
+from avspk.models.resnet import AudioResNet, FaceResNet34
 from benchmarks.figures import Figure, rate
 from benchmarks.measure import clock_on, take_turns
 
@@ -46,7 +46,7 @@ def run(device: torch.device, sizes: Sizes) -> Iterator[Figure]:
     images = torch.randn(sizes.batch, 3, 112, 112, generator=generator).to(device)
     encoders = {
         "ECAPA": (EcapaTdnn(channels=sizes.channels), sound),
-        "audio ResNet-34": (AudioResNet34(width=sizes.audio_width), sound),
+        "audio ResNet-34": (AudioResNet(width=sizes.audio_width), sound),
         "face ResNet-34": (FaceResNet34(width=sizes.face_width), images),
     }
     for name, (encoder, inputs) in encoders.items():

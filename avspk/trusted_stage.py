@@ -1,0 +1,35 @@
+"""The audio model alone, on the labels that the last round trusts: the last student, and the large margin."""
+
+from __future__ import annotations
+
+from avspk import distributed
+from avspk.checkpoint import load_tree
+from avspk.config import FinalSettings, LargeMarginSettings
+from avspk.modalities.base import VERIFIED
+from avspk.round_labels import trusted_labels
+from avspk.run import StageFolder
+from avspk.session import Session
+from avspk.stage_work import Encoders
+from avspk.stages.classify import Classify
+from avspk.stages.materials import initial_encoder
+
+
+def new_student(session: Session, settings: FinalSettings) -> Encoders:
+    """The encoder that the last student begins with."""
+    return {VERIFIED: initial_encoder(session.last_kits[VERIFIED], settings.init_from)}
+
+
+def trusted_stage(
+    session: Session,
+    folder: StageFolder,
+    settings: FinalSettings | LargeMarginSettings,
+    encoders: Encoders,
+    before: StageFolder | None = None,
+) -> Classify:
+    """Classification by the audio encoder; with the class vectors that the stage `before` left, or random ones."""
+    kits, classes = session.last_kits, None
+    if before is not None:
+        classes = {VERIFIED: load_tree(distributed.wait_for_file(before.classifiers))[VERIFIED]["weight"]}
+    views = {VERIFIED: kits[VERIFIED].refine_views(settings.seconds, settings.augmented)}
+    labels = trusted_labels(session)
+    return Classify(session.materials, folder.name, settings, kits, views, encoders, labels, classes)
