@@ -46,8 +46,8 @@ def pretrain(session: Session) -> Encoders:
     folder, settings = session.files.pretrain, session.config.pretrain
     if not is_finished(session, folder):
         work = StageWork(session, folder)
-        clusterer = session.config.cluster.build()
-        stage = work.train(Pretrain(session.materials, settings, session.kits, clusterer, session.truth))
+        clusterer, truth = session.config.cluster.build(), session.truth
+        stage = work.train(Pretrain(session.materials, settings, session.kits, clusterer, truth))
         trained = f"{settings.objective.kind.upper()} pretraining, mean of the last teachers"
         description = trained if settings.epochs else "stage 1 without training"
         work.export(stage.teachers(), description, settings.recalibrate)
@@ -70,8 +70,7 @@ def refine(session: Session, number: int, encoders: Encoders) -> Encoders:
         stage = Refine(materials, folder.name, settings, kits, encoders, labels, session.truth, folder.path, classes)
         work.train(stage)
         work.save_classifiers(stage.classifiers())
-        description = f"round {number} of judged {name_of_labels(session, number)}"
-        work.export(stage.encoders(), description, settings.recalibrate)
+        work.export(stage.encoders(), f"round {number}, judged {name_of_labels(session, number)}", settings.recalibrate)
         work.finish()
     return load_encoders(folder, session.kits)
 

@@ -218,7 +218,17 @@ def test_only_their_folder_tells_modalities_apart():
     assert {file for file in named if not file.startswith(("modalities/", *ALSO_OTHER_THINGS))} == set()
 
 
-WHOLE_RUN = {"config", "labellers", "preflight", "resume", "scaling", "session", "stage_one", "comparison_runs"}
+WHOLE_RUN = {
+    "comparison_runs",
+    "config",
+    "given",
+    "labellers",
+    "preflight",
+    "resume",
+    "scaling",
+    "session",
+    "stage_one",
+}
 
 
 def test_only_what_is_about_whole_runs_knows_the_whole_config():

@@ -101,7 +101,7 @@ def test_only_trusted_labels_reach_the_student(data, tmp_path, monkeypatch, with
 
     def loss(self, model, batch, step):
         if self.name in ("final", "large_margin"):
-            seen.update(zip(batch["index"].tolist(), self.labels[batch["index"]].tolist(), strict=True))
+            seen.update(zip(batch.index.tolist(), self.labels[batch.index].tolist(), strict=True))
         return original(self, model, batch, step)
 
     original = Classify.loss
@@ -185,7 +185,7 @@ def test_settings_of_a_student_are_checked_before_training(data, tmp_path):
 
 def test_a_students_batch_is_scaled_to_the_data(data, tmp_path):
     tree = settings_of(data, tmp_path / "exp")
-    utterances = tiny.materials(tree).utterances
+    utterances = tiny.parts(tree).materials.utterances
     assert "final.batch_size" not in scaled_settings(utterances, parse_config(tree))
     assert scaled_settings(utterances, parse_config(tree | {"final": {"encoder": ENCODER}}))["final.batch_size"] == 8
 

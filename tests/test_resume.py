@@ -15,8 +15,9 @@ TABLE = {
     FirstReader.RESULTS: ("evaluation.", "rounds", "data.trials", "data.wav_root"),
     FirstReader.ROUNDS: (
         *("refine.", "calibration.", "cluster.num_clusters", "cluster.weights"),
-        *("audio.refine_seconds", "face.refine_policy"),
+        *("audio.refine_seconds", "face.refine_policy", "pretrain.embeddings"),
     ),
+    FirstReader.FINAL: ("final",),
     FirstReader.LARGE_MARGIN: ("large_margin.",),
 }
 

@@ -101,7 +101,7 @@ class ModalitySettings(Settings, ABC):
 
     def architecture(self) -> dict[str, Any]:
         """What a saved model says of its encoder: arguments of `avspk.models.registry.build_encoder`."""
-        return self.encoder.model_dump()
+        return self.encoder.model_dump(mode="json")  # lists, as they are read back
 
     def build_encoder(self) -> Encoder:
         """Encoder with random weights, to be overwritten."""
