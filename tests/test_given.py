@@ -94,7 +94,7 @@ def test_what_is_said_of_labels_is_true(data, names, tmp_path):
     assert f"round1: 2 labels from {file}" in log
     assert "No speaker label and" in (folder / "pretrain" / "model_audio" / "README.md").read_text()
     card = (folder / "model" / "README.md").read_text()
-    assert f"round 1 of judged labels from {file}" in card
+    assert f"round 1, judged labels from {file}" in card
     assert "If these tell speakers, training used speaker labels. No other speaker label" in card
     assert "No speaker label" not in card
     assert Run(folder).sources == [f"Round 1 was trained on labels from {file}. If these tell speakers, training used "

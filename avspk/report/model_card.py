@@ -99,8 +99,8 @@ def _training(training_data: str | None, run: Run | None) -> str:
     if run is not None and run.supervised:
         lines.append("**Trained with true speaker labels.** An upper bound, not a result of the label-free method.")
     elif run is not None:
-        no_label = f"No {'other ' if run.sources else ''}speaker label was used"
-        lines += [*run.sources, f"{no_label}: DINO, then pseudo labels from clusters, gated by their losses."]
+        no_labels = f"No {'other ' if run.sources else ''}speaker labels were used"
+        lines += [*run.sources, f"{no_labels}: DINO, then pseudo labels from clusters, gated by their losses."]
     return "\n".join(lines)
 
 
