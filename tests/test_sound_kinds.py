@@ -21,6 +21,7 @@ from avspk.data.media import MediaError
 from avspk.data.noise import read_noise_pack
 from avspk.data.preparation import PreparationSettings, prepare
 from avspk.data.sound import audio_num_samples, read_audio, read_sound, write_wav
+from avspk.data.sound_check import SoundCheck
 from avspk.data.views import AudioGroup, AudioViews, generator
 from avspk.data.worker_pool import Task
 from avspk.evaluation.audio_files import measure
@@ -239,3 +240,18 @@ def test_a_decoder_that_fails_after_bad_samples_is_the_reason_everywhere(tmp_pat
     for use in (sound.checked_num_samples, sound.read_sound):
         with pytest.raises(MediaError, match=r"^truncated or damaged$"):
             use(tmp_path / "a.mp3")
+
+
+def test_parts_of_any_size_lead_to_one_reason():
+    """The fuzz test found commands that named the peak of the first loud part, and cut the sound differently."""
+    sound = np.linspace(-1, 1, 4000, dtype=np.float32)
+    sound[1000], sound[3000] = 9, -25
+    reasons = set()
+    for size in (1, 333, 1500, 4000):
+        check = SoundCheck()
+        for start in range(0, len(sound), size):
+            check.see(sound[start : start + size])
+        with pytest.raises(MediaError) as error:
+            check.finish()
+        reasons.add(str(error.value))
+    assert reasons == {"too loud: the peak is 25, full scale is 1; divide 16-bit integers by 32768"}
