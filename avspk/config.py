@@ -170,6 +170,11 @@ class RefineSettings(ClassifySettings):
         0.99, description="the judge hears an exponential mean of the model with this momentum, 0: the model itself [C]"
     )
     keep: Literal["last", "ema"] = Field("last", description="which weights a round leaves [C]")
+    whiten: Probability | None = Field(
+        0.1,
+        description="shrinkage of the within-cluster covariance by which a round whitens its encoders at the start "
+        "(stages/whitening.py); null: not whitened [C]",
+    )
     start_from: Literal["last", "stage_one"] = Field(
         "last", description="encoders that a round starts from: those of the stage before, or of stage 1 [C]"
     )

@@ -13,9 +13,9 @@ from avspk.report import write_report
 from avspk.round_labels import calibration_labels, name_of_labels, round_labels
 from avspk.session import Session
 from avspk.stage_work import Encoders, StageWork, is_finished, load_encoders, training_embeddings
-from avspk.stages.cluster import class_vectors
 from avspk.stages.pretrain import Pretrain
 from avspk.stages.refine import Refine
+from avspk.stages.whitening import start_of_round
 from avspk.systems import evaluate, publish
 from avspk.trackers import finish_trackers
 from avspk.trusted_stage import new_student, trusted_stage
@@ -66,7 +66,7 @@ def refine(session: Session, number: int, encoders: Encoders) -> Encoders:
             encoders = load_encoders(session.files.pretrain, session.kits)
             rows = training_embeddings(session, session.files.pretrain, encoders)
         materials, kits = session.materials, session.kits
-        classes = {key: class_vectors(rows[key], labels, materials.device) for key in kits}
+        classes = start_of_round(encoders, rows, labels, settings.whiten, materials.device)
         stage = Refine(materials, folder.name, settings, kits, encoders, labels, session.truth, folder.path, classes)
         work.train(stage)
         work.save_classifiers(stage.classifiers())

@@ -8,27 +8,25 @@ from pathlib import Path
 import numpy as np
 
 from avspk import distributed
-from avspk.config import CalibrationSettings
 from avspk.data.files import whole_or_absent
 from avspk.extras import explained
 from avspk.given import LABELS, embeddings_key
 from avspk.run import StageFolder
 from avspk.session import Session
 from avspk.stages.embedding_files import read_rows
-from avspk.stages.hold_out import CALIBRATE, TRAIN, hold_out
+from avspk.stages.hold_out import CALIBRATE, HELD, TRAIN, hold_out
 
 with explained():
     import pandas as pd
 
 logger = logging.getLogger(__name__)
-NOTHING_HELD_OUT = CalibrationSettings(held_out=0)
 
 
 def round_labels(session: Session, number: int, rows: dict[str, np.ndarray]) -> np.ndarray:
     """(N,) labels that round `number` trains on, in a file that a restart reads; -1 where there is none to train on.
 
-    Round 1 takes them, or the embeddings that are clustered, from what the user gave. The last round leaves some
-    classes to the calibration.
+    Round 1 takes them, or the embeddings that are clustered, from what the user gave. No round trains on the utterances
+    that are held out for the calibration.
 
     Args:
         rows: modality -> this rank's share of the training embeddings (n, D).
@@ -41,8 +39,8 @@ def round_labels(session: Session, number: int, rows: dict[str, np.ndarray]) -> 
             labels, notes = session.labeller(rows, session.materials, session.kits)
         else:
             labels, notes = np.load(distributed.wait_for_file(given)), {}
-        settings = config.calibration if number == config.rounds else NOTHING_HELD_OUT
-        labels, use = hold_out(rows, labels, settings, config.seed, session.materials.device)
+        held = _held_out(session.files.round(number - 1)) if number > 1 else None
+        labels, use = hold_out(rows, labels, config.calibration, config.seed, session.materials.device, held)
         if session.main:
             names = session.materials.utterances.table["utterance"]
             frame = pd.DataFrame({"utterance": names, "label": labels, "use": use})
@@ -88,6 +86,11 @@ def _labels_for(use: str, folder: StageFolder) -> np.ndarray:
     return table["label"].where(table["use"] == use, -1).to_numpy()
 
 
+def _held_out(folder: StageFolder) -> np.ndarray:
+    """(N,) bool, the utterances that a round held out."""
+    return pd.read_parquet(distributed.wait_for_file(folder.labels))["use"].isin([CALIBRATE, HELD]).to_numpy()
+
+
 def trusted_labels(session: Session) -> np.ndarray:
     """(N,) the last round's labels, -1 where its judge did not trust one."""
     path = session.files.round(session.config.rounds).verdicts
@@ -96,6 +99,6 @@ def trusted_labels(session: Session) -> np.ndarray:
 
 
 def calibration_labels(session: Session) -> np.ndarray:
-    """(N,) classes that the last round held out, -1 elsewhere; if it held out none, the labels that it trusts."""
+    """(N,) labels of the last round's held-out utterances, -1 elsewhere; if there are none, the labels it trusts."""
     labels = _labels_for(CALIBRATE, session.files.round(session.config.rounds))
     return labels if (labels >= 0).any() else trusted_labels(session)

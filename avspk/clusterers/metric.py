@@ -10,7 +10,7 @@ each modality improves the metric of the other.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
@@ -145,11 +145,12 @@ def measure_spread(
     """Mean and covariances of one modality's rows (n, D) of all processes; NaN rows are left out.
 
     Args:
-        labels: (n,) clusters of this process's rows, for the covariance within them; None: the covariance of all rows.
+        labels: (n,) clusters of this process's rows, -1 for rows to leave out, for the covariance within them; None:
+            the covariance of all rows.
     """
     dim = rows.shape[1]
     sums = torch.zeros(dim + 1, dtype=torch.float64, device=device)  # the last one counts
-    for _, values, present in chunks(rows, modality, device):
+    for _, values, present in _labelled(rows, modality, labels, device):
         sums[:-1] += values.sum(0, dtype=torch.float64)
         sums[-1] += present.sum()
     sums = reducer.sum(sums)
@@ -158,7 +159,7 @@ def measure_spread(
     scatter = torch.zeros(dim, dim, dtype=torch.float64, device=device)
     num_labels = 0 if labels is None else reducer.num_labels(labels)
     classes = torch.zeros(num_labels, dim + 1, dtype=torch.float64, device=device)
-    for start, values, present in chunks(rows, modality, device):
+    for start, values, present in _labelled(rows, modality, labels, device):
         centred = (values.double() - mean)[present]
         scatter += centred.T @ centred
         if labels is not None:
@@ -170,6 +171,17 @@ def measure_spread(
     classes = reducer.sum(classes)
     class_sums, sizes = classes[:, :-1], classes[:, -1:].clamp(min=1)
     return Spread(mean, total, total - (class_sums / sizes).T @ class_sums / count)
+
+
+def _labelled(
+    rows: np.ndarray | Tensor, modality: str, labels: Tensor | None, device: torch.device | str
+) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """As `chunks`; rows without a label count as missing."""
+    for start, values, present in chunks(rows, modality, device):
+        if labels is not None:
+            present = present & (labels[start : start + len(present)] >= 0)
+            values = values.masked_fill(~present[:, None], 0)
+        yield start, values, present
 
 
 def total_whitener(covariance: Tensor) -> Tensor:

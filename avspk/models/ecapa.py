@@ -148,3 +148,7 @@ class EcapaTdnn(Encoder):
             outputs.append(x)
         frames = torch.relu(self.aggregate(torch.cat(outputs, dim=1)))  # (B, A, T)
         return self.embedding_norm(self.embed(self.pool_norm(self.pool(frames))))
+
+    def last_linear(self) -> nn.Linear | None:
+        """See `Encoder`."""
+        return self.embed if isinstance(self.embedding_norm, nn.Identity) else None

@@ -60,6 +60,10 @@ class Encoder(nn.Module):
         """Parts that no stage trains, such as a pretrained front end: no gradients, always in evaluation mode."""
         return ()
 
+    def last_linear(self) -> nn.Linear | None:
+        """The layer with a bias whose output is the embedding, if there is one; a round may start by whitening it."""
+        return None
+
     def learn(self) -> None:
         """Let all parameters learn except those of frozen parts."""
         self.requires_grad_(True)

@@ -177,6 +177,10 @@ class AudioResNet(Encoder):
         maps = self.body(features.transpose(1, 2).unsqueeze(1))  # (B, 8 E width, F / 8, T / 8)
         return self.embedding_norm(self.embed(self.pool(maps)))
 
+    def last_linear(self) -> nn.Linear | None:
+        """See `Encoder`."""
+        return self.embed if isinstance(self.embedding_norm, nn.Identity) else None
+
 
 class FaceResNet34(Encoder):
     """Face crops (B, 3, H, W) -> embeddings (B, D); any H, W of 16 or more, meant for 112.
@@ -203,3 +207,7 @@ class FaceResNet34(Encoder):
         """(B, 3, H, W) -> (B, D)."""
         maps = self.body(images)  # (B, 8 width, H / 16, W / 16)
         return self.embedding_norm(self.embed(maps.float().mean(dim=(2, 3))))
+
+    def last_linear(self) -> nn.Linear | None:
+        """See `Encoder`."""
+        return self.embed if isinstance(self.embedding_norm, nn.Identity) else None

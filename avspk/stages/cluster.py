@@ -9,7 +9,7 @@ import torch
 
 from avspk import distributed
 from avspk.clusterers.base import Clusterer
-from avspk.clusterers.joint import CHUNK_ROWS
+from avspk.clusterers.joint import CHUNK_ROWS, Transform
 from avspk.clusterers.kmeans import DistributedReducer, Reducer
 
 
@@ -32,14 +32,20 @@ def cluster_embeddings(
     mine = np.arange(len(some))[share][some[share]]
     # Audio is there for all: then nothing is copied, and a memory-mapped share stays on the disk.
     present = {name: values if some[share].all() else values[some[share]] for name, values in rows.items()}
-    reducer = DistributedReducer() if distributed.world_size() > 1 else Reducer()
-    result = clusterer(present, num_clusters, seed=seed, device=device, reducer=reducer)
+    result = clusterer(present, num_clusters, seed=seed, device=device, reducer=make_reducer())
     labels = torch.zeros(len(some), dtype=torch.int64, device=device)
     labels[torch.from_numpy(mine).to(device)] = torch.from_numpy(result.labels).to(device) + 1
     return distributed.sum_over_ranks(labels).cpu().numpy() - 1, result.notes
 
 
-def class_vectors(rows: np.ndarray, labels: np.ndarray, device: torch.device) -> torch.Tensor:
+def make_reducer() -> Reducer:
+    """Sums over the processes of this run."""
+    return DistributedReducer() if distributed.world_size() > 1 else Reducer()
+
+
+def class_vectors(
+    rows: np.ndarray, labels: np.ndarray, device: torch.device, transform: Transform | None = None
+) -> torch.Tensor:
     """Centred mean of every class's normalised embeddings, where its classifier starts [C]: (C, D), 0 if it has none.
 
     A classifier that starts at random spends a short round on finding the clusters again.
@@ -47,13 +53,16 @@ def class_vectors(rows: np.ndarray, labels: np.ndarray, device: torch.device) ->
     Args:
         rows: (n, D), this rank's contiguous share of the embeddings; NaN where missing.
         labels: (N,) pseudo labels of all utterances, -1 for none.
+        transform: applied to the rows first.
     """
     mine = labels[distributed.local_share(len(labels))]
     sums = torch.zeros(labels.max() + 1, rows.shape[1] + 1, dtype=torch.float64)  # the last column counts
     for start in range(0, len(rows), CHUNK_ROWS):
         part, numbers = rows[start : start + CHUNK_ROWS], mine[start : start + CHUNK_ROWS]
         seen = ~np.isnan(part).any(1) & (numbers >= 0)
-        units = torch.nn.functional.normalize(torch.from_numpy(part[seen]), dim=1).double()
+        values = torch.from_numpy(part[seen])
+        values = values if transform is None else transform(values.to(device)).cpu()
+        units = torch.nn.functional.normalize(values, dim=1).double()
         owners = torch.from_numpy(numbers[seen])
         sums[:, :-1].index_add_(0, owners, units)
         sums[:, -1] += torch.bincount(owners, minlength=len(sums))

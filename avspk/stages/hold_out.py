@@ -1,9 +1,8 @@
-"""Clusters that the last round and the large margin are not trained on, for the calibration.
+"""Utterances that no round and no later stage trains on, for the calibration.
 
-A model scores the voices that it was trained to tell apart better than new ones, so a calibration fitted on them errs
-on the confident side. Whole clusters are held out: their voices are new to the classifier of the last round. Its
-encoder knows them from the rounds before, if it starts from those and not from stage 1 (`refine.start_from`): then what
-is left of the error is smaller, not gone. The README has figures.
+A model separates the voices that it was trained on better than new ones. So a calibration that is fitted on training
+voices is overconfident. Round 1 holds out whole clusters. Later rounds cluster all utterances again and hold out the
+same ones, so these voices stay new to every classifier. Stage 1 hears them without labels.
 """
 
 from __future__ import annotations
@@ -19,8 +18,8 @@ from avspk.config import CalibrationSettings
 from avspk.data.views import generator
 from avspk.stages.cluster import class_vectors
 
-TRAIN, CALIBRATE, UNUSED = "train", "calibrate", "none"
-"""What an utterance serves for."""
+TRAIN, CALIBRATE, HELD, UNUSED = "train", "calibrate", "held", "none"
+"""Use of an utterance in a round. `HELD`: held out, but its cluster is not clear enough for the calibration."""
 
 
 def hold_out(
@@ -29,25 +28,39 @@ def hold_out(
     settings: CalibrationSettings,
     seed: int,
     device: torch.device,
+    held_before: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Labels (N,) renumbered, so that the held-out clusters come last, and what each utterance serves for (N,) str.
+    """Choose what each utterance is used for. Collective.
 
-    Which clusters are held out depends on the seed alone, not on what is in them. No judge sees their utterances, so
-    those of them that another cluster is more like serve for nothing. Collective.
+    Round 1 draws the held-out clusters; only the seed decides which. In later rounds a cluster is held out if most of
+    its members are. Such a member calibrates if its own cluster's centre is the nearest one.
 
     Args:
         rows: modality -> (n, D), this rank's contiguous share of the embeddings that were clustered; NaN where missing.
         labels: (N,) pseudo labels of all utterances, -1 for none.
+        held_before: (N,) bool, the utterances that the round before held out; None in round 1.
+
+    Returns:
+        labels (N,), renumbered so that held-out clusters come last, and the use of each utterance (N,) str.
     """
+    labelled = labels >= 0
     num_clusters = int(labels.max(initial=-1)) + 1
-    held = num_held_out(num_clusters, settings)
-    if not held:
-        return labels, np.where(labels >= 0, TRAIN, UNUSED)
-    number = generator(seed, "hold_out").permutation(num_clusters)
-    labels = np.where(labels >= 0, number[labels], -1)
-    out = labels >= num_clusters - held
-    calibrates = out & _at_home(rows, labels, out, device)
-    return labels, np.where(calibrates, CALIBRATE, np.where(~out & (labels >= 0), TRAIN, UNUSED))
+    if held_before is None:
+        clusters = np.zeros(num_clusters, bool)
+        drawn = generator(seed, "hold_out").permutation(num_clusters)
+        clusters[drawn[: num_held_out(num_clusters, settings)]] = True
+        held = labelled & clusters[labels]
+    else:
+        held = held_before & labelled
+        sizes = np.bincount(labels[labelled], minlength=num_clusters)
+        clusters = 2 * np.bincount(labels[held], minlength=num_clusters) > sizes
+    labels = np.where(labelled, np.argsort(np.argsort(clusters, kind="stable"))[labels], -1)
+    inside = labels >= num_clusters - clusters.sum()
+    calibrates = held & inside
+    if calibrates.any():
+        calibrates &= _nearest_to_own(rows, labels, calibrates, device)
+    uses = [(calibrates, CALIBRATE), (held, HELD), (labelled & ~inside, TRAIN)]
+    return labels, np.select([mask for mask, _ in uses], [use for _, use in uses], UNUSED)
 
 
 def num_held_out(num_clusters: int, settings: CalibrationSettings) -> int:
@@ -56,10 +69,12 @@ def num_held_out(num_clusters: int, settings: CalibrationSettings) -> int:
     return wanted if settings.held_out > 0 and wanted <= settings.most * num_clusters else 0
 
 
-def _at_home(rows: Mapping[str, np.ndarray], labels: np.ndarray, asked: np.ndarray, device: torch.device) -> np.ndarray:
-    """(N,) bool, of the utterances asked for: whether of all clusters their own one's centre is the most like them.
+def _nearest_to_own(
+    rows: Mapping[str, np.ndarray], labels: np.ndarray, asked: np.ndarray, device: torch.device
+) -> np.ndarray:
+    """(N,) bool, of the utterances asked for: whether their own cluster's centre is the nearest of all centres.
 
-    The likeness is the cosine, summed over the modalities that an utterance has.
+    The similarity is the cosine, summed over the modalities that an utterance has.
     """
     share = distributed.local_share(len(labels))
     mine = np.flatnonzero(asked[share])
