@@ -53,7 +53,7 @@ def _whiten(
     if last is None:
         logger.info("%s: not whitened, because the embedding is not the output of a linear layer", modality)
         return None
-    mine = torch.from_numpy(labels[distributed.local_share(len(labels))]).to(device)
+    mine = torch.tensor(labels[distributed.local_share(len(labels))], device=device)
     spread = measure_spread(rows, modality, mine, device, make_reducer())
     if spread.within.trace() <= NO_SPREAD * spread.total.trace():
         return None
