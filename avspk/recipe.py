@@ -66,7 +66,8 @@ def refine(session: Session, number: int, encoders: Encoders) -> Encoders:
             encoders = load_encoders(session.files.pretrain, session.kits)
             rows = training_embeddings(session, session.files.pretrain, encoders)
         materials, kits = session.materials, session.kits
-        classes = start_of_round(encoders, rows, labels, settings.whiten, materials.device)
+        whiten = settings.whiten if number == 1 or settings.start_from == "stage_one" else None
+        classes = start_of_round(encoders, rows, labels, whiten, materials.device)
         stage = Refine(materials, folder.name, settings, kits, encoders, labels, session.truth, folder.path, classes)
         work.train(stage)
         work.save_classifiers(stage.classifiers())
