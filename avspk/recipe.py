@@ -66,8 +66,7 @@ def refine(session: Session, number: int, encoders: Encoders) -> Encoders:
             encoders = load_encoders(session.files.pretrain, session.kits)
             rows = training_embeddings(session, session.files.pretrain, encoders)
         materials, kits = session.materials, session.kits
-        whiten = settings.whiten if number == 1 or settings.start_from == "stage_one" else None
-        classes = start_of_round(encoders, rows, labels, whiten, materials.device)
+        classes = start_of_round(encoders, rows, labels, settings.whiten, materials.device)
         stage = Refine(materials, folder.name, settings, kits, encoders, labels, session.truth, folder.path, classes)
         work.train(stage)
         work.save_classifiers(stage.classifiers())
