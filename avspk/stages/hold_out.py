@@ -1,9 +1,9 @@
-"""Clusters that the last round and the large margin are not trained on, for the calibration.
+"""Hold out clusters from the last round and the large margin, for the calibration.
 
-A model scores the voices that it was trained to tell apart better than new ones, so a calibration fitted on them errs
-on the confident side. Whole clusters are held out: their voices are new to the classifier of the last round. Its
-encoder knows them from the rounds before, if it starts from those and not from stage 1 (`refine.start_from`): then what
-is left of the error is smaller, not gone. The README has figures.
+A model separates its training voices better than new voices, so a calibration fitted on them is overconfident. Here
+whole clusters are held out: the classifier of the last round does not see their voices. If its encoder starts from
+earlier rounds and not from stage 1 (`refine.start_from`), the encoder has seen them. Then the error is smaller, but not
+zero. `avspk/README.md` has figures.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from avspk.data.views import generator
 from avspk.stages.cluster import class_vectors
 
 TRAIN, CALIBRATE, UNUSED = "train", "calibrate", "none"
-"""What an utterance serves for."""
+"""The uses of an utterance."""
 
 
 def hold_out(
@@ -30,10 +30,10 @@ def hold_out(
     seed: int,
     device: torch.device,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Labels (N,) renumbered, so that the held-out clusters come last, and what each utterance serves for (N,) str.
+    """Labels (N,), renumbered so that held-out clusters come last, and the use (N,) str of each utterance. Collective.
 
-    Which clusters are held out depends on the seed alone, not on what is in them. No judge sees their utterances, so
-    those of them that another cluster is more like serve for nothing. Collective.
+    The choice of clusters depends only on the seed, not on their content. No judge sees the held-out utterances.
+    Those that are closer to another cluster's centre are therefore unused.
 
     Args:
         rows: modality -> (n, D), this rank's contiguous share of the embeddings that were clustered; NaN where missing.
@@ -51,15 +51,15 @@ def hold_out(
 
 
 def num_held_out(num_clusters: int, settings: CalibrationSettings) -> int:
-    """The configured share, but at least `least`; 0 where that would be more than `most` of the clusters."""
+    """The configured share of the clusters, at least `least`; 0 if this is more than the share `most`."""
     wanted = max(round(settings.held_out * num_clusters), settings.least)
     return wanted if settings.held_out > 0 and wanted <= settings.most * num_clusters else 0
 
 
 def _at_home(rows: Mapping[str, np.ndarray], labels: np.ndarray, asked: np.ndarray, device: torch.device) -> np.ndarray:
-    """(N,) bool, of the utterances asked for: whether of all clusters their own one's centre is the most like them.
+    """(N,) bool: utterances in `asked` (N,) whose own cluster has the nearest centre.
 
-    The likeness is the cosine, summed over the modalities that an utterance has.
+    The similarity is the cosine, summed over the modalities that an utterance has.
     """
     share = distributed.local_share(len(labels))
     mine = np.flatnonzero(asked[share])
