@@ -27,8 +27,8 @@ NOTHING_HELD_OUT = CalibrationSettings(held_out=0)
 def round_labels(session: Session, number: int, rows: dict[str, np.ndarray]) -> np.ndarray:
     """(N,) training labels of round `number`, -1 for none. They are in a file, which a restart reads.
 
-    Round 1 uses the labels, or clusters the embeddings, that the user gave, if any. The last round holds out some
-    classes for the calibration.
+    If the user gave labels or embeddings, round 1 uses them or clusters them. The last round holds out some classes
+    for the calibration.
 
     Args:
         rows: modality -> this rank's share of the training embeddings (n, D).
