@@ -1,6 +1,6 @@
 """Speaker verification trained from unlabelled talking-head video.
 
-The public names are in `__all__`. Each is imported at its first use, so that `import avspk` takes no time.
+The public names are in `__all__`. Each is imported at its first use, so `import avspk` is fast.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`python -m avspk`: the program `avspk`, where its folder of programs is not on the path."""
+"""`python -m avspk` runs the command `avspk`, even if its script is not on the PATH."""
 
 import sys
 

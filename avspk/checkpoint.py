@@ -1,4 +1,4 @@
-"""Checkpoints: nested state <-> one safetensors file, written atomically; the last few are kept."""
+"""Checkpoints: nested state in one safetensors file, written atomically. The last few are kept."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def save_tree(path: Path, tree: dict[str, Any]) -> None:
 def load_tree(path: Path) -> dict[str, Any]:
     """Inverse of `save_tree`, tensors on the CPU.
 
-    Raises CheckpointError if the file is missing, damaged, or not one of ours; OSError if it cannot be read just now.
+    Raises CheckpointError if the file is missing, damaged or not a checkpoint; OSError if reading fails.
     """
     try:
         path.open("rb").close()  # safetensors would report any failure here as a missing file
@@ -79,14 +79,14 @@ def _unpack(node: Any, tensor: Any) -> Any:
 
 
 class CheckpointFolder:
-    """`step_XXXXXXXX.safetensors` files of one stage, the last `keep` of them."""
+    """The last `keep` checkpoints of one stage, in files `step_XXXXXXXX.safetensors`."""
 
     def __init__(self, folder: Path, keep: int) -> None:
         self.folder = folder
         self.keep = keep
 
     def save(self, step: int, tree: dict[str, Any]) -> Path:
-        """Write the state after `step` updates and delete the oldest beyond `keep`; on errors the others stay valid."""
+        """Write the state after `step` updates, and keep the last `keep` files; on errors, older files stay valid."""
         path = self.folder / f"{PREFIX}{step:08d}.safetensors"
         save_tree(path, tree)
         for old in self._paths()[: -self.keep]:
@@ -94,15 +94,14 @@ class CheckpointFolder:
         return path
 
     def load_latest(self) -> dict[str, Any] | None:
-        """The newest checkpoint, None if there are none; if it is damaged or missing, the one before.
+        """The newest checkpoint that can be read, None if there are none.
 
-        Collective: rank 0 chooses, and the others load the same one. If each rank chose for itself, a short disk
-        failure on
-        one of them would make them continue from different steps.
+        Collective: rank 0 chooses, and the others load the same checkpoint. If each rank chose for itself, a short disk
+        failure on one rank would make the ranks continue from different steps.
 
         Raises:
             CheckpointError: if there are checkpoints but none can be read, or another rank cannot read the chosen one.
-            OSError: if the disk fails; that says nothing about the checkpoint.
+            OSError: if the disk fails; the checkpoint may be intact.
         """
         path, tree = self._choose() if distributed.rank() == 0 else (None, None)
         name = distributed.from_rank_zero(path and path.name)
@@ -113,7 +112,7 @@ class CheckpointFolder:
         except (CheckpointError, OSError) as error:
             raise CheckpointError(
                 f"rank {distributed.rank()} cannot read the checkpoint that rank 0 continues from ({error}); all "
-                "processes need the same run folder, on a file system that they share. The same command tries again."
+                "processes need the same run folder on a shared file system. The same command tries again."
             ) from error
 
     def _choose(self) -> tuple[Path | None, dict[str, Any] | None]:
@@ -124,10 +123,10 @@ class CheckpointFolder:
             try:
                 tree = load_tree(path)
             except CheckpointError as error:
-                logger.warning("%s; falling back to the one before", error)
+                logger.warning("%s; trying the previous checkpoint", error)
                 torn.append(path)
                 continue
-            for newer in torn:  # renamed: its higher number would make it outlive the checkpoints of the next steps
+            for newer in torn:  # renamed, because its higher number would make it outlive the next checkpoints
                 with suppress(FileNotFoundError):
                     newer.rename(newer.with_suffix(".torn"))
             return path, tree
@@ -139,7 +138,7 @@ class CheckpointFolder:
         return None, None
 
     def clear(self) -> None:
-        """Remove all checkpoints, including damaged and partial ones; the stage's results have been saved elsewhere."""
+        """Remove all checkpoints, including damaged and partial ones. The stage's results are saved elsewhere."""
         for path in self.folder.glob(f"{PREFIX}*"):
             path.unlink(missing_ok=True)
 
@@ -151,9 +150,9 @@ Module = TypeVar("Module", bound=torch.nn.Module)
 
 
 def build_with_weights(build: Callable[[], Module], state: Mapping[str, Tensor], source: str) -> Module:
-    """`build()` with a copy of these weights on the CPU; skips random initialisation if possible.
+    """Call `build()` and give the module a copy of these weights on the CPU; skips random initialisation if possible.
 
-    It is not possible if a module computes a tensor that no checkpoint holds. Raises CheckpointError as `load_weights`.
+    It is not possible if a module computes a tensor that is not in `state`. Raises CheckpointError, see `load_weights`.
     """
     # Copies have the memory layout of a module's own weights, because the layout decides how kernels round.
     weights = {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in state.items()}
@@ -168,7 +167,7 @@ def build_with_weights(build: Callable[[], Module], state: Mapping[str, Tensor],
 
 
 def load_weights(module: torch.nn.Module, state: dict[str, Tensor], source: str, assign: bool = False) -> None:
-    """`load_state_dict` with an error that fits on a screen and says what to do about a config that does not match."""
+    """`load_state_dict` with a short CheckpointError that says what to do if the config does not match."""
     try:
         module.load_state_dict(state, assign=assign)
     except RuntimeError as error:

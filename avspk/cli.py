@@ -14,19 +14,19 @@ from avspk.extras import MissingExtraError, explained
 # Name -> what it does. A command is imported when it is called: torch takes seconds, and --help should be fast.
 COMMANDS = {
     "demo": "the whole method on a synthetic corpus",
-    "corpus": "make the synthetic corpus alone",
+    "corpus": "make only the synthetic corpus",
     "prepare": "videos and sounds -> face crops and a manifest",
     "pack": "the sound of a manifest -> few large files, for network storage",
     "noise": "noises and impulse responses -> a noise pack",
-    "train": "train, or go on with a training",
+    "train": "train, or continue a run",
     "report": "the report of a run, finished or not",
     "evaluate": "EER, minDCF, DET of a model or of score files",
     "compare": "methods over seeds, with intervals",
     "embed": "embeddings of files",
     "score": "sounds against enrolled speakers: cosine or AS-norm",
     "threshold": "the threshold for a false-alarm rate, from trials",
-    "verify": "are two recordings of one speaker?",
-    "info": "what a model folder holds",
+    "verify": "compare two recordings: same speaker?",
+    "info": "show a model folder",
     "export": "a model as ONNX, in float32 or int8",
     "push": "a model with its card to the Hugging Face hub",
 }

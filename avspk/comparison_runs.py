@@ -1,4 +1,4 @@
-"""The runs of a comparison: configs and references for every seed. The runs of one seed share a stage 1."""
+"""The runs of a comparison: all configs and variants for every seed. The runs of one seed share a stage 1."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ABLATIONS = {
 }
 STAGE_ONE, SUPERVISED = "stage-1", "supervised"
 STAGE_ONE_ONLY = "stage 1 only"
-PATIENCE = 60.0  # seconds for a training that was told to stop
+PATIENCE = 60.0  # seconds that a training has to stop
 VARIANTS = (STAGE_ONE, *ABLATIONS, SUPERVISED)
 PLANNED = ("seed", "output", "stage_one")  # settings that the plan sets
 TRAIN, TRAIN_SUPERVISED = "avspk.commands.train", "avspk.commands.supervised"
@@ -40,8 +40,8 @@ class RunError(RuntimeError):
 class PlannedRun:
     """One training of one method with one seed.
 
-    `against` is the method that this one is compared with, None for the reference of all. `shown` is false
-    for a stage 1 from which others start and which is not a method of the comparison.
+    `against` is the method that this one is compared with, None for the common reference. `shown` is false for a
+    stage 1 that other runs start from, if it is not itself a method of the comparison.
     """
 
     method: str
@@ -53,19 +53,19 @@ class PlannedRun:
 
     @cached_property
     def settings(self) -> Config:
-        """Its settings, without those that its module enforces; the files are read once."""
+        """The run's settings, without those that its module enforces. The files are read once."""
         return load_config(self.config, self.overrides)
 
     @property
     def finished(self) -> bool:
-        """Whether its folder already has everything that this run writes."""
+        """Whether the folder already has all results of this run, with the same settings."""
         folder = self.settings.output
         if not all((folder / name).is_file() for name in ("config.yaml", "metrics.json", "report.html")):
             return False
         return not differing_keys(load_config(folder / "config.yaml"), self.settings)
 
     def command(self, launch: str = "") -> list[str]:
-        """`accelerate launch` of the module, with options for accelerate."""
+        """The `accelerate launch` command of the module; `launch` has options for accelerate."""
         start = [sys.executable, "-m", "accelerate.commands.launch", *shlex.split(launch)]
         return [*start, "-m", self.module, "--config", str(self.config), *self.overrides]
 
@@ -73,13 +73,13 @@ class PlannedRun:
 def plan_runs(
     configs: Sequence[Path], seeds: Sequence[int], variants: Sequence[str], out: Path, overrides: Sequence[str] = ()
 ) -> list[PlannedRun]:
-    """The runs in training order, seed after seed; the first config is the reference.
+    """The runs in training order, seed by seed. The first config is the reference.
 
-    Stage 1 is trained once a seed, with the config that has the most modalities: they are independent in stage 1.
+    Stage 1 is trained once per seed, with the config that has the most modalities: they are independent in stage 1.
 
     Raises:
-        ConfigError: if a config does not load, has no trial lists, sets what the plan sets, or if the configs would
-            not train the same stage 1.
+        ConfigError: if a config does not load, has no trial lists or sets what the plan sets, or if the configs do not
+            train the same stage 1.
     """
     for override in overrides:
         if override.partition("=")[0] in PLANNED:
@@ -127,12 +127,12 @@ def _methods(names: Sequence[str], configs: Sequence[Path], variants: Sequence[s
 def _require_comparable(configs: Sequence[Path], loaded: Sequence[Config], widest: int) -> None:
     for path, config in zip(configs, loaded, strict=True):
         if not config.data.trials:
-            raise ConfigError(f"{path}: data.trials is empty; a comparison is made on trial lists")
+            raise ConfigError(f"{path}: data.trials is empty; a comparison needs trial lists")
         differences = stage_one_differences(loaded[widest], config)
         if differences:
             raise ConfigError(
-                f"{path} trains another stage 1 than {configs[widest]}:\n  " + "\n  ".join(differences)
-                + "\nMethods are compared from the same start"
+                f"{path} and {configs[widest]} train different stage 1s:\n  " + "\n  ".join(differences)
+                + "\nA comparison needs the same stage 1 for all methods"
             )  # fmt: skip
 
 
@@ -160,7 +160,7 @@ def train_all(runs: Sequence[PlannedRun], launch: str = "", tell: Callable[[str]
         command = run.command(launch)
         status = _call(command)
         if status:
-            raise RunError(f"{run.method} failed with status {status}; what it ran:\n{shlex.join(command)}")
+            raise RunError(f"{run.method} failed with status {status}; its command:\n{shlex.join(command)}")
 
 
 def _call(command: Sequence[str]) -> int:
@@ -177,7 +177,7 @@ def _call(command: Sequence[str]) -> int:
         try:
             status = process.wait()
             if stopped:
-                _wait_for_group(process.pid)  # the launcher ends at once, the training when it has saved its state
+                _wait_for_group(process.pid)  # the launcher ends at once, the training after it has saved its state
             return status
         finally:
             for number, handler in previous.items():

@@ -1,4 +1,4 @@
-"""The collective operations of training (no-ops in a single process), and waiting for files of other nodes."""
+"""Collective operations of training (no-ops in a single process), and waiting for files of other nodes."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def wait_until(seen: Callable[[], bool], what: str, seconds: float = FILE_PATIEN
         if time.monotonic() > deadline:
             raise FileNotFoundError(
                 f"{what}: not visible here {seconds:.0f} s after another process wrote it; all processes need the "
-                "same folder, on a file system that they share"
+                "same folder on a shared file system"
             )
         time.sleep(0.1)
 

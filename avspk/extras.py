@@ -1,4 +1,4 @@
-"""Packages that only some uses need, and the extra of avspk that installs each. Errors name the extra."""
+"""Optional packages, and the extras of avspk that install them. Errors name the extra."""
 
 from __future__ import annotations
 

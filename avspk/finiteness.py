@@ -1,4 +1,4 @@
-"""Losses and gradients that are not finite stop the training, without making a GPU wait for the host at every step."""
+"""Stop the training at a non-finite loss or gradient, without making a GPU wait for the host at every step."""
 
 from __future__ import annotations
 
@@ -26,17 +26,16 @@ class _Figures:
 
 
 class FiniteGuard:
-    """Stops the training at a loss or a gradient that is not finite, without letting it move the weights.
+    """Stops the training at a non-finite loss or gradient before it changes the weights.
 
-    On a CPU `watch` raises at once. On a GPU this would make the device idle at every step. There the fused
+    On a CPU, `watch` raises at once. On a GPU, this would make the device idle at every step. There the fused
     optimiser skips the update itself (`found_inf`). The host reads the numbers of a step after it has queued the
-    next step, and before anything is logged, saved or ended. Other state that the bad step changed on the device, such
-    as running statistics, is lost when the process ends.
+    next step, and before anything is logged or saved and before the stage ends. Other state that the bad step changed
+    on the device, such as running statistics, is lost when the process ends.
 
-    With a loss scale (float16), a gradient that is not finite also skips the update, but this is no error yet: the
-    scaled gradient was too large, and the scale will be halved. It stops the training once the scale is 1 or less,
-    because scaling is then not the cause. A loss that is not finite always stops the training: it is computed
-    before scaling.
+    With a loss scale (float16), a non-finite gradient also skips the update, but it is not yet an error: the scaled
+    gradient was too large, and the scale will be halved. It stops the training if the scale is 1 or less, because then
+    scaling is not the cause. A non-finite loss always stops the training: it is computed before scaling.
     """
 
     def __init__(self, stage: str, optimiser: torch.optim.Optimizer) -> None:
@@ -91,11 +90,11 @@ def _require_finite(stage: str, figures: _Figures) -> None:
     if figures.arrived is not None:
         figures.arrived.synchronize()
     loss, gradient_norm, scale = figures.values.tolist()
-    # Gradients are sums over ranks: a bad batch on one rank stops all ranks at the same step; each names its own.
+    # Gradients are sums over ranks, so a bad batch on one rank stops all ranks at the same step. Each names its batch.
     if math.isfinite(loss) and (math.isfinite(gradient_norm) or scale > 1):
         return
     raise NonFiniteLossError(
-        f"{stage}: at step {figures.step + 1} the loss is {loss}, the gradient's norm {gradient_norm}. The optimiser "
+        f"{stage}: at step {figures.step + 1} the loss is {loss}, the gradient norm is {gradient_norm}. The optimiser "
         "did not apply it. The same command would reach the same batch. Listen to the utterances below and remove "
         "broken ones from the manifest, or lower this stage's learning rate; both need another output folder. With "
         "training.precision=fp16, activations above 65504 are infinite: try precision=no. If you change only the rate "

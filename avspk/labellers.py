@@ -1,4 +1,4 @@
-"""The labels that a round is trained on, for all utterances; made once before the round begins."""
+"""Labels of all utterances for a round. They are made once, before the round begins."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Labeller(Protocol):
     """Makes the labels of a round.
 
     Attributes:
-        name: recorded in the run folder, which continues only with labels of the same name.
+        name: recorded in the run folder. A run continues only with labels of the same name.
     """
 
     name: str
@@ -29,13 +29,13 @@ class Labeller(Protocol):
         """The config, changed as these labels require."""
 
     def check(self, utterances: Utterances, config: Config) -> None:
-        """Raises: ConfigError if there can be no such labels for these utterances."""
+        """Raise ConfigError if these utterances cannot get such labels."""
 
     def describe(self, stage: str, description: str) -> str:
         """Description of a stage for its model card."""
 
     def claim(self, stage: str, config: Config) -> str:
-        """What the cards of a stage's models say about the labels."""
+        """Statement about the labels for the model cards of a stage."""
 
     def __call__(
         self, rows: Mapping[str, np.ndarray], materials: Materials, kits: Mapping[str, ModalityKit]
@@ -60,14 +60,14 @@ class ClusterLabeller:
         return config
 
     def check(self, utterances: Utterances, config: Config) -> None:
-        """See `Labeller`: sizes are checked with those of the other stages."""
+        """See `Labeller`. Nothing to do: the sizes of all stages are checked together."""
 
     def describe(self, stage: str, description: str) -> str:
         """See `Labeller`."""
         return description
 
     def claim(self, stage: str, config: Config) -> str:
-        """See `Labeller`: what came from elsewhere is named."""
+        """See `Labeller`. It names labels, embeddings and weights that come from elsewhere."""
         found = sources(config.model_dump(mode="json"), rounds=stage != "pretrain")
         other = "other " if found else ""
         rest = f"No {other}speaker label and no {other}pretrained weights were used in training."

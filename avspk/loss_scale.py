@@ -14,7 +14,7 @@ class LossScale:
 
     The loss is multiplied by the scale before the backward pass, and the gradients are divided by it after. A scaled
     gradient that is too large for float16 becomes infinite. Then the update is skipped and the scale is halved; after
-    2,000 good updates it is doubled (Micikevicius et al., 2018, arXiv 1710.03740). Nothing here makes the host wait.
+    2,000 good updates it is doubled (Micikevicius et al., 2018, arXiv 1710.03740). The host does not wait for this.
     """
 
     def __init__(self, scaler: GradScaler | None) -> None:
@@ -22,11 +22,11 @@ class LossScale:
         self.initial = None if scaler is None else scaler.state_dict()
 
     def restart(self) -> None:
-        """Start anew: a stage must not depend on an interruption before it."""
+        """Reset the scale, so that a stage does not depend on interruptions before it."""
         self.load_state_dict(self.initial)
 
     def unscale(self, optimiser: torch.optim.Optimizer, like: Tensor) -> Tensor | None:
-        """Divide the gradients by the scale; the scale () on the device of `like`, None if there is no scale."""
+        """Divide the gradients by the scale. Returns the scale () on the device of `like`, None if there is none."""
         if self.scaler is None:
             return None
         self.scaler.unscale_(optimiser)

@@ -1,4 +1,4 @@
-"""Settings of the C library's allocator: it keeps the memory that training frees and soon needs again."""
+"""Settings of the C library's allocator, so that it keeps memory that training frees and soon needs again."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ NEVER = 2**31 - 1
 def keep_freed_memory() -> bool:
     """Keep large blocks on the heap. Returns True if the C library supports this.
 
-    By default glibc maps every block above some megabytes anew and returns it at once. Each activation of a CPU
-    training step then costs page faults. Without them the demo trains a sixth more examples a second. The process
-    keeps its peak memory and does not shrink between steps.
+    By default glibc maps every block above some megabytes anew, and unmaps it when it is freed. Each activation of a
+    CPU training step then causes page faults. Without them, the demo trains one sixth more examples per second. The
+    process keeps its peak memory and does not shrink between steps.
     """
     if not sys.platform.startswith("linux"):
         return False

@@ -1,4 +1,4 @@
-"""Ask all ranks a question from time to time during training, after the same steps."""
+"""Check a condition on all ranks from time to time during training, after the same steps on each rank."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ MOST_STEPS = 10
 
 
 class Poll:
-    """Whether a condition holds on any rank; asked after every step of an epoch, answered after some of them.
+    """Tells whether a condition holds on any rank. Called after every step of an epoch, it answers after some steps.
 
     A collective operation after every step would make GPUs wait for their hosts, and the clocks of ranks differ.
-    At each meeting the ranks agree on the number of steps until the next one. It is the number that rank 0 expects to
-    make in `SECONDS`, and at most `MOST_STEPS`, in case steps become slow.
+    At each meeting, the ranks agree on the number of steps until the next one: the number that rank 0 expects to make
+    in `SECONDS`, but at most `MOST_STEPS`, in case steps become slow.
     """
 
     def __init__(self, device: torch.device) -> None:

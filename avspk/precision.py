@@ -1,4 +1,4 @@
-"""In which precision a run computes: as it is told, as it was begun, or by what this machine does well."""
+"""The precision of a run: as configured, as recorded in the run folder, or the fastest sound one of this machine."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from avspk import distributed
 from avspk.modalities.base import ModalitySettings
 
 FLOAT32, BF16, FP16 = "no", "bf16", "fp16"
-"""As accelerate calls mixed precisions."""
+"""Accelerate's names of precisions."""
 WORTHWHILE = 0.85
-"""On a CPU bf16 must take at most this share of float32's time: a gain beyond what such a short timing may err by."""
-BUDGET = 0.4  # seconds of timing, warm-up not counted
+"""A CPU uses bf16 if a step takes at most this share of float32's time. A smaller gain may be a timing error."""
+BUDGET = 0.4  # seconds of timing, without warm-up
 FEWEST, MOST, LONG_STEP = 2, 32, 0.1
-"""Examples of a timed step: from FEWEST doubled up to MOST while a step in float32 takes less than LONG_STEP seconds.
-With few of them the calls cost more than the products, and bf16 looks worse than it is."""
+"""Examples in a timed step: doubled from FEWEST up to MOST while a float32 step takes less than LONG_STEP seconds.
+With few examples, calls cost more than products, and bf16 looks slower than it is."""
 Step = Callable[[torch.dtype], None]
 StepOf = Callable[[int, torch.dtype], None]
-"""A step of so many examples."""
+"""Runs a step with this number of examples."""
 Clock = Callable[[], float]
-"""Seconds that this thread has computed for: what else the machine does is not in them."""
+"""CPU seconds of this thread, which exclude other work of the machine."""
 
 
 class Precision(NamedTuple):
@@ -39,13 +39,13 @@ class Precision(NamedTuple):
 def choose_precision(
     wanted: str, modalities: Iterable[ModalitySettings], device: torch.device, begun: str | None
 ) -> Precision:
-    """The precision that is wanted, or what `auto` means: rank 0 decides for all, called by every process.
+    """The configured precision. For `auto`, rank 0 chooses one for all ranks. Collective.
 
     Args:
         wanted: `training.precision`.
-        modalities: whose encoders will be trained.
-        begun: the precision that the run folder records, None for a new run. It is kept, so that an interruption does
-            not change the numbers.
+        modalities: modalities whose encoders are trained.
+        begun: the precision that the run folder records, None for a new run. It is kept if possible, so that an
+            interruption does not change the numbers.
     """
     if wanted != "auto":
         return Precision(wanted, "as configured")
@@ -57,22 +57,22 @@ def _decide(modalities: Iterable[ModalitySettings], device: torch.device, begun:
     on_gpu = device.type == "cuda"
     has_bf16 = not on_gpu or torch.cuda.is_bf16_supported(including_emulation=False)
     if begun == FLOAT32 or (begun == BF16 and has_bf16) or (begun == FP16 and on_gpu):
-        return Precision(begun, "as this run was begun; training.precision changes it")
+        return Precision(begun, "as at the start of this run; training.precision changes it")
     if on_gpu:
-        return Precision(BF16, "this GPU has it") if has_bf16 else Precision(FP16, "this GPU has no bf16")
+        return Precision(BF16, "this GPU supports it") if has_bf16 else Precision(FP16, "this GPU has no bf16")
     if device.type != "cpu":
-        return Precision(FLOAT32, f"bf16 was never tried on {device.type}")
+        return Precision(FLOAT32, f"bf16 is not tested on {device.type}")
     step = encoder_step(modalities, MOST)
     with _one_thread():
         return judge(time_in_turns(partial(step, affordable(step))))
 
 
 def judge(seconds: tuple[float, float]) -> Precision:
-    """The precision that a CPU's seconds of a step in float32 and in bf16 speak for."""
+    """The precision for a CPU, given its seconds of a step in float32 and in bf16."""
     share = seconds[1] / seconds[0]
     found = f"on this CPU a step of the encoders takes {share:.2f} times as long in bf16 as in float32"
     name = BF16 if share <= WORTHWHILE else FLOAT32
-    return Precision(name, f"{found}; bf16 is taken from {WORTHWHILE} down")
+    return Precision(name, f"{found}; bf16 is used up to {WORTHWHILE}")
 
 
 @contextmanager
@@ -86,7 +86,7 @@ def _one_thread() -> Iterator[None]:
 
 
 def affordable(step: StepOf, clock: Clock = time.thread_time) -> int:
-    """How many examples a step may have."""
+    """Number of examples in a timed step, see `FEWEST`."""
     examples = FEWEST
     while examples < MOST:
         begin = clock()
@@ -98,13 +98,13 @@ def affordable(step: StepOf, clock: Clock = time.thread_time) -> int:
 
 
 def time_in_turns(step: Step, clock: Clock = time.thread_time) -> tuple[float, float]:
-    """Least seconds of a step in float32 and in bf16.
+    """Minimum seconds of a step in float32 and in bf16.
 
-    The two take turns, so that a change of the machine's pace meets both; the least time is the least disturbed one.
+    The two alternate, so that a change of the machine's speed affects both. The minimum is the least disturbed time.
     """
     dtypes = (torch.float32, torch.bfloat16)
     for dtype in dtypes:
-        step(dtype)  # kernels are chosen and memory is taken now
+        step(dtype)  # warm-up: chooses kernels and allocates memory
     begin = clock()
     turns = [_turn(step, dtypes, clock)]
     while clock() - begin < BUDGET:
@@ -122,7 +122,7 @@ def _turn(step: Step, dtypes: tuple[torch.dtype, ...], clock: Clock) -> list[flo
 
 def encoder_step(modalities: Iterable[ModalitySettings], most: int) -> StepOf:
     """Forward and backward pass of the modalities' encoders on the CPU over up to `most` examples."""
-    with torch.random.fork_rng(devices=[]):  # a run's random numbers are its own
+    with torch.random.fork_rng(devices=[]):  # the run's random state must not change
         parts = [(settings.new_encoder(), settings.example_inputs(most)) for settings in modalities]
 
     def step(examples: int, dtype: torch.dtype) -> None:

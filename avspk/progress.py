@@ -1,4 +1,4 @@
-"""Progress of long jobs: a bar with rate and remaining time on a terminal, elsewhere a line in the log now and then."""
+"""Progress of long jobs: a bar with rate and remaining time on a terminal, else a log line every 30 seconds."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class Progress:
     """with Progress("pretrain", total, unit="steps") as progress: progress.advance(1, loss).
 
     Args:
-        name: of the job.
-        total: units of work, those of earlier runs included.
+        name: name of the job.
+        total: units of work, including those of earlier runs.
         shown: False on processes that print nothing.
         unit: what is counted, in the plural.
     """
@@ -78,7 +78,7 @@ class Progress:
 
 
 def track(items: Iterable[Item], name: str, total: int, unit: str = "") -> Iterator[Item]:
-    """Yield the items, and show how many of `total` were taken."""
+    """Yield the items and show the progress, out of `total`."""
     with Progress(name, total, unit=unit) as progress:
         for item in items:
             yield item
@@ -94,5 +94,5 @@ def _bar() -> RichProgress:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         console=Console(stderr=True),
-        speed_estimate_period=120,  # uneven work would make the remaining time jump
+        speed_estimate_period=120,  # long, because uneven work makes the remaining time jump
     )

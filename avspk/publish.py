@@ -1,4 +1,4 @@
-"""A trained model with its card to the Hugging Face hub."""
+"""Upload a trained model with its card to the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from avspk.inference.hub import upload
 def push_to_hub(
     folder: Path | str, repo: str, license_id: str, training_data: str | None = None, private: bool = False
 ) -> str:
-    """Upload a model folder as `owner/name`, with a card that `model_card` writes; its address.
+    """Upload a model folder as `owner/name`, with a card from `model_card`. Returns its address.
 
     Raises ValueError if the folder holds no audio model, HubError if the hub refuses it or cannot be reached.
     """

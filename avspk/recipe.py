@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 
 def run(session: Session) -> list[dict[str, Any]]:
-    """All stages; rows of metrics.json (none without trial lists)."""
+    """Run all stages. Returns the rows of metrics.json (none without trial lists)."""
     rounds, final = session.config.rounds, session.config.final
     encoders = pretrain(session)
     for number in range(1, rounds + 1):
@@ -56,7 +56,7 @@ def pretrain(session: Session) -> Encoders:
 
 
 def refine(session: Session, number: int, encoders: Encoders) -> Encoders:
-    """Stage 2, one round: the previous stage's embeddings give the labels on which its `encoders` are trained."""
+    """One round of stage 2: embeddings of the previous stage give labels, on which its `encoders` are trained."""
     folder, settings = session.files.round(number), session.config.refine
     if not is_finished(session, folder):
         work = StageWork(session, folder)
@@ -76,7 +76,7 @@ def refine(session: Session, number: int, encoders: Encoders) -> Encoders:
 
 
 def last_student(session: Session, settings: FinalSettings) -> Encoders:
-    """A new audio encoder, of any size, learns the labels that the last round trusts."""
+    """Train a new audio encoder of any size on the labels that the last round trusts."""
     folder, last, kits = session.files.final, session.files.round(session.config.rounds), session.last_kits
     if not is_finished(session, folder):
         work = StageWork(session, folder, kits, after=last)
@@ -89,7 +89,7 @@ def last_student(session: Session, settings: FinalSettings) -> Encoders:
 
 
 def fine_tune(session: Session, encoders: Encoders) -> None:
-    """Large margin: the last audio model on the same labels, with the class vectors of the stage before."""
+    """Large margin: train the last audio model on the same labels, from the class vectors of the previous stage."""
     folder, settings = session.files.large_margin, session.config.large_margin
     before = session.files.before_large_margin(session.config.rounds, session.config.final is not None)
     if not is_finished(session, folder):

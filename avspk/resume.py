@@ -1,4 +1,4 @@
-"""Which settings of a begun run may change. Each setting says itself what reads it first; see `FirstReader`."""
+"""Which settings may change after a run has begun. Each setting declares its first reader; see `FirstReader`."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from avspk.settings import FirstReader, Settings
 
 
 def first_reader(key: str, config: Config) -> FirstReader:
-    """What reads the setting at this dotted key first in a run of this config.
+    """The first reader of the setting at this dotted key, in a run of this config.
 
-    The innermost declaration on the way to the key holds. Where there is none, stage 1 reads it: the strictest answer.
+    The innermost declaration on the path to the key holds. The default is stage 1, the strictest answer.
     """
     node: Any = config
     found = FirstReader.STAGE_ONE
@@ -30,7 +30,7 @@ def first_reader(key: str, config: Config) -> FirstReader:
 
 
 def declared(field: FieldInfo, value: Any) -> FirstReader | None:
-    """What the field's annotation says, or else the section of settings that is its value."""
+    """The first reader from the field's annotation, else from the section of settings that is its value."""
     said = [mark for mark in field.metadata if isinstance(mark, FirstReader)]
     if said:
         return said[0]
@@ -38,7 +38,7 @@ def declared(field: FieldInfo, value: Any) -> FirstReader | None:
 
 
 def already_read(differing: Differences, config: Config, is_begun: Callable[[str], bool]) -> Differences:
-    """Those of the differing settings that a stage has read, so that they may not change.
+    """The differing settings that a stage has already read. They may not change.
 
     `is_begun`: whether the stage with a folder of this name has begun. Stage 1 has begun as soon as there is a run.
     """
@@ -48,5 +48,5 @@ def already_read(differing: Differences, config: Config, is_begun: Callable[[str
 
 
 def change_results(differing: Differences, config: Config) -> bool:
-    """Whether one of the differing settings has a say in the results of a run."""
+    """Whether a differing setting affects the results of a run."""
     return any(first_reader(key, config) is not FirstReader.NOTHING for key in differing)

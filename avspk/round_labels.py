@@ -1,4 +1,4 @@
-"""The labels of a round: those it trains on, those that its judge trusts in the end, those that calibrate."""
+"""The labels of a round: for training, for calibration, and those that its judge trusts at the end."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ logger = logging.getLogger(__name__)
 
 
 def round_labels(session: Session, number: int, rows: dict[str, np.ndarray]) -> np.ndarray:
-    """(N,) labels that round `number` trains on, in a file that a restart reads; -1 where there is none to train on.
+    """(N,) training labels of round `number`, -1 for none. They are in a file, which a restart reads.
 
-    Round 1 takes them, or the embeddings that are clustered, from what the user gave. No round trains on the utterances
-    that are held out for the calibration.
+    If the user gave labels or embeddings, round 1 uses them or clusters them. No round trains on the utterances that
+    are held out for the calibration.
 
     Args:
         rows: modality -> this rank's share of the training embeddings (n, D).
@@ -54,7 +54,7 @@ def round_labels(session: Session, number: int, rows: dict[str, np.ndarray]) -> 
 
 
 def name_of_labels(session: Session, number: int) -> str:
-    """What a round's models say that they were trained on."""
+    """Name of the labels of a round, for its model cards and the log."""
     file = session.content.get(LABELS) if number == 1 else None
     return f"labels from {file['file']}" if file else f"{session.labeller.name} labels"
 
@@ -73,7 +73,7 @@ def _given_embeddings(session: Session, number: int) -> dict[str, np.ndarray]:
 
 
 def _origin(session: Session, number: int) -> str:
-    """What the labels of a round are, for its line of the log."""
+    """Origin of the labels of a round, for the log."""
     if number == 1 and LABELS in session.content:
         return name_of_labels(session, number)
     files = [found["file"] for name in session.kits if (found := session.content.get(embeddings_key(name)))]
@@ -81,7 +81,7 @@ def _origin(session: Session, number: int) -> str:
 
 
 def _labels_for(use: str, folder: StageFolder) -> np.ndarray:
-    """(N,) a round's labels of the utterances that serve for this, -1 elsewhere."""
+    """(N,) a round's labels of the utterances with this use, -1 elsewhere."""
     table = pd.read_parquet(distributed.wait_for_file(folder.labels))
     return table["label"].where(table["use"] == use, -1).to_numpy()
 
@@ -92,7 +92,7 @@ def _held_out(folder: StageFolder) -> np.ndarray:
 
 
 def trusted_labels(session: Session) -> np.ndarray:
-    """(N,) the last round's labels, -1 where its judge did not trust one."""
+    """(N,) the last round's labels, -1 if its judge does not trust them."""
     path = session.files.round(session.config.rounds).verdicts
     verdicts = pd.read_parquet(distributed.wait_for_file(path))
     return verdicts["label"].where(verdicts["trusted"], -1).to_numpy()

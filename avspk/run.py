@@ -19,7 +19,7 @@ from avspk.modalities.base import VERIFIED
 
 DONE = "done.json"
 PSEUDO = "pseudo"
-"""Labels of a run that does not name them."""
+"""Name of the labels of a run that records no name."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class StageFolder:
         return self.path.name
 
     def model(self, modality: str) -> Path:
-        """The encoder that the stage leaves."""
+        """The encoder that the stage has trained."""
         return self.path / f"model_{modality}"
 
     def embeddings(self, modality: str) -> Path:
@@ -48,12 +48,12 @@ class StageFolder:
 
     @property
     def verdicts(self) -> Path:
-        """The verdicts of the round's judge on them."""
+        """The judge's verdicts on the round's labels."""
         return self.path / "gate.parquet"
 
     @property
     def classifiers(self) -> Path:
-        """The class vectors that a round or the last student leaves."""
+        """The class vectors that a round or the last student has trained."""
         return self.path / "classifiers.safetensors"
 
     @property
@@ -62,7 +62,7 @@ class StageFolder:
         return self.path / DONE
 
     def facts(self) -> dict[str, Any]:
-        """What `finish` wrote; empty if the stage is not finished."""
+        """Contents of done.json; empty if the stage is not finished."""
         return read_json(self.done, {})
 
     def finish(self, **facts: Any) -> None:
@@ -96,7 +96,7 @@ class RunFolder:
         return self.stage("large_margin")
 
     def before_large_margin(self, rounds: int, last_student: bool) -> StageFolder:
-        """The stage whose audio model is fine-tuned."""
+        """The stage whose audio model the large margin fine-tunes."""
         return self.final if last_student else self.round(rounds)
 
     def stage(self, name: str) -> StageFolder:
@@ -134,7 +134,7 @@ class RunFolder:
         return self.path / "noise"
 
     def given(self, key: str, digest: str) -> Path:
-        """Copy of the file that the setting `key` names, by its content."""
+        """Copy of the file that the setting `key` names, named by the digest of its content."""
         return self.path / "given" / f"{key}.{digest}.npy"
 
     @property
@@ -149,7 +149,7 @@ class RunFolder:
     def systems(
         self, objective: str, rounds: int, large_margin: bool, last_student: bool = False
     ) -> list[tuple[str, Path]]:
-        """Display name and audio model of every system that a finished run has, in order."""
+        """Display name and audio model of every system of a finished run, in order."""
         named = [(f"stage 1 ({objective})", self.pretrain)]
         named += [(f"round {number}", self.round(number)) for number in range(1, rounds + 1)]
         if rounds and last_student:

@@ -13,16 +13,16 @@ from typing import Any
 import torch
 
 TRACKED_NAMES = {"lr": "learning_rate", "rate": "examples_per_second", "data_wait": "data_wait_share"}
-"""Of metrics whose short names in log.jsonl do not explain themselves on a tracker's page."""
+"""Tracker names of metrics whose short names in log.jsonl are unclear elsewhere."""
 
 
 class RunLog:
     """Appends records to `log.jsonl` and lines to `train.log`, and sends the numbers to experiment trackers.
 
     Args:
-        folder: of the run.
+        folder: folder of the run.
         is_main: whether this process writes.
-        track: called with metrics, named `<stage>/<name>`, and a step that counts through all stages. A record that an
+        track: called with metrics, named `<stage>/<name>`, and a step counted over all stages. A record that an
             earlier start of this run has written is not sent again, so that trackers see no step twice.
     """
 
@@ -40,7 +40,7 @@ class RunLog:
                 self._remember(line["kind"], line["stage"], line["step"])
 
     def record(self, kind: str, stage: str, epoch: int, step: int, metrics: dict[str, Any]) -> None:
-        """One JSON line; a resumed run may repeat a step, the last line counts. Tensors become numbers here."""
+        """Write one JSON line. A resumed run may repeat a step; then the last line counts. Tensors become numbers."""
         if not self.is_main:
             return
         values = {key: _plain(value) for key, value in metrics.items()}
@@ -55,14 +55,14 @@ class RunLog:
         )
 
     def _remember(self, kind: str, stage: str, step: int) -> bool:
-        """Whether this record is new."""
+        """Remember a record. Returns whether it is new."""
         known = len(self.written)
         self.written.add((kind, stage, step))
         self.steps[stage] = max(self.steps.get(stage, 0), step)
         return len(self.written) > known
 
     def _step_of_run(self, stage: str, step: int) -> int:
-        """Some trackers refuse steps that decrease; without this, the steps of the next stage would."""
+        """The step counted over all stages. Each stage starts at 0, but some trackers refuse decreasing steps."""
         before = list(self.steps)[: list(self.steps).index(stage)]
         return sum(self.steps[name] for name in before) + step
 

@@ -1,4 +1,4 @@
-"""Settings that follow from how much data there is: clusters, batches, epochs. A start that runs, not an optimum."""
+"""Settings that follow from the amount of data: clusters, batches, epochs. They are a usable start, not an optimum."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ import math
 from avspk.config import Config
 from avspk.data.manifest import Utterances
 
-# [C] The power that gives the demo's 75 clusters for its 960 utterances, and VoxCeleb2's 7,000 for its 1.1 million.
+# [C] This power gives 75 clusters for the demo's 960 utterances, and 7,000 for VoxCeleb2's 1.1 million.
 CLUSTER_POWER = 0.635
 BATCHES = (8, 512)
 LEAST_UPDATES = {"pretrain": 700, "refine": 350}
-"""[C] As many as the demo makes; with fewer a stage does not settle."""
+"""[C] As many as in the demo. With fewer updates a stage does not converge."""
 
 
 def scaled_settings(utterances: Utterances, config: Config) -> dict[str, object]:
-    """Keys of a config and values that fit N utterances.
+    """Config key -> value for N utterances.
 
-    num_clusters: N^0.635. batch_size: the power of two nearest to the root of N, from 8 to 512. epochs: the config's,
-    or more, so that stage 1 makes at least 700 updates and a round 350. modalities: those of the config that there
-    are.
+    num_clusters: N^0.635. batch_size: the power of two nearest to the square root of N, from 8 to 512. epochs: the
+    config's, or more, so that stage 1 makes at least 700 updates and a round 350. modalities: those of the config that
+    the data has.
     """
     total = len(utterances)
     clusters = max(2, round(total**CLUSTER_POWER))

@@ -1,4 +1,4 @@
-"""Base types of settings: a strict node, and types of its numbers. Each part defines its own settings."""
+"""Base class of all settings, and types of their numbers. Each part of the package defines its own settings."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ PositiveRange = Annotated[tuple[Positive, Positive], AfterValidator(ordered)]
 
 
 def DefaultKind(kind: str) -> BeforeValidator:  # noqa: N802 - stands among pydantic's annotations
-    """The default `kind` of a union that `kind` discriminates."""
+    """Set the default `kind` of a union that is discriminated by `kind`."""
     return BeforeValidator(lambda value: {"kind": kind, **value} if isinstance(value, dict) else value)
 
 
 class FirstReader(Enum):
-    """What reads a setting first in a run. Once it has, the setting may not change; see avspk/resume.py.
+    """The first reader of a setting in a run. After it has begun, the setting may not change; see avspk/resume.py.
 
-    A section says it by its attribute `first_reader`, a single setting in its annotation:
-    `Annotated[int, FirstReader.ROUNDS]`. What says nothing has the reader of the section around it. The values of
-    stages are the names of their folders.
+    A section declares it in its attribute `first_reader`, a single setting in its annotation:
+    `Annotated[int, FirstReader.ROUNDS]`. Without a declaration, the reader of the enclosing section holds. The values
+    of stages are the names of their folders.
     """
 
     STAGE_ONE = "pretrain"
@@ -54,7 +54,7 @@ class Settings(BaseModel):
     """Base of every node: unknown keys fail, and values never change after loading.
 
     Attributes:
-        first_reader: what reads the settings of this section first; None: what reads the section around it.
+        first_reader: first reader of the settings in this section; None: that of the enclosing section.
     """
 
     first_reader: ClassVar[FirstReader | None] = None

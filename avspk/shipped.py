@@ -17,7 +17,7 @@ def find_config(path: Path) -> Path:
 
 
 def find_study(path: Path) -> Path:
-    """`path` if it is a file, else the shipped study of that name: `demo` and `study/demo.yaml` alike."""
+    """`path` if it is a file, else the shipped study of that name, given as `demo` or `study/demo.yaml`."""
     shipped = CONFIGS / "study" / f"{path.name.removesuffix('.yaml')}.yaml"
     return shipped if not path.is_file() and shipped.is_file() else path
 

@@ -1,4 +1,4 @@
-"""Stage 1 of a finished run as the start of others: what they would have trained themselves, checked and copied."""
+"""Copy stage 1 from another run, after a check that this run would train the same stage 1."""
 
 from __future__ import annotations
 
@@ -15,11 +15,10 @@ from avspk.settings import FirstReader
 
 
 def stage_one_differences(first: Config, second: Config, known: Collection[str] = ()) -> list[str]:
-    """Settings that make the second's stage 1 another one than the first's, as `key: first -> second`.
+    """Settings that make the stage 1s of two configs different, as `key: first -> second`.
 
-    Paths at the keys in `known` do not matter: their content is compared elsewhere.
-
-    Modalities are independent in stage 1, and the second may have fewer of them, unless they were clustered together.
+    Paths at the keys in `known` are ignored: their content is compared elsewhere. The second config may have fewer
+    modalities, unless they are clustered together: otherwise modalities are independent in stage 1.
     """
     unused = (f"{name}." for name in second.modality_names() if name not in second.modalities)
     ignored = ("stage_one", "modalities", *known, *unused)
@@ -35,8 +34,8 @@ def require_stage_one(config: Config, utterances: str, noise: str | None = None)
     """Check that the run named by `stage_one` has finished the stage 1 that this config would train.
 
     Args:
-        config: of the run that would copy it.
-        utterances, noise: digests of its manifest and of its configured noise pack, as `environment.json` holds them.
+        config: config of the run that copies it.
+        utterances, noise: digests of its manifest and of its configured noise pack, as in `environment.json`.
 
     Raises ConfigError naming what is missing or what differs.
     """
@@ -47,8 +46,8 @@ def require_stage_one(config: Config, utterances: str, noise: str | None = None)
     for path in (files.config, files.pretrain.done, *map(files.pretrain.model, config.modalities)):
         if not path.exists():
             raise ConfigError(
-                f"stage_one={source}: no {path.relative_to(source)} there; it must be the folder of a run after its "
-                "stage 1"
+                f"stage_one={source}: no {path.relative_to(source)} there; it must be the folder of a run that has "
+                "finished stage 1"
             )
     there = files.facts().get("content", {}).get("data.noise", {}).get("digest")
     both = there is not None and noise is not None
@@ -58,17 +57,17 @@ def require_stage_one(config: Config, utterances: str, noise: str | None = None)
     if differences:
         raise ConfigError(
             f"stage_one={source} was trained with other settings (there -> here):\n  " + "\n  ".join(differences)
-            + "\nGive stage 1 the same settings, or leave stage_one out to train it in this run"
+            + "\nUse the same settings for stage 1, or remove stage_one to train it in this run"
         )  # fmt: skip
     if files.facts().get("utterances", utterances) != utterances:
         raise ConfigError(
-            f"stage_one={source} was trained on other utterances than {config.data.train} holds now; "
-            "leave stage_one out to train it in this run"
+            f"stage_one={source} was trained on other utterances than {config.data.train} has now; "
+            "remove stage_one to train it in this run"
         )
 
 
 def copy_stage_one(config: Config) -> None:
-    """Copy the encoders, their training embeddings if they are there, and the noise generated for them, once."""
+    """Copy the encoders, and their training embeddings and generated noise if these exist. Does nothing if done."""
     source, folder = config.stage_one, RunFolder(config.output).pretrain
     if source is None or folder.done.is_file():
         return
@@ -85,7 +84,7 @@ def copy_stage_one(config: Config) -> None:
 
 
 def _copy(source: Path, target: Path) -> None:
-    """Whole or not at all."""
+    """Copy a folder completely or not at all."""
     part = target.with_name(target.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     shutil.copytree(source, part)

@@ -1,4 +1,4 @@
-"""Work on one stage of a run: train it, leave its models and their embeddings, mark it finished."""
+"""Work on one stage of a run: train it, save its models and their embeddings, mark it finished."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Kits = Mapping[str, ModalityKit]
 
 
 class StageWork:
-    """Begun when it is built, so that the seconds of the stage include what it needs before training."""
+    """Work on one stage. Its time counts from construction, so it includes the preparation of the training."""
 
     def __init__(
         self, session: Session, folder: StageFolder, kits: Kits | None = None, after: StageFolder | None = None
@@ -37,35 +37,35 @@ class StageWork:
         """Begin.
 
         Args:
-            kits: modality -> kit of the encoders that the stage leaves; default: the run's.
-            after: the stage that a stage after the rounds goes on from. Rounds may be added later, so it is recorded,
-                and only checkpoints that were made after it are continued.
+            kits: modality -> kit of the encoders that the stage saves; default: the run's.
+            after: the previous stage, for a stage after the rounds. Rounds may be added later, so it is recorded, and
+                only checkpoints with the same previous stage are continued.
         """
         self.session, self.folder, self.kits, self.after = session, folder, kits or session.kits, after
         self._started = time.monotonic()
 
     def train(self, stage: Trained) -> Trained:
-        """Train, or go on from the newest checkpoint."""
+        """Train the stage, from its newest checkpoint if there is one."""
         keep = self.session.config.training.keep_checkpoints
         checkpoints = "checkpoints" if self.after is None else f"checkpoints_after_{self.after.name}"
         folder = CheckpointFolder(self.folder.path / checkpoints, keep)
-        # Moved back by the seconds that earlier runs of this stage took.
+        # The start moves back by the seconds that earlier runs of this stage took.
         self._started = self.session.trainer.run(stage, folder, self._started)
         return stage
 
     def save_classifiers(self, classifiers: dict[str, dict[str, Tensor]]) -> None:
-        """Modality -> weights of its classifier, for the stage that goes on from this one."""
+        """Save modality -> weights of its classifier, for the next stage."""
         if self.session.main:
             save_tree(self.folder.classifiers, classifiers)
 
     def export(self, encoders: Mapping[str, Encoder], description: str, recalibration: RecalibrateSettings) -> None:
-        """The stage's model of each modality, with its mean training embedding.
+        """Save the stage's model of each modality, with its mean training embedding.
 
-        All of these embeddings as well, unless the stage comes after the rounds: nothing clusters them.
+        All training embeddings are saved too, unless the stage comes after the rounds: then nothing clusters them.
         """
         session = self.session
         for name, trained in encoders.items():
-            # As it will be loaded, without what training wraps layers in.
+            # The encoder as it will be loaded, without wrappers that training puts around layers.
             kit, source = self.kits[name], f"the stage {self.folder.name}"
             encoder = build_with_weights(kit.settings.build_encoder, trained.state_dict(), source)
             recalibrate(encoder, kit, recalibration, self.folder.name)
@@ -85,7 +85,7 @@ class StageWork:
         save_model(self.folder.model(modality), encoder, architecture, features, mean, card)
 
     def finish(self) -> None:
-        """Mark the stage finished, with the seconds it took, lost work of interrupted runs not counted."""
+        """Mark the stage finished and record its seconds, without the lost work of interrupted runs."""
         facts = {} if self.after is None else {"after": self.after.name}
         if self.session.main:
             self.folder.finish(seconds=round(time.monotonic() - self._started, 1), **facts)
@@ -96,12 +96,12 @@ class StageWork:
 
 
 def is_finished(session: Session, folder: StageFolder) -> bool:
-    """Whether a stage needs no more work."""
+    """Whether a stage is finished."""
     return session.is_there(folder.done)
 
 
 def load_encoders(folder: StageFolder, kits: Kits) -> Encoders:
-    """The encoders of these modalities that a finished stage left."""
+    """The encoders of these modalities from a finished stage."""
     folders = {name: folder.model(name) for name in kits}
     for path in folders.values():
         distributed.wait_for_file(path / WEIGHTS)
@@ -109,10 +109,9 @@ def load_encoders(folder: StageFolder, kits: Kits) -> Encoders:
 
 
 def training_embeddings(session: Session, folder: StageFolder, encoders: Encoders) -> dict[str, np.ndarray]:
-    """Modality -> this rank's share (n, D) of the training embeddings of a finished stage, whose encoders these are.
+    """Modality -> this rank's share (n, D) of the training embeddings of a finished stage with these encoders.
 
-    The stage leaves them in files. They are made if they are not there, as when stage 1 was copied from a run that has
-    none.
+    The stage saves them in files. Missing files are made here: stage 1 may be a copy from a run that has none.
     """
     num_rows, found = len(session.materials.utterances), {}
     for name in session.kits:
@@ -134,6 +133,6 @@ def _card(modality: str, description: str, claim: str) -> str:
     use = (
         "Load with `avspk.load_model(folder)`; see the README of avspk."
         if modality == VERIFIED
-        else "It served to make and correct pseudo labels; speaker verification uses the audio model."
+        else "It was used to make and correct pseudo labels; speaker verification uses the audio model."
     )
     return f"# {modality} encoder\n\n{description}.\n{claim}\n\n{use}\n"

@@ -1,17 +1,18 @@
-"""A study: one file that names the rungs of a ladder, from which all runs of a comparison are planned.
+"""A study: one file that lists the methods of a comparison (rungs). All runs are planned from it.
 
     base: demo.yaml                       # the config that every run inherits
     settings: [data.trials.demo_H=null]   # changes of all runs
-    starts:                               # stage 1s that rungs start from; each is trained once a seed
+    starts:                               # stage 1s that rungs start from; each is trained once per seed
       DINO: [pretrain.cluster_aware.enabled=false]
       cluster-aware: []
-    rungs:                                # the first one is the reference of all that name none
+    rungs:                                # the first rung is the reference of rungs without `against`
       - {name: audio, start: cluster-aware, settings: ["modalities=[audio]"]}
       - {name: audio + face, start: cluster-aware}
       - {name: no gate, start: cluster-aware, settings: [refine.judge.gate.enabled=false], against: audio + face}
       - {name: true speakers, start: cluster-aware, supervised: true}
 
-A rung is compared with the one that it names in `against`. Starts are shown as well, each against the first.
+A rung is compared with the one that it names in `against`. Starts are shown too: the first is compared with the first
+rung, the others with the first start.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from avspk.stage_one import stage_one_differences
 
 
 class Rung(Settings):
-    """One method: what differs from the base, and the stage 1 that it starts from."""
+    """One method: its changes to the base, and the stage 1 that it starts from."""
 
     name: str
     start: str
@@ -40,7 +41,7 @@ class Rung(Settings):
 
 
 class Study(Settings):
-    """See the file's docstring."""
+    """See the module's docstring."""
 
     base: str
     settings: tuple[str, ...] = ()
@@ -49,11 +50,11 @@ class Study(Settings):
 
 
 def read_study(path: Path) -> Study:
-    """A study from its file. Raises: ConfigError that names the file and what is wrong."""
+    """Read a study from its file. Raises: ConfigError that names the file and the problem."""
     try:
         study = Study.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
     except (OSError, yaml.YAMLError, ValidationError) as error:
-        raise ConfigError(f"{path} is no study: {error}") from error
+        raise ConfigError(f"{path} is not a valid study: {error}") from error
     names = [*study.starts, *(rung.name for rung in study.rungs)]
     for problem in _problems(study, names):
         raise ConfigError(f"{path}: {problem}")
@@ -62,23 +63,23 @@ def read_study(path: Path) -> Study:
 
 def _problems(study: Study, names: Sequence[str]) -> Iterator[str]:
     if repeated := {name for name in names if names.count(name) > 1}:
-        yield f"two of its rungs and starts are called {', '.join(sorted(repeated))}"
+        yield f"two rungs or starts have the same name: {', '.join(sorted(repeated))}"
     if len({slug(name) for name in names}) < len(names):
         yield "names of rungs and starts differ in punctuation only; their folders would be the same"
     for rung in study.rungs:
         if rung.start not in study.starts:
-            yield f"rung {rung.name!r} starts from {rung.start!r}; there are {', '.join(study.starts)}"
+            yield f"rung {rung.name!r} starts from {rung.start!r}; choose one of {', '.join(study.starts)}"
         if rung.against is not None and rung.against not in names:
-            yield f"rung {rung.name!r} is compared with {rung.against!r}; there are {', '.join(names)}"
+            yield f"rung {rung.name!r} is compared with {rung.against!r}; choose one of {', '.join(names)}"
     for setting in (*study.settings, *(setting for rung in study.rungs for setting in rung.settings)):
         if setting.partition("=")[0] in PLANNED:
-            yield f"{setting!r}: the plan itself chooses {', '.join(PLANNED)}"
+            yield f"{setting!r}: remove it; the plan sets {', '.join(PLANNED)}"
 
 
 def plan_study(path: Path, seeds: Sequence[int], out: Path, overrides: Sequence[str] = ()) -> list[PlannedRun]:
-    """The runs in the order in which they can be trained: all of one seed, then those of the next.
+    """The runs in training order, seed by seed.
 
-    Raises: ConfigError if the study cannot be read, or if a rung would train another stage 1 than it starts from.
+    Raises: ConfigError if the study cannot be read, or if a rung and its start train different stage 1s.
     """
     study = read_study(path)
     runs: list[PlannedRun] = []
@@ -113,6 +114,6 @@ def _runs_of_seed(study: Study, base: Path, seed: int, out: Path, everywhere: Se
 def _require_same_start(run: PlannedRun, start: PlannedRun) -> None:
     if differences := stage_one_differences(load_config(start.config, start.overrides), run.settings):
         raise ConfigError(
-            f"rung {run.method!r} trains another stage 1 than its start {start.method!r}:\n  "
+            f"rung {run.method!r} and its start {start.method!r} train different stage 1s:\n  "
             + "\n  ".join(differences)
         )

@@ -32,9 +32,9 @@ def trained_systems(session: Session) -> list[tuple[str, Path]]:
 
 
 def publish(session: Session, labels: np.ndarray | None) -> None:
-    """`model/`: the audio model of the last stage, calibrated on these labels (N,), -1 for none; None: not calibrated.
+    """Write `model/`: the last audio model, calibrated on labels (N,), -1 for none; None: not calibrated.
 
-    Calibration embeds thousands of files, so a model that is already published is not changed.
+    Calibration embeds thousands of files, so a model that is already published is not calibrated again.
     """
     if not session.main:
         return
@@ -53,7 +53,7 @@ def publish(session: Session, labels: np.ndarray | None) -> None:
 
 
 def evaluate(session: Session) -> list[dict[str, Any]]:
-    """Score every system on every list: all processes embed, the main one scores. Rows of metrics.json."""
+    """Score every system on every list; all processes embed, the main one scores. Returns the rows of metrics.json."""
     if session.trials is None:
         return []
     config, device = session.config, session.materials.device
@@ -70,7 +70,7 @@ def evaluate(session: Session) -> list[dict[str, Any]]:
 
 
 def _mean_fbank(session: Session) -> SpeakerModel:
-    """The baseline without training. Its training mean is taken over evenly spaced utterances."""
+    """The baseline without training. Its training mean is the mean over evenly spaced utterances."""
     settings, utterances = session.config.audio.features, session.materials.utterances
     fbank = Fbank(**{**settings.model_dump(), "normalize_mean": False})
     mean = np.zeros(settings.num_mels, np.float32)

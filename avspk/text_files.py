@@ -29,7 +29,7 @@ def read_text(path: Path, kind: str, error: type[ValueError]) -> str:
     Raises: `error` naming the file, and the line and the byte that cannot be read; OSError if the disk fails.
     """
     if not path.is_file():
-        raise error(f"{path}: no such {kind}" if not path.exists() else f"{path}: a {kind} is a file, this is none")
+        raise error(f"{path}: no such {kind}" if not path.exists() else f"{path}: not a file; a {kind} must be a file")
     content = path.read_bytes()
     encoding = next((name for mark, name in _MARKS if content.startswith(mark)), "utf-8")
     try:
@@ -56,7 +56,7 @@ def read_lines(path: Path, kind: str, error: type[ValueError]) -> list[str]:
 
 
 def read_fields(path: Path, kind: str, error: type[ValueError]) -> list[tuple[int, list[str]]]:
-    """Line numbers, from 1, and the fields, separated by any blanks; empty lines are skipped.
+    """Line numbers, from 1, and the fields, which any whitespace separates; empty lines are skipped.
 
     Raises: as `read_text`, and `error` if all lines are empty.
     """
@@ -84,12 +84,13 @@ def _undecodable(path: Path, content: bytes, encoding: str, problem: UnicodeDeco
         before = problem.object[: problem.start].decode(encoding, "replace")
         byte = problem.object[problem.start]
         return (
-            f"{path}, line {_line_number(before)}: the byte 0x{byte:02x} is not UTF-8 (an older encoding, Latin-1 "
-            "say); save it as UTF-8"
+            f"{path}, line {_line_number(before)}: the byte 0x{byte:02x} is not UTF-8 (perhaps an older encoding, such "
+            "as Latin-1); save it as UTF-8"
         )
     before = content[: problem.start].decode(encoding, "replace")
     return (
-        f"{path}, line {_line_number(before)}: its mark says {name}, but it is not ({problem.reason}); save it as UTF-8"
+        f"{path}, line {_line_number(before)}: the byte order mark says {name}, but this text is not {name} "
+        f"({problem.reason}); save it as UTF-8"
     )
 
 

@@ -33,7 +33,7 @@ def check_trackers(names: Sequence[str]) -> None:
 def start_trackers(accelerator: Accelerator, folder: Path, settings: Mapping[str, Any] | None) -> None:
     """Open the configured trackers for the run in this folder.
 
-    `settings`: dotted key -> number or text, which they show; None for a resumed run, which has sent them before.
+    `settings`: dotted key -> number or text to show; None for a resumed run, which has already sent them.
     """
     accelerator.init_trackers(PROJECT, None if settings is None else dict(settings), _options(folder))
 
@@ -45,7 +45,7 @@ def finish_trackers(accelerator: Accelerator) -> None:
 
 
 def _options(folder: Path) -> dict[str, dict[str, Any]]:
-    """Arguments of each tracker's start: a run has the name of its folder, so that a resumed run finds it."""
+    """Start arguments of each tracker. A run has the name of its folder, so a resumed run finds its record."""
     name = folder.resolve().name
     return {
         "wandb": {"name": name, "id": name, "resume": "allow", "dir": str(folder)},

@@ -36,7 +36,7 @@ OF_THE_MACHINE = ("fused", "foreach", "capturable")
 
 
 class Interrupted(SystemExit):
-    """SIGTERM arrived during an epoch. The state was saved; the same command continues."""
+    """SIGTERM arrived during an epoch. The state is saved; the same command continues."""
 
 
 class Trainer:
@@ -55,8 +55,8 @@ class Trainer:
     def run(self, stage: Stage, checkpoints: CheckpointFolder, started: float | None = None) -> float:
         """Train the stage to its end, from its newest checkpoint if there is one.
 
-        `started` is when work on the stage began in this process (`time.monotonic()`, by default now). Returns this
-        time minus the seconds that earlier runs spent until their last checkpoint.
+        `started` is the time when this process began to work on the stage (`time.monotonic()`, default: now). Returns
+        it minus the seconds that earlier runs spent until their last checkpoint.
         """
         self.started = time.monotonic() if started is None else started
         self.loss_scale.restart()
@@ -129,7 +129,7 @@ class Trainer:
         return metrics if scale is None else {**metrics, "loss_scale": scale}
 
     def _backward(self, stage: Stage, model: nn.Module, batch: Batch, step: int) -> Metrics:
-        """Gradients of the batch's loss, the mean over its equal parts; ranks sum them after the last part."""
+        """Gradients of the mean loss over the equal parts of the batch. Ranks sum them after the last part."""
         parts = batch.split(self.settings.accumulation)
         results: list[Metrics] = []
         for part in parts:
@@ -144,7 +144,7 @@ class Trainer:
     # Checkpoints.
 
     def _resume(self, stage: Stage, optimiser: Optimizer, checkpoints: CheckpointFolder) -> tuple[int, int]:
-        """Load the newest checkpoint; (epoch, steps done in it), the same on every rank."""
+        """Load the newest checkpoint. Returns (epoch, steps done in it), the same on every rank."""
         state = checkpoints.load_latest()
         position = (0, 0) if state is None else (state["epoch"], state["done"])
         _require_same_on_all_ranks(stage, position)
@@ -219,7 +219,7 @@ class Trainer:
         raise Interrupted(128 + signal.SIGTERM)
 
     def _checkpoint_is_due(self, step: int, saved: float, poll: Poll) -> bool:
-        """Whether to save now; the same answer on every rank. Reasons: steps, rank 0's clock, SIGTERM on any rank."""
+        """Whether to save now, because of steps, rank 0's clock, or SIGTERM on any rank. All ranks answer the same."""
         if self.settings.checkpoint_steps > 0 and (step + 1) % self.settings.checkpoint_steps == 0:
             return True
         by_clock = time.monotonic() - saved > 60 * self.settings.checkpoint_minutes
@@ -282,7 +282,7 @@ def _require_same_on_all_ranks(stage: Stage, position: tuple[int, int]) -> None:
     if mine != first:
         raise CheckpointError(
             f"{stage.name}: rank {distributed.rank()} is at (epoch, steps in it, steps per epoch) {mine}, rank 0 at "
-            f"{first}; all processes need the same run folder and manifest, on a file system that they share"
+            f"{first}; all processes need the same run folder and manifest on a shared file system"
         )
 
 
@@ -303,7 +303,7 @@ def load_optimiser(optimiser: Optimizer, state: dict[str, Any]) -> None:
 
 
 class _Watch:
-    """Examples a second and the share of time spent waiting for data."""
+    """Measures examples per second and the share of time spent waiting for data."""
 
     def __init__(self) -> None:
         self.start = time.perf_counter()

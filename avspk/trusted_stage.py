@@ -1,4 +1,4 @@
-"""The audio model alone, on the labels that the last round trusts: the last student, and the large margin."""
+"""Training of the audio model alone on the labels that the last round trusts: last student and large margin."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from avspk.stages.materials import initial_encoder
 
 
 def new_student(session: Session, settings: FinalSettings) -> Encoders:
-    """The encoder that the last student begins with."""
+    """The initial encoder of the last student."""
     return {VERIFIED: initial_encoder(session.last_kits[VERIFIED], settings.init_from)}
 
 
@@ -26,7 +26,7 @@ def trusted_stage(
     encoders: Encoders,
     before: StageFolder | None = None,
 ) -> Classify:
-    """Classification by the audio encoder; with the class vectors that the stage `before` left, or random ones."""
+    """Classification with the audio encoder. Class vectors are those of the stage `before`, else random."""
     kits, classes = session.last_kits, None
     if before is not None:
         classes = {VERIFIED: load_tree(distributed.wait_for_file(before.classifiers))[VERIFIED]["weight"]}

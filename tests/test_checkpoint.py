@@ -164,7 +164,7 @@ def test_a_torn_checkpoint_falls_back_to_the_one_before(tmp_path, caplog, monkey
     monkeypatch.setattr(logging.getLogger("avspk"), "propagate", True)  # other tests' runs turn it off
     assert_same(folder.load_latest(), state(2))
     assert "step_00000003.safetensors is not a readable checkpoint" in caplog.text
-    assert "falling back to the one before" in caplog.text
+    assert "trying the previous checkpoint" in caplog.text
 
 
 def test_a_disk_that_fails_is_no_reason_to_fall_back(tmp_path, monkeypatch):

@@ -156,7 +156,7 @@ def test_references_can_be_left_out(configs, tmp_path):
         (["output=exp/x"], "chooses seeds and folders itself"),
         (["stage_one=exp/x"], "chooses seeds and folders itself"),
         (["refine.epoch=3"], "did you mean refine.epochs"),
-        (["data.trials={}"], "a comparison is made on trial lists"),
+        (["data.trials={}"], "a comparison needs trial lists"),
     ],
 )
 def test_plans_that_cannot_be_made(configs, tmp_path, overrides, message):
@@ -167,7 +167,7 @@ def test_plans_that_cannot_be_made(configs, tmp_path, overrides, message):
 def test_configs_that_start_differently_are_refused(configs, tmp_path):
     other = tmp_path / "other.yaml"
     other.write_text(f"inherit: {configs[0]}\npretrain: {{objective: {{head: {{out_dim: 32}}}}}}\n")
-    message = r"other\.yaml trains another stage 1 than .*av\.yaml:\n  pretrain\.objective\.head\.out_dim"
+    message = r"other\.yaml and .*av\.yaml train different stage 1s:\n  pretrain\.objective\.head\.out_dim"
     with pytest.raises(ConfigError, match=message):
         plan_runs([other, configs[1]], [0], [], tmp_path)
 
@@ -244,7 +244,7 @@ def test_options_reach_the_launcher():
 def test_a_failed_run_stops_the_comparison(configs, tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(comparison_runs, "_call", lambda command: asked.append(command) or 3)
-    with pytest.raises(RunError, match=r"stage 1 only failed with status 3; what it ran:\n.*avspk\.commands\.train"):
+    with pytest.raises(RunError, match=r"stage 1 only failed with status 3; its command:\n.*avspk\.commands\.train"):
         train_all(plan_runs(configs, [0], [], tmp_path))
     assert len(asked) == 1
 

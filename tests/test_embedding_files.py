@@ -82,7 +82,7 @@ def test_a_full_disk_is_an_error_and_leaves_nothing(ranks, rows, tmp_path):
 
 def test_another_number_of_rows_is_refused(tmp_path, rows):
     write_rows(tmp_path / "rows.npy", rows, len(rows), CPU)
-    with pytest.raises(ValueError, match=r"rows\.npy holds 23 rows, the manifest 24; remove the file"):
+    with pytest.raises(ValueError, match=r"rows\.npy has 23 rows, the manifest has 24\. Remove the file"):
         read_rows(tmp_path / "rows.npy", 24)
 
 

@@ -127,7 +127,7 @@ def test_a_run_keeps_what_it_was_begun_with(config, timed, monkeypatch, begun, d
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
     chosen = chosen_for(config(), device, begun)
     assert chosen.name == begun
-    assert "as this run was begun" in chosen.reason
+    assert "as at the start of this run" in chosen.reason
 
 
 def test_a_gpu_without_bf16_does_not_keep_it(config, timed, monkeypatch):
@@ -245,7 +245,7 @@ def test_a_run_records_its_precision_and_says_why(config, timed, fresh_accelerat
     pipeline = Session(config())
     assert pipeline.accelerator.mixed_precision == first
     assert json.loads((pipeline.folder / "environment.json").read_text())["precision"] == first
-    assert f"precision: {word}, as this run was begun" in log_of(pipeline)
+    assert f"precision: {word}, as at the start of this run" in log_of(pipeline)
     assert "changed since the last start" not in log_of(pipeline)
     pipeline.lock.close()
 

@@ -82,7 +82,7 @@ def test_a_reordered_manifest_does_not_continue_a_run(data, tmp_path):
     write_utterances(table.iloc[::-1], manifest)
     with pytest.raises(ConfigError, match=r"a run on other utterances, or another order of them, than .*parquet"):
         Session(parse_config(tree))
-    with pytest.raises(ConfigError, match=r"stage_one=.*exp was trained on other utterances than .*parquet holds now"):
+    with pytest.raises(ConfigError, match=r"stage_one=.*exp was trained on other utterances than .*parquet has now"):
         Session(parse_config(tree | {"stage_one": str(tmp_path / "exp"), "output": str(tmp_path / "other")}))
     write_utterances(table.assign(audio=[str(tmp_path / "train" / name) for name in table["audio"]]), manifest)
     Session(parse_config(tree))

@@ -95,7 +95,7 @@ def test_the_line_is_the_right_one(tmp_path):
         with pytest.raises(ManifestError, match="line 3: a NUL byte"):
             read_trials(path)
     path.write_bytes("1 a b\n0 a c\n".encode("utf-16") + b"\x00\xd8\n\0")  # half of a character
-    with pytest.raises(ManifestError, match="line 3: its mark says UTF-16"):
+    with pytest.raises(ManifestError, match="line 3: the byte order mark says UTF-16"):
         read_trials(path)
 
 

@@ -1,1 +1,1 @@
-"""From losses and predictions of an epoch to trusted pseudo labels and replacements of the others."""
+"""Judges decide from losses which pseudo labels are trusted, and replace the others by predictions."""

@@ -4,9 +4,9 @@ The file of a judge also holds its settings: `kind`, `window` (number of epochs 
 (whether it ever needs predictions), `first_epoch` (its first epoch of judging), `problem(modalities)`, `off()`
 (settings that trust every label) and `build(modalities, labels)`.
 
-Terms: a *trusted* label is trained unchanged. Other labels are doubtful. A doubtful label whose target is replaced
-by another label is *corrected*; if the replacement is the label itself, it is *confirmed*; the rest is *dropped*: it
-does not enter the loss.
+Terms: a *trusted* label is trained unchanged. Other labels are *doubtful*. A doubtful label is *corrected* if another
+label replaces it, and *confirmed* if the replacement is the same label. Otherwise it is *dropped*: it does not enter
+the loss.
 """
 
 from __future__ import annotations
@@ -70,11 +70,11 @@ class Judge(ABC):
             present: (M, R) bool, which modalities an utterance has.
             labels: (R,) the doubtful labels.
         """
-        raise NotImplementedError(f"{type(self).__name__} asks for predictions, so it must replace labels")
+        raise NotImplementedError(f"{type(self).__name__}.asks() can be true, so it must implement replace()")
 
     @abstractmethod
     def notes(self) -> dict[str, Any]:
-        """Figures of the last review for the log, by name."""
+        """Name -> figure of the last review, for the log."""
 
     @property
     def trusted(self) -> np.ndarray:

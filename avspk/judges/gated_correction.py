@@ -1,4 +1,4 @@
-"""The judge of the method: a loss gate decides which labels are trusted, label correction replaces the others."""
+"""The judge of the method: a loss gate decides which labels are trusted; label correction replaces the others."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from avspk.judges.loss_gate import (
 from avspk.settings import Settings
 
 JOINT = "joint"
-PRIOR_MOMENTUM = 0.99  # of the mean posterior, which is compared with the class prior
+PRIOR_MOMENTUM = 0.99  # momentum of the mean posterior, which is compared with the class prior
 
 
 class GatedCorrectionSettings(Settings):
@@ -67,7 +67,7 @@ class GatedCorrectionSettings(Settings):
 
 
 class GatedCorrection(Judge):
-    """See `Judge`. `gates` has one gate by rule "joint", else one per modality; empty before the first review."""
+    """See `Judge`. `gates` has one gate with rule "joint", else one per modality; it is empty before a review."""
 
     def __init__(self, settings: GatedCorrectionSettings, modalities: tuple[str, ...], labels: np.ndarray) -> None:
         self.settings, self.modalities = settings, modalities
@@ -91,7 +91,7 @@ class GatedCorrection(Judge):
         self.trust = torch.from_numpy(trust.astype(np.float32))
 
     def _joint_trust(self, ledger: Ledger, used: np.ndarray) -> np.ndarray:
-        """(N,) by one gate over the joint losses; a fixed share passes if they do not split or too few would pass."""
+        """(N,) trust from one gate on the joint losses. If they do not split or too few pass, a fixed share passes."""
         settings = self.settings.gate
         losses = joint_losses(ledger.average_log_losses(LOSS_FLOOR), used)
         gate = fit_gate(losses[used], min_separation=settings.min_separation)
@@ -103,7 +103,7 @@ class GatedCorrection(Judge):
         return gate.passes(losses) * (gate.trust(losses) if settings.soft else 1.0)
 
     def _trust_by_modality(self, ledger: Ledger, used: np.ndarray) -> np.ndarray:
-        """(N,) by the papers' gates, each using the last losses of one modality."""
+        """(N,) trust from the papers' gates, one per modality, each fitted to the last losses."""
         losses, separation = ledger.losses.cpu().numpy(), self.settings.gate.min_separation
         self.gates = {
             name: fit_gate(losses[used, column], self.gates.get(name), min_separation=separation)
@@ -122,7 +122,7 @@ class GatedCorrection(Judge):
         return replace_labels(posteriors, present, self.settings.correction, self._prior(posteriors, present))
 
     def _prior(self, posteriors: Tensor, present: Tensor) -> Tensor | None:
-        """(M, C) class prior over the running mean of the posteriors in this rank's batches; None if not aligned."""
+        """(M, C) class prior divided by the running mean posterior of this rank's batches; None if not aligned."""
         if not self.settings.correction.align_prior:
             return None
         counts = present.sum(1, keepdim=True).clamp(min=1)

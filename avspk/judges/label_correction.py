@@ -1,6 +1,6 @@
-"""Label correction: if the gate does not trust a label, the target is the model's own prediction on the clean view.
+"""Label correction: if the gate does not trust a label, the model's prediction on the clean view is the target.
 
-Han, Chen and Qian, arXiv 2208.01928 and 2304.05754; the combination of several modalities is our choice.
+Source: Han, Chen and Qian, arXiv 2208.01928 and 2304.05754. The combination of several modalities is our choice.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ Rule = Literal["mean", "agree", "own"]
 class CorrectionSettings(Settings):
     """Label correction (arXiv 2208.01928).
 
-    wavlm_ssl_sv sharpens with temperature 0.1 and accepts above 0.5 [S], on unscaled logits. Our logits are scaled, so
-    these values would accept everything; ours are [C] (measured in eval/README.md).
+    wavlm_ssl_sv sharpens with temperature 0.1 and accepts predictions above 0.5 [S], on unscaled logits. Our logits are
+    scaled, so these values would accept everything. Our values are [C] (measured in eval/README.md).
     """
 
     enabled: bool = True
-    start_epoch: int = Field(5, ge=1, description="corrects after this many epochs, once the gate judges [C]")
-    temperature: Positive = Field(1.0, description="p^(1/c) of the posterior that becomes the target [C]")
-    threshold: Probability = Field(0.7, description="exceeded by the top probability of the unsharpened posterior [C]")
+    start_epoch: int = Field(5, ge=1, description="starts after this many epochs, and not before the gate [C]")
+    temperature: Positive = Field(1.0, description="c of the target p^(1/c), where p is the posterior [C]")
+    threshold: Probability = Field(0.7, description="top probability that the unsharpened posterior must exceed [C]")
     rule: Rule = Field("agree", description="how the modalities' clean posteriors are combined [C]")
     hard: bool = False
     weighted: bool = Field(False, description="the weight of a target is its top probability, not 1 [C]")
@@ -36,7 +36,7 @@ class CorrectionSettings(Settings):
 
 
 def sharpen(probabilities: Tensor, temperature: float) -> Tensor:
-    """Return p^(1/c) / sum p^(1/c) over the last dimension, computed on logarithms; c < 1 sharpens, 1 changes nothing.
+    """Return p^(1/c) / sum p^(1/c) over the last dimension, computed from logarithms; c < 1 sharpens, c = 1 does not.
 
     Raises:
         ValueError: if the temperature is not positive.
@@ -57,10 +57,10 @@ def combine_posteriors(probabilities: Tensor, present: Tensor, rule: Rule = "mea
             speakers are equal; "own": each modality separately.
 
     Returns:
-        The posterior (B, C), by "own" (M, B, C), and its validity (B,), by "own" (M, B).
+        The posterior (B, C) and its validity (B,); with "own", (M, B, C) and (M, B).
 
     Raises:
-        ValueError: on an unknown rule, or shapes that do not fit.
+        ValueError: if the rule is unknown or the shapes do not match.
     """
     if probabilities.ndim != 3 or present.shape != probabilities.shape[:2]:
         shapes = f"{tuple(probabilities.shape)} and {tuple(present.shape)}"
@@ -87,8 +87,8 @@ def replace_labels(
     Args:
         posteriors: (M, R, C) softmax over the pseudo speakers; rows of missing modalities may hold anything.
         present: (M, R) bool, which modalities an utterance has.
-        settings: see there.
-        prior: (M, C) factors of each modality's posteriors, applied before they are combined; None: 1.
+        settings: rule, temperature and threshold.
+        prior: (M, C) factors for each modality's posteriors before they are combined; None: 1.
     """
     if prior is not None:
         aligned = posteriors * prior[:, None]
@@ -102,6 +102,6 @@ def replace_labels(
         targets = one_hot(best, targets.shape[-1]).to(targets)
     weights = torch.where(accepted, confidence if settings.weighted else 1.0, 0.0)
     if settings.rule == "own":
-        # The log shows the first modality, which is the one of the final model.
+        # The log shows the first modality, which the final model uses.
         accepted, best, confidence = accepted[0], best[0], confidence[0]
     return Replacement(targets, weights, torch.where(accepted, best, -1), confidence)

@@ -22,27 +22,26 @@ Sum = Callable[[Tensor], Tensor]
 class Ledger:
     """Values by utterance. A rank writes the rows of its batches; `close_epoch` joins the ranks.
 
-    `page` holds the values of this rank in this epoch, `known` the last value of every utterance: the few utterances
-    that
-    are in no batch of an epoch keep the value of the epoch before. Columns: one loss per modality, then the label that
-    replaces the doubtful one and its confidence. NaN: not visited, modality missing, or not replaced.
+    `page` holds this rank's values of this epoch, `known` the last values of every utterance. The few utterances that
+    are in no batch of an epoch keep their previous values. Columns: one loss per modality, then the label that replaces
+    a doubtful one, and its confidence. NaN: not visited, modality missing, or not replaced.
     """
 
     def __init__(
         self, num_utterances: int, modalities: Sequence[str], window: int, device: torch.device, sum_over_ranks: Sum
     ) -> None:
-        """An empty ledger.
+        """Create an empty ledger.
 
         Args:
-            window: epochs whose losses are kept for averages.
-            device: device of the tables; the host does not wait for a step to write into them.
-            sum_over_ranks: joins the pages.
+            window: number of epochs whose losses are kept for averages.
+            device: device of the tables, so that the host can record a step without waiting for it.
+            sum_over_ranks: used to join the pages.
         """
         self.modalities = tuple(modalities)
         self.window, self.device, self._sum = window, device, sum_over_ranks
         self._shape = (num_utterances, len(self.modalities) + 2)
         self.page, self.known = self._blank(), self._blank()
-        self.past: list[Tensor] = []  # (N, M) losses of the last epochs, the latest last
+        self.past: list[Tensor] = []  # (N, M) losses of the last epochs, oldest first
 
     def _blank(self) -> Tensor:
         return torch.full(self._shape, torch.nan, device=self.device)
@@ -62,7 +61,7 @@ class Ledger:
         self.page[index, len(self.modalities) :] = columns
 
     def open_epoch(self) -> None:
-        """Begin an empty page."""
+        """Start an empty page."""
         self.page = self._blank()
 
     def close_epoch(self) -> None:
@@ -80,7 +79,7 @@ class Ledger:
     def replacements(self, trusted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Labels (N,) int64 that replace the doubtful ones, -1 for none, and their confidence (N,).
 
-        A label that is trusted now needs no replacement, even if it has one from an epoch ago.
+        A label that is trusted now has no replacement, even if an earlier epoch recorded one.
         """
         columns = self.known[:, len(self.modalities) :].cpu().numpy().copy()
         columns[trusted] = np.nan
@@ -110,18 +109,18 @@ class Ledger:
         return frame
 
     def write_losses(self, path: Path) -> None:
-        """(N, M) float32 as npy."""
+        """Write the last losses (N, M) as float32 npy."""
         with path.open("wb") as file:
             np.save(file, self.losses.cpu().numpy())
 
     def _joined_page(self) -> Tensor:
-        """The page over all ranks: at most one rank visited each utterance. Collective."""
+        """The joined pages of all ranks; at most one rank visits an utterance. Collective."""
         seen = self._sum((~self.page.isnan()).float())
         total = self._sum(self.page.nan_to_num(nan=0.0))
         return torch.where(seen > 0, total, torch.nan)
 
     def state_dict(self) -> dict[str, Any]:
-        """Collective: the ranks' pages are joined."""
+        """State to save. Collective: the ranks' pages are joined."""
         return {"page": self._joined_page(), "known": self.known, "past": dict(enumerate(self.past))}
 
     def load_state_dict(self, state: dict[str, Any], first_rank: bool) -> None:

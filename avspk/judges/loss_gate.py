@@ -1,7 +1,7 @@
 """Dynamic loss gate: a two-component Gaussian mixture of log losses decides which pseudo labels to trust.
 
-Source: Han, Chen and Qian, arXiv 2208.01928. The combination of modalities and epochs, and the fallback if the losses
-do not split, are our choice.
+Source: Han, Chen and Qian, arXiv 2208.01928. The combination of modalities and epochs is our choice, and so is the
+fallback if the losses do not split.
 """
 
 from __future__ import annotations
@@ -22,20 +22,19 @@ Status = Literal["fitted", "posterior", "kept", "open", "share"]
 
 
 class GateSettings(Settings):
-    """Dynamic loss gate (arXiv 2208.01928): starts after this many epochs [S: 5 of 15].
+    """Dynamic loss gate (arXiv 2208.01928). It starts after `start_epoch` epochs [S: 5 of 15].
 
-    With rule "joint" one gate judges the geometric mean of the modalities' losses over the last epochs, because a
-    single
-    epoch and a single modality are noisy (measured in eval/README.md). The other rules are the papers' gates, one per
-    modality and using only the last epoch.
+    With rule "joint", one gate judges the geometric mean of the modalities' losses over the last epochs, because losses
+    of one epoch and one modality are noisy (measured in eval/README.md). The other rules are the papers' gates: one per
+    modality, using only the last epoch.
     """
 
     enabled: bool = True
     start_epoch: int = Field(5, ge=1)
     rule: str = Field(
         "joint",
-        description="joint: one gate for all modalities [C]; or a gate each, and a label is trusted if it passes "
-        "both, either, or that of the modality named [C]",
+        description="joint: one gate for all modalities [C]. Otherwise each modality has a gate, and a trusted label "
+        "passes both, either, or the gate of the named modality [C]",
     )
     average_epochs: Count = Field(3, description="rule joint: epochs whose log losses are averaged [C]")
     fallback: Probability = Field(0.5, description="rule joint: share that passes if the losses do not split [C]")
@@ -48,19 +47,19 @@ class GateSettings(Settings):
 
 LOSS_FLOOR = float(np.finfo(np.float32).eps)  # resolution of a cross-entropy in float32: a smaller loss is zero
 MIN_LOSSES = 20  # a mixture has 5 free parameters; a fit to fewer losses means nothing
-MAX_EXACT = 1 << 12  # more log losses than this are binned into as many bins
-STD_FLOOR = 1e-2  # of a component, in standard deviations of the data: avoids infinite density for equal losses
+MAX_EXACT = 1 << 12  # if there are more log losses, they are put into this many bins
+STD_FLOOR = 1e-2  # minimum of a component, in standard deviations of the data: prevents infinite density
 MAX_ITERATIONS = 2000
-TOLERANCE = 1e-10  # of the mean log likelihood
+TOLERANCE = 1e-10  # change of the mean log likelihood at convergence
 
 
 @dataclass(frozen=True)
 class Gate:
-    """Threshold and the mixture it comes from, in natural log of the loss; component 0 is the one of low losses.
+    """A threshold and the mixture it comes from, in natural log of the loss. Component 0 has the lower mean.
 
-    status: "fitted": the crossing of the weighted densities; "posterior": they do not cross between the means, clamped;
-    "kept": the losses gave no two components, this is the previous gate; "open": no previous gate either, all pass;
-    "share": a fixed share of the labels passes.
+    status: "fitted": the threshold is the crossing of the weighted densities; "posterior": they do not cross between
+    the means, so it is clamped to a mean; "kept": the losses do not split, so this is the previous gate; "open": there
+    is no previous gate either, and all labels pass; "share": a fixed share of the labels passes.
     """
 
     threshold: float
@@ -75,7 +74,7 @@ class Gate:
         return ~(_log_losses(values) > self.threshold)
 
     def trust(self, losses: ArrayLike) -> Floats:
-        """Return the posterior of the low component, in the given shape; 1 without a mixture, and for NaN."""
+        """Return the posterior of component 0, in the given shape; 1 without a mixture, and for NaN."""
         values = _log_losses(np.asarray(losses, dtype=np.float64))
         if not np.isfinite(self.means).all():
             return np.ones_like(values)
@@ -83,7 +82,7 @@ class Gate:
             np.log(weight / std) - (values - mean) ** 2 / (2 * std**2)
             for weight, mean, std in zip(self.weights, self.means, self.stds, strict=True)
         )
-        # Far below both means the wider component wins again; such labels are still trusted.
+        # Far below both means, the wider component is more likely again. Such labels are still trusted.
         return np.where(np.isnan(values) | (values <= self.means[0]), 1.0, expit(low - high))
 
 
@@ -94,11 +93,11 @@ def fit_gate(losses: ArrayLike, previous: Gate | None = None, *, min_separation:
     """Fit the gate of one modality to the losses of an epoch.
 
     Args:
-        losses: (N,) >= 0, one per utterance; NaN and infinite ones are ignored, zeros are clamped before the log.
-        previous: the gate of the epoch before, kept if these losses do not split.
+        losses: (N,) >= 0, one per utterance. NaN and infinite losses are ignored; zeros are clamped before the log.
+        previous: the gate of the previous epoch, kept if these losses do not split.
         min_separation: distance of the means, in root mean square standard deviations of the components (Ashman's D),
-            below which the modes count as merged [C]. A skewed distribution of one mode, such as log losses without
-            any wrong labels, was fitted with 1.2 to 1.5; two equal Gaussians have one mode below 2.
+            below which the modes count as merged [C]. Fits to a skewed distribution with one mode, such as log losses
+            without wrong labels, gave 1.2 to 1.5. Two equal Gaussians have one mode below 2.
     """
     log_losses = _log_losses(np.asarray(losses, dtype=np.float64).ravel())
     log_losses = log_losses[np.isfinite(log_losses)]
@@ -110,7 +109,7 @@ def fit_gate(losses: ArrayLike, previous: Gate | None = None, *, min_separation:
 
 
 def share_gate(losses: ArrayLike, share: float) -> Gate:
-    """Return the gate that passes this share of the finite losses, the lowest ones; without losses, an open one."""
+    """Return a gate that passes this share of the finite losses, the lowest ones; without losses, an open gate."""
     log_losses = _log_losses(np.asarray(losses, dtype=np.float64).ravel())
     log_losses = log_losses[np.isfinite(log_losses)]
     if not len(log_losses):
@@ -121,8 +120,8 @@ def share_gate(losses: ArrayLike, share: float) -> Gate:
 def joint_losses(log_losses: Floats, used: NDArray[np.bool_]) -> Floats:
     """Return (N,) > 0, one loss for all modalities: the geometric mean of the utterance's losses.
 
-    The log losses of each modality are first scaled to mean 0 and variance 1 over the used labels. So modalities have
-    equal weight, and some may be missing.
+    The log losses of each modality are first scaled to mean 0 and variance 1 over the used labels. This gives the
+    modalities equal weight, and some may be missing.
 
     Args:
         log_losses: (N, M), NaN where a modality is missing or was never seen.
@@ -153,7 +152,7 @@ def reliable(losses: ArrayLike, gates: Mapping[str, Gate], rule: str = "both") -
             Without any loss, the label is trusted.
 
     Raises:
-        ValueError: on an unknown rule, or if losses and gates differ in number.
+        ValueError: if the rule is unknown, or losses and gates differ in number.
     """
     table = np.asarray(losses)
     if table.ndim != 2 or table.shape[1] != len(gates):
@@ -184,14 +183,14 @@ class _Mixture:
         return float((self.means[1] - self.means[0]) / np.sqrt(np.mean(self.stds**2)))
 
     def crossing(self) -> tuple[float, Status]:
-        """Return where the weighted densities cross between the means, or the clamped substitute.
+        """Return the crossing of the weighted densities between the means, or the clamped substitute, and its status.
 
-        With t the distance from the lower mean and d that of the means, the log ratio of the weighted densities is
+        Let t be the distance from the lower mean and d the distance of the means. The log density ratio is
             q(t) = a t^2 - (d / s1^2) t + c,  a = 1 / 2 s1^2 - 1 / 2 s0^2,  c = log(w0 s1 / w1 s0) + d^2 / 2 s1^2.
-        q(0) - q(d) > 0 always, and the vertex of q lies outside [0, d]: q falls from 0 to d, and there is one crossing
-        if q(0) > 0 > q(d), none otherwise. It is the smaller positive root, in a form that is stable for a -> 0.
-        Without
-        one, the same component is more likely at both means, and posterior 0.5 lies beyond the other's mean.
+        q(0) - q(d) > 0 always, and the vertex of q lies outside [0, d]. So q falls from 0 to d, and there is one
+        crossing if q(0) > 0 > q(d), none otherwise. It is the smaller positive root, in a form that is stable for
+        a -> 0. Without a crossing, the same component is more likely at both means, and posterior 0.5 lies beyond the
+        other's mean.
         """
         distance = self.means[1] - self.means[0]
         precision0, precision1 = self.stds**-2.0
@@ -214,7 +213,7 @@ def _pair(values: Floats) -> tuple[float, float]:
 
 
 def _fit_mixture(values: Floats) -> _Mixture | None:
-    """Return the most likely mixture found, or None if one Gaussian is as good by BIC (3 parameters fewer)."""
+    """Return the most likely mixture found, or None if one Gaussian (3 parameters fewer) is as good by BIC."""
     num, variance = len(values), values.var()
     if variance <= 1e-12 * (1 + values.mean() ** 2):
         return None
@@ -230,7 +229,7 @@ def _fit_mixture(values: Floats) -> _Mixture | None:
 def _binned(values: Floats) -> tuple[Floats, Floats]:
     """Return sorted points and their counts: the values themselves, or means of narrow bins if there are many.
 
-    Bins of 1 / 4,096 of the range lose their inner variance, about 1e-6 of the data's: the fit does not change.
+    Bins of 1 / 4,096 of the range lose the variance within a bin, about 1e-6 of the total. The fit does not change.
     """
     if len(values) <= MAX_EXACT:
         return np.sort(values), np.ones(len(values))
@@ -242,7 +241,7 @@ def _binned(values: Floats) -> tuple[Floats, Floats]:
 
 
 def _splits(points: Floats, counts: Floats) -> list[int]:
-    """Return starting cuts of the sorted points: least variance within the halves, the lowest and the highest tenth."""
+    """Return initial cuts of the sorted points: of least variance within both parts, after 10 % and after 90 %."""
     below = np.cumsum(counts)[:-1]
     mass, total = np.cumsum(counts * points)[:-1], counts @ points
     above = counts.sum() - below
@@ -252,10 +251,10 @@ def _splits(points: Floats, counts: Floats) -> list[int]:
 
 
 def _expectation_maximisation(points: Floats, counts: Floats, split: int) -> _Mixture | None:
-    """Return the mixture to which EM converges from two classes cut at `split`, None if one of them vanishes."""
+    """Return the mixture to which EM converges from two classes cut at `split`; None if a class vanishes."""
     num = counts.sum()
     floor = STD_FLOOR**2 * (counts @ (points - counts @ points / num) ** 2) / num
-    shares = np.zeros((2, len(points)))  # (2, n) points' counts divided among the components
+    shares = np.zeros((2, len(points)))  # (2, n) counts of the points, divided among the components
     shares[0, :split], shares[1, split:] = counts[:split], counts[split:]
     likelihood = -np.inf
     for _ in range(MAX_ITERATIONS):

@@ -1,1 +1,1 @@
-"""What one step and one epoch of each training stage is."""
+"""The training stages: one step and one epoch of each."""

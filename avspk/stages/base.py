@@ -1,4 +1,4 @@
-"""What the training loop asks of a stage."""
+"""The interface between the training loop and a stage."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ Metrics = dict[str, Any]
 
 
 class Stage(ABC):
-    """One training stage: a model, its examples, its loss, and what happens around each update.
+    """One training stage: a model, its examples, its loss, and hooks around each update.
 
-    Steps and epochs are counted from 0 inside the code and from 1 in logs. Everything that must survive an
-    interruption, beyond weights and optimiser, is in `state_dict`.
+    The code counts steps and epochs from 0, logs count from 1. `state_dict` holds all state that a resumed run needs
+    in addition to weights and optimiser.
     """
 
     name: str
@@ -40,14 +40,14 @@ class Stage(ABC):
     device: torch.device
 
     def build_model(self, branches: Mapping[str, Any], settings: TrainingSettings) -> ParallelBranches[Any]:
-        """One module of all modalities, on the device; batch norm, memory layout and compilation as configured."""
+        """Join the branches on the device, with the configured batch norm, memory layout and compilation."""
         model: ParallelBranches[Any] = ParallelBranches(branches).requires_grad_(True).to(self.device)
         for encoder in model.encoders().values():
             encoder.learn()
         if settings.sync_batchnorm:
             model = cast(ParallelBranches[Any], synchronise_batchnorm(model, self.device.type))
         if settings.channels_last:
-            # The weights of 2-D convolutions; activations follow them.
+            # This converts the weights of 2-D convolutions. The activations follow them.
             model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if settings.compile:
             for encoder in model.encoders().values():
@@ -60,7 +60,7 @@ class Stage(ABC):
         return self.sampler.steps_per_epoch
 
     def learning_rate(self, step: int) -> float:
-        """Warm-up and cosine over the whole stage."""
+        """Learning rate of a step: linear warm-up, then cosine decay until the end of the stage."""
         settings = self.optimiser
         factor = self.batch_size / 256 if settings.scale_with_batch else 1.0
         return warmup_cosine(
@@ -72,7 +72,7 @@ class Stage(ABC):
         )
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Groups for the optimiser: no weight decay on biases and norms, that is on what has one dimension."""
+        """Groups for the optimiser. One-dimensional parameters (biases and norms) have no weight decay."""
         exempt = {id(p) for p in self.without_decay()}
         learning = [p for p in self.model.parameters() if p.requires_grad]
         decayed = [p for p in learning if p.ndim > 1 and id(p) not in exempt]
@@ -83,11 +83,11 @@ class Stage(ABC):
         ]
 
     def without_decay(self) -> list[nn.Parameter]:
-        """Parameters without weight decay, besides biases and norms."""
+        """Parameters without weight decay, in addition to biases and norms."""
         return []
 
     def batches(self, epoch: int, first_step: int, workers: int) -> Iterator[Batch]:
-        """Batches of this rank, from the epoch's `first_step`-th on."""
+        """This rank's batches of an epoch, starting at step `first_step`."""
         return load(
             self.dataset,
             batch_sampler=EpochBatches(self.sampler, epoch, first_step),
@@ -98,7 +98,7 @@ class Stage(ABC):
         )
 
     def utterances_of(self, step: int) -> list[str]:
-        """Ids of what this rank's batch of a step was cut from: its utterances, then those that lent them views."""
+        """Ids of the utterances in this rank's batch of a step, then of the utterances that gave them views."""
         epoch, within = divmod(step, self.steps_per_epoch)
         examples = next(self.sampler.batches(epoch, within))
         lenders = [row for example in examples for sources in example.sources.values() for row in sources]
@@ -106,34 +106,37 @@ class Stage(ABC):
         return self.utterances.table["utterance"].iloc[list(rows)].tolist()
 
     def begin_epoch(self, epoch: int) -> Metrics:
-        """Called once before an epoch's first step, not when a run resumes inside it; metrics to log."""
+        """Run once before an epoch's first step, not on a resume inside the epoch. Returns metrics to log."""
         return {}
 
     @abstractmethod
     def loss(self, model: nn.Module, batch: Batch, step: int) -> tuple[Tensor, Metrics]:
-        """Scalar loss of (an equal part of) this rank's batch, and device tensors to log; `model` may be wrapped."""
+        """Scalar loss of this rank's batch, or of an equal part of it, and device tensors to log.
+
+        `model` may be wrapped for distributed training.
+        """
 
     def before_update(self, step: int) -> Metrics:
-        """After the backward passes of a batch, before clipping and the optimiser; metrics to log."""
+        """Run after a batch's backward passes, before clipping and the optimiser. Returns metrics to log."""
         return {}
 
     def after_update(self, step: int) -> None:  # noqa: B027 - most stages have nothing to do here
-        """After the optimiser."""
+        """Run after the optimiser's step."""
 
     def end_epoch(self, epoch: int) -> Metrics:
-        """After an epoch's last step; metrics to log."""
+        """Run after an epoch's last step. Returns metrics to log."""
         return {}
 
     def check(self) -> None:  # noqa: B027
-        """Raise when training has failed in a way that the loss does not show; called at log steps."""
+        """Raise an error if training has failed in a way that the loss does not show. Called at log steps."""
 
     def clip_groups(self) -> list[list[nn.Parameter]]:
-        """Parameters whose gradients are clipped together: each modality on its own, so that they stay independent."""
+        """Parameters whose gradients are clipped together: one group per modality keeps modalities independent."""
         return [[p for p in branch.parameters() if p.requires_grad] for _, branch in self.model.items()]
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and plain values, nested in dicts."""
+        """State to save: tensors and plain values, nested in dicts."""
 
     @abstractmethod
     def load_state_dict(self, state: dict[str, Any]) -> None:

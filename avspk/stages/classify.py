@@ -1,4 +1,4 @@
-"""Classification of pseudo labels: an encoder and a cosine classifier for each modality, AAM-softmax."""
+"""Training on pseudo labels: an encoder and a cosine classifier per modality, AAM-softmax loss."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from avspk.stages.materials import Materials
 
 
 class Classify(Stage):
-    """Every label counts alike. What rows are chosen by stays on the host: a GPU need not be asked."""
+    """All labels have the same weight. Labels and masks stay on the host: selecting rows needs no wait for the GPU."""
 
     def __init__(
         self,
@@ -41,10 +41,10 @@ class Classify(Stage):
         """Build the stage.
 
         Args:
-            views: modality -> its views, with a group "refine" of one view that is classified.
-            encoders: modality -> encoder to start from.
+            views: modality -> views. Their group "refine" has one view, which is classified.
+            encoders: modality -> initial encoder.
             labels: (N,) pseudo labels, -1: not used in training.
-            classes: modality -> (C, D) class vectors to start from, 0 where unknown; without them, random ones.
+            classes: modality -> initial class vectors (C, D). Unknown ones are 0 and start at random; None: all do.
         """
         seed = materials.seed
         self.name, self.settings, self.kits, self.device = name, settings, kits, materials.device
@@ -78,13 +78,13 @@ class Classify(Stage):
     ) -> CosineClassifier:
         classifier = seeded(lambda: CosineClassifier(encoder.embedding_dim, num_classes), seed, self.name, modality)
         if classes is not None:
-            known = classes[modality].any(1)  # a class none of whose members has this modality stays random
+            known = classes[modality].any(1)  # a class without members in this modality stays random
             with torch.no_grad():
                 classifier.weight[known] = classes[modality][known]
         return classifier
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """The encoders' groups learn `encoder_learning_rate` times as fast as the classifiers."""
+        """Groups for the optimiser. Encoders learn `encoder_learning_rate` times as fast as classifiers."""
         encoders = {id(p) for encoder in self.model.encoders().values() for p in encoder.parameters()}
         split = []
         for group in super().parameter_groups():
@@ -95,7 +95,7 @@ class Classify(Stage):
         return [group for group in split if group["params"]]
 
     def loss(self, model: nn.Module, batch: Batch, step: int) -> tuple[Tensor, Metrics]:
-        """Sum over modalities of the mean loss; an utterance without a modality counts 0 there."""
+        """Sum over modalities of the mean loss. A missing modality has the loss 0."""
         index, margin = batch.index, self.margin(step)
         labels, cosines = self.here(self.labels[index]), self.cosines(model, batch)
         metrics: Metrics = {"margin": margin}
@@ -107,21 +107,21 @@ class Classify(Stage):
         return total, metrics
 
     def cosines(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """Modality -> cosines (B, C) of the augmented views with the class vectors."""
+        """Modality -> cosines (B, C) between the augmented views and the class vectors."""
         inputs = {name: self.front_ends[name]("refine", batch.groups[name]["refine"]) for name in self.kits}
         result: dict[str, Tensor] = model({name: (features,) for name, features in inputs.items()})
         return result
 
     def mean_loss(self, name: str, loss: Tensor, index: Tensor) -> Tensor:
-        """Losses (B,) of those that have the modality, summed and divided by B, never by how many they are."""
+        """Sum the losses (B,) of the utterances that have the modality, and divide by B, not by their number."""
         return torch.where(self.here(self.present[name][index]), loss, 0.0).sum() / len(index)
 
     def here(self, value: Tensor) -> Tensor:
-        """A tensor of the host's, on the device, without waiting for it."""
+        """Copy a host tensor to the device without waiting for the copy."""
         return value.to(self.device, non_blocking=True)
 
     def margin(self, step: int) -> float:
-        """Margin of a step: linear from 0 between two epochs."""
+        """Margin of a step: it rises linearly from 0 between `margin_start_epoch` and `margin_full_epoch`."""
         position = step / self.steps_per_epoch
         return ramp(position, self.settings.margin_start_epoch, self.settings.margin_full_epoch, self.settings.margin)
 
@@ -132,11 +132,11 @@ class Classify(Stage):
             self.num_averaged += 1
         return {}
 
-    # What it leaves and what survives.
+    # Results and state.
 
     @property
     def kept(self) -> ParallelBranches[ClassifierBranch]:
-        """The weights that the stage leaves, or averages."""
+        """The model whose weights the stage returns or averages."""
         return self.model
 
     def _mean(self) -> ParallelBranches[ClassifierBranch]:
@@ -145,16 +145,16 @@ class Classify(Stage):
         return mean
 
     def encoders(self) -> dict[str, Encoder]:
-        """Modality -> encoder that the stage leaves."""
+        """Modality -> trained encoder."""
         return (self._mean() if self.num_averaged else self.kept).encoders()
 
     def classifiers(self) -> dict[str, dict[str, Tensor]]:
-        """Modality -> weights of its classifier: averaged with the encoder, else the last ones."""
+        """Modality -> classifier weights: averaged if the encoder is averaged, else the last ones."""
         left = self._mean() if self.num_averaged else self.model
         return {name: dict(branch.classifier.state_dict()) for name, branch in left.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """Beyond weights and optimiser, their mean so far, if one is taken."""
+        """The running mean of the weights, if weights are averaged."""
         return {"average": self.average, "num_averaged": self.num_averaged} if self.settings.average_last > 1 else {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Embeddings, sharded over ranks, -> one pseudo label an utterance, the same table on every rank."""
+"""Cluster embeddings that are sharded over ranks: one pseudo label per utterance."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ def cluster_embeddings(
     seed: int,
     device: torch.device,
 ) -> tuple[np.ndarray, dict[str, float]]:
-    """Pseudo labels (N,) int64 of all utterances, -1 where one has none of the modalities; the clusterer's notes.
+    """Pseudo labels (N,) int64 of all utterances, -1 for one without any modality, and the clusterer's notes.
+
+    Collective: every rank gets the same labels.
 
     Args:
         rows: modality -> (n, D_m), this rank's contiguous share of the embeddings.
@@ -30,7 +32,7 @@ def cluster_embeddings(
     some = np.logical_or.reduce([usable[name] for name in rows])
     share = distributed.local_share(len(some))
     mine = np.arange(len(some))[share][some[share]]
-    # Audio is there for all: then nothing is copied, and a memory-mapped share stays on the disk.
+    # If every utterance has audio, nothing is copied here, and memory-mapped rows stay on the disk.
     present = {name: values if some[share].all() else values[some[share]] for name, values in rows.items()}
     result = clusterer(present, num_clusters, seed=seed, device=device, reducer=make_reducer())
     labels = torch.zeros(len(some), dtype=torch.int64, device=device)
@@ -39,16 +41,16 @@ def cluster_embeddings(
 
 
 def make_reducer() -> Reducer:
-    """Sums over the processes of this run."""
+    """Reducer over the processes of this run."""
     return DistributedReducer() if distributed.world_size() > 1 else Reducer()
 
 
 def class_vectors(
     rows: np.ndarray, labels: np.ndarray, device: torch.device, transform: Transform | None = None
 ) -> torch.Tensor:
-    """Centred mean of every class's normalised embeddings, where its classifier starts [C]: (C, D), 0 if it has none.
+    """Initial class vectors (C, D) [C]: mean normalised embedding of each class, minus the overall mean.
 
-    A classifier that starts at random spends a short round on finding the clusters again.
+    A class without embeddings gets 0. A classifier with random weights spends a short round on relearning the clusters.
 
     Args:
         rows: (n, D), this rank's contiguous share of the embeddings; NaN where missing.
@@ -56,7 +58,7 @@ def class_vectors(
         transform: applied to the rows first.
     """
     mine = labels[distributed.local_share(len(labels))]
-    sums = torch.zeros(labels.max() + 1, rows.shape[1] + 1, dtype=torch.float64)  # the last column counts
+    sums = torch.zeros(labels.max() + 1, rows.shape[1] + 1, dtype=torch.float64)  # the last column holds the count
     for start in range(0, len(rows), CHUNK_ROWS):
         part, numbers = rows[start : start + CHUNK_ROWS], mine[start : start + CHUNK_ROWS]
         seen = ~np.isnan(part).any(1) & (numbers >= 0)

@@ -1,4 +1,4 @@
-"""Embeddings of the training set, shared among ranks, as one file: (N, D) float32, NaN where a modality is missing."""
+"""Training embeddings of all ranks in one file: (N, D) float32, NaN where a modality is missing."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ import torch
 from avspk import distributed
 from avspk.data.files import whole_or_absent
 
-PIECE_ROWS = 1 << 16  # sent, written and summed at once: a million utterances are not held twice
+PIECE_ROWS = 1 << 16  # rows sent, written and summed at once: keeps a million utterances from being in memory twice
 
 
 def write_rows(path: Path, rows: np.ndarray, num_rows: int, device: torch.device) -> None:
-    """Write every rank's share, rows (n, D), as one array (num_rows, D), whole or not at all. Collective.
+    """Write the shares (n, D) of all ranks as one array (num_rows, D), completely or not at all. Collective.
 
-    The main process alone writes, what the others send: ranks on several nodes that share a file overwrite each other's
-    pages on a network file system, and a full disk is an error here, where behind a memory map it is a signal.
+    The other ranks send their rows to the main process, and only it writes. If several nodes wrote one file on a
+    network file system, they would overwrite each other's pages. A full disk raises an error here; with a memory map,
+    it would raise a signal.
 
     Raises OSError in the main process if the file cannot be written.
     """
@@ -36,7 +37,7 @@ def write_rows(path: Path, rows: np.ndarray, num_rows: int, device: torch.device
 
 
 def _pieces(rows: np.ndarray, num_rows: int, device: torch.device) -> Iterator[np.ndarray]:
-    """All rows in order, (<= PIECE_ROWS, D) at a time, the same on every rank."""
+    """Yield all rows in order, in pieces of at most (PIECE_ROWS, D), to every rank."""
     share = distributed.local_share(num_rows)
     for start in range(0, num_rows, PIECE_ROWS):
         stop = min(start + PIECE_ROWS, num_rows)
@@ -48,19 +49,21 @@ def _pieces(rows: np.ndarray, num_rows: int, device: torch.device) -> Iterator[n
 
 
 def read_rows(path: Path, num_rows: int) -> np.ndarray:
-    """This rank's share (n, D) of a file that `write_rows` made, memory-mapped.
+    """This rank's share (n, D) of a file from `write_rows`, memory-mapped.
 
-    Raises ValueError if the file has not `num_rows` rows, FileNotFoundError if it does not come in sight.
+    Raises ValueError if the file does not have `num_rows` rows, FileNotFoundError if it does not appear in time.
     """
     rows = np.load(distributed.wait_for_file(path), mmap_mode="r")
     if len(rows) != num_rows:
-        raise ValueError(f"{path} holds {len(rows)} rows, the manifest {num_rows}; remove the file, it is made again")
+        raise ValueError(
+            f"{path} has {len(rows)} rows, the manifest has {num_rows}. Remove the file; the same command remakes it."
+        )
     return rows[distributed.local_share(num_rows)]
 
 
 def mean_row(rows: np.ndarray, device: torch.device) -> np.ndarray:
     """Mean (D,) float64 of all ranks' rows (n, D) that are not NaN. Collective."""
-    sums = np.zeros(rows.shape[1] + 1)  # the last column counts
+    sums = np.zeros(rows.shape[1] + 1)  # the last entry is the count
     for start in range(0, len(rows), PIECE_ROWS):
         piece = rows[start : start + PIECE_ROWS]
         seen = ~np.isnan(piece).any(1)

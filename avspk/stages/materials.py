@@ -1,4 +1,4 @@
-"""What every training stage works on, besides its own settings and the kits of its modalities."""
+"""Inputs that all training stages share."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from avspk.models.encoder import Encoder
 
 @dataclass(frozen=True)
 class Materials:
-    """The same for all stages of a run.
+    """The same for all stages of a run. A stage also gets its settings and the kits of its modalities.
 
     Attributes:
         utterances: the manifest.
-        seed: of the run.
-        training: how batch norm, memory layout and compilation are wanted.
-        device: where it is trained.
+        seed: seed of the run.
+        training: settings of batch norm, memory layout and compilation.
+        device: training device.
     """
 
     utterances: Utterances
@@ -32,7 +32,7 @@ class Materials:
 
 
 def initial_encoder(kit: ModalityKit, init_from: Path | None) -> Encoder:
-    """The encoder that a modality's training starts with: random weights, or those of the model folder `init_from`."""
+    """Initial encoder of a modality: with random weights, or with those of the model folder `init_from`."""
     encoder = kit.encoder()
     if init_from is not None:
         encoder.load_state_dict(load_encoder(init_from)[0].state_dict())

@@ -1,4 +1,4 @@
-"""Stage 1: self-distillation of each modality in parallel, cluster-aware from some epoch on (arXiv 2304.05754)."""
+"""Stage 1: parallel self-distillation of the modalities, cluster-aware in later epochs (arXiv 2304.05754)."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ from avspk.stages.materials import Materials, initial_encoder
 from avspk.stages.truth import Truth
 
 STAGE = "pretrain"
-PAIRS_FROM = 2000  # examples whose pairs of views the log describes
+PAIRS_FROM = 2000  # number of examples whose pairs of views are logged
 
 
 class CollapseError(RuntimeError):
-    """The objective says that training on would be a waste."""
+    """An objective found a problem that makes further training useless."""
 
 
 class Pretrain(Stage):
-    """Student and EMA teacher of every modality; the settings' objective compares them."""
+    """Student and EMA teacher of every modality, compared by the configured objective."""
 
     name = STAGE
 
@@ -52,9 +52,9 @@ class Pretrain(Stage):
         """Build the stage.
 
         Args:
-            kits: modality -> the builder of its parts.
+            kits: modality -> kit that builds its parts.
             clusterer: finds the clusters that positives are drawn from.
-            truth: for the log.
+            truth: true speakers, for the log only.
         """
         self.settings, self.kits, self.clusterer, self.truth = settings, kits, clusterer, truth
         self.seed = materials.seed
@@ -92,7 +92,7 @@ class Pretrain(Stage):
         encoder = initial_encoder(self.kits[name], self.settings.init_from.get(name))
         return seeded(lambda: objective.network(encoder), self.seed, name, "head")
 
-    # What one step is.
+    # One step.
 
     def loss(self, model: nn.Module, batch: Batch, step: int) -> tuple[Tensor, Metrics]:
         """Sum over modalities of the objective's loss."""
@@ -111,7 +111,7 @@ class Pretrain(Stage):
         return total, metrics
 
     def _views(self, name: str, groups: Groups) -> tuple[list[Tensor], list[Tensor]]:
-        """The student's groups of views and the teacher's, the long ones first."""
+        """The student's and the teacher's groups of views. Long views come first."""
         plan, front_end = self.settings.objective.views, self.front_ends[name]
         short = [front_end("local", groups["local"])] if "local" in groups else []
         taught = front_end("global", groups["global"], augmented=not plan.clean_teacher)
@@ -121,28 +121,28 @@ class Pretrain(Stage):
         return [long, *short], [taught]
 
     def without_decay(self) -> list[nn.Parameter]:
-        """What the objectives name."""
+        """The parameters that the objectives exempt."""
         return [p for name, one in self.objectives.items() for p in one.without_decay(self.model[name])]
 
     def before_update(self, step: int) -> Metrics:
-        """The objectives move what they keep."""
+        """Let the objectives update their state."""
         metrics: Metrics = {}
         for name, objective in self.objectives.items():
             metrics |= _named(name, objective.before_update(self.model[name], step))
         return metrics
 
     def after_update(self, step: int) -> None:
-        """The teacher follows."""
+        """Update the teacher, the exponential mean of the student."""
         ema_update(self.teacher, self.model, self.teacher_momentum(step))
 
     def teacher_momentum(self, step: int) -> float:
-        """Cosine to 1 over the stage."""
+        """Momentum of the exponential mean: a cosine from `teacher_momentum` to 1 over the stage."""
         return cosine(step, self.settings.teacher_momentum, 1.0, self.num_epochs * self.steps_per_epoch)
 
-    # What one epoch is.
+    # One epoch.
 
     def begin_epoch(self, epoch: int) -> Metrics:
-        """Cluster the teachers' embeddings, on the epochs when that is due; examples are cut from clusters then."""
+        """If this epoch is due, cluster the teachers' embeddings; an example's views then come from its cluster."""
         settings = self.settings.cluster_aware
         elapsed = epoch - math.ceil(round(settings.start * self.num_epochs, 6))
         if not settings.enabled or elapsed < 0 or elapsed % settings.every:
@@ -150,18 +150,18 @@ class Pretrain(Stage):
         counts = settings.num_clusters if isinstance(settings.num_clusters, list) else [settings.num_clusters]
         num_clusters = counts[min(elapsed // settings.every, len(counts) - 1)]
         metrics: Metrics = {}
-        # Each on its own, the audio encoder of an audio-visual run equals that of an audio-only run.
+        # With separate clusters, an audio-visual run trains the same audio encoder as an audio-only run.
         for names in [list(self.kits)] if settings.joint else [[name] for name in self.kits]:
             labels = self._cluster(names, num_clusters)
             for name in names:
-                # Who lacks a modality must not lend it, whatever cluster the others put it in.
+                # An utterance without this modality cannot give views, even if other modalities assign it a cluster.
                 own = np.where(self.kits[name].usable, labels, -1)
                 self._use_positives(name, torch.from_numpy(own))
                 metrics |= _named(name, self.truth.of_labels(own) | self._pairs(name, epoch))
         return metrics
 
     def _cluster(self, names: list[str], num_clusters: int) -> np.ndarray:
-        """Labels (N,) by the teachers' embeddings of these modalities together, -1 where an utterance has none."""
+        """Labels (N,) from joint clustering of the teachers' embeddings of these modalities; -1 without any."""
         share = distributed.local_share(len(self.utterances))
         rows = {name: self.kits[name].embed(self.teacher[name].encoder, share) for name in names}
         usable = {name: self.kits[name].usable for name in names}
@@ -174,7 +174,7 @@ class Pretrain(Stage):
         self.sampler.positives[name] = ClusterPositives(labels.numpy(), recordings)
 
     def _pairs(self, name: str, epoch: int) -> dict[str, float]:
-        """How right the pairs of teacher's and student's views of some examples are, for the log."""
+        """Share of correct (teacher view, student view) pairs over some examples, for the log."""
         rows = np.flatnonzero(self.kits[name].usable)
         rows = rows[np.linspace(0, len(rows) - 1, min(PAIRS_FROM, len(rows))).astype(np.int64)]
         pairs: list[tuple[int, int]] = []
@@ -188,22 +188,22 @@ class Pretrain(Stage):
         return self.truth.of_pairs(first, second)
 
     def end_epoch(self, epoch: int) -> Metrics:
-        """Average the last teachers."""
+        """Average the teachers of the last epochs."""
         if epoch >= self.num_epochs - self.settings.average_last:
             self.average = running_mean(self.average, self.teacher.state_dict(), self.num_averaged)
             self.num_averaged += 1
         return {}
 
     def check(self) -> None:
-        """Raises CollapseError when an objective has found a problem."""
+        """Raise CollapseError if an objective has found a problem."""
         for name, objective in self.objectives.items():
             if problem := objective.problem():
                 raise CollapseError(f"{name}: {problem}")
 
-    # What survives.
+    # Results and state.
 
     def teachers(self) -> dict[str, Encoder]:
-        """Modality -> encoder of the averaged last teachers."""
+        """Modality -> encoder of the average teacher."""
         final = make_teacher(self.teacher)
         if self.num_averaged:
             final.load_state_dict(self.average)

@@ -1,11 +1,12 @@
-"""Batch-norm recalibration: statistics measured over clean crops, in place of training's running averages.
+"""Batch-norm recalibration: statistics of clean crops replace the running averages of training.
 
-In training the running averages follow augmented crops, short ones too, and weights that move; in the EMA teacher they
-are averages of the student's. Here they become the exact mean and variance of what each layer receives, over batches
-of clean crops under the final weights (Wu and Johnson 2021, arXiv 2105.07576, "precise batch norm").
+The running averages of training come from augmented crops, including short ones, and from changing weights. Those of
+the EMA teacher are averages of the student's. Recalibration sets them to the exact mean and variance of each layer's
+inputs, over batches of clean crops and with the final weights ("precise batch norm", Wu and Johnson 2021, arXiv
+2105.07576).
 
-One pass serves all layers: each batch is normalised by its own statistics, as in training. So a layer is not measured
-under the recalibrated statistics of those before it, which would take a pass for each layer.
+One pass measures all layers: each batch is normalised by its own statistics, as in training. Measuring a layer with
+the recalibrated statistics of earlier layers would need one pass per layer.
 """
 
 from __future__ import annotations
@@ -30,10 +31,10 @@ from avspk.modalities.base import ModalityKit
 
 
 def recalibrate(encoder: nn.Module, kit: ModalityKit, settings: RecalibrateSettings, stage: str) -> None:
-    """Recalibrate an encoder on clean crops of training utterances; nothing where `settings.batches` is 0. Collective.
+    """Recalibrate an encoder on clean crops of training utterances, unless `settings.batches` is 0. Collective.
 
-    Batches depend on (seed, stage) alone. Each rank takes every so-many-th of them whole, so that the number of ranks
-    changes nothing but rounding.
+    Batches depend only on (seed, stage). The ranks take whole batches in turn, so the number of ranks changes only
+    rounding.
     """
     if not settings.batches:
         return
@@ -51,7 +52,7 @@ def recalibrate(encoder: nn.Module, kit: ModalityKit, settings: RecalibrateSetti
 
 
 def _examples(kit: ModalityKit, settings: RecalibrateSettings, stage: str) -> list[list[Example]]:
-    """This rank's batches; all utterances that have the modality come once before any comes again."""
+    """This rank's batches. All utterances that have the modality are used once before any is used again."""
     rows = np.flatnonzero(kit.usable)
     size = min(settings.batch_size, len(rows))
     sampler = ExampleSampler(rows, size, kit.media.seed, stage, {kit.name: kit.usable})
@@ -66,7 +67,7 @@ def recalibrate_on(encoder: nn.Module, batches: Iterable[Tensor]) -> None:
     Args:
         batches: encoder inputs (B, ...), B > 1, on the encoder's device; a rank may have none.
 
-    The variance is the unbiased one, as `nn.BatchNorm` keeps it. Modes are restored.
+    The variance is unbiased, as in `nn.BatchNorm`. The modes of all modules are restored.
     """
     layers = [layer for layer in encoder.modules() if isinstance(layer, _BatchNorm)]
     device = next(encoder.parameters()).device
@@ -83,7 +84,7 @@ def recalibrate_on(encoder: nn.Module, batches: Iterable[Tensor]) -> None:
 
 @contextmanager
 def _measuring(encoder: nn.Module, layers: list[_BatchNorm], sums: list[Tensor]) -> Iterator[None]:
-    """Batch norms normalise by the batch, leave their buffers, and add up what they see; all else is in evaluation."""
+    """In this block, batch norms use batch statistics, keep their buffers and sum their inputs; the rest evaluates."""
     modes = [(module, module.training) for module in encoder.modules()]
     tracked = [layer.track_running_stats for layer in layers]
     hooks = [layer.register_forward_pre_hook(partial(_add, own)) for layer, own in zip(layers, sums, strict=True)]
@@ -103,9 +104,9 @@ def _measuring(encoder: nn.Module, layers: list[_BatchNorm], sums: list[Tensor])
 
 
 def _add(sums: Tensor, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-    """Of inputs (B, C, ...): sum, sum of squares and count go to sums (3, C).
+    """Add sum, sum of squares and count of inputs (B, C, ...) to `sums` (3, C).
 
-    From the batch's mean and variance in float32: raw second moments would cancel.
+    They come from the batch's mean and variance in float32. With raw second moments, digits would cancel.
     """
     values = inputs[0].float()
     dims = [dim for dim in range(values.dim()) if dim != 1]
@@ -116,6 +117,6 @@ def _add(sums: Tensor, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
 
 
 def _summed_over_ranks(sums: list[Tensor]) -> Iterator[Tensor]:
-    """In one collective operation."""
+    """Sum over all ranks, in one collective operation."""
     joint = distributed.sum_over_ranks(torch.cat(sums, 1)) if sums else torch.zeros(3, 0)
     return iter(joint.split([own.shape[1] for own in sums], 1))

@@ -1,8 +1,8 @@
-"""Stage 2: classify pseudo labels of which a judge says how far to trust them (arXiv 2208.01928, 2304.05754).
+"""Stage 2: training on pseudo labels that a judge trusts, doubts or replaces (arXiv 2208.01928, 2304.05754).
 
-Every modality has its classifier over the same pseudo speakers. The losses of every epoch go into a ledger. From them
-the judge decides before the next epoch which labels are trusted; where one is not, the model's prediction on the clean
-view may replace it.
+Every modality has a classifier over the same pseudo speakers. A ledger records the losses of every epoch. Before the
+next epoch, the judge uses them to decide which labels are trusted. The model's prediction on the clean view may replace
+a doubtful label.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ class Refine(Classify):
     """One round.
 
     Attributes:
-        judge: what is thought of the labels.
-        ledger: what the epochs found.
-        mean: exponential mean of the model, by running statistics; None if the judge hears the model itself.
+        judge: decides which labels are trusted.
+        ledger: losses and replacements of the epochs.
+        mean: exponential mean of the model, which predicts replacements and may be kept; None: the model predicts.
     """
 
     settings: RefineSettings
@@ -59,8 +59,8 @@ class Refine(Classify):
 
         Args:
             encoders, labels, classes: see `Classify`.
-            truth: for the log.
-            folder: where the losses of every epoch and the last verdicts are written.
+            truth: true speakers, for the log only.
+            folder: for the losses of every epoch and the last verdicts.
         """
         clean_seconds = settings.clean_seconds if settings.judge.replaces else None
         views = {key: kit.refine_views(clean_seconds=clean_seconds) for key, kit in kits.items()}
@@ -72,10 +72,10 @@ class Refine(Classify):
         needed = settings.ema_momentum > 0 and (settings.judge.replaces or settings.keep == "ema")
         self.mean: ParallelBranches[ClassifierBranch] | None = make_teacher(self.model).eval() if needed else None
 
-    # What one step is.
+    # One step.
 
     def loss(self, model: nn.Module, batch: Batch, step: int) -> tuple[Tensor, Metrics]:
-        """Sum over modalities of the judged loss, divided by the batch size, never by what was selected."""
+        """Sum over modalities of the loss weighted by trust, divided by the batch size, not by the sum of weights."""
         index, margin = batch.index, self.margin(step)
         labels, trust = self.here(self.labels[index]), self.here(self.judge.trust[index])
         cosines = self.cosines(model, batch)
@@ -94,7 +94,7 @@ class Refine(Classify):
 
     @torch.no_grad()
     def _replacements(self, batch: Batch, index: Tensor, epoch: int) -> tuple[Tensor, Replacement] | None:
-        """The batch's doubtful rows and what replaces their labels; None if nothing does."""
+        """The batch's doubtful rows and the replacements of their labels; None if no label is replaced."""
         doubtful = (self.judge.trust[index] == 0).nonzero().flatten()
         if len(doubtful) == 0 or not self.judge.asks(epoch):
             return None
@@ -115,7 +115,7 @@ class Refine(Classify):
     def _replaced_loss(
         self, cosines: Tensor, doubtful: tuple[Tensor, Replacement], column: int
     ) -> tuple[Tensor, Tensor]:
-        """Rows of the batch and their weighted cross-entropy with the target that replaces the label."""
+        """The doubtful rows, and their weighted cross-entropy with the replacement targets."""
         rows, found = doubtful
         own = found.targets.ndim == 3
         targets, weights = (value[column] if own else value for value in (found.targets, found.weights))
@@ -123,26 +123,26 @@ class Refine(Classify):
 
     @torch.no_grad()
     def _record(self, column: int, index: Tensor, cosines: Tensor, labels: Tensor) -> None:
-        # The judge compares losses across an epoch: they must not depend on where in the margin's ramp it was.
+        # The judge compares losses of different steps, so all use the full margin instead of the step's margin.
         values = losses.aam_softmax(cosines, labels, self.settings.margin, self.settings.scale)
         present = self.here(list(self.present.values())[column][index])
         self.ledger.record_losses(column, self.here(index), torch.where(present, values, torch.nan))
 
     def after_update(self, step: int) -> None:
-        """The mean follows."""
+        """Update the exponential mean."""
         if self.mean is not None:
             ema_update(self.mean, self.model, self.settings.ema_momentum)
 
-    # What one epoch is.
+    # One epoch.
 
     def begin_epoch(self, epoch: int) -> Metrics:
-        """The judge reviews the labels by the losses so far."""
+        """Let the judge review the labels, based on the losses so far."""
         self.ledger.open_epoch()
         self.judge.review(epoch, self.ledger, (self.labels >= 0).numpy())
         return {}
 
     def end_epoch(self, epoch: int) -> Metrics:
-        """Join the ranks' pages, write them, and say what the judge did."""
+        """Join the ranks' pages, write them, and return figures about the judge's decisions."""
         super().end_epoch(epoch)
         self.ledger.close_epoch()
         labels, trusted = self.labels.numpy(), self.judge.trusted
@@ -175,7 +175,7 @@ class Refine(Classify):
         with whole_or_absent(self.folder / "gate.parquet") as path:
             table.to_parquet(path, index=False)
 
-    # What survives.
+    # Results and state.
 
     @property
     def kept(self) -> ParallelBranches[ClassifierBranch]:
@@ -183,7 +183,7 @@ class Refine(Classify):
         return self.mean if self.settings.keep == "ema" and self.mean is not None else self.model
 
     def state_dict(self) -> dict[str, Any]:
-        """Collective: the ranks' pages are joined."""
+        """State to save. Collective: the ranks' pages are joined."""
         mean = {} if self.mean is None else {"mean": self.mean.state_dict()}
         return {"ledger": self.ledger.state_dict(), "judge": self.judge.state_dict(), **mean, **super().state_dict()}
 
@@ -198,7 +198,7 @@ class Refine(Classify):
 
 @contextmanager
 def _evaluation(model: nn.Module) -> Iterator[None]:
-    """Running statistics instead of the batch's: a clean view's prediction must not depend on its neighbours."""
+    """Evaluate in this block. Running statistics make a prediction independent of the other rows of the batch."""
     was_training = model.training
     model.eval()
     try:

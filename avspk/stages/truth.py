@@ -1,4 +1,4 @@
-"""True speakers, for the log alone: figures go out, nothing comes back into training."""
+"""True speakers, for the log only. Training never uses them."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ Figures = dict[str, float]
 
 
 class Truth:
-    """How labels, gate and correction compare with the speakers that the manifest tells: no figure where it does not.
+    """Compares labels, gate and correction with the speakers in the manifest.
 
-    Utterances whose speaker is unknown are left out. One known speaker is no truth: all labels would agree with it.
+    Utterances of unknown speakers are ignored. If fewer than two speakers are known, there are no figures: with one
+    speaker, any labels would be right.
     """
 
     def __init__(self, utterances: Utterances) -> None:
@@ -24,7 +25,7 @@ class Truth:
             self._known[:] = False
 
     def of_labels(self, labels: np.ndarray) -> Figures:
-        """Labels (N,), -1 where there is none -> NMI and purity of the others."""
+        """Labels (N,), -1 for none -> their NMI and purity."""
         rows = self._rows(labels)
         if not rows.size:
             return {}
@@ -32,7 +33,7 @@ class Truth:
         return {"label/nmi": label_quality.nmi(truth, labels), "label/purity": label_quality.purity(truth, labels)}
 
     def of_pairs(self, first: np.ndarray, second: np.ndarray) -> Figures:
-        """Pairs of utterances (P,) and (P,) -> share of one speaker, and of one speaker in two recordings."""
+        """Pairs of utterances (P,), (P,) -> share with one speaker, and share with one speaker and two recordings."""
         known = self._known[first] & self._known[second]
         first, second = first[known], second[known]
         if not first.size:
@@ -42,7 +43,7 @@ class Truth:
         return {"pairs/right": float(right.mean()), "pairs/right_apart": float((right & apart).mean())}
 
     def of_gate(self, labels: np.ndarray, trusted: np.ndarray) -> Figures:
-        """Labels (N,) and which of them the gate trusts (N,) bool -> precision and recall of that."""
+        """Labels (N,) and whether the gate trusts them (N,) bool -> precision and recall of the gate."""
         rows = self._rows(labels)
         if not rows.size:
             return {}
@@ -50,7 +51,7 @@ class Truth:
         return {"gate/precision": precision, "gate/recall": recall}
 
     def of_correction(self, labels: np.ndarray, corrected: np.ndarray) -> Figures:
-        """Labels (N,) and corrected ones (N,), -1 where not corrected -> share of corrections that are right."""
+        """Labels (N,) and corrected labels (N,), -1 if not corrected -> share of corrections that are right."""
         rows = self._rows(labels)
         if not rows.size:
             return {}
