@@ -339,8 +339,9 @@ class Config(Settings):
             )
         if self.refine.judge.first_epoch < self.refine.margin_full_epoch:
             raise ValueError(
-                "refine.judge.gate.start_epoch must not come before refine.margin_full_epoch: "
-                "the gate reads losses after the ramp"
+                f"refine.judge first judges after {self.refine.judge.first_epoch:g} epochs; valid: "
+                f"{self.refine.margin_full_epoch:g} (refine.margin_full_epoch) or more, because it must read losses "
+                "after the margin has risen. The setting of the loss gate is refine.judge.gate.start_epoch"
             )
         return self
 

@@ -66,7 +66,7 @@ def test_commands_exist(page):
 def test_settings_exist(page):
     """`a.b=value` is accepted by a shipped config; `a.b` is a setting or a group of settings."""
     code = re.sub(r"--set(?:[\s\\]+\w+\.\w+=\S+)+", "", code_of(page))  # of eval/benchmark.py, not of a run
-    for override in re.findall(r"(?<![\w.])[a-z_]+(?:\.\w+)+=[^\s,;)]+", code):
+    for override in re.findall(r"(?<![\w.])[a-z_]+(?:\.\w+)+=(?:\{[^}]*\}|[^\s,;)]+)", code):
         load_config(VOXCELEB, [override])
     known = {".".join(key.split(".")[:depth]) for key in all_settings() for depth in range(1, key.count(".") + 2)}
     named = set(re.findall(r"(?<![\w./])[a-z_]+(?:\.[a-z_]+)+(?![\w./])", code))

@@ -16,11 +16,13 @@ import pytest
 import tiny
 import torch
 from pydantic import Field
+from torchaudio.models import wavlm_model
 
 from avspk import config
 from avspk.checkpoint import load_tree, load_weights, save_tree
 from avspk.clusterers.joint_kmeans import JointKmeansSettings
 from avspk.config import Config, ConfigError, PretrainSettings, RefineSettings, parse_config
+from avspk.frontend.waveform import Waveform
 from avspk.inference.export import ExportError, export_onnx
 from avspk.inference.speaker_model import AudioWarning, CheckpointError, load_encoder, load_model, save_model
 from avspk.judges.gated_correction import GatedCorrectionSettings
@@ -28,13 +30,15 @@ from avspk.labellers import ClusterLabeller
 from avspk.modalities.audio import AudioSettings
 from avspk.models import registry
 from avspk.models.ecapa import EcapaSettings
+from avspk.models.ema import make_teacher
 from avspk.objectives.dino import DinoSettings
 from avspk.stages.refine import Refine
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-README = (Path(config.__file__).parent / "README.md").read_text(encoding="utf-8")
+PACKAGE = Path(config.__file__).parent
+README, STAGES = (PACKAGE / "README.md").read_text(encoding="utf-8"), PACKAGE / "stages"
 
 
 def example(part):
@@ -47,9 +51,8 @@ def example(part):
     return SimpleNamespace(**names)
 
 
-objective, encoder, clusterer, judge, modality = map(
-    example, ("Objective", "Encoder", "Clusterer", "Judge", "Modality")
-)
+PARTS = ("Objective", "Encoder", "Clusterer", "Judge", "Loss of the rounds", "Modality")
+objective, encoder, clusterer, judge, rounds_loss, modality = map(example, PARTS)
 
 
 class WithToyObjective(PretrainSettings):
@@ -135,6 +138,7 @@ def test_an_encoder_of_waveforms_trains_all_but_what_is_frozen(tree, tmp_path):
     assert not torch.equal(network.embed.weight, learned)
     assert network.training
     assert not network.front_end.training
+    assert not first.teacher["audio"].encoder.front_end.training
     left, right = go_on(first, second, tmp_path / "state.safetensors")
     assert left == right
     _loaded_model_hears_what_the_run_heard(first, tmp_path / "model")
@@ -185,7 +189,7 @@ def refine(tree, folder):
 
 def test_a_judge_reviews_and_resumes(tree, tmp_path):
     tree |= {"modalities": ["audio"]}
-    tree["refine"] |= {"ema_momentum": 0.0, "judge": {"kind": "lowest", "share": 0.5}}
+    tree["refine"] |= {"ema_momentum": 0.0, "judge": {"kind": "lowest", "first_epoch": 1, "share": 0.5}}
     first, second = refine(tree, tmp_path), refine(tree, tmp_path)
     first.begin_epoch(0)
     tiny.train(first, range(first.steps_per_epoch))
@@ -195,6 +199,55 @@ def test_a_judge_reviews_and_resumes(tree, tmp_path):
     second.load_state_dict(first.state_dict())
     assert torch.equal(second.judge.trust, first.judge.trust)
     assert first.settings.judge.off().share == 1
+
+
+def test_a_judge_that_judges_before_the_margin_has_risen_is_refused(tree):
+    tree["refine"] |= {"margin_full_epoch": 2, "judge": {"kind": "lowest", "first_epoch": 1}}
+    with pytest.raises(ConfigError, match=r"refine\.judge first judges after 1 epochs; valid: 2 \(refine\.margin"):
+        parse_config(tree)
+
+
+def test_a_frozen_wavlm_trains_its_weighted_mean(tree, tmp_path, monkeypatch):
+    """With narrow inner layers instead of WavLM's: its frames and its interface are the same."""
+    monkeypatch.setattr("torchaudio.models.wavlm_base", small_wavlm)
+    pretrained = small_wavlm().requires_grad_(False)
+    monkeypatch.setattr("torchaudio.pipelines.WAVLM_BASE_PLUS", SimpleNamespace(get_model=lambda: pretrained))
+    monkeypatch.setitem(registry.ENCODERS, "wavlm_base_plus", encoder.WavlmSettings)
+    settings = encoder.WavlmSettings(embedding_dim=8)
+    new = settings.build(0)
+    settings.initialise(new)
+    new.learn()
+    student, waveforms = new.train(), torch.randn(2, 16000)
+    make_teacher(student)(waveforms)
+    student(waveforms).square().sum().backward()
+    assert student.weights.grad.abs().sum() > 0
+    assert all(value.grad is None for value in student.front_end.parameters())
+    hidden = student.front_end.extract_features(waveforms)[0][0]
+    assert hidden.shape[1] == Waveform(settings.frame_length, settings.hop_length).num_frames(16000)
+    save_model(tmp_path, student, {"architecture": "wavlm_base_plus", "embedding_dim": 8}, {}, np.zeros(8), "# card")
+    torch.testing.assert_close(load_encoder(tmp_path)[0].eval()(waveforms), student.eval()(waveforms))
+
+
+def small_wavlm():
+    torch.manual_seed(0)
+    return wavlm_model(
+        "group_norm", [(16, 10, 5), *[(16, 3, 2)] * 4, *[(16, 2, 2)] * 2], False, 768, 0.1, 128, 16, 12, 12, 320, 800,
+        0.1, 8, 0.1, 0.1, False, 0.1, None,
+    )  # fmt: skip
+
+
+def test_another_loss_takes_the_place_of_aam_softmax(tree, tmp_path, monkeypatch):
+    """As the README says: in the labels' loss, and in what the judge reads."""
+    callers = re.findall(r"aam_softmax\(", "".join(path.read_text() for path in STAGES.glob("*.py")))
+    assert len(callers) == 3
+    monkeypatch.setattr("avspk.losses.aam_softmax", rounds_loss.am_softmax)
+    tree |= {"modalities": ["audio"]}
+    stage = refine(tree, tmp_path)
+    stage.begin_epoch(0)
+    assert np.isfinite([float(one["audio/loss"]) for one in tiny.train(stage, range(stage.steps_per_epoch))]).all()
+    cosines, labels = torch.tensor([[0.9, 0.1], [0.2, 0.6]]), torch.tensor([0, 1])
+    expected = torch.log1p(torch.exp(10 * (torch.tensor([0.1, 0.2]) - torch.tensor([0.9, 0.6]) + 0.3)))
+    torch.testing.assert_close(rounds_loss.am_softmax(cosines, labels, 0.3, 10.0), expected)
 
 
 def test_a_third_modality_goes_through_both_stages(tree, tmp_path):

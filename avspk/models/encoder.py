@@ -65,10 +65,10 @@ class Encoder(nn.Module):
         return None
 
     def learn(self) -> None:
-        """Let all parameters learn except those of frozen parts."""
+        """Let all parameters learn except those of frozen parts, which are in evaluation mode from here on."""
         self.requires_grad_(True)
         for part in self.frozen():
-            part.requires_grad_(False)
+            part.requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> Encoder:
         """As in any module, but frozen parts stay in evaluation mode."""
