@@ -38,12 +38,17 @@ class Labeller(Protocol):
         """Statement about the labels for the model cards of a stage."""
 
     def __call__(
-        self, rows: Mapping[str, np.ndarray], materials: Materials, kits: Mapping[str, ModalityKit]
+        self,
+        rows: Mapping[str, np.ndarray],
+        materials: Materials,
+        kits: Mapping[str, ModalityKit],
+        first: Mapping[str, float],
     ) -> tuple[np.ndarray, dict[str, float]]:
         """Labels (N,) of all utterances, and figures for the log. Collective: every rank calls it.
 
         Args:
             rows: modality -> this rank's share of the training embeddings (n, D), NaN where it is missing.
+            first: the figures of round 1; empty in round 1.
         """
 
 
@@ -53,7 +58,7 @@ class ClusterLabeller:
     name = PSEUDO
 
     def __init__(self, settings: ClusterSettings) -> None:
-        self.clusterer, self.num_clusters = settings.build(), settings.num_clusters
+        self.settings = settings
 
     def settle(self, config: Config) -> Config:
         """See `Labeller`; unchanged here."""
@@ -74,8 +79,20 @@ class ClusterLabeller:
         return " ".join(["Method of arXiv 2304.05754.", *found, rest])
 
     def __call__(
-        self, rows: Mapping[str, np.ndarray], materials: Materials, kits: Mapping[str, ModalityKit]
+        self,
+        rows: Mapping[str, np.ndarray],
+        materials: Materials,
+        kits: Mapping[str, ModalityKit],
+        first: Mapping[str, float],
     ) -> tuple[np.ndarray, dict[str, float]]:
-        """See `Labeller`."""
+        """See `Labeller`. Later rounds keep the modalities' weights of round 1.
+
+        A modality that was trained on the labels of a round agrees with them, right or wrong. So the agreement after a
+        round does not tell how good a modality is (figures: eval/README.md).
+        """
+        weights = {name: first[key] for name in kits if (key := f"weight/{name}") in first}
+        settings = self.settings.model_copy(update={"weights": weights}) if weights else self.settings
         usable = {name: kit.usable for name, kit in kits.items()}
-        return cluster_embeddings(rows, usable, self.clusterer, self.num_clusters, materials.seed, materials.device)
+        return cluster_embeddings(
+            rows, usable, settings.build(), settings.num_clusters, materials.seed, materials.device
+        )

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from avspk import distributed
-from avspk.data.files import whole_or_absent
+from avspk.data.files import read_json, whole_or_absent, write_json
 from avspk.extras import explained
 from avspk.given import LABELS, embeddings_key
 from avspk.run import StageFolder
@@ -36,7 +36,8 @@ def round_labels(session: Session, number: int, rows: dict[str, np.ndarray]) -> 
         rows = rows | _given_embeddings(session, number)
         given = _given_file(session, number, LABELS)
         if given is None:
-            labels, notes = session.labeller(rows, session.materials, session.kits)
+            first = _figures(session, session.files.round(1)) if number > 1 else {}
+            labels, notes = session.labeller(rows, session.materials, session.kits, first)
         else:
             labels, notes = np.load(distributed.wait_for_file(given)), {}
         held = _held_out(session.files.round(number - 1)) if number > 1 else None
@@ -46,6 +47,7 @@ def round_labels(session: Session, number: int, rows: dict[str, np.ndarray]) -> 
             frame = pd.DataFrame({"utterance": names, "label": labels, "use": use})
             with whole_or_absent(folder.labels) as part:
                 frame.to_parquet(part, index=False)
+            write_json(folder.clustering, notes)
             notes = notes | {"held_out": len(np.unique(labels[use == CALIBRATE]))}
             found = {key: round(value, 4) for key, value in (session.truth.of_labels(labels) | notes).items()}
             logger.info("%s: %d %s  %s", folder.name, labels.max() + 1, _origin(session, number), found)
@@ -84,6 +86,11 @@ def _labels_for(use: str, folder: StageFolder) -> np.ndarray:
     """(N,) a round's labels of the utterances with this use, -1 elsewhere."""
     table = pd.read_parquet(distributed.wait_for_file(folder.labels))
     return table["label"].where(table["use"] == use, -1).to_numpy()
+
+
+def _figures(session: Session, folder: StageFolder) -> dict[str, float]:
+    """What a round's labeller found; empty if its labels were given."""
+    return read_json(folder.clustering, {}) if session.is_there(folder.clustering) else {}
 
 
 def _held_out(folder: StageFolder) -> np.ndarray:

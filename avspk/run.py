@@ -47,6 +47,11 @@ class StageFolder:
         return self.path / "labels.parquet"
 
     @property
+    def clustering(self) -> Path:
+        """Figures of the clustering that made them, by name."""
+        return self.path / "clustering.json"
+
+    @property
     def verdicts(self) -> Path:
         """The judge's verdicts on the round's labels."""
         return self.path / "gate.parquet"

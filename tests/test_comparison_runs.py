@@ -344,4 +344,4 @@ def test_gate_and_correction_stay_off_whatever_the_config_says(configs, tmp_path
     assert run.config.refine.labels is None
     assert not run.config.refine.judge.gate.enabled
     assert not run.config.refine.judge.correction.enabled
-    assert np.array_equal(np.unique(run.labeller({}, run.materials, run.kits)[0]), np.arange(tiny.NUM_SPEAKERS))
+    assert np.array_equal(np.unique(run.labeller({}, run.materials, run.kits, {})[0]), np.arange(tiny.NUM_SPEAKERS))

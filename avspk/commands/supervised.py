@@ -62,7 +62,11 @@ class SpeakerLabeller:
         )
 
     def __call__(
-        self, rows: Mapping[str, np.ndarray], materials: Materials, kits: Mapping[str, ModalityKit]
+        self,
+        rows: Mapping[str, np.ndarray],
+        materials: Materials,
+        kits: Mapping[str, ModalityKit],
+        first: Mapping[str, float],
     ) -> tuple[np.ndarray, dict[str, float]]:
         """See `avspk.labellers.Labeller`."""
         return np.unique(materials.utterances.speakers, return_inverse=True)[1], {}
