@@ -5,7 +5,6 @@ A copy has a row an utterance of the manifest, so the run needs the file no more
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from avspk.config import Config, ConfigError, load_config
-from avspk.data.files import whole_or_absent
+from avspk.data.files import content_digest, whole_or_absent
 from avspk.data.label_file import numbered, read_labels
 from avspk.data.manifest import Utterances, utterance_of
 from avspk.data.named_vectors import read_named_vectors
@@ -73,13 +72,7 @@ def read_given(key: str, path: Path, config: Config, utterances: Utterances) -> 
         rows, problems = _embeddings(path, key.removeprefix(f"{EMBEDDINGS}."), config, utterances)
     if problems:
         raise ConfigError(f"{key}={path}: " + "; ".join(problems))
-    return Given(key, str(path), _digest(rows), rows)
-
-
-def _digest(rows: np.ndarray) -> str:
-    found = hashlib.sha256(f"{rows.dtype.str} {rows.shape}".encode())
-    found.update(rows.data)
-    return found.hexdigest()[:16]
+    return Given(key, str(path), content_digest(f"{rows.dtype.str} {rows.shape}".encode(), rows.data), rows)
 
 
 def _copied(key: str, path: Path, files: RunFolder) -> str | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -21,7 +20,7 @@ from avspk.config import (
     dump_config,
     load_config,
 )
-from avspk.data.files import hold_for_life, read_json, whole_or_absent, write_json
+from avspk.data.files import content_digest, hold_for_life, read_json, whole_or_absent, write_json
 from avspk.data.manifest import Utterances
 from avspk.data.media import SAMPLE_RATE
 from avspk.machine import commit, hardware, versions
@@ -213,10 +212,9 @@ def claim_folder(
 
 def manifest_digest(utterances: Utterances) -> str:
     """A name for what rows mean to a run: which utterances, how long, with how many crops, in which order."""
-    digest = hashlib.sha256("\n".join(utterances.table["utterance"]).encode())
-    for column in ("num_samples", "num_crops"):
-        digest.update(utterances.table[column].to_numpy("<i8").tobytes())
-    return digest.hexdigest()[:16]
+    names = "\n".join(utterances.table["utterance"]).encode()
+    numbers = (utterances.table[column].to_numpy("<i8").tobytes() for column in ("num_samples", "num_crops"))
+    return content_digest(names, *numbers)
 
 
 def _require_same_run(files: RunFolder, config: Config, labels: str, utterances: str, content: Content) -> Differences:

@@ -13,7 +13,7 @@ import torch
 from avspk import distributed
 from avspk.config import Config, ConfigError, TrainingSettings, describe, flat_settings
 from avspk.data.manifest import Utterances, read_utterances
-from avspk.data.noise import NoisePack, fit_to_memory, generate_noise_pack, pack_digest, read_noise_pack
+from avspk.data.noise import NoisePack, fit_to_memory, generate_noise_pack, read_noise_pack
 from avspk.data.sound_store import SoundStore
 from avspk.evaluation.trial_set import TrialSet
 from avspk.extras import explained
@@ -123,7 +123,7 @@ class Session:
             checks.note(size_problems(utterances, config))
             checks(check_media, utterances, config)
             checks(self.labeller.check, utterances, config)
-            checks(require_stage_one, config, manifest_digest(utterances), pack_digest(noise) if noise else None)
+            checks(require_stage_one, config, manifest_digest(utterances), noise and noise.digest)
             files = given_files(config) if self.main else {}
             given = [checks(read_given, key, path, config, utterances) for key, path in files.items()]
         self.trials = checks(_trials, config)
@@ -159,7 +159,7 @@ def _content(config: Config, noise: NoisePack | None, given: list[Given]) -> Con
     found = distributed.from_rank_zero(tuple((one.key, one.file, one.digest) for one in given))
     content = {key: {"file": file, "digest": digest} for key, file, digest in found}
     if noise is not None:
-        content["data.noise"] = {"file": str(config.data.noise), "digest": pack_digest(noise)}
+        content["data.noise"] = {"file": str(config.data.noise), "digest": noise.digest}
     return content
 
 
