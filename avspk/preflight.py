@@ -23,13 +23,12 @@ from avspk.config import (
 from avspk.data.files import content_digest, hold_for_life, read_json, whole_or_absent, write_json
 from avspk.data.manifest import Utterances
 from avspk.data.media import SAMPLE_RATE
+from avspk.given import Content
 from avspk.machine import commit, hardware, versions
 from avspk.modalities.base import VERIFIED, ModalitySettings
 from avspk.resume import already_read, change_results
 from avspk.run import PSEUDO, RunFolder
 
-Content = dict[str, dict[str, str]]
-"""Setting that names a file or folder -> that, and a digest of what is in it, by which a run knows it."""
 Arguments = ParamSpec("Arguments")
 Checked = TypeVar("Checked")
 RESULTS = ("metrics.json", "report.html")

@@ -17,14 +17,13 @@ from avspk.data.noise import NoisePack, fit_to_memory, generate_noise_pack, read
 from avspk.data.sound_store import SoundStore
 from avspk.evaluation.trial_set import TrialSet
 from avspk.extras import explained
-from avspk.given import Given, given_files, read_given
+from avspk.given import Given, content_of, given_files, read_given
 from avspk.labellers import ClusterLabeller, Labeller
 from avspk.memory import keep_freed_memory
 from avspk.modalities.base import VERIFIED, Media, build_kits
 from avspk.precision import FLOAT32, choose_precision
 from avspk.preflight import (
     Checks,
-    Content,
     check_initial_models,
     check_media,
     claim_folder,
@@ -83,7 +82,7 @@ class Session:
         self.main = self.accelerator.is_main_process
         torch.backends.cudnn.allow_tf32 = config.training.tf32  # torch allows it for convolutions by default
         utterances, configured_noise, given = self._check(device)
-        self.content = _content(config, configured_noise, given)
+        self.content = content_of(config, configured_noise, given)
         claim = claim_folder(config, self.labeller.name, utterances, self.content, device, precision.name)
         self.lock = claim.lock
         if self.main:
@@ -152,15 +151,6 @@ class Session:
             generate_noise_pack(folder, self.config.seed, speech)
         distributed.barrier()
         return read_noise_pack(distributed.wait_for_file(folder))
-
-
-def _content(config: Config, noise: NoisePack | None, given: list[Given]) -> Content:
-    """What is in the configured noise pack and in the given files, which the main process has read."""
-    found = distributed.from_rank_zero(tuple((one.key, one.file, one.digest) for one in given))
-    content = {key: {"file": file, "digest": digest} for key, file, digest in found}
-    if noise is not None:
-        content["data.noise"] = {"file": str(config.data.noise), "digest": noise.digest}
-    return content
 
 
 def _trials(config: Config) -> TrialSet | None:

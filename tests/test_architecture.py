@@ -55,9 +55,9 @@ ALLOWED = {
     "resume": {"config", "settings"},
     "stage_one": {"config", "data", "resume", "run", "settings"},
     "precision": {"distributed", "modalities"},
-    "preflight": {"config", "data", "distributed", "machine", "modalities", "resume", "run"},
+    "preflight": {"config", "data", "distributed", "given", "machine", "modalities", "resume", "run"},
     "scaling": {"config", "data"},
-    "given": {"config", "data", "run"},
+    "given": {"config", "data", "distributed", "run"},
     "labellers": {"config", "data", "modalities", "run", "sources", "stages"},
     "session": BOTTOM
     | STORAGE
