@@ -15,8 +15,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from avspk.config import Config, ConfigError, differing_keys, load_config
+from avspk.config import Config, ConfigError, load_config
 from avspk.data.score_file import slug
+from avspk.settings_tree import differing_keys
 from avspk.stage_one import stage_one_differences
 
 FULL = ("refine.judge.gate.enabled=true", "refine.judge.correction.enabled=true")

@@ -11,15 +11,7 @@ from typing import IO, Any, ParamSpec, TypeVar
 import torch
 
 from avspk import distributed
-from avspk.config import (
-    Config,
-    ConfigError,
-    Differences,
-    describe,
-    differing_keys,
-    dump_config,
-    load_config,
-)
+from avspk.config import Config, ConfigError, dump_config, load_config
 from avspk.data.files import content_digest, hold_for_life, read_json, whole_or_absent, write_json
 from avspk.data.manifest import Utterances
 from avspk.data.media import SAMPLE_RATE
@@ -28,6 +20,7 @@ from avspk.machine import commit, hardware, versions
 from avspk.modalities.base import VERIFIED, ModalitySettings
 from avspk.resume import already_read, change_results
 from avspk.run import PSEUDO, RunFolder
+from avspk.settings_tree import Differences, describe, differing_keys
 
 Arguments = ParamSpec("Arguments")
 Checked = TypeVar("Checked")

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from avspk import distributed
-from avspk.config import Config, ConfigError, TrainingSettings, describe, flat_settings
+from avspk.config import Config, ConfigError, TrainingSettings
 from avspk.data.manifest import Utterances, read_utterances
 from avspk.data.noise import NoisePack, fit_to_memory, generate_noise_pack, read_noise_pack
 from avspk.data.sound_store import SoundStore
@@ -33,6 +33,7 @@ from avspk.preflight import (
 )
 from avspk.run import RunFolder
 from avspk.runlog import RunLog, setup_logging
+from avspk.settings_tree import describe, flat_settings
 from avspk.sources import sources
 from avspk.stage_one import copy_stage_one, require_stage_one
 from avspk.stages.materials import Materials

@@ -6,12 +6,13 @@ import shutil
 from collections.abc import Collection
 from pathlib import Path
 
-from avspk.config import Config, ConfigError, describe, differing_keys, load_config
+from avspk.config import Config, ConfigError, load_config
 from avspk.data.files import whole_or_absent
 from avspk.data.noise import replace_folder
 from avspk.resume import first_reader
 from avspk.run import RunFolder
 from avspk.settings import FirstReader
+from avspk.settings_tree import describe, differing_keys
 
 
 def stage_one_differences(first: Config, second: Config, known: Collection[str] = ()) -> list[str]:

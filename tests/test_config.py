@@ -5,15 +5,8 @@ import tiny
 import torch
 import yaml
 
-from avspk.config import (
-    Config,
-    ConfigError,
-    describe,
-    differing_keys,
-    dump_config,
-    load_config,
-    parse_config,
-)
+from avspk.config import Config, ConfigError, dump_config, load_config, parse_config
+from avspk.settings_tree import describe, differing_keys
 
 CONFIGS = sorted(Path(__file__).parent.parent.glob("configs/*.yaml"))
 
