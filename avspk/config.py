@@ -315,6 +315,11 @@ class Config(Settings):
             raise ValueError(why)
         if problem := self.refine.judge.problem(self.modalities):
             raise ValueError(f"refine.judge.{problem}")
+        if self.final is not None and self.rounds == 0:
+            raise ValueError(
+                "rounds is 0, but final asks for a last student, which learns the labels of the last round; set rounds "
+                "to 1 or more, or final to null"
+            )
         if self.calibration.held_out > self.calibration.most:
             raise ValueError(
                 f"calibration.held_out is {self.calibration.held_out}; valid: 0 to calibration.most, "
