@@ -136,11 +136,23 @@ def _check_initial_model(key: str, folder: Path, group: str, settings: ModalityS
     path = folder / "config.json"
     if not path.is_file():
         raise ConfigError(f"{key}: no config.json there; it must be a model folder, as exp/demo/model")
-    wanted, found = settings.architecture(), read_json(path, {})["architecture"]
+    wanted, found = settings.architecture(), _architecture(path)
+    if found is None:
+        raise ConfigError(f"{key}: config.json names no architecture; it must be a model folder, as exp/demo/model")
     if found != wanted:
         differing = sorted(name for name in {*wanted, *found} if wanted.get(name) != found.get(name))
         shown = ", ".join(f"{name} {found.get(name)} -> {wanted.get(name)}" for name in differing)
         raise ConfigError(f"{key} has another encoder than {group} here (there -> here): {shown}")
+
+
+def _architecture(path: Path) -> dict[str, Any] | None:
+    """Architecture of the model whose config.json this is, None if it is that of no model of ours."""
+    try:
+        content = read_json(path, {})
+    except ValueError:
+        return None
+    found = content.get("architecture") if isinstance(content, dict) else None
+    return found if isinstance(found, dict) else None
 
 
 def check_media(utterances: Utterances, config: Config) -> None:

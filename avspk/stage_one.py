@@ -23,8 +23,12 @@ def stage_one_differences(first: Config, second: Config, known: Collection[str] 
     Modalities are independent in stage 1, and the second may have fewer of them, unless they were clustered together.
     """
     unused = (f"{name}." for name in second.modality_names() if name not in second.modalities)
-    ignored = ("stage_one", "modalities", *known, *unused)
-    differing = {key: values for key, values in differing_keys(first, second).items() if not key.startswith(ignored)}
+    ignored, unread = ("stage_one", "modalities", *known), tuple(unused)
+    differing = {
+        key: values
+        for key, values in differing_keys(first, second).items()
+        if key not in ignored and not key.startswith(unread)
+    }
     matter = {key: both for key, both in differing.items() if first_reader(key, second) is FirstReader.STAGE_ONE}
     missing = [name for name in second.modalities if name not in first.modalities]
     if first.pretrain.cluster_aware.is_joint and set(first.modalities) != set(second.modalities):
