@@ -16,6 +16,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from avspk.clusterers.joint_kmeans import JointKmeansSettings
 from avspk.clusterers.metric import MetricSettings
 from avspk.judges.gated_correction import GatedCorrectionSettings
+from avspk.losses import AamSettings
 from avspk.modalities.audio import AudioSettings
 from avspk.modalities.base import VERIFIED, ModalitySettings
 from avspk.modalities.face import FaceSettings
@@ -29,13 +30,14 @@ from avspk.settings_tree import read_tree, validate
 ClusterSettings = Annotated[MetricSettings | JointKmeansSettings, Field(discriminator="kind"), DefaultKind("metric")]
 
 JudgeSettings = Annotated[GatedCorrectionSettings, DefaultKind("gate_and_correction")]
+ClassLossSettings = Annotated[AamSettings, DefaultKind("aam")]
 ObjectiveSettings = Annotated[DinoSettings | SdpnSettings, Field(discriminator="kind"), DefaultKind("dino")]
 
 
 class DataSettings(Settings):
-    """Where the media is. Relative paths are relative to the working directory.
+    """Places of the media. Relative paths are relative to the working directory.
 
-    A run knows its utterances by what the manifest holds, so manifest and crops may move.
+    The content of the manifest identifies the utterances, so manifest and crops may move.
     """
 
     first_reader: ClassVar = FirstReader.STAGE_ONE
@@ -124,7 +126,7 @@ class PretrainSettings(Settings):
 
 
 class ClassifySettings(Settings):
-    """Classification of pseudo labels by AAM-softmax [S]."""
+    """Classification of pseudo labels, by AAM-softmax [S] unless `loss` says otherwise."""
 
     epochs: Count = 15
     batch_size: Count = 512
@@ -132,6 +134,7 @@ class ClassifySettings(Settings):
     encoder_learning_rate: Positive = Field(
         1.0, description="factor on the encoder's learning rate against the classifier's [C]"
     )
+    loss: ClassLossSettings = AamSettings()
     scale: Positive = 32.0
     margin: float = Field(0.2, ge=0)
     margin_start_epoch: float = Field(1.0, ge=0, description="the margin rises from 0 between these two epochs")
@@ -226,7 +229,7 @@ class CalibrationSettings(Settings):
 
 
 class TrainingSettings(Settings):
-    """How the loop runs; none of these changes what is learned beyond rounding, except by what batch norm sees."""
+    """How the loop runs. These settings change results only by rounding, and by the rows that batch norm sees."""
 
     first_reader: ClassVar = FirstReader.NOTHING
 
@@ -333,7 +336,7 @@ class Config(Settings):
         return self
 
     def _start_problem(self) -> str | None:
-        """What is wrong with that from which the rounds start."""
+        """Problem with the models, labels or embeddings that the rounds start from; None without one."""
         stage_one, labels = self.pretrain, self.refine.labels
         if labels is not None and stage_one.embeddings:
             return "refine.labels and pretrain.embeddings both say what the labels of round 1 are; give one of them"

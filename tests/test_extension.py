@@ -25,6 +25,7 @@ from avspk.inference.export import ExportError, export_onnx
 from avspk.inference.speaker_model import AudioWarning, CheckpointError, load_encoder, load_model, save_model
 from avspk.judges.gated_correction import GatedCorrectionSettings
 from avspk.labellers import ClusterLabeller
+from avspk.losses import AamSettings
 from avspk.modalities.audio import AudioSettings
 from avspk.models import registry
 from avspk.models.ecapa import EcapaSettings
@@ -47,8 +48,8 @@ def example(part):
     return SimpleNamespace(**names)
 
 
-objective, encoder, clusterer, judge, modality = map(
-    example, ("Objective", "Encoder", "Clusterer", "Judge", "Modality")
+objective, class_loss, encoder, clusterer, judge, modality = map(
+    example, ("Objective", "Loss", "Encoder", "Clusterer", "Judge", "Modality")
 )
 
 
@@ -60,7 +61,8 @@ class WithAnEncoder(AudioSettings):
     encoder: Annotated[EcapaSettings | encoder.FrozenSettings, Field(discriminator="architecture")]  # the line
 
 
-class WithAJudge(RefineSettings):
+class WithAJudgeAndALoss(RefineSettings):
+    loss: Annotated[AamSettings | class_loss.AdditiveSettings, Field(discriminator="kind")] = AamSettings()  # the line
     judge: Annotated[GatedCorrectionSettings | judge.LowestSettings, Field(discriminator="kind")]  # the line
 
 
@@ -68,7 +70,7 @@ class ConfigWithToys(Config):
     pretrain: WithToyObjective
     audio: WithAnEncoder
     cluster: Annotated[JointKmeansSettings | clusterer.RandomSettings, Field(discriminator="kind")]  # the line
-    refine: WithAJudge
+    refine: WithAJudgeAndALoss
     loudness: modality.LoudnessSettings = modality.LoudnessSettings()  # the line
 
 
@@ -195,6 +197,23 @@ def test_a_judge_reviews_and_resumes(tree, tmp_path):
     second.load_state_dict(first.state_dict())
     assert torch.equal(second.judge.trust, first.judge.trust)
     assert first.settings.judge.off().share == 1
+
+
+def test_a_loss_of_the_rounds_trains(tree, tmp_path):
+    """Without a margin it is the cross-entropy that AAM-softmax then is; with one it is another."""
+    tree |= {"modalities": ["audio"]}
+
+    def first_loss(kind, margin):
+        ramp = {"margin": margin, "margin_start_epoch": 0.0, "margin_full_epoch": 0.0}
+        tree["refine"] |= {"loss": {"kind": kind}, **ramp}
+        return float(tiny.train(refine(tree, tmp_path), [0])[0]["audio/loss"])
+
+    plain, additive = first_loss("additive", 0.0), first_loss("additive", 0.5)
+    assert plain == pytest.approx(first_loss("aam", 0.0), rel=1e-5)
+    assert additive > plain + 0.1
+    assert abs(additive - first_loss("aam", 0.5)) > 0.1
+    del tree["refine"]["loss"]
+    assert parse_config(tree).refine.loss == AamSettings()
 
 
 def test_a_third_modality_goes_through_both_stages(tree, tmp_path):
