@@ -1,4 +1,4 @@
-"""The state of a running run: processes, precision, data, log. All of it is checked before training."""
+"""What a run keeps open: processes, precision, data, log. All is checked before training."""
 
 from __future__ import annotations
 
@@ -56,14 +56,15 @@ class Session:
         config: of the whole run.
         labeller: makes the labels of its rounds.
         folder, files: the run folder as a path, and the names of its files.
-        content: what is in the files that the config names besides its data, by digest.
-        main: whether this is the process that writes.
-        materials, kits: what all stages work on, and modality -> the builder of its parts.
-        last_kits: that of the audio model which the run publishes: its encoder may be another than in the rounds.
-        truth: true speakers for the log; not used in training.
+        content: digests of the noise pack and of the given files that the config names.
+        main: whether this process writes the files.
+        materials: data and settings that all stages share.
+        kits: modality -> the builder of its parts.
+        last_kits: the kit of the published audio model. Its encoder may differ from that of the rounds.
+        truth: true speakers for the log. Training does not use them.
         trainer: trains a stage.
-        trials: the trial lists, None without any.
-        lock: the folder belongs to this run while this is open.
+        trials: the trial lists, None if there are none.
+        lock: this run holds the folder while the file is open.
     """
 
     def __init__(self, config: Config, labeller: Labeller | None = None) -> None:
@@ -111,7 +112,7 @@ class Session:
         self.trainer = Trainer(self.accelerator, config.training, RunLog(self.folder, self.main, track))
 
     def _check(self, device: torch.device) -> tuple[Utterances, NoisePack | None, list[Given]]:
-        """Utterances, configured noise and, in the main process, given files, after all checks that need no claim."""
+        """All checks that need no claim. Returns utterances, configured noise, given files (main process only)."""
         config = self.config
         checks = Checks()
         checks.note(launch_problems(config, device))
@@ -132,18 +133,18 @@ class Session:
         return utterances, noise, [one for one in given if one is not None]
 
     def is_there(self, path: Path) -> bool:
-        """Whether the main process sees a file. All processes then do the same, whatever their nodes have cached."""
+        """Whether the main process sees a file, for all processes: caches of nodes may differ. Collective."""
         return distributed.from_rank_zero(path.is_file())
 
     def _media(self, utterances: Utterances, noise: NoisePack) -> Media:
-        """What the kits of the modalities work on."""
+        """Data and settings of the kits of all modalities."""
         data, training = self.config.data, self.config.training
         crops = data.crops or data.train.parent / "crops"
         device, seed = self.accelerator.device, self.config.seed
         return Media(utterances, crops, noise, device, seed, training.embed_seconds, training.workers)
 
     def _generated_noise(self, utterances: Utterances) -> NoisePack:
-        """The run's own noise pack, whose babble is training speech."""
+        """The run's own noise pack. Its babble is training speech."""
         folder = self.files.noise
         if self.main and not folder.is_dir():
             rows = np.random.default_rng(self.config.seed).permutation(len(utterances))[:GENERATED_BABBLE]
@@ -163,7 +164,7 @@ def _trials(config: Config) -> TrialSet | None:
 
 
 def _join_processes(settings: TrainingSettings) -> torch.device:
-    """Connect the processes of the launch. Returns the device of this process."""
+    """Connect the launched processes. Returns the device of this process."""
     patience = InitProcessGroupKwargs(timeout=timedelta(minutes=settings.timeout_minutes))
     return PartialState(parse_flag_from_env("ACCELERATE_USE_CPU"), **patience.to_kwargs()).device
 
@@ -180,6 +181,6 @@ def _accelerator(settings: TrainingSettings, folder: Path, precision: str) -> Ac
 
 
 def default_threads() -> int:
-    """The machine's cores divided by its processes. Launchers set 1, which leaves cores idle."""
+    """The machine's cores divided by its processes. Launchers set 1, and cores stay idle."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))

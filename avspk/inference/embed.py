@@ -1,4 +1,4 @@
-"""Embeddings of whole utterances: (n, D) float32, in the requested order, NaN if a modality is missing."""
+"""Embeds whole utterances: (n, D) float32 in the requested order, NaN if a modality is missing."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Read = Callable[[Path, int, int, int], np.ndarray]
 
 @contextmanager
 def inference(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; every submodule's mode is restored afterwards."""
+    """Evaluation mode without gradients. Afterwards each submodule has its earlier mode."""
     modes = [(child, child.training) for child in module.modules()]
     module.eval()
     try:
@@ -46,8 +46,8 @@ def inference(module: nn.Module) -> Iterator[None]:
 def equal_length_batches(num_frames: np.ndarray, max_frames: int) -> list[np.ndarray]:
     """Positions grouped by equal numbers of frames, at most `max_frames` per batch, longest first.
 
-    Equal lengths need no padding and no masks, so a batch gives the same results as its utterances one by one. Longest
-    first makes a lack of memory show immediately.
+    Equal lengths need no padding and no masks. So a batch gives the same results as its utterances one by one. The
+    longest come first, so that a lack of memory shows immediately.
     """
     order = np.argsort(-num_frames, kind="stable")
     batches = []
@@ -58,9 +58,9 @@ def equal_length_batches(num_frames: np.ndarray, max_frames: int) -> list[np.nda
 
 
 def heard_samples(sound_input: SoundInput, num_samples: np.ndarray | int) -> np.ndarray:
-    """Number of samples that an encoder uses of recordings of `num_samples`: whole frames; short ones are tiled to 1 s.
+    """Samples that an encoder uses of recordings with `num_samples` samples. Short recordings are tiled to 1 s.
 
-    Without the samples after the last whole frame, equal numbers of frames are equal lengths.
+    The samples after the last whole frame are left out, so equal numbers of frames are equal lengths.
     """
     frame, hop = sound_input.frame_length, sound_input.hop_length
     tiled = np.where(np.less(num_samples, max(MIN_SAMPLES, frame)), max(SAMPLE_RATE, frame), num_samples)
@@ -82,11 +82,11 @@ class MediaBatch:
     owners: Tensor
 
     def pin_memory(self) -> MediaBatch:
-        """In memory that a GPU copies from while the host goes on; torch's loader calls this."""
+        """The batch in pinned memory: a GPU copies from it while the host goes on. torch's loader calls this."""
         return MediaBatch(self.rows, self.media.pin_memory(), self.owners.pin_memory())
 
     def to(self, device: torch.device) -> MediaBatch:
-        """With media and owners on the device. The rows stay on the host, which writes the table."""
+        """The batch with media and owners on the device. The rows stay on the host, which writes the table."""
         media, owners = (value.to(device, non_blocking=True) for value in (self.media, self.owners))
         return MediaBatch(self.rows, media, owners)
 
