@@ -36,11 +36,11 @@ def round_labels(session: Session, number: int, rows: dict[str, np.ndarray]) -> 
     if not session.is_there(folder.labels):
         given = _given(session, number)
         rows = rows | _given_embeddings(session, given)
-        if LABELS in given:
+        if LABELS not in given:
+            labels, notes = session.labeller(rows, session.materials, session.kits)
+        else:
             copy = session.files.given(LABELS, given[LABELS]["digest"])
             labels, notes = np.load(distributed.wait_for_file(copy)), {}
-        else:
-            labels, notes = session.labeller(rows, session.materials, session.kits)
         settings = config.calibration if number == config.rounds else NOTHING_HELD_OUT
         labels, use = hold_out(rows, labels, settings, config.seed, session.materials.device)
         if session.main:

@@ -124,7 +124,7 @@ class Session:
             checks.note(size_problems(utterances, config))
             checks(check_media, utterances, config)
             checks(self.labeller.check, utterances, config)
-            checks(require_stage_one, config, manifest_digest(utterances), noise and noise.digest)
+            checks(require_stage_one, config, manifest_digest(utterances), noise.digest if noise else None)
             files = given_files(config) if self.main else {}
             given = [checks(read_given, key, path, config, utterances) for key, path in files.items()]
         self.trials = checks(_trials, config)

@@ -41,7 +41,7 @@ def _read_npy(path: Path) -> tuple[list[str], Floats]:
         rows = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise ManifestError(f"{path}: not a readable array ({error})") from error
-    if rows.ndim != 2 or rows.dtype.kind != "f":
+    if rows.ndim != 2 or rows.shape[1] == 0 or rows.dtype.kind != "f":
         raise ManifestError(f"{path}: an array {rows.dtype} {rows.shape}; valid: floats (utterances, numbers)")
     found = [path.with_suffix(suffix) for suffix in LISTS if path.with_suffix(suffix).is_file()]
     if not found:
