@@ -15,8 +15,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from avspk.config import Config, ConfigError, differing_keys, load_config
+from avspk.config import Config, ConfigError, load_config
 from avspk.data.score_file import slug
+from avspk.settings_tree import differing_keys
 from avspk.stage_one import stage_one_differences
 
 FULL = ("refine.judge.gate.enabled=true", "refine.judge.correction.enabled=true")
@@ -26,6 +27,7 @@ ABLATIONS = {
 }
 STAGE_ONE, SUPERVISED = "stage-1", "supervised"
 STAGE_ONE_ONLY = "stage 1 only"
+STAGE_ONE_SETTINGS = ("rounds=0", "final=null")  # a last student needs rounds
 PATIENCE = 60.0  # seconds that a training has to stop
 VARIANTS = (STAGE_ONE, *ABLATIONS, SUPERVISED)
 PLANNED = ("seed", "output", "stage_one")  # settings that the plan sets
@@ -89,7 +91,7 @@ def plan_runs(
     _require_comparable(configs, loaded, widest)
     methods = list(_methods(_names(configs, loaded), configs, variants))
     reference = methods[0].name
-    start = _Method(STAGE_ONE_ONLY, reference, TRAIN, configs[widest], ("rounds=0",))
+    start = _Method(STAGE_ONE_ONLY, reference, TRAIN, configs[widest], STAGE_ONE_SETTINGS)
     runs = []
     for seed in seeds:
         first = start.run(seed, out, overrides, shown=STAGE_ONE in variants)

@@ -1,53 +1,43 @@
-"""One strict tree of settings: YAML with `inherit`, `key.path=value` overrides, errors that name the nearest key.
-
-Dictionaries with free keys (`data.trials`) are inherited entry by entry: `name: null` takes one out, `data.trials:
-null` all of them, in a file as behind the command.
+"""The settings of a run: one strict tree. avspk/settings_tree.py reads its YAML.
 
 Tags: [S] stated by a source that was read, [I] inferred, [C] a choice of this project.
-Defaults are the values for VoxCeleb2; the demo overrides them.
+Defaults are the values for VoxCeleb2. The demo overrides them.
 """
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Iterator
-from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from avspk.clusterers.joint_kmeans import JointKmeansSettings
 from avspk.clusterers.metric import MetricSettings
 from avspk.judges.gated_correction import GatedCorrectionSettings
+from avspk.losses import AamSettings
 from avspk.modalities.audio import AudioSettings
 from avspk.modalities.base import VERIFIED, ModalitySettings
 from avspk.modalities.face import FaceSettings
 from avspk.models.registry import AudioEncoderSettings
 from avspk.objectives.dino import DinoSettings
 from avspk.objectives.sdpn import SdpnSettings
-from avspk.settings import (
-    ConfigError,
-    Count,
-    DefaultKind,
-    FirstReader,
-    Positive,
-    Probability,
-    Settings,
-)
-from avspk.text_files import read_text
+from avspk.settings import ConfigError as ConfigError  # for the callers: these functions raise it
+from avspk.settings import Count, DefaultKind, FirstReader, Positive, Probability, Settings
+from avspk.settings_tree import read_tree, validate
 
 ClusterSettings = Annotated[MetricSettings | JointKmeansSettings, Field(discriminator="kind"), DefaultKind("metric")]
 
 JudgeSettings = Annotated[GatedCorrectionSettings, DefaultKind("gate_and_correction")]
+ClassLossSettings = Annotated[AamSettings, DefaultKind("aam")]
 ObjectiveSettings = Annotated[DinoSettings | SdpnSettings, Field(discriminator="kind"), DefaultKind("dino")]
 
 
 class DataSettings(Settings):
-    """Where the media is. Relative paths are relative to the working directory.
+    """Places of the media. Relative paths are relative to the working directory.
 
-    A run knows its utterances by what the manifest holds, so manifest and crops may move.
+    The content of the manifest identifies the utterances, so manifest and crops may move.
     """
 
     first_reader: ClassVar = FirstReader.STAGE_ONE
@@ -136,7 +126,7 @@ class PretrainSettings(Settings):
 
 
 class ClassifySettings(Settings):
-    """Classification of pseudo labels by AAM-softmax [S]."""
+    """Classification of pseudo labels, by AAM-softmax [S] unless `loss` says otherwise."""
 
     epochs: Count = 15
     batch_size: Count = 512
@@ -144,6 +134,7 @@ class ClassifySettings(Settings):
     encoder_learning_rate: Positive = Field(
         1.0, description="factor on the encoder's learning rate against the classifier's [C]"
     )
+    loss: ClassLossSettings = AamSettings()
     scale: Positive = 32.0
     margin: float = Field(0.2, ge=0)
     margin_start_epoch: float = Field(1.0, ge=0, description="the margin rises from 0 between these two epochs")
@@ -243,7 +234,7 @@ class CalibrationSettings(Settings):
 
 
 class TrainingSettings(Settings):
-    """How the loop runs; none of these changes what is learned beyond rounding, except by what batch norm sees."""
+    """How the loop runs. These settings change results only by rounding, and by the rows that batch norm sees."""
 
     first_reader: ClassVar = FirstReader.NOTHING
 
@@ -332,6 +323,11 @@ class Config(Settings):
             raise ValueError(why)
         if problem := self.refine.judge.problem(self.modalities):
             raise ValueError(f"refine.judge.{problem}")
+        if self.final is not None and self.rounds == 0:
+            raise ValueError(
+                "rounds is 0, but final asks for a last student, which learns the labels of the last round; set rounds "
+                "to 1 or more, or final to null"
+            )
         if self.calibration.held_out > self.calibration.most:
             raise ValueError(
                 f"calibration.held_out is {self.calibration.held_out}; valid: 0 to calibration.most, "
@@ -346,7 +342,7 @@ class Config(Settings):
         return self
 
     def _start_problem(self) -> str | None:
-        """What is wrong with that from which the rounds start."""
+        """Problem with the models, labels or embeddings that the rounds start from; None without one."""
         stage_one, labels = self.pretrain, self.refine.labels
         if labels is not None and stage_one.embeddings:
             return "refine.labels and pretrain.embeddings both say what the labels of round 1 are; give one of them"
@@ -379,178 +375,20 @@ def _modalities(config: type[Config]) -> Iterator[tuple[str, type[ModalitySettin
 def load_config(path: Path | str, overrides: Iterable[str] = ()) -> Config:
     """Read a YAML file, its `inherit` chain and `key.path=value` overrides.
 
-    A file adds to what it inherits, key by key; an override replaces the value at its key. `null` takes an entry out of
+    A file adds to what it inherits, key by key. An override replaces the value at its key. `null` takes an entry out of
     a dictionary with free keys.
 
-    Raises ConfigError on a missing file, bad YAML, an unknown key (naming the nearest valid one), a bad value, or a
-    null for an entry that is not inherited.
+    Raises: ConfigError on a missing file, bad YAML, an unknown key (it names the nearest valid one), a bad value, or a
+        null for an entry that is not inherited.
     """
-    tree = _read_yaml(Path(path), seen=())
-    for override in overrides:
-        key, separator, value = override.partition("=")
-        if not separator or not key:
-            raise ConfigError(f"override {override!r} is not of the form key.path=value, e.g. pretrain.epochs=10")
-        _set(tree, _split(key), _parse_yaml(value, f"override {override!r}"), key)
-    return parse_config(tree, source=str(path))
+    return parse_config(read_tree(Config, Path(path), overrides), source=str(path))
 
 
 def parse_config(tree: dict[str, Any], source: str = "config") -> Config:
-    """Validate a plain tree; see `load_config`."""
-    try:
-        return Config.model_validate(tree)
-    except ValidationError as error:
-        lines = [_explain(item) for item in error.errors()]
-        raise ConfigError(
-            f"{source} has {len(lines)} bad setting(s):\n" + "\n".join(f"  {line}" for line in lines)
-        ) from None
+    """The config of a plain tree. Raises: ConfigError, as `load_config`."""
+    return validate(Config, tree, source)
 
 
 def dump_config(config: Config) -> str:
     """YAML text that `load_config` reads back to an equal config."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
-
-
-Differences = dict[str, tuple[Any, Any]]
-"""Dotted key -> its two values."""
-
-
-def differing_keys(old: Config, new: Config) -> Differences:
-    """Where two configs differ, in the order of the keys; None for a key that one of them has not."""
-    before, after = dict(_leaves(old.model_dump(mode="json"))), dict(_leaves(new.model_dump(mode="json")))
-    pairs = {key: (before.get(key), after.get(key)) for key in sorted(before.keys() | after.keys())}
-    return {key: (first, second) for key, (first, second) in pairs.items() if first != second}
-
-
-def describe(differences: Differences) -> list[str]:
-    """`key: old -> new`, a line each."""
-    return [f"{key}: {first!r} -> {second!r}" for key, (first, second) in differences.items()]
-
-
-def flat_settings(config: Config) -> dict[str, str | int | float | bool]:
-    """Dotted key -> value of every setting; what is neither a number nor a text becomes a text."""
-    leaves = _leaves(config.model_dump(mode="json"))
-    return {key: value if isinstance(value, (str, int, float)) else str(value) for key, value in leaves}
-
-
-def _read_yaml(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
-    if path.resolve() in seen:
-        raise ConfigError(f"{path} inherits from itself")
-    if not path.exists():
-        raise ConfigError(f"no config file at {path}; see configs/ for the ones that are shipped")
-    tree = _parse_yaml(read_text(path, "config", ConfigError), str(path)) or {}
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{path} must hold `key: value` settings, not a {type(tree).__name__}")
-    parent = tree.pop("inherit", None)
-    base: dict[str, Any] = {}
-    if parent is not None:
-        if not isinstance(parent, str):
-            raise ConfigError(f"{path}: inherit is {parent!r}, must be the path of one config, relative to this one")
-        base = _read_yaml(path.parent / parent, (*seen, path.resolve()))
-    return _merge(base, tree, str(path))
-
-
-def _parse_yaml(text: str, source: str) -> Any:
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{source} is not valid YAML: {error}") from None
-
-
-def _merge(base: dict[str, Any], top: dict[str, Any], source: str, prefix: str = "") -> dict[str, Any]:
-    """`base` with the values of `top`, node by node; see `_put` for nulls."""
-    merged = dict(base)
-    for key, value in top.items():
-        path = f"{prefix}{key}"
-        if isinstance(value, dict):
-            node = base.get(key)
-            merged[key] = _merge(node if isinstance(node, dict) else {}, value, source, f"{path}.")
-        else:
-            _put(merged, key, value, path, source)
-    return merged
-
-
-def _put(node: dict[str, Any], key: Any, value: Any, path: str, source: str) -> None:
-    """Set `key`, whose dotted path is `path`; null takes a free dictionary, or an entry of one, out."""
-    free = free_dictionaries()
-    if value is None and path in free:
-        node.pop(key, None)
-    elif value is None and path.removesuffix(f".{key}") in free:
-        if key not in node:
-            raise ConfigError(
-                f"{source}: {path}: null takes an inherited entry out, but there is none of this name; "
-                f"inherited: {', '.join(map(str, node)) or 'none'}"
-            )
-        del node[key]
-    else:
-        node[key] = value
-
-
-def _split(key: str) -> list[str]:
-    """Parts of an override's key; names in a free dictionary may hold dots."""
-    for free in free_dictionaries():
-        if key.startswith(f"{free}."):
-            return [*free.split("."), key.removeprefix(f"{free}.")]
-    return key.split(".")
-
-
-def _set(tree: dict[str, Any], keys: list[str], value: Any, path: str) -> None:
-    for key in keys[:-1]:
-        node = tree.setdefault(key, {})
-        if not isinstance(node, dict):
-            raise ConfigError(f"override {path}: {key} is a value, not a group of settings")
-        tree = node
-    _put(tree, keys[-1], value, path, "override")
-
-
-@cache
-def free_dictionaries() -> tuple[str, ...]:
-    """Dotted keys of the settings that are dictionaries with free keys, or these or a word such as "auto"."""
-    return tuple(
-        key
-        for key, annotation in _fields(Config)
-        if any(get_origin(one) is dict for one in (annotation, *get_args(annotation)))
-    )
-
-
-def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(tree, dict) and tree:
-        for key, value in tree.items():
-            yield from _leaves(value, f"{prefix}.{key}" if prefix else str(key))
-    else:
-        yield prefix, tree
-
-
-def _explain(item: Any) -> str:
-    key = ".".join(str(part) for part in item["loc"])
-    if item["type"] != "extra_forbidden":
-        shown = "" if item["type"] == "missing" else f" (got {str(item['input'])[:80]!r})"
-        return f"{key or 'config'}: {item['msg']}{shown}"
-    known = sorted(set(_known_keys(Config)))
-    last = key.split(".")[-1]
-    moved = [name for name in known if name.split(".")[-1] == last]  # a key in another group, where it may now be
-    nearest = (
-        difflib.get_close_matches(key, moved, n=1, cutoff=0.0)
-        or difflib.get_close_matches(key, known, n=1)
-        or difflib.get_close_matches(last, known, n=1, cutoff=0.4)
-    )
-    return f"{key}: unknown key" + (f"; did you mean {nearest[0]}?" if nearest else "")
-
-
-def _known_keys(model: type[BaseModel]) -> Iterator[str]:
-    yield from (key for key, _ in _fields(model))
-
-
-def _fields(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted key and annotation of every setting below a node."""
-    for name, field in model.model_fields.items():
-        key = f"{prefix}.{name}" if prefix else name
-        yield key, field.annotation
-        for node in _nodes(field.annotation):
-            yield from _fields(node, key)
-
-
-def _nodes(annotation: Any) -> Iterator[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    for argument in getattr(annotation, "__args__", ()):
-        yield from _nodes(argument)

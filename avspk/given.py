@@ -1,35 +1,38 @@
-"""Files that a user gives for round 1: labels, or embeddings to cluster. Read, checked, and copied into the run folder.
+"""Files that a user gives for round 1: labels, or embeddings to cluster. They are read, checked and copied.
 
-A copy has a row an utterance of the manifest, so the run needs the file no more. It is named by its content.
+A copy has one row for each utterance of the manifest, so the run no longer needs the file. The content names the copy.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from avspk import distributed
 from avspk.config import Config, ConfigError, load_config
-from avspk.data.files import whole_or_absent
-from avspk.data.label_file import numbered, read_labels
+from avspk.data.files import content_digest, whole_or_absent
+from avspk.data.label_file import read_labels
 from avspk.data.manifest import Utterances, utterance_of
 from avspk.data.named_vectors import read_named_vectors
+from avspk.data.noise import NoisePack
 from avspk.run import RunFolder
 
+Content = dict[str, dict[str, str]]
+"""Setting -> the `file` (or folder) that it names, and a `digest` of its content. The digest identifies it."""
 LABELS, EMBEDDINGS = "refine.labels", "pretrain.embeddings"
 SHOWN = 3  # names in an error
 
 
 @dataclass(frozen=True)
 class Given:
-    """What a file holds for these utterances.
+    """Content of one file, in the order of the utterances.
 
     Attributes:
         key: setting that names the file.
-        file: as the setting names it.
+        file: path as the setting gives it.
         digest: name of the content.
         rows: (N,) int64 labels, -1 for none, or (N, D) float32 embeddings, NaN for none; None: the run has a copy.
     """
@@ -53,14 +56,23 @@ def embeddings_key(modality: str) -> str:
 
 
 def given_files(config: Config) -> dict[str, Path]:
-    """Setting -> file of all that are given for the modalities of the run."""
+    """Setting -> given file, for the labels and for the embeddings of the run's modalities."""
     found = {} if config.refine.labels is None else {LABELS: config.refine.labels}
     given = config.pretrain.embeddings
     return found | {embeddings_key(name): given[name] for name in config.modalities if name in given}
 
 
+def content_of(config: Config, noise: NoisePack | None, given: Sequence[Given]) -> Content:
+    """Content of the configured noise pack and of the given files. Collective: only the main process needs `given`."""
+    found = distributed.from_rank_zero(tuple((one.key, one.file, one.digest) for one in given))
+    content = {key: {"file": file, "digest": digest} for key, file, digest in found}
+    if noise is not None:
+        content["data.noise"] = {"file": str(config.data.noise), "digest": noise.digest}
+    return content
+
+
 def read_given(key: str, path: Path, config: Config, utterances: Utterances) -> Given:
-    """One given file, checked against the utterances; if it is gone, what the run folder has of it.
+    """Read one given file and check it against the utterances. If the file is gone, the copy in the run folder counts.
 
     Raises: ConfigError that names the setting, the file and all that is wrong with the rows; ManifestError if the file
         cannot be read.
@@ -73,17 +85,11 @@ def read_given(key: str, path: Path, config: Config, utterances: Utterances) -> 
         rows, problems = _embeddings(path, key.removeprefix(f"{EMBEDDINGS}."), config, utterances)
     if problems:
         raise ConfigError(f"{key}={path}: " + "; ".join(problems))
-    return Given(key, str(path), _digest(rows), rows)
-
-
-def _digest(rows: np.ndarray) -> str:
-    found = hashlib.sha256(f"{rows.dtype.str} {rows.shape}".encode())
-    found.update(rows.data)
-    return found.hexdigest()[:16]
+    return Given(key, str(path), content_digest(f"{rows.dtype.str} {rows.shape}".encode(), rows.data), rows)
 
 
 def _copied(key: str, path: Path, files: RunFolder) -> str | None:
-    """Content of a file that is gone, if the last start of the run had it by the same name and has left a copy."""
+    """Digest of a file that is gone, if the last start of the run read the same path and left a copy."""
     known = files.facts().get("content", {}).get(key)
     if not known or not files.config.is_file() or given_files(load_config(files.config)).get(key) != path:
         return None
@@ -92,28 +98,32 @@ def _copied(key: str, path: Path, files: RunFolder) -> str | None:
 
 
 def _labels(path: Path, config: Config, utterances: Utterances) -> tuple[np.ndarray, list[str]]:
+    """(N,) labels, numbered in the order of their texts; and what is wrong with the file."""
     names, labels = read_labels(path)
     where, problems = _rows_of(names, config, utterances)
+    known = where >= 0
+    texts, numbers = np.unique(np.array(labels)[known], return_inverse=True)
     found = np.full(len(utterances), -1, np.int64)
-    found[where[where >= 0]] = numbered(labels)[where >= 0]
-    _, found[found >= 0] = np.unique(found[found >= 0], return_inverse=True)
+    found[where[known]] = numbers
     labelled, least = int((found >= 0).sum()), config.refine.batch_size
     if labelled < least:
         problems.append(f"only {labelled} utterances have a label, fewer than a batch of refine.batch_size={least}")
-    if found.max() < 1:
+    if len(texts) < 2:
         problems.append("there are not two different labels")
     return found, problems
 
 
 def _embeddings(path: Path, modality: str, config: Config, utterances: Utterances) -> tuple[np.ndarray, list[str]]:
+    """(N, D) embeddings, NaN where the modality is missing; and what is wrong with the file."""
     names, vectors = read_named_vectors(path)
     where, problems = _rows_of(names, config, utterances)
-    usable = config.modality_settings()[modality].usable(utterances)
+    known = where >= 0
     found = np.full((len(utterances), vectors.shape[1]), np.nan, np.float32)
-    found[where[where >= 0]] = vectors[where >= 0]
-    found[~usable] = np.nan
+    found[where[known]] = vectors[known]
     given = np.zeros(len(utterances), bool)
-    given[where[where >= 0]] = True
+    given[where[known]] = True
+    usable = config.modality_settings()[modality].usable(utterances)
+    found[~usable] = np.nan
     ids = utterances.table["utterance"].to_numpy()
     if len(lacking := ids[usable & ~given]):
         problems.append(f"without a row, of those with the modality {modality}: {_some(lacking)}")
@@ -123,7 +133,7 @@ def _embeddings(path: Path, modality: str, config: Config, utterances: Utterance
 
 
 def _rows_of(names: Sequence[str], config: Config, utterances: Utterances) -> tuple[np.ndarray, list[str]]:
-    """(n,) row of the manifest of each name, -1 where it has none; and what is wrong with the names."""
+    """(n,) row of the manifest for each name, -1 if there is none; and what is wrong with the names."""
     number = {name: row for row, name in enumerate(utterances.table["utterance"])}
     rows = np.array([number.get(name, number.get(utterance_of(name), -1)) for name in names], np.int64)
     problems = []

@@ -1,14 +1,24 @@
-"""Losses: tensors in, tensors out. Temperatures and margins are arguments; no state, no schedule, no distribution."""
+"""Losses: tensors in, tensors out. Temperatures and margins are arguments; no state, no schedule, no distribution.
+
+A loss of the rounds, the last student and the large margin also has settings here: `kind`, and `build()`, which returns
+a `ClassLoss`. The only other line for a new loss is `ClassLossSettings` in avspk/config.py.
+"""
 
 from __future__ import annotations
 
 import itertools
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from avspk.settings import Settings
+
+ClassLoss = Callable[[Tensor, Tensor, float, float], Tensor]
+"""Cosines (B, C) with the class vectors, labels (B,), margin, scale -> loss per row (B,)."""
 
 
 def teacher_targets(logits: Tensor, center: Tensor, temperature: float) -> Tensor:
@@ -111,6 +121,16 @@ def aam_softmax(cosines: Tensor, labels: Tensor, margin: float, scale: float) ->
     shifted = torch.where(target > -math.cos(margin), shifted, target - margin * math.sin(margin))
     logits = scale * cosines.scatter(1, labels[:, None], shifted)
     return functional.cross_entropy(logits, labels, reduction="none")
+
+
+class AamSettings(Settings):
+    """AAM-softmax as the loss of a classification stage."""
+
+    kind: Literal["aam"] = "aam"
+
+    def build(self) -> ClassLoss:
+        """See `aam_softmax`."""
+        return aam_softmax
 
 
 def soft_target_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:

@@ -1,8 +1,7 @@
-"""What is checked, and which folder is claimed, before anything is trained."""
+"""Checks before training, and the claim of the run folder."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -12,25 +11,17 @@ from typing import IO, Any, ParamSpec, TypeVar
 import torch
 
 from avspk import distributed
-from avspk.config import (
-    Config,
-    ConfigError,
-    Differences,
-    describe,
-    differing_keys,
-    dump_config,
-    load_config,
-)
-from avspk.data.files import hold_for_life, read_json, whole_or_absent, write_json
+from avspk.config import Config, ConfigError, dump_config, load_config
+from avspk.data.files import content_digest, hold_for_life, read_json, whole_or_absent, write_json
 from avspk.data.manifest import Utterances
 from avspk.data.media import SAMPLE_RATE
+from avspk.given import Content
 from avspk.machine import commit, hardware, versions
 from avspk.modalities.base import VERIFIED, ModalitySettings
 from avspk.resume import already_read, change_results
 from avspk.run import PSEUDO, RunFolder
+from avspk.settings_tree import Differences, describe, differing_keys
 
-Content = dict[str, dict[str, str]]
-"""Setting that names a file or folder -> that, and a digest of what is in it, by which a run knows it."""
 Arguments = ParamSpec("Arguments")
 Checked = TypeVar("Checked")
 RESULTS = ("metrics.json", "report.html")
@@ -38,7 +29,7 @@ PACKAGES = ("avspk", "torch", "torchvision", "torchaudio", "accelerate", "numpy"
 
 
 class Checks:
-    """Makes checks whose errors are raised together: a config is mended once, not once an error."""
+    """Runs checks and raises their errors together, so that a user can mend a config in one go."""
 
     def __init__(self) -> None:
         self._errors: list[Exception] = []
@@ -46,7 +37,7 @@ class Checks:
     def __call__(
         self, check: Callable[Arguments, Checked], *args: Arguments.args, **kw: Arguments.kwargs
     ) -> Checked | None:
-        """What the check returns; None if it raised an error that a user can mend."""
+        """Result of the check; None if it raised an error that a user can mend."""
         try:
             return check(*args, **kw)
         except (ValueError, OSError) as error:
@@ -54,11 +45,11 @@ class Checks:
             return None
 
     def note(self, problems: Iterable[str]) -> None:
-        """Problems that are no errors yet."""
+        """Add problems that were described, not raised."""
         self._errors += map(ConfigError, problems)
 
     def finish(self) -> None:
-        """Raises: the only error as it was, several as one ConfigError that lists them."""
+        """Raises: a single error as it was; several errors as one ConfigError that lists them."""
         if len(self._errors) == 1:
             raise self._errors[0]
         if self._errors:
@@ -67,7 +58,7 @@ class Checks:
 
 
 def launch_problems(config: Config, device: torch.device) -> Iterator[str]:
-    """Precision, processes and batch sizes now, not when a stage begins days later."""
+    """Problems with precision, processes and batch sizes. A stage would find them days later."""
     if config.training.precision == "fp16" and device.type != "cuda":
         yield (
             f"training.precision is fp16, which needs a CUDA GPU, and this run is on {device.type}. Use "
@@ -89,7 +80,7 @@ def launch_problems(config: Config, device: torch.device) -> Iterator[str]:
 
 
 def size_problems(utterances: Utterances, config: Config) -> Iterator[str]:
-    """Modalities, batches and numbers of clusters against the data now, not when a stage begins."""
+    """Problems with modalities, batch sizes and numbers of clusters on this data, found before a stage begins."""
     total = len(utterances)
     usable = {name: int(one.usable(utterances).sum()) for name, one in config.modality_settings().items()}
     missing = [modality for modality in config.modalities if not usable[modality]]
@@ -115,24 +106,24 @@ def size_problems(utterances: Utterances, config: Config) -> Iterator[str]:
 
 
 def _stages(config: Config) -> list[str]:
-    """Groups of settings of the stages that will be trained."""
+    """Names in the config of the stages that will be trained."""
     trusted = ["final"] * (config.final is not None) + ["large_margin"] * config.large_margin.enabled
     return ["pretrain", *(["refine", *trusted] if config.rounds else [])]
 
 
 def _clusterings(config: Config) -> Iterator[tuple[str, int, str]]:
-    """Key, clusters that it asks for, modality that an utterance must have to be in one."""
+    """For each clustering: its setting, its number of clusters, and the modality that its utterances need."""
     if config.pretrain.cluster_aware.enabled:
         counts = config.pretrain.cluster_aware.num_clusters
-        # Each on its own, or all together: audio is there for all.
+        # Joint clusters hold all utterances, since all have audio.
         for modality in [VERIFIED] if config.pretrain.cluster_aware.joint else config.modalities:
             yield "pretrain.cluster_aware.num_clusters", max(counts) if isinstance(counts, list) else counts, modality
     if config.rounds > (config.refine.labels is not None):
-        yield "cluster.num_clusters", config.cluster.num_clusters, VERIFIED  # which all have
+        yield "cluster.num_clusters", config.cluster.num_clusters, VERIFIED  # all utterances have it
 
 
 def check_initial_models(config: Config) -> None:
-    """The models that stages begin with are there and of the config's architecture. Raises: ConfigError."""
+    """Raises: ConfigError if a model that a stage begins with is missing or has another architecture."""
     for modality, folder in config.pretrain.init_from.items():
         key = f"pretrain.init_from.{modality}={folder}"
         _check_initial_model(key, folder, modality, getattr(config, modality))
@@ -145,17 +136,29 @@ def _check_initial_model(key: str, folder: Path, group: str, settings: ModalityS
     path = folder / "config.json"
     if not path.is_file():
         raise ConfigError(f"{key}: no config.json there; it must be a model folder, as exp/demo/model")
-    wanted, found = settings.architecture(), read_json(path, {})["architecture"]
+    wanted, found = settings.architecture(), _architecture(path)
+    if found is None:
+        raise ConfigError(f"{key}: config.json names no architecture; it must be a model folder, as exp/demo/model")
     if found != wanted:
         differing = sorted(name for name in {*wanted, *found} if wanted.get(name) != found.get(name))
         shown = ", ".join(f"{name} {found.get(name)} -> {wanted.get(name)}" for name in differing)
         raise ConfigError(f"{key} has another encoder than {group} here (there -> here): {shown}")
 
 
-def check_media(utterances: Utterances, config: Config) -> None:
-    """Media of every modality that is used is there. Raises FileNotFoundError.
+def _architecture(path: Path) -> dict[str, Any] | None:
+    """Architecture of the model whose config.json this is, None if it is that of no model of ours."""
+    try:
+        content = read_json(path, {})
+    except ValueError:
+        return None
+    found = content.get("architecture") if isinstance(content, dict) else None
+    return found if isinstance(found, dict) else None
 
-    Each process looks at its share of the files; the launcher ends all of them when one finds some missing.
+
+def check_media(utterances: Utterances, config: Config) -> None:
+    """Raises: FileNotFoundError if media of a modality in use is missing.
+
+    Each process checks its share of the files. If one process raises, the launcher ends all.
     """
     share = distributed.local_share(len(utterances))
     crops = config.data.crops or config.data.train.parent / "crops"
@@ -168,11 +171,11 @@ def check_media(utterances: Utterances, config: Config) -> None:
 
 @dataclass(frozen=True)
 class Claim:
-    """A run folder that is ours.
+    """The hold on a run folder.
 
     Attributes:
-        lock: held as long as it is referred to; the first process's alone.
-        changed: settings that differ from those the folder was last used with.
+        lock: the folder is held as long as this file is open; None in all processes but the first.
+        changed: settings that differ from those of the last start.
     """
 
     lock: IO[str] | None
@@ -182,18 +185,18 @@ class Claim:
 def claim_folder(
     config: Config, labels: str, utterances: Utterances, content: Content, device: torch.device, precision: str
 ) -> Claim:
-    """Keep config and versions in the run's folder; results of other settings are removed. Called by every process.
+    """Hold the run's folder, write config and versions to it, and remove results of other settings. Collective.
 
     Args:
-        labels: what the run is trained on.
-        utterances: of its manifest.
-        content: of the other files that it learns from.
-        device: what it runs on.
-        precision: in which it computes; a continued run keeps it where the config leaves it to the machine.
+        labels: name of the labeller.
+        utterances: those of the manifest.
+        content: of the other files that the run learns from.
+        device: the device of the run.
+        precision: the precision of the run. A continued run keeps it if the config says auto.
 
     Raises:
-        ConfigError: if the folder holds a run with other labels or utterances, or with other settings or files that
-            a stage has read, or is in use.
+        ConfigError: if the folder is in use, or holds a run with other labels or utterances, or with other settings or
+            files that a stage has read.
     """
     folder, files = config.output, RunFolder(config.output)
     digest = manifest_digest(utterances)
@@ -202,7 +205,7 @@ def claim_folder(
     distributed.barrier()
     if distributed.rank() == 0:
         if change_results({key: both for key, both in changed.items() if key not in content}, config):
-            for name in RESULTS:  # before the new config, beside which they would pass for its results
+            for name in RESULTS:  # first, or else they would pass for results of the new config
                 (folder / name).unlink(missing_ok=True)
         with whole_or_absent(files.config) as part:
             part.write_text(dump_config(config), encoding="utf-8")
@@ -212,15 +215,14 @@ def claim_folder(
 
 
 def manifest_digest(utterances: Utterances) -> str:
-    """A name for what rows mean to a run: which utterances, how long, with how many crops, in which order."""
-    digest = hashlib.sha256("\n".join(utterances.table["utterance"]).encode())
-    for column in ("num_samples", "num_crops"):
-        digest.update(utterances.table[column].to_numpy("<i8").tobytes())
-    return digest.hexdigest()[:16]
+    """A name for the rows of a run: names, lengths and numbers of crops of its utterances, in their order."""
+    names = "\n".join(utterances.table["utterance"]).encode()
+    numbers = (utterances.table[column].to_numpy("<i8").tobytes() for column in ("num_samples", "num_crops"))
+    return content_digest(names, *numbers)
 
 
 def _require_same_run(files: RunFolder, config: Config, labels: str, utterances: str, content: Content) -> Differences:
-    """Settings that differ and may."""
+    """Settings that differ from those of the last start, if all of them may. Raises: ConfigError."""
     folder, facts = files.path, files.facts()
 
     def is_begun(stage: str) -> bool:
@@ -259,7 +261,7 @@ def _require_same_run(files: RunFolder, config: Config, labels: str, utterances:
 
 
 def _hold(folder: Path) -> IO[str]:
-    """Processes whose launcher was killed may still be at work; two runs would overwrite each other's files."""
+    """Hold the folder. Two runs would overwrite each other's files; a killed launcher may leave processes that work."""
     path = folder / "lock"
     lock = hold_for_life(path)
     if lock is None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 
 import numpy as np
 
 from avspk import distributed
 from avspk.data.files import read_json, whole_or_absent, write_json
 from avspk.extras import explained
-from avspk.given import LABELS, embeddings_key
+from avspk.given import LABELS, Content, embeddings_key
 from avspk.run import StageFolder
 from avspk.session import Session
 from avspk.stages.embedding_files import read_rows
@@ -33,13 +32,14 @@ def round_labels(session: Session, number: int, rows: dict[str, np.ndarray]) -> 
     """
     folder, config = session.files.round(number), session.config
     if not session.is_there(folder.labels):
-        rows = rows | _given_embeddings(session, number)
-        given = _given_file(session, number, LABELS)
-        if given is None:
+        given = _given(session, number)
+        rows = rows | _given_embeddings(session, given)
+        if LABELS not in given:
             first = _figures(session, session.files.round(1)) if number > 1 else {}
             labels, notes = session.labeller(rows, session.materials, session.kits, first)
         else:
-            labels, notes = np.load(distributed.wait_for_file(given)), {}
+            copy = session.files.given(LABELS, given[LABELS]["digest"])
+            labels, notes = np.load(distributed.wait_for_file(copy)), {}
         held = _held_out(session.files.round(number - 1)) if number > 1 else None
         labels, use = hold_out(rows, labels, config.calibration, config.seed, session.materials.device, held)
         if session.main:
@@ -57,29 +57,31 @@ def round_labels(session: Session, number: int, rows: dict[str, np.ndarray]) -> 
 
 def name_of_labels(session: Session, number: int) -> str:
     """Name of the labels of a round, for its model cards and the log."""
-    file = session.content.get(LABELS) if number == 1 else None
-    return f"labels from {file['file']}" if file else f"{session.labeller.name} labels"
+    given = _given(session, number)
+    return f"labels from {given[LABELS]['file']}" if LABELS in given else f"{session.labeller.name} labels"
 
 
-def _given_file(session: Session, number: int, key: str) -> Path | None:
-    """The run's copy of a file that the user gave for this round."""
-    found = session.content.get(key) if number == 1 else None
-    return session.files.given(key, found["digest"]) if found else None
+def _given(session: Session, number: int) -> Content:
+    """Files that the user gave for this round. Only round 1 has some; the later rounds cluster as usual."""
+    return session.content if number == 1 else {}
 
 
-def _given_embeddings(session: Session, number: int) -> dict[str, np.ndarray]:
-    """Modality -> this rank's share of the embeddings that the user gave for this round."""
-    files = {name: _given_file(session, number, embeddings_key(name)) for name in session.kits}
-    num_rows = len(session.materials.utterances)
-    return {name: read_rows(path, num_rows) for name, path in files.items() if path is not None}
+def _given_embeddings(session: Session, given: Content) -> dict[str, np.ndarray]:
+    """Modality -> this rank's share of the given embeddings."""
+    num_rows, found = len(session.materials.utterances), {}
+    for name in session.kits:
+        if (key := embeddings_key(name)) in given:
+            found[name] = read_rows(session.files.given(key, given[key]["digest"]), num_rows)
+    return found
 
 
 def _origin(session: Session, number: int) -> str:
     """Origin of the labels of a round, for the log."""
-    if number == 1 and LABELS in session.content:
+    given = _given(session, number)
+    if LABELS in given:
         return name_of_labels(session, number)
-    files = [found["file"] for name in session.kits if (found := session.content.get(embeddings_key(name)))]
-    return f"clusters of embeddings from {', '.join(files)}" if files and number == 1 else "clusters"
+    files = [given[key]["file"] for name in session.kits if (key := embeddings_key(name)) in given]
+    return f"clusters of embeddings from {', '.join(files)}" if files else "clusters"
 
 
 def _labels_for(use: str, folder: StageFolder) -> np.ndarray:

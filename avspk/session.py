@@ -1,4 +1,4 @@
-"""The state of a running run: processes, precision, data, log. All of it is checked before training."""
+"""What a run keeps open: processes, precision, data, log. All is checked before training."""
 
 from __future__ import annotations
 
@@ -11,20 +11,19 @@ import numpy as np
 import torch
 
 from avspk import distributed
-from avspk.config import Config, ConfigError, TrainingSettings, describe, flat_settings
+from avspk.config import Config, ConfigError, TrainingSettings
 from avspk.data.manifest import Utterances, read_utterances
-from avspk.data.noise import NoisePack, fit_to_memory, generate_noise_pack, pack_digest, read_noise_pack
+from avspk.data.noise import NoisePack, fit_to_memory, generate_noise_pack, read_noise_pack
 from avspk.data.sound_store import SoundStore
 from avspk.evaluation.trial_set import TrialSet
 from avspk.extras import explained
-from avspk.given import Given, given_files, read_given
+from avspk.given import Given, content_of, given_files, read_given
 from avspk.labellers import ClusterLabeller, Labeller
 from avspk.memory import keep_freed_memory
 from avspk.modalities.base import VERIFIED, Media, build_kits
 from avspk.precision import FLOAT32, choose_precision
 from avspk.preflight import (
     Checks,
-    Content,
     check_initial_models,
     check_media,
     claim_folder,
@@ -34,6 +33,7 @@ from avspk.preflight import (
 )
 from avspk.run import RunFolder
 from avspk.runlog import RunLog, setup_logging
+from avspk.settings_tree import describe, flat_settings
 from avspk.sources import sources
 from avspk.stage_one import copy_stage_one, require_stage_one
 from avspk.stages.materials import Materials
@@ -56,14 +56,15 @@ class Session:
         config: of the whole run.
         labeller: makes the labels of its rounds.
         folder, files: the run folder as a path, and the names of its files.
-        content: what is in the files that the config names besides its data, by digest.
-        main: whether this is the process that writes.
-        materials, kits: what all stages work on, and modality -> the builder of its parts.
-        last_kits: that of the audio model which the run publishes: its encoder may be another than in the rounds.
-        truth: true speakers for the log; not used in training.
+        content: digests of the noise pack and of the given files that the config names.
+        main: whether this process writes the files.
+        materials: data and settings that all stages share.
+        kits: modality -> the builder of its parts.
+        last_kits: the kit of the published audio model. Its encoder may differ from that of the rounds.
+        truth: true speakers for the log. Training does not use them.
         trainer: trains a stage.
-        trials: the trial lists, None without any.
-        lock: the folder belongs to this run while this is open.
+        trials: the trial lists, None if there are none.
+        lock: this run holds the folder while the file is open.
     """
 
     def __init__(self, config: Config, labeller: Labeller | None = None) -> None:
@@ -83,7 +84,7 @@ class Session:
         self.main = self.accelerator.is_main_process
         torch.backends.cudnn.allow_tf32 = config.training.tf32  # torch allows it for convolutions by default
         utterances, configured_noise, given = self._check(device)
-        self.content = _content(config, configured_noise, given)
+        self.content = content_of(config, configured_noise, given)
         claim = claim_folder(config, self.labeller.name, utterances, self.content, device, precision.name)
         self.lock = claim.lock
         if self.main:
@@ -111,7 +112,7 @@ class Session:
         self.trainer = Trainer(self.accelerator, config.training, RunLog(self.folder, self.main, track))
 
     def _check(self, device: torch.device) -> tuple[Utterances, NoisePack | None, list[Given]]:
-        """Utterances, configured noise and, in the main process, given files, after all checks that need no claim."""
+        """All checks that need no claim. Returns utterances, configured noise, given files (main process only)."""
         config = self.config
         checks = Checks()
         checks.note(launch_problems(config, device))
@@ -123,7 +124,7 @@ class Session:
             checks.note(size_problems(utterances, config))
             checks(check_media, utterances, config)
             checks(self.labeller.check, utterances, config)
-            checks(require_stage_one, config, manifest_digest(utterances), pack_digest(noise) if noise else None)
+            checks(require_stage_one, config, manifest_digest(utterances), noise.digest if noise else None)
             files = given_files(config) if self.main else {}
             given = [checks(read_given, key, path, config, utterances) for key, path in files.items()]
         self.trials = checks(_trials, config)
@@ -132,18 +133,18 @@ class Session:
         return utterances, noise, [one for one in given if one is not None]
 
     def is_there(self, path: Path) -> bool:
-        """Whether the main process sees a file. All processes then do the same, whatever their nodes have cached."""
+        """Whether the main process sees a file, for all processes: caches of nodes may differ. Collective."""
         return distributed.from_rank_zero(path.is_file())
 
     def _media(self, utterances: Utterances, noise: NoisePack) -> Media:
-        """What the kits of the modalities work on."""
+        """Data and settings of the kits of all modalities."""
         data, training = self.config.data, self.config.training
         crops = data.crops or data.train.parent / "crops"
         device, seed = self.accelerator.device, self.config.seed
         return Media(utterances, crops, noise, device, seed, training.embed_seconds, training.workers)
 
     def _generated_noise(self, utterances: Utterances) -> NoisePack:
-        """The run's own noise pack, whose babble is training speech."""
+        """The run's own noise pack. Its babble is training speech."""
         folder = self.files.noise
         if self.main and not folder.is_dir():
             rows = np.random.default_rng(self.config.seed).permutation(len(utterances))[:GENERATED_BABBLE]
@@ -152,15 +153,6 @@ class Session:
             generate_noise_pack(folder, self.config.seed, speech)
         distributed.barrier()
         return read_noise_pack(distributed.wait_for_file(folder))
-
-
-def _content(config: Config, noise: NoisePack | None, given: list[Given]) -> Content:
-    """What is in the configured noise pack and in the given files, which the main process has read."""
-    found = distributed.from_rank_zero(tuple((one.key, one.file, one.digest) for one in given))
-    content = {key: {"file": file, "digest": digest} for key, file, digest in found}
-    if noise is not None:
-        content["data.noise"] = {"file": str(config.data.noise), "digest": pack_digest(noise)}
-    return content
 
 
 def _trials(config: Config) -> TrialSet | None:
@@ -172,7 +164,7 @@ def _trials(config: Config) -> TrialSet | None:
 
 
 def _join_processes(settings: TrainingSettings) -> torch.device:
-    """Connect the processes of the launch. Returns the device of this process."""
+    """Connect the launched processes. Returns the device of this process."""
     patience = InitProcessGroupKwargs(timeout=timedelta(minutes=settings.timeout_minutes))
     return PartialState(parse_flag_from_env("ACCELERATE_USE_CPU"), **patience.to_kwargs()).device
 
@@ -189,6 +181,6 @@ def _accelerator(settings: TrainingSettings, folder: Path, precision: str) -> Ac
 
 
 def default_threads() -> int:
-    """The machine's cores divided by its processes. Launchers set 1, which leaves cores idle."""
+    """The machine's cores divided by its processes. Launchers set 1, and cores stay idle."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))

@@ -1,25 +1,28 @@
-"""What a run took from elsewhere, in sentences: for its log, the cards of its models, and its report."""
+"""Sentences about the files and models that a run was given: for its log, the cards of its models, and its report."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
+AFTER_ROUNDS = ("final", "large_margin")
 
-def sources(settings: Mapping[str, Any], rounds: bool = True) -> list[str]:
-    """A sentence for every file or model that a run was given and learned from; none if it learned from media alone.
+
+def sources(settings: Mapping[str, Any], stage: str | None = None) -> list[str]:
+    """A sentence for each file or model that training was given. The list is empty if a run learned from media alone.
 
     Args:
         settings: the tree of a config, as YAML has it; keys may be missing.
-        rounds: whether what the rounds read counts, too; stage 1 does not read it.
+        stage: folder name of a stage: only what this stage and the stages before it learned from. None: the whole run.
     """
     pretrain, refine = settings.get("pretrain") or {}, settings.get("refine") or {}
+    used = settings.get("modalities")
     found = [
         f"Stage 1 of {modality} began with the weights of {folder}, whose training may have used speaker labels."
         for modality, folder in (pretrain.get("init_from") or {}).items()
-        if modality in settings.get("modalities", [modality])
+        if used is None or modality in used
     ]
-    if not rounds or not settings.get("rounds", True):
+    if stage == "pretrain" or not settings.get("rounds", True):
         return found
     if refine.get("labels"):
         found.append(
@@ -30,6 +33,11 @@ def sources(settings: Mapping[str, Any], rounds: bool = True) -> list[str]:
         f"The labels of round 1 are clusters of {modality} embeddings from {file}, whose model may have used speaker "
         "labels."
         for modality, file in (pretrain.get("embeddings") or {}).items()
-        if modality in settings.get("modalities", [modality])
+        if used is None or modality in used
     ]
+    student = (settings.get("final") or {}).get("init_from")
+    if student and stage in (None, *AFTER_ROUNDS):
+        found.append(
+            f"The last student began with the weights of {student}, whose training may have used speaker labels."
+        )
     return found

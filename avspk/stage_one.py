@@ -6,12 +6,13 @@ import shutil
 from collections.abc import Collection
 from pathlib import Path
 
-from avspk.config import Config, ConfigError, describe, differing_keys, load_config
+from avspk.config import Config, ConfigError, load_config
 from avspk.data.files import whole_or_absent
 from avspk.data.noise import replace_folder
 from avspk.resume import first_reader
 from avspk.run import RunFolder
 from avspk.settings import FirstReader
+from avspk.settings_tree import describe, differing_keys
 
 
 def stage_one_differences(first: Config, second: Config, known: Collection[str] = ()) -> list[str]:
@@ -21,8 +22,12 @@ def stage_one_differences(first: Config, second: Config, known: Collection[str] 
     modalities, unless they are clustered together: otherwise modalities are independent in stage 1.
     """
     unused = (f"{name}." for name in second.modality_names() if name not in second.modalities)
-    ignored = ("stage_one", "modalities", *known, *unused)
-    differing = {key: values for key, values in differing_keys(first, second).items() if not key.startswith(ignored)}
+    ignored, unread = ("stage_one", "modalities", *known), tuple(unused)
+    differing = {
+        key: values
+        for key, values in differing_keys(first, second).items()
+        if key not in ignored and not key.startswith(unread)
+    }
     matter = {key: both for key, both in differing.items() if first_reader(key, second) is FirstReader.STAGE_ONE}
     missing = [name for name in second.modalities if name not in first.modalities]
     if first.pretrain.cluster_aware.is_joint and set(first.modalities) != set(second.modalities):

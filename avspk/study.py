@@ -23,7 +23,7 @@ from pathlib import Path
 import yaml
 from pydantic import Field, ValidationError
 
-from avspk.comparison_runs import PLANNED, TRAIN, TRAIN_SUPERVISED, PlannedRun
+from avspk.comparison_runs import PLANNED, STAGE_ONE_SETTINGS, TRAIN, TRAIN_SUPERVISED, PlannedRun
 from avspk.config import ConfigError, load_config
 from avspk.data.score_file import slug
 from avspk.settings import Settings
@@ -99,7 +99,7 @@ def _runs_of_seed(study: Study, base: Path, seed: int, out: Path, everywhere: Se
     starts = {}
     for name, changes in study.starts.items():
         against = reference if name == first_start else first_start
-        starts[name] = planned(name, against, TRAIN, (*changes, "rounds=0"))
+        starts[name] = planned(name, against, TRAIN, (*changes, *STAGE_ONE_SETTINGS))
     rungs = []
     for rung in study.rungs:
         start = starts[rung.start]

@@ -16,6 +16,12 @@ def tone(seconds: float = 1.0, hertz: float = 440.0, rate: int = RATE) -> np.nda
     return (0.5 * np.sin(2 * np.pi * hertz * np.arange(int(seconds * rate)) / rate)).astype(np.float32)
 
 
+def corpus_sizes(training_clips: int) -> list[str]:
+    """Options of `avspk corpus` for a corpus of a few seconds: two identities on each side, one training session."""
+    sizes = {"training-identities": 2, "training-sessions": 1, "training-clips": training_clips, "test-identities": 2}
+    return [word for name, value in sizes.items() for word in (f"--{name}", str(value))]
+
+
 def numbered_frames(count: int = 25, height: int = 64, width: int = 96) -> np.ndarray:
     """Frames whose grey level encodes their number (8 * number), uint8 (count, height, width, 3)."""
     levels = np.arange(count, dtype=np.uint8) * 8

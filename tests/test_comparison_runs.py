@@ -116,6 +116,13 @@ def test_one_stage_one_a_seed_and_everything_from_it(configs, tmp_path):
     assert len({run.settings.output for run in runs}) == 16
 
 
+def test_stage_one_alone_has_no_last_student(configs, tmp_path):
+    student = "final.encoder={architecture: audio_resnet18}"
+    first, other = (run.settings for run in plan_runs(configs[:1], [0], (), tmp_path, [student]))
+    assert (first.rounds, first.final) == (0, None)
+    assert other.final.encoder.architecture == "audio_resnet18"
+
+
 def test_methods_differ_in_what_their_names_say(configs, tmp_path):
     runs = {run.method: run for run in plan_runs(configs, [0], VARIANTS, tmp_path)}
     seen = {

@@ -5,15 +5,8 @@ import tiny
 import torch
 import yaml
 
-from avspk.config import (
-    Config,
-    ConfigError,
-    describe,
-    differing_keys,
-    dump_config,
-    load_config,
-    parse_config,
-)
+from avspk.config import Config, ConfigError, dump_config, load_config, parse_config
+from avspk.settings_tree import describe, differing_keys
 
 CONFIGS = sorted(Path(__file__).parent.parent.glob("configs/*.yaml"))
 
@@ -74,6 +67,10 @@ def test_audio_only_configs_differ_in_modalities_and_output_alone():
         ({"refine": {"judge": {"gate": {"start_epoch": 1}}}}, "margin_full_epoch"),
         ({"refine": {"judge": {"gate": {"rule": "fase"}}}}, r"refine\.judge\.gate\.rule is 'fase'; valid: joint, both"),
         ({"cluster": {"weights": {"audio": 1, "fase": 1}}}, r"cluster\.weights: \['fase'\] are no modalities"),
+        (
+            {"rounds": 0, "final": {"encoder": {"architecture": "audio_resnet18"}}},
+            r"rounds is 0, but final asks for a last student.* set rounds to 1 or more, or final to null",
+        ),
         ({"rounds": "two"}, r"rounds: .*integer.*'two'"),
     ],
 )

@@ -12,6 +12,7 @@ import av
 import numpy as np
 import pytest
 import soundfile
+from clips import corpus_sizes
 
 from avspk.commands.corpus import main as make_corpus
 from avspk.data.demo_corpus import CorpusSettings, Nuisance, build_demo_corpus
@@ -521,17 +522,8 @@ def test_the_face_detector_finds_every_head_and_nothing_else() -> None:
 
 
 def test_the_command_takes_nuisances(tmp_path):
-    sizes = [
-        "--training-identities",
-        "2",
-        "--training-sessions",
-        "1",
-        "--training-clips",
-        "1",
-        "--test-identities",
-        "2",
-    ]
     nuisances = ["--nuisance", "snr_db=10,25", "equaliser_db=3", "band_limited=1"]
+    sizes = corpus_sizes(training_clips=1)
     assert make_corpus(["--out", str(tmp_path / "new"), "--workers", "1", *sizes, *nuisances]) == 0
     settings = json.loads((tmp_path / "new" / "corpus.json").read_text())["settings"]["nuisance"]
     assert settings == asdict(Nuisance(snr_db=(10.0, 25.0), equaliser_db=3.0, band_limited=True)) | {

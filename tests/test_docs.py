@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from avspk.cli import COMMANDS
-from avspk.config import Config, flat_settings, free_dictionaries, load_config
+from avspk.config import Config, load_config
+from avspk.settings_tree import flat_settings, free_dictionaries
 
 ROOT = Path(__file__).parent.parent
 VOXCELEB = ROOT / "configs/voxceleb2_av.yaml"
@@ -75,7 +76,7 @@ def test_settings_exist(page):
         for name in named
         if name.split(".")[0] in Config.model_fields and not name.endswith((".py", ".npy", ".json"))
     }
-    free = tuple(f"{key}." for key in free_dictionaries())
+    free = tuple(f"{key}." for key in free_dictionaries(Config))
     assert {name for name in named if not name.startswith(free)} <= known
 
 

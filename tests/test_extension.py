@@ -27,6 +27,7 @@ from avspk.inference.export import ExportError, export_onnx
 from avspk.inference.speaker_model import AudioWarning, CheckpointError, load_encoder, load_model, save_model
 from avspk.judges.gated_correction import GatedCorrectionSettings
 from avspk.labellers import ClusterLabeller
+from avspk.losses import AamSettings
 from avspk.modalities.audio import AudioSettings
 from avspk.models import registry
 from avspk.models.ecapa import EcapaSettings
@@ -38,7 +39,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 PACKAGE = Path(config.__file__).parent
-README, STAGES = (PACKAGE / "README.md").read_text(encoding="utf-8"), PACKAGE / "stages"
+README = (PACKAGE / "README.md").read_text(encoding="utf-8")
 
 
 def example(part):
@@ -51,8 +52,8 @@ def example(part):
     return SimpleNamespace(**names)
 
 
-PARTS = ("Objective", "Encoder", "Clusterer", "Judge", "Loss of the rounds", "Modality")
-objective, encoder, clusterer, judge, rounds_loss, modality = map(example, PARTS)
+PARTS = ("Objective", "Loss", "Encoder", "Clusterer", "Judge", "Modality")
+objective, class_loss, encoder, clusterer, judge, modality = map(example, PARTS)
 
 
 class WithToyObjective(PretrainSettings):
@@ -63,7 +64,8 @@ class WithAnEncoder(AudioSettings):
     encoder: Annotated[EcapaSettings | encoder.FrozenSettings, Field(discriminator="architecture")]  # the line
 
 
-class WithAJudge(RefineSettings):
+class WithAJudgeAndALoss(RefineSettings):
+    loss: Annotated[AamSettings | class_loss.AdditiveSettings, Field(discriminator="kind")] = AamSettings()  # the line
     judge: Annotated[GatedCorrectionSettings | judge.LowestSettings, Field(discriminator="kind")]  # the line
 
 
@@ -71,7 +73,7 @@ class ConfigWithToys(Config):
     pretrain: WithToyObjective
     audio: WithAnEncoder
     cluster: Annotated[JointKmeansSettings | clusterer.RandomSettings, Field(discriminator="kind")]  # the line
-    refine: WithAJudge
+    refine: WithAJudgeAndALoss
     loudness: modality.LoudnessSettings = modality.LoudnessSettings()  # the line
 
 
@@ -236,18 +238,21 @@ def small_wavlm():
     )  # fmt: skip
 
 
-def test_another_loss_takes_the_place_of_aam_softmax(tree, tmp_path, monkeypatch):
-    """As the README says: in the labels' loss, and in what the judge reads."""
-    callers = re.findall(r"aam_softmax\(", "".join(path.read_text() for path in STAGES.glob("*.py")))
-    assert len(callers) == 3
-    monkeypatch.setattr("avspk.losses.aam_softmax", rounds_loss.am_softmax)
+def test_a_loss_of_the_rounds_trains(tree, tmp_path):
+    """Without a margin it is the cross-entropy that AAM-softmax then is; with one it is another."""
     tree |= {"modalities": ["audio"]}
-    stage = refine(tree, tmp_path)
-    stage.begin_epoch(0)
-    assert np.isfinite([float(one["audio/loss"]) for one in tiny.train(stage, range(stage.steps_per_epoch))]).all()
-    cosines, labels = torch.tensor([[0.9, 0.1], [0.2, 0.6]]), torch.tensor([0, 1])
-    expected = torch.log1p(torch.exp(10 * (torch.tensor([0.1, 0.2]) - torch.tensor([0.9, 0.6]) + 0.3)))
-    torch.testing.assert_close(rounds_loss.am_softmax(cosines, labels, 0.3, 10.0), expected)
+
+    def first_loss(kind, margin):
+        ramp = {"margin": margin, "margin_start_epoch": 0.0, "margin_full_epoch": 0.0}
+        tree["refine"] |= {"loss": {"kind": kind}, **ramp}
+        return float(tiny.train(refine(tree, tmp_path), [0])[0]["audio/loss"])
+
+    plain, additive = first_loss("additive", 0.0), first_loss("additive", 0.5)
+    assert plain == pytest.approx(first_loss("aam", 0.0), rel=1e-5)
+    assert additive > plain + 0.1
+    assert abs(additive - first_loss("aam", 0.5)) > 0.1
+    del tree["refine"]["loss"]
+    assert parse_config(tree).refine.loss == AamSettings()
 
 
 def test_a_third_modality_goes_through_both_stages(tree, tmp_path):

@@ -53,6 +53,11 @@ def test_what_cannot_be_begun_with_is_said_at_once(first, tmp_path):
     tree = audio(data, tmp_path / "exp", tmp_path / "nothing")
     with pytest.raises(ConfigError, match=r"no config\.json there; it must be a model folder"):
         Session(parse_config(tree))
+    (tmp_path / "nothing").mkdir()
+    for content in ("{", "[]", '{"architectures": ["BertModel"]}'):
+        (tmp_path / "nothing" / "config.json").write_text(content)
+        with pytest.raises(ConfigError, match=r"config\.json names no architecture; it must be a model folder"):
+            Session(parse_config(tree))
     tree = audio(data, tmp_path / "exp", model)
     tree["audio"]["encoder"]["embedding_dim"] += 1
     with pytest.raises(ConfigError, match=r"another encoder than audio here .*embedding_dim 16 -> 17"):

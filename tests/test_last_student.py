@@ -159,6 +159,13 @@ def test_a_student_begins_with_the_model_that_is_named(finished, data, tmp_path)
     wanted = str(output / "final" / "model_audio")
     session = Session(parse_config(tree | {"output": str(tmp_path / "exp"), "final": student(tree, init_from=wanted)}))
     begun = recipe.new_student(session, session.config.final)["audio"]
+    claims = {stage: session.labeller.claim(stage, session.config) for stage in ("pretrain", "round1", "final")}
+    assert f"The last student began with the weights of {wanted}" in claims["final"]
+    assert "No other speaker label and no other pretrained weights" in claims["final"]
+    assert all("No speaker label and no pretrained weights" in claims[stage] for stage in ("pretrain", "round1"))
+    assert Run(session.folder).sources == [
+        f"The last student began with the weights of {wanted}, whose training may have used speaker labels."
+    ]
     assert_same_weights(begun.state_dict(), weights(output / "final" / "model_audio"))
     random = parse_config(tree | {"output": str(tmp_path / "random")})
     first, second = (recipe.new_student(Session(random), random.final)["audio"].state_dict() for _ in range(2))

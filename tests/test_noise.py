@@ -13,7 +13,6 @@ from avspk.data.noise import (
     NoisePackError,
     align_rir,
     generate_noise_pack,
-    pack_digest,
     read_noise_pack,
     water_level,
     write_noise_pack,
@@ -35,7 +34,7 @@ def test_the_digest_tells_packs_apart_by_their_content(tmp_path: Path) -> None:
     rirs = np.eye(2, 8, dtype=np.float32)
 
     def digest(name: str, recordings: Any = None, responses: np.ndarray = rirs) -> str:
-        return pack_digest(write_noise_pack(tmp_path / name, recordings or some_recordings(), responses))
+        return write_noise_pack(tmp_path / name, recordings or some_recordings(), responses).digest
 
     same = digest("a")
     assert digest("b") == same

@@ -5,9 +5,10 @@ from typing import ClassVar
 import pytest
 import tiny
 
-from avspk.config import Config, differing_keys, parse_config
+from avspk.config import Config, parse_config
 from avspk.resume import already_read, change_results, declared, first_reader
 from avspk.settings import FirstReader, Settings
+from avspk.settings_tree import differing_keys
 
 # Beginnings of dotted keys, as configs/README.md has them; stage 1 reads the rest.
 TABLE = {

@@ -9,6 +9,7 @@ from pathlib import Path
 import forked
 import pytest
 import tiny
+from clips import corpus_sizes
 
 from avspk.cli import COMMANDS, main
 from avspk.config import load_config
@@ -67,17 +68,7 @@ def test_a_wheel_holds_all_that_its_commands_need(tmp_path):
         command = [sys.executable, "-m", "avspk.cli", *arguments]
         return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True).stdout
 
-    sizes = [
-        "--training-identities",
-        "2",
-        "--training-sessions",
-        "1",
-        "--training-clips",
-        "2",
-        "--test-identities",
-        "2",
-    ]
-    avspk("corpus", "--out", "data/demo/corpus", "--workers", "1", *sizes)
+    avspk("corpus", "--out", "data/demo/corpus", "--workers", "1", *corpus_sizes(training_clips=2))
     prepared = avspk("prepare", "--raw", "data/demo/corpus/voxceleb2", "--out", "data/demo/vox2", "--workers", "1")
     assert "manifest.parquet" in prepared
     command = [sys.executable, "-m", "avspk.cli", "train", "--config", "demo", "pretrain.epoch=1"]

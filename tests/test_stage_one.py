@@ -123,6 +123,13 @@ def test_what_comes_later_may_differ_and_a_missing_modality_may_not(data):
     assert stage_one_differences(first, parse_config(small | {"modalities": ["audio"]})) == []
 
 
+def test_the_share_of_a_noise_pack_matters_where_its_place_does_not(data):
+    first, second = settings(data, Path("a")), settings(data, Path("b"))
+    second["data"] = second["data"] | {"noise": "elsewhere", "noise_gigabytes": 1.0}
+    lines = stage_one_differences(parse_config(first), parse_config(second), ["data.noise"])
+    assert lines == ["data.noise_gigabytes: 18.0 -> 1.0"]
+
+
 def test_joint_clusters_tie_the_modalities_and_their_weights_to_stage_one(data):
     """Audio differs in an audio-visual run then, and the weights show it."""
     tree = settings(data, Path("a"))

@@ -1,7 +1,8 @@
-"""Files on disk: atomic writes, locks, missing files, JSON."""
+"""Files on disk: atomic writes, locks, missing files, JSON, and names for content."""
 
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import socket
@@ -91,6 +92,14 @@ def missing_files(paths: Sequence[Path]) -> list[Path]:
 
     with ThreadPoolExecutor(_LOOKS_AT_ONCE) as pool:
         return [path for found in pool.map(look, range(0, len(paths), _LOOKS)) for path in found]
+
+
+def content_digest(*parts: bytes | memoryview) -> str:
+    """A name for content: the first 16 hexadecimal digits of the SHA-256 of the parts, one after the other."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()[:16]
 
 
 def read_json(path: Path, default: Any) -> Any:

@@ -1,11 +1,9 @@
-"""Labels of utterances in a table that a user has: columns `utterance` and `label`."""
+"""Reads a user's table of labels: a .tsv, .csv or .parquet file with the columns `utterance` and `label`."""
 
 from __future__ import annotations
 
 import csv
 from pathlib import Path
-
-import numpy as np
 
 from avspk.data.manifest import ManifestError
 from avspk.extras import explained
@@ -20,7 +18,7 @@ SUFFIXES = (".tsv", ".csv", ".parquet")
 
 
 def read_labels(path: Path) -> tuple[list[str], list[str]]:
-    """Utterance and label of every row that has a label; any text or whole number is one, but not "" and -1.
+    """Utterances (n,) and labels (n,) of the rows that have a label. A label is any text or number except "" and -1.
 
     Raises: ManifestError naming the file, and the line or the columns that are wrong.
     """
@@ -32,11 +30,6 @@ def read_labels(path: Path) -> tuple[list[str], list[str]]:
         raise ManifestError(f"{path}: no label in it")
     names, labels = zip(*kept, strict=True)
     return list(names), list(labels)
-
-
-def numbered(labels: list[str]) -> np.ndarray:
-    """(n,) int64 numbers from 0 of the labels (n,), in the order of their names."""
-    return np.unique(np.array(labels), return_inverse=True)[1].astype(np.int64)
 
 
 def _read_text(path: Path) -> tuple[list[str], list[str]]:
@@ -73,7 +66,7 @@ def _required(columns: list[str], path: Path) -> tuple[str, ...]:
 
 
 def _text(value: object) -> str:
-    """A label of a typed table as text; a column of numbers with gaps has become one of floats."""
+    """A label of a typed table as text. pandas reads a column of whole numbers with gaps as floats."""
     if value is None or value != value:
         return ""
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)

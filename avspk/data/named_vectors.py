@@ -1,4 +1,4 @@
-"""Named vectors from elsewhere, read only: an array with a list of names, or Kaldi's ark and scp."""
+"""Reads tables of named vectors: an array with a list of names, or Kaldi's ark and scp."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ LISTS = (".tsv", ".txt")
 def read_named_vectors(path: Path) -> tuple[list[str], Floats]:
     """Names (n,) and vectors (n, D), memory-mapped where the file allows it.
 
-    `X.npy` takes its names from X.tsv or X.txt beside it, a line each, of which the first field counts: what `avspk
-    embed` writes. `X.scp` and `X.ark` hold Kaldi's binary vectors.
+    The names of `X.npy` are in X.tsv or X.txt in the same folder. The first field of each line is a name. `X.scp` and
+    `X.ark` hold Kaldi's binary vectors. `avspk embed` writes both kinds.
 
-    Raises: ManifestError naming the file and what is wrong with it.
+    Raises: ManifestError that names the file and the problem.
     """
     if path.suffix not in (".npy", ".scp", ".ark"):
         raise ManifestError(f"{path}: embeddings are a .npy file with a list of names, or Kaldi's .scp or .ark")
@@ -41,7 +41,7 @@ def _read_npy(path: Path) -> tuple[list[str], Floats]:
         rows = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise ManifestError(f"{path}: not a readable array ({error})") from error
-    if rows.ndim != 2 or rows.dtype.kind != "f":
+    if rows.ndim != 2 or rows.shape[1] == 0 or rows.dtype.kind != "f":
         raise ManifestError(f"{path}: an array {rows.dtype} {rows.shape}; valid: floats (utterances, numbers)")
     found = [path.with_suffix(suffix) for suffix in LISTS if path.with_suffix(suffix).is_file()]
     if not found:

@@ -1,6 +1,5 @@
 """The noise pack: additive noises and room impulse responses in a form that loaders and the device read fast."""
 
-import hashlib
 import itertools
 import shutil
 from collections.abc import Iterable, Iterator
@@ -10,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from avspk.data.files import sync
+from avspk.data.files import content_digest, sync
 from avspk.data.media import SAMPLE_RATE
 from avspk.data.synthetic_sounds import coloured_noise, exponential_rir, tonal_music
 from avspk.extras import explained
@@ -72,6 +71,18 @@ class NoisePack:
         """The light part that workers need for drawing."""
         return RecordingTable.from_recordings(self.recordings)
 
+    @cached_property
+    def digest(self) -> str:
+        """A name for the content: the table, and some samples and responses, spread evenly over all.
+
+        It takes the same moment for any size. A change of single samples of a recording may go unnoticed.
+        """
+        table = self.recordings.to_csv(sep="\t", index=False, lineterminator="\n").encode()
+        arrays = (
+            (f"{values.dtype.str} {values.shape}".encode(), _probes(values)) for values in (self.samples, self.rirs)
+        )
+        return content_digest(table, *itertools.chain.from_iterable(arrays))
+
     @property
     def starts(self) -> np.ndarray:
         """First sample of each recording, int64 (n,)."""
@@ -83,17 +94,10 @@ class NoisePack:
         return self.recordings["num_samples"].to_numpy(np.int64)
 
 
-def pack_digest(pack: NoisePack) -> str:
-    """A name for the content of a pack: its table, and some samples and responses, spread evenly over all.
-
-    It takes the same moment for any size. A change of single samples of a recording may go unnoticed.
-    """
-    digest = hashlib.sha256(pack.recordings.to_csv(sep="\t", index=False, lineterminator="\n").encode())
-    for values in (pack.samples, pack.rirs):
-        flat = values.reshape(-1)
-        digest.update(f"{values.dtype.str} {values.shape}".encode())
-        digest.update(flat[np.linspace(0, max(0, len(flat) - 1), min(PROBES, len(flat))).astype(np.int64)].tobytes())
-    return digest.hexdigest()[:16]
+def _probes(values: np.ndarray) -> bytes:
+    """Some numbers of an array, spread evenly."""
+    flat = values.reshape(-1)
+    return flat[np.linspace(0, max(0, len(flat) - 1), min(PROBES, len(flat))).astype(np.int64)].tobytes()
 
 
 def read_noise_pack(folder: Path | str, max_gigabytes: float | None = None) -> NoisePack:

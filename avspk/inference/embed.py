@@ -1,11 +1,11 @@
-"""Embeddings of whole utterances: (n, D) float32, in the requested order, NaN if a modality is missing."""
+"""Embeds whole utterances: (n, D) float32 in the requested order, NaN if a modality is missing."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -32,7 +32,7 @@ Read = Callable[[Path, int, int, int], np.ndarray]
 
 @contextmanager
 def inference(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; every submodule's mode is restored afterwards."""
+    """Evaluation mode without gradients. Afterwards each submodule has its earlier mode."""
     modes = [(child, child.training) for child in module.modules()]
     module.eval()
     try:
@@ -46,8 +46,8 @@ def inference(module: nn.Module) -> Iterator[None]:
 def equal_length_batches(num_frames: np.ndarray, max_frames: int) -> list[np.ndarray]:
     """Positions grouped by equal numbers of frames, at most `max_frames` per batch, longest first.
 
-    Equal lengths need no padding and no masks, so a batch gives the same results as its utterances one by one. Longest
-    first makes a lack of memory show immediately.
+    Equal lengths need no padding and no masks. So a batch gives the same results as its utterances one by one. The
+    longest come first, so that a lack of memory shows immediately.
     """
     order = np.argsort(-num_frames, kind="stable")
     batches = []
@@ -58,17 +58,41 @@ def equal_length_batches(num_frames: np.ndarray, max_frames: int) -> list[np.nda
 
 
 def heard_samples(sound_input: SoundInput, num_samples: np.ndarray | int) -> np.ndarray:
-    """Number of samples that an encoder uses of recordings of `num_samples`: whole frames; short ones are tiled to 1 s.
+    """Samples that an encoder uses of recordings with `num_samples` samples. Short recordings are tiled to 1 s.
 
-    Without the samples after the last whole frame, equal numbers of frames are equal lengths.
+    The samples after the last whole frame are left out, so equal numbers of frames are equal lengths.
     """
     frame, hop = sound_input.frame_length, sound_input.hop_length
     tiled = np.where(np.less(num_samples, max(MIN_SAMPLES, frame)), max(SAMPLE_RATE, frame), num_samples)
     return frame + (tiled - frame) // hop * hop
 
 
-class _Batches(Dataset[dict[str, Any]]):
-    """A loader item is a whole batch: {"rows": positions, ...}."""
+@dataclass(frozen=True)
+class MediaBatch:
+    """Media of b utterances.
+
+    Attributes:
+        rows: (b,) int64 positions of the utterances in the table of embeddings.
+        media: (n, ...) waveforms or crops, n >= b.
+        owners: (n,) int64, the utterance of each item as a position in `rows`, ascending.
+    """
+
+    rows: Tensor
+    media: Tensor
+    owners: Tensor
+
+    def pin_memory(self) -> MediaBatch:
+        """The batch in pinned memory: a GPU copies from it while the host goes on. torch's loader calls this."""
+        return MediaBatch(self.rows, self.media.pin_memory(), self.owners.pin_memory())
+
+    def to(self, device: torch.device) -> MediaBatch:
+        """The batch with media and owners on the device. The rows stay on the host, which writes the table."""
+        media, owners = (value.to(device, non_blocking=True) for value in (self.media, self.owners))
+        return MediaBatch(self.rows, media, owners)
+
+
+class _Batches(Dataset[MediaBatch]):
+    """A loader item is a whole batch."""
 
     def __init__(self, batches: list[np.ndarray]) -> None:
         self.batches = batches
@@ -84,9 +108,10 @@ class _Waveforms(_Batches):
         super().__init__(batches)
         self.paths, self.totals, self.lengths, self.read = paths, totals, lengths, read
 
-    def __getitem__(self, number: int) -> dict[str, Any]:
+    def __getitem__(self, number: int) -> MediaBatch:
         rows = self.batches[number]
-        return {"rows": rows, "inputs": np.stack([self._read(int(row)) for row in rows])}
+        waveforms = np.stack([self._read(int(row)) for row in rows])
+        return MediaBatch(torch.from_numpy(rows), torch.from_numpy(waveforms), torch.arange(len(rows)))
 
     def _read(self, row: int) -> np.ndarray:
         length = int(self.lengths[row])
@@ -98,30 +123,31 @@ class _Crops(_Batches):
         super().__init__(batches)
         self.store, self.first, self.count = store, first, count
 
-    def __getitem__(self, number: int) -> dict[str, Any]:
+    def __getitem__(self, number: int) -> MediaBatch:
         rows = self.batches[number]
         crops = [int(self.first[row]) + k for row in rows for k in range(int(self.count[row]))]
-        owners = np.repeat(np.arange(len(rows)), self.count[rows])
-        return {"rows": rows, "owners": owners, "inputs": np.stack([self.store.read(crop) for crop in crops])}
+        owners = torch.from_numpy(np.repeat(np.arange(len(rows)), self.count[rows]))
+        images = torch.from_numpy(np.stack([self.store.read(crop) for crop in crops]))
+        return MediaBatch(torch.from_numpy(rows), images, owners)
 
 
 def _run(
     dataset: _Batches,
     shape: tuple[int, int],
-    compute: Callable[[dict[str, Tensor]], Tensor],
+    compute: Callable[[MediaBatch], Tensor],
     device: torch.device,
     workers: int,
 ) -> np.ndarray:
-    """Fill a table (n, D) from `compute(batch) -> (len(batch["rows"]), D)`; rows in no batch stay NaN.
+    """Fill a table (n, D) with the results (b, D) of `compute`. Rows in no batch stay NaN.
 
-    There may be no batch: a rank's share of the utterances may have no face at all.
+    There may be no batch: the utterances of a rank may all lack a face.
     """
     table = np.full(shape, np.nan, np.float32)
     batches = load(dataset, batch_size=None, num_workers=workers, pin_memory=device.type == "cuda")
     with Progress("embed", len(table), distributed.rank() == 0, "rows") as progress:
         for batch in batches:
-            values = compute({key: value.to(device, non_blocking=True) for key, value in batch.items()})
-            table[batch["rows"].numpy()] = values.float().cpu().numpy()
+            values = compute(batch.to(device))
+            table[batch.rows.numpy()] = values.float().cpu().numpy()
             progress.advance(len(values))
     return table
 
@@ -140,11 +166,11 @@ def embed_audio(
 
     Args:
         sound_input: waveforms (B, T) -> encoder inputs (B, ...).
-        num_samples: (n,) length of each at 16 kHz; those under a quarter of a second are tiled to one second.
-        max_seconds: audio per batch, which bounds the memory; a CPU takes less than that, see above.
-        read: reads a recording; the default expects one that preparation has checked.
+        num_samples: (n,) lengths at 16 kHz. A recording of less than a quarter of a second is tiled to one second.
+        max_seconds: audio per batch; it bounds the memory. A CPU takes at most CPU_SECONDS_A_THREAD for each thread.
+        read: reads a recording. The default expects recordings that preparation has checked.
 
-    Raises: MediaError, which names the file, as `read` does.
+    Raises: MediaError that names the file, from `read`.
     """
     lengths = heard_samples(sound_input, num_samples)
     num_frames = 1 + (lengths - sound_input.frame_length) // sound_input.hop_length
@@ -156,7 +182,7 @@ def embed_audio(
         return _run(
             dataset,
             (len(paths), encoder.embedding_dim),
-            lambda batch: encoder(sound_input(batch["inputs"])),
+            lambda batch: encoder(sound_input(batch.media)),
             device,
             workers,
         )
@@ -186,7 +212,7 @@ def embed_faces(
         return _run(
             dataset,
             (len(count), encoder.embedding_dim),
-            lambda batch: _mean_by_owner(encoder(resize(batch["inputs"])).float(), batch["owners"]),
+            lambda batch: _mean_by_owner(encoder(resize(batch.media)).float(), batch.owners),
             device,
             workers,
         )

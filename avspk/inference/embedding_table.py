@@ -1,9 +1,9 @@
-"""Named embeddings in files that grow row by row, and contain only complete rows however a run ends.
+"""Writes named embeddings to files that grow row by row. The files contain only complete rows, however a run ends.
 
     X.npy  (rows, D) float32, with X.tsv, one name per line      or      X.ark, Kaldi's binary vectors, with X.scp
 
-X.json identifies the model. Rows are written to disk before their names; the next run overwrites rows without a
-name.
+X.json identifies the model. Rows are written to disk before their names. The next run overwrites rows without a name.
+avspk/data/named_vectors.py reads these files.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from avspk.data.files import whole_or_absent
 from avspk.data.kaldi import HEADER_SIZE, ark_entry
+from avspk.data.named_vectors import read_named_vectors
 
 NPY_HEADER = 128  # bytes, for any number of rows
 SUFFIXES = (".npy", ".ark")
@@ -26,17 +27,17 @@ Floats = NDArray[np.float32]
 
 
 class TableError(ValueError):
-    """The existing files have other content; the message says what to do."""
+    """The existing files have other content. The message says what to do."""
 
 
 class EmbeddingTable:
-    """A context manager; creates the files with the first rows, or continues existing ones.
+    """A context manager. It creates the files with the first rows, or continues existing ones.
 
     Args:
         path: X.npy or X.ark.
-        model: digest of the model's content; rows of different models are not mixed.
+        model: digest of the model's content. A table has rows of one model only.
 
-    Raises TableError if the files belong to another model or were not written by this class.
+    Raises: TableError if the files belong to another model or were not written by this class.
     """
 
     def __init__(self, path: Path, model: str) -> None:
@@ -88,8 +89,8 @@ class EmbeddingTable:
         self.body.open(dimension)
 
     def read(self) -> Floats:
-        """All rows (n, D), in the order of the names."""
-        return self.body.read()
+        """All rows (n, D) in the order of the names; there must be one. Memory-mapped in X.npy."""
+        return read_named_vectors(self.path)[1].astype(np.float32, copy=False)
 
 
 def remove_table(path: Path) -> None:
@@ -100,14 +101,14 @@ def remove_table(path: Path) -> None:
 
 
 class _Npy:
-    """A header of fixed size, followed by rows; the count in the header is written last."""
+    """A header of fixed size, then rows. The count in the header is written last."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.index = path, path.with_suffix(".tsv")
         self.rows_file: BinaryIO | None = None
 
     def open(self, dimension: int) -> list[str]:
-        """Names of the complete rows; data after them is cut off."""
+        """Names of the complete rows. Data after them is cut off."""
         self.dimension = dimension
         self.rows_file, self.names_file = _open(self.path), _open(self.index)
         lines = _whole_lines(self.names_file)
@@ -134,9 +135,6 @@ class _Npy:
         _write(self.rows_file, header + b"\n")
         self.rows_file.seek(0, os.SEEK_END)
 
-    def read(self) -> Floats:
-        return np.load(self.path, mmap_mode="r")
-
     def close(self) -> None:
         if self.rows_file is not None:
             self.rows_file.close()
@@ -151,7 +149,7 @@ class _Ark:
         self.rows_file: BinaryIO | None = None
 
     def open(self, dimension: int) -> list[str]:
-        """Names of the complete vectors; data after them is cut off."""
+        """Names of the complete vectors. Data after them is cut off."""
         self.dimension = dimension
         self.rows_file, self.names_file = _open(self.path), _open(self.index)
         size = os.path.getsize(self.path)
@@ -175,11 +173,6 @@ class _Ark:
             data += entry
         _write(self.rows_file, data)
         _write(self.names_file, "".join(lines).encode())
-
-    def read(self) -> Floats:
-        begins = [int(line.rsplit(":", 1)[1]) for line in self.index.read_text(encoding="utf-8").splitlines()]
-        data, size = self.path.read_bytes(), self.dimension
-        return np.stack([np.frombuffer(data, "<f4", size, begin + HEADER_SIZE) for begin in begins])
 
     def close(self) -> None:
         if self.rows_file is not None:

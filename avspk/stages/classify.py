@@ -1,4 +1,4 @@
-"""Training on pseudo labels: an encoder and a cosine classifier per modality, AAM-softmax loss."""
+"""Training on pseudo labels: an encoder and a cosine classifier per modality, with a classification loss."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from avspk import distributed, losses
+from avspk import distributed
 from avspk.config import ClassifySettings
 from avspk.data.batch import Batch
 from avspk.data.dataset import ViewDataset, ViewSampler
@@ -49,6 +49,7 @@ class Classify(Stage):
         seed = materials.seed
         self.name, self.settings, self.kits, self.device = name, settings, kits, materials.device
         self.num_epochs, self.optimiser, self.batch_size = settings.epochs, settings.optimiser, settings.batch_size
+        self.class_loss = settings.loss.build()
         self.utterances = materials.utterances
         self.front_ends = {key: kit.front_end().to(self.device) for key, kit in kits.items()}
         self.dataset = ViewDataset(views, seed, name)
@@ -101,7 +102,7 @@ class Classify(Stage):
         metrics: Metrics = {"margin": margin}
         total = torch.zeros((), device=self.device)
         for name in self.kits:
-            loss = self.mean_loss(name, losses.aam_softmax(cosines[name], labels, margin, self.settings.scale), index)
+            loss = self.mean_loss(name, self.class_loss(cosines[name], labels, margin, self.settings.scale), index)
             metrics[f"{name}/loss"] = loss.detach()
             total = total + loss
         return total, metrics

@@ -83,7 +83,7 @@ class Refine(Classify):
         metrics: Metrics = {"margin": margin}
         total = torch.zeros((), device=self.device)
         for column, name in enumerate(self.kits):
-            loss = trust * losses.aam_softmax(cosines[name], labels, margin, self.settings.scale)
+            loss = trust * self.class_loss(cosines[name], labels, margin, self.settings.scale)
             if replaced is not None:
                 loss = loss.index_add(0, *self._replaced_loss(cosines[name], replaced, column))
             self._record(column, index, cosines[name].detach(), labels)
@@ -124,7 +124,7 @@ class Refine(Classify):
     @torch.no_grad()
     def _record(self, column: int, index: Tensor, cosines: Tensor, labels: Tensor) -> None:
         # The judge compares losses of different steps, so all use the full margin instead of the step's margin.
-        values = losses.aam_softmax(cosines, labels, self.settings.margin, self.settings.scale)
+        values = self.class_loss(cosines, labels, self.settings.margin, self.settings.scale)
         present = self.here(list(self.present.values())[column][index])
         self.ledger.record_losses(column, self.here(index), torch.where(present, values, torch.nan))
 

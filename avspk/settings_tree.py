@@ -1,0 +1,192 @@
+"""Trees of settings: YAML files with `inherit`, `key.path=value` overrides, comparison, and errors for a user.
+
+These functions work for any settings class. avspk/config.py calls them for the settings of a run.
+
+Dictionaries with free keys (`data.trials`) are inherited entry by entry. `name: null` takes one entry out, and
+`data.trials: null` takes all out, in a file and in an override.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from avspk.settings import ConfigError, Settings
+from avspk.text_files import read_text
+
+Tree = dict[str, Any]
+"""Nested settings, as YAML holds them."""
+Differences = dict[str, tuple[Any, Any]]
+"""Dotted key -> its two values."""
+Node = TypeVar("Node", bound=Settings)
+
+
+def read_tree(model: type[Settings], path: Path, overrides: Iterable[str] = ()) -> Tree:
+    """Read a YAML file and the files that it inherits; then set `key.path=value` overrides.
+
+    Raises: ConfigError on a missing file, bad YAML, an override of another form, or a null for an entry that is not
+        inherited.
+    """
+    free = free_dictionaries(model)
+    tree = _read_yaml(path, free)
+    for override in overrides:
+        key, separator, value = override.partition("=")
+        if not separator or not key:
+            raise ConfigError(f"override {override!r} is not of the form key.path=value, e.g. pretrain.epochs=10")
+        _set(tree, _split(key, free), _parse_yaml(value, f"override {override!r}"), key, free)
+    return tree
+
+
+def validate(model: type[Node], tree: Tree, source: str) -> Node:
+    """The settings of a tree. Raises: ConfigError that lists all bad settings, and the nearest known key."""
+    try:
+        return model.model_validate(tree)
+    except ValidationError as error:
+        lines = [_explain(model, item) for item in error.errors()]
+        raise ConfigError(
+            f"{source} has {len(lines)} bad setting(s):\n" + "\n".join(f"  {line}" for line in lines)
+        ) from None
+
+
+def differing_keys(old: Settings, new: Settings) -> Differences:
+    """Keys with different values, sorted. A key that one of the two lacks has the value None there."""
+    before, after = dict(_leaves(old.model_dump(mode="json"))), dict(_leaves(new.model_dump(mode="json")))
+    pairs = {key: (before.get(key), after.get(key)) for key in sorted(before.keys() | after.keys())}
+    return {key: (first, second) for key, (first, second) in pairs.items() if first != second}
+
+
+def describe(differences: Differences) -> list[str]:
+    """`key: old -> new`, a line each."""
+    return [f"{key}: {first!r} -> {second!r}" for key, (first, second) in differences.items()]
+
+
+def flat_settings(settings: Settings) -> dict[str, str | int | float | bool]:
+    """Dotted key -> value of every setting. A value that is neither a number nor a text becomes a text."""
+    leaves = _leaves(settings.model_dump(mode="json"))
+    return {key: value if isinstance(value, (str, int, float)) else str(value) for key, value in leaves}
+
+
+@cache
+def free_dictionaries(model: type[Settings]) -> tuple[str, ...]:
+    """Dotted keys of the settings that are dictionaries with free keys, or these or a word such as "auto"."""
+    return tuple(
+        key
+        for key, annotation in _fields(model)
+        if any(get_origin(one) is dict for one in (annotation, *get_args(annotation)))
+    )
+
+
+def _read_yaml(path: Path, free: Collection[str], seen: tuple[Path, ...] = ()) -> Tree:
+    if path.resolve() in seen:
+        raise ConfigError(f"{path} inherits from itself")
+    if not path.exists():
+        raise ConfigError(f"no config file at {path}; see configs/ for the ones that are shipped")
+    tree = _parse_yaml(read_text(path, "config", ConfigError), str(path)) or {}
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path} must hold `key: value` settings, not a {type(tree).__name__}")
+    parent = tree.pop("inherit", None)
+    base: Tree = {}
+    if parent is not None:
+        if not isinstance(parent, str):
+            raise ConfigError(f"{path}: inherit is {parent!r}, must be the path of one config, relative to this one")
+        base = _read_yaml(path.parent / parent, free, (*seen, path.resolve()))
+    return _merge(base, tree, str(path), free)
+
+
+def _parse_yaml(text: str, source: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{source} is not valid YAML: {error}") from None
+
+
+def _merge(base: Tree, top: Tree, source: str, free: Collection[str], prefix: str = "") -> Tree:
+    """`base` with the values of `top`, node by node; see `_put` for nulls."""
+    merged = dict(base)
+    for key, value in top.items():
+        path = f"{prefix}{key}"
+        if isinstance(value, dict):
+            node = base.get(key)
+            merged[key] = _merge(node if isinstance(node, dict) else {}, value, source, free, f"{path}.")
+        else:
+            _put(merged, key, value, path, source, free)
+    return merged
+
+
+def _put(node: Tree, key: Any, value: Any, path: str, source: str, free: Collection[str]) -> None:
+    """Set `key`, whose dotted path is `path`. Null takes out a free dictionary or an entry of one."""
+    if value is None and path in free:
+        node.pop(key, None)
+    elif value is None and path.removesuffix(f".{key}") in free:
+        if key not in node:
+            raise ConfigError(
+                f"{source}: {path}: null takes an inherited entry out, but there is none of this name; "
+                f"inherited: {', '.join(map(str, node)) or 'none'}"
+            )
+        del node[key]
+    else:
+        node[key] = value
+
+
+def _split(key: str, free: Collection[str]) -> list[str]:
+    """Parts of an override's key; names in a free dictionary may hold dots."""
+    for one in free:
+        if key.startswith(f"{one}."):
+            return [*one.split("."), key.removeprefix(f"{one}.")]
+    return key.split(".")
+
+
+def _set(tree: Tree, keys: Sequence[str], value: Any, path: str, free: Collection[str]) -> None:
+    for key in keys[:-1]:
+        node = tree.setdefault(key, {})
+        if not isinstance(node, dict):
+            raise ConfigError(f"override {path}: {key} is a value, not a group of settings")
+        tree = node
+    _put(tree, keys[-1], value, path, "override", free)
+
+
+def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(tree, dict) and tree:
+        for key, value in tree.items():
+            yield from _leaves(value, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, tree
+
+
+def _explain(model: type[Settings], item: Any) -> str:
+    """A line for one of pydantic's errors."""
+    key = ".".join(str(part) for part in item["loc"])
+    if item["type"] != "extra_forbidden":
+        shown = "" if item["type"] == "missing" else f" (got {str(item['input'])[:80]!r})"
+        return f"{key or 'config'}: {item['msg']}{shown}"
+    known = sorted({key for key, _ in _fields(model)})
+    last = key.split(".")[-1]
+    moved = [name for name in known if name.split(".")[-1] == last]  # the same name in another group
+    nearest = (
+        difflib.get_close_matches(key, moved, n=1, cutoff=0.0)
+        or difflib.get_close_matches(key, known, n=1)
+        or difflib.get_close_matches(last, known, n=1, cutoff=0.4)
+    )
+    return f"{key}: unknown key" + (f"; did you mean {nearest[0]}?" if nearest else "")
+
+
+def _fields(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted key and annotation of every setting below a node."""
+    for name, field in model.model_fields.items():
+        key = f"{prefix}.{name}" if prefix else name
+        yield key, field.annotation
+        for node in _nodes(field.annotation):
+            yield from _fields(node, key)
+
+
+def _nodes(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in getattr(annotation, "__args__", ()):
+        yield from _nodes(argument)
