@@ -221,7 +221,7 @@ def _yaml_no(value: Any) -> Any:
 
 
 class CalibrationSettings(Settings):
-    """Clusters held out of the last round and the large margin: the pseudo speakers of the calibration [C].
+    """Clusters held out of all rounds and the large margin: the pseudo speakers of the calibration [C].
 
     Without any, the calibration reads labels that the model was trained on, and errs on the confident side.
     """
@@ -229,7 +229,7 @@ class CalibrationSettings(Settings):
     first_reader: ClassVar = FirstReader.ROUNDS
 
     held_out: Probability = Field(0.05, description="share of the clusters; 0: none")
-    least: Count = Field(10, description="clusters at least; a calibration takes 10")
+    least: Count = Field(10, description="clusters at least; later rounds may merge some, and a calibration needs 8")
     most: Probability = Field(0.2, description="share of the clusters; where `least` are more, none is held out")
 
 

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from avspk.scoring.metrics import eer
 
-MIN_SPEAKERS = 10  # [C] fewer voices say little about the similarity of voices
+MIN_SPEAKERS = 8  # [C] fewer voices say little; below calibration.least, because later rounds may merge two clusters
 MIN_ERRORS = 30  # at the EER, of each kind: Doddington's rule of 30 (Doddington et al., Speech Communication 31, 2000)
 
 
@@ -16,7 +16,7 @@ class UnfitError(ValueError):
 
 
 def require_speakers(labels: NDArray[np.int64]) -> int:
-    """Number of pseudo speakers of labels (N,), -1 for none. Raises UnfitError if there are fewer than 10."""
+    """Number of pseudo speakers of labels (N,), -1 for none. Raises UnfitError if there are fewer than 8."""
     speakers = len(np.unique(labels[labels >= 0]))
     if speakers < MIN_SPEAKERS:
         raise UnfitError(f"{speakers} pseudo speakers; at least {MIN_SPEAKERS} are needed")
