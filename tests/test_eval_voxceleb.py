@@ -308,7 +308,7 @@ def test_training_files_add_as_norm_and_calibration(tmp_path, evaluate, capsys):
 @pytest.mark.parametrize(
     ("speakers", "files", "reason"),
     [
-        (9, 6, r"8 pseudo speakers; at least 10 are needed"),
+        (7, 6, r"6 pseudo speakers; at least 8 are needed"),
         (13, 2, r"12 target and \d+ non-target trials between different recordings"),
         (13, 3, r"36 target and .* have \d+ errors at the EER; a slope needs 30"),
     ],
