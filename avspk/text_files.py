@@ -122,7 +122,8 @@ def _undecodable(source: str, content: bytes, encoding: str, problem: UnicodeDec
             "say); save it as UTF-8"
         )
     before = content[: problem.start].decode(encoding, "replace")
-    return f"{source}, line {_line_number(before)}: its mark says {name}, but it is not ({problem.reason}); save it as UTF-8"
+    line = _line_number(before)
+    return f"{source}, line {line}: its mark says {name}, but it is not ({problem.reason}); save it as UTF-8"
 
 
 def _line_number(before: str) -> int:
