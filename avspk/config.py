@@ -443,9 +443,21 @@ def _read_yaml(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     return _merge(base, tree, str(path))
 
 
+class _UniqueKeys(yaml.SafeLoader):
+    """Rejects a key that is given twice, of which YAML's reader would keep the last one silently."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """See yaml.SafeLoader."""
+        places: dict[str, yaml.Node] = {}
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and places.setdefault(key.value, key) is not key:
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value} is given twice", key.start_mark)
+        return super().construct_mapping(node, deep)
+
+
 def _parse_yaml(text: str, source: str) -> Any:
     try:
-        return yaml.safe_load(text)
+        return yaml.load(text, _UniqueKeys)  # a SafeLoader
     except yaml.YAMLError as error:
         raise ConfigError(f"{source} is not valid YAML: {error}") from None
 
@@ -465,7 +477,8 @@ def _merge(base: dict[str, Any], top: dict[str, Any], source: str, prefix: str =
 
 def _put(node: dict[str, Any], key: Any, value: Any, path: str, source: str) -> None:
     """Set `key`, whose dotted path is `path`; null takes a free dictionary, or an entry of one, out."""
-    free = free_dictionaries()
+    is_path = key == path and "." in path  # in a file, where no key is: it is unknown
+    free = () if is_path else free_dictionaries()
     if value is None and path in free:
         node.pop(key, None)
     elif value is None and path.removesuffix(f".{key}") in free:
