@@ -99,9 +99,21 @@ def _read_yaml(path: Path, free: Collection[str], seen: tuple[Path, ...] = ()) -
     return _merge(base, tree, str(path), free)
 
 
+class _UniqueKeys(yaml.SafeLoader):
+    """Rejects a key that is given twice, of which YAML's reader would silently keep the last one."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """See yaml.SafeLoader."""
+        places: dict[str, yaml.Node] = {}
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and places.setdefault(key.value, key) is not key:
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value} is given twice", key.start_mark)
+        return super().construct_mapping(node, deep)
+
+
 def _parse_yaml(text: str, source: str) -> Any:
     try:
-        return yaml.safe_load(text)
+        return yaml.load(text, _UniqueKeys)  # a SafeLoader
     except yaml.YAMLError as error:
         raise ConfigError(f"{source} is not valid YAML: {error}") from None
 
@@ -121,6 +133,8 @@ def _merge(base: Tree, top: Tree, source: str, free: Collection[str], prefix: st
 
 def _put(node: Tree, key: Any, value: Any, path: str, source: str, free: Collection[str]) -> None:
     """Set `key`, whose dotted path is `path`. Null takes out a free dictionary or an entry of one."""
+    if key == path and "." in path:  # a dotted key in a file is unknown, also if it is null
+        free = ()
     if value is None and path in free:
         node.pop(key, None)
     elif value is None and path.removesuffix(f".{key}") in free:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import codecs
+import csv
 import re
+import sys
 from pathlib import Path
 
 # UTF-32 first: its little-endian mark begins with the mark of UTF-16.
@@ -30,15 +32,18 @@ def read_text(path: Path, kind: str, error: type[ValueError]) -> str:
     """
     if not path.is_file():
         raise error(f"{path}: no such {kind}" if not path.exists() else f"{path}: not a file; a {kind} must be a file")
-    content = path.read_bytes()
+    return _decoded(path.read_bytes(), str(path), kind, error)
+
+
+def _decoded(content: bytes, source: str, kind: str, error: type[ValueError]) -> str:
     encoding = next((name for mark, name in _MARKS if content.startswith(mark)), "utf-8")
     try:
         text = content.decode(encoding)
     except UnicodeDecodeError as problem:
-        raise error(_undecodable(path, content, encoding, problem)) from None
+        raise error(_undecodable(source, content, encoding, problem)) from None
     if "\0" in text:
         line = _line_number(text[: text.index("\0")])
-        raise error(f"{path}, line {line}: a NUL byte; a {kind} is text. If it is UTF-16, save it as UTF-8")
+        raise error(f"{source}, line {line}: a NUL byte; a {kind} is text. If it is UTF-16, save it as UTF-8")
     return text
 
 
@@ -49,10 +54,39 @@ def read_lines(path: Path, kind: str, error: type[ValueError]) -> list[str]:
 
     Raises: as `read_text`.
     """
-    lines = _LINE_END.split(read_text(path, kind, error))
+    return _lines_of(read_text(path, kind, error))
+
+
+def read_standard_input(kind: str, error: type[ValueError]) -> list[str]:
+    """Lines of standard input, read as a file is. Raises: `error` naming the line and the byte that cannot be read."""
+    return _lines_of(_decoded(sys.stdin.buffer.read(), "standard input", kind, error))
+
+
+def _lines_of(text: str) -> list[str]:
+    lines = _LINE_END.split(text)
     if not lines[-1]:
         lines.pop()  # the end of the last line is not an empty line
     return [line.lstrip(_MARK) for line in lines]
+
+
+def read_rows(path: Path, kind: str, error: type[ValueError]) -> list[tuple[int, list[str]]]:
+    """Line numbers, from 1, and the fields of a table; empty lines are skipped.
+
+    *.csv: separated by commas, with quotes; any other: by tabs, nothing is quoted. A row is a line: a quote that is not
+    closed would otherwise take in the rows after it.
+
+    Raises: as `read_text`, and `error` naming a line with wrong quotes.
+    """
+    rows = []
+    for number, line in enumerate(read_lines(path, kind, error), 1):
+        if not line:
+            continue
+        try:
+            fields = next(csv.reader([line], strict=True)) if path.suffix == ".csv" else line.split("\t")
+        except csv.Error as problem:
+            raise error(f"{path}, line {number}: wrong quotes ({problem}); close each one on its line") from None
+        rows.append((number, fields))
+    return rows
 
 
 def read_fields(path: Path, kind: str, error: type[ValueError]) -> list[tuple[int, list[str]]]:
@@ -78,18 +112,18 @@ def _escape(match: re.Match[str]) -> str:
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
 
 
-def _undecodable(path: Path, content: bytes, encoding: str, problem: UnicodeDecodeError) -> str:
+def _undecodable(source: str, content: bytes, encoding: str, problem: UnicodeDecodeError) -> str:
     name = encoding.removesuffix("-sig").upper()
     if name == "UTF-8":
         before = problem.object[: problem.start].decode(encoding, "replace")
         byte = problem.object[problem.start]
         return (
-            f"{path}, line {_line_number(before)}: the byte 0x{byte:02x} is not UTF-8 (perhaps an older encoding, such "
+            f"{source}, line {_line_number(before)}: the byte 0x{byte:02x} is not UTF-8 (perhaps an older encoding, such "
             "as Latin-1); save it as UTF-8"
         )
     before = content[: problem.start].decode(encoding, "replace")
     return (
-        f"{path}, line {_line_number(before)}: the byte order mark says {name}, but this text is not {name} "
+        f"{source}, line {_line_number(before)}: the byte order mark says {name}, but this text is not {name} "
         f"({problem.reason}); save it as UTF-8"
     )
 

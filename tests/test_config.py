@@ -152,6 +152,7 @@ def test_a_free_dictionary_that_is_taken_out_has_its_default_again(inherited):
         ("", ["pretrain.epochs=null"], r"pretrain\.epochs: .*integer"),
         ("pretrain: {optimiser: {name: null}}", [], r"pretrain\.optimiser\.name"),
         ("nonsense: null", [], "nonsense: unknown key"),
+        ("data.trials: null", [], r"data\.trials: unknown key"),
         ("audio: {policy: {noize: null}}", [], r"audio\.policy\.noize: unknown key"),
     ],
 )
@@ -183,6 +184,7 @@ def test_differing_keys_name_both_values(settings):
     [
         ("a: [1", "not valid YAML"),
         ("- 1", "key: value"),
+        ("data:\n  train: a\n  train: b", "train is given twice"),
         ("inherit: other.yaml", "no config file at"),
         ("inherit: [a.yaml]", "path of one config"),
     ],

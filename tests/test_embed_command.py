@@ -105,7 +105,8 @@ def write_list(path, kind, sounds, monkeypatch):
     """A list of the sounds of this kind: the argument, and the names that it gives."""
     paths = [str(sound) for sound in sounds]
     if kind == "standard input":
-        monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(paths) + "\n\n"))
+        given = ("\r\n".join(paths) + "\r\n\r\n").encode("utf-16")  # as PowerShell writes it
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(given)))
         return "-", paths
     if kind == "folder":
         return str(sounds[0].parent.parent), paths

@@ -118,3 +118,9 @@ def test_finding_is_sorted_and_takes_both_roots(musan: Path, rirs: Path) -> None
     assert len(find_rirs(rirs / "simulated_rirs")) == 2
     with pytest.raises(NoisePackError, match="category 'hum'"):
         find_sounds(musan, "hum")
+
+
+@pytest.mark.parametrize("suffix", [".ts", ".mpg", ".voc", ".wv", ".AVI", ".flv"])
+def test_sounds_of_every_suffix_that_preparation_knows_are_found(tmp_path, suffix):
+    (tmp_path / f"a{suffix}").touch()
+    assert [sound.path.name for sound in find_sounds(tmp_path, "noise")] == [f"a{suffix}"]

@@ -75,6 +75,16 @@ def with_nan(content: bytes) -> bytes:
     return content[:-400] + struct.pack("<f", np.nan) + content[-396:]
 
 
+def with_sound_length(mark: bytes, at: int, width: int, order: str):
+    """Edit: the length after the mark is that of half a second, as a recorder that crashed leaves it."""
+
+    def edit(content: bytes) -> bytes:
+        place = content.index(mark) + at
+        return content[:place] + (16_000).to_bytes(width, order) + content[place + width :]
+
+    return edit
+
+
 def constant(path: Path) -> None:
     write_wav(path, np.full(RATE, 0.3, np.float32))
 
@@ -94,6 +104,18 @@ REFUSED = {
     "torn.wav": (edited(with_libsndfile("WAV"), half), "truncated: the WAV header announces 32044 bytes"),
     "torn_tagged.wav": (edited(EXACT["tagged.wav"], half), "truncated: the WAV header announces 32182 bytes"),
     "torn.aiff": (edited(with_libsndfile("AIFF"), half), "truncated: the AIFF header announces"),
+    **{
+        f"not_updated.{form.lower()}": (
+            edited(with_libsndfile(form), with_sound_length(mark, at, width, order)),
+            f"the {form} header announces 16000 bytes of sound, [0-9]+ more follow",
+        )
+        for form, mark, at, width, order in (
+            ("WAV", b"data", 4, 4, "little"),
+            ("AIFF", b"SSND", 4, 4, "big"),
+            ("AU", b".snd", 8, 4, "big"),
+            ("CAF", b"data", 4, 8, "big"),
+        )
+    },
     "torn.flac": (edited(FLAC, half), "truncated or damaged: the header announces 16000 samples"),
     "torn.mp3": (edited(MP3, half), "truncated: the MP3 header announces"),
     "torn_named.wav": (edited(MP3, half), "truncated: the MP3 header announces"),

@@ -3,10 +3,14 @@
 import codecs
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from avspk.config import ConfigError, load_config
+from avspk.data.clip_list import read_clip_list
+from avspk.data.kaldi import ark_entry, read_scp
+from avspk.data.label_file import read_labels
 from avspk.data.manifest import UTTERANCE_COLUMNS, ManifestError, read_trials, read_utterances
 from avspk.data.score_file import ScoreFileError, read_scores
 from avspk.evaluation.audio_files import locate
@@ -150,3 +154,31 @@ def test_names_read_from_a_list_are_those_of_the_tree(tmp_path):
 def test_printable():
     assert printable("plain é 人 \u00a0") == "plain é 人 \u00a0"
     assert printable("a\tb\n\x7f\x85\u2028\ufeff\udcff") == "a\\x09b\\x0a\\x7f\\x85\\u2028\\ufeff\\xff"
+
+
+@pytest.mark.parametrize("quoted", ['"5', '"5"6', '""5"'])
+def test_a_stray_quote_does_not_take_in_the_rows_after_it(tmp_path, quoted):
+    for columns, read in (("utterance,label", read_labels), ("path,speaker", read_clip_list)):
+        (tmp_path / "t.csv").write_text(f'{columns}\na,"1"\nb,{quoted}\nc,2\nd,3\n')
+        with pytest.raises(ManifestError, match=r"t\.csv, line 3: wrong quotes"):
+            read(tmp_path / "t.csv")
+
+
+def test_tables_in_any_form(tmp_path):
+    rows = 'path,speaker\r\n\r\n"a, b.wav",é\r\nc.wav,""\r\n'
+    (tmp_path / "t.csv").write_bytes(rows.encode("utf-16"))
+    assert [tuple(one) for one in read_clip_list(tmp_path / "t.csv")] == [("a, b.wav", "", "é"), ("c.wav", "", "")]
+    (tmp_path / "t.tsv").write_bytes(codecs.BOM_UTF8 + b'utterance\tlabel\ra/"b\t 7 \r')
+    assert read_labels(tmp_path / "t.tsv") == (['a/"b'], ["7"])
+    for name, read in (("e.csv", read_clip_list), ("e.csv", read_labels), ("e.tsv", read_labels)):
+        (tmp_path / name).write_bytes(b"")
+        with pytest.raises(ManifestError, match="columns are"):
+            read(tmp_path / name)
+
+
+@pytest.mark.parametrize("blanks", [" ", "\t", "  \u00a0"])
+def test_an_scp_of_vectors_with_any_blanks(tmp_path, blanks):
+    content, offset = ark_entry("u1", np.ones(3, np.float32))
+    (tmp_path / "a.ark").write_bytes(content)
+    (tmp_path / "a.scp").write_text(f"u1{blanks}{tmp_path}/a.ark:{offset} \r\n", encoding="utf-8")
+    assert [(name, vector.tolist()) for name, vector in read_scp(tmp_path / "a.scp")] == [("u1", [1.0] * 3)]

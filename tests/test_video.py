@@ -137,6 +137,29 @@ def test_time_stamps_that_turn_out_wrong_are_dropped(tmp_path, monkeypatch):
     assert sampled(path) == shown_at_even_times(list(range(60)), 60)
 
 
+@pytest.mark.parametrize(("codec", "options"), [("libx264", REORDERED), ("mpeg4", {"g": "20", "bf": "2"})])
+def test_a_pause_in_an_avi_is_where_a_player_pauses(tmp_path, codec, options):
+    """Pictures are stored before they are shown, so the last one before the pause is stored before others."""
+    times = [*range(30), *range(60, 100)]
+    path = write_clip(tmp_path / "a.avi", coded_frames(70), codec=codec, times=times, options=options)
+    assert sampled(path) == shown_at_even_times(times, 100)
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".ts"])
+def test_pictures_that_are_refreshed_bit_by_bit(tmp_path, suffix):
+    """Containers mark points of recovery as keys, but the picture is complete only some pictures later."""
+    options = {"g": "30", "preset": "veryfast", "x264-params": "intra-refresh=1:scenecut=0"}
+    path = write_clip(tmp_path / f"a{suffix}", coded_frames(200), options=options)
+    assert sampled(path) == shown_at_even_times(list(range(200)), 200)
+
+
+def test_an_index_that_lists_every_picture_as_a_key(tmp_path):
+    path = write_clip(tmp_path / "a.avi", coded_frames(60, 144, 176), codec="h263", options={"g": "20"})
+    with av.open(str(path)) as container:
+        assert all(packet.is_keyframe for packet in container.demux(video=0) if packet.size)
+    assert sampled(path) == shown_at_even_times(list(range(60)), 60)
+
+
 def test_a_stream_without_packets_shows_nothing():
     assert timeline([], counted=False) is None
     assert timeline([Picture(0, 0, 1, True, False)], counted=False) is None

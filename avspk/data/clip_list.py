@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from avspk.data.file_lists import read_wav_scp
 from avspk.data.manifest import ManifestError
-from avspk.text_files import read_lines
+from avspk.text_files import read_lines, read_rows
 
 
 class Listed(NamedTuple):
@@ -38,12 +37,11 @@ def read_clip_list(path: Path) -> list[Listed]:
 
 
 def _table(path: Path) -> Iterator[Listed]:
-    lines = read_lines(path, "table", ManifestError)
-    rows = csv.DictReader(lines) if path.suffix == ".csv" else csv.DictReader(lines, dialect="excel-tab", quoting=3)
-    columns = rows.fieldnames or []
-    if "path" not in columns or not set(columns) <= set(Listed._fields):
-        raise ManifestError(f"{path}: columns are {list(columns)}, must be path and optionally name and speaker")
-    for row in rows:
-        if None in row or None in row.values() or not row["path"]:
-            raise ManifestError(f"{path}, line {rows.line_num}: must have {len(columns)} fields with a path")
+    (_, columns), *rows = read_rows(path, "table", ManifestError) or [(1, [])]
+    if "path" not in columns or not set(columns) <= set(Listed._fields) or len(set(columns)) < len(columns):
+        raise ManifestError(f"{path}: columns are {columns}, must be path and optionally name and speaker")
+    for number, fields in rows:
+        row = dict(zip(columns, fields, strict=False))
+        if len(fields) != len(columns) or not row["path"]:
+            raise ManifestError(f"{path}, line {number}: must have {len(columns)} fields with a path")
         yield Listed(**row)

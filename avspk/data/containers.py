@@ -1,6 +1,7 @@
 """Checks that a media file is complete: reads where it must end from a few headers, without a decoder."""
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from typing import BinaryIO, NamedTuple
 
@@ -11,6 +12,8 @@ _MP4_BOXES = _MP4_STARTS | {b"moof", b"mfra", b"sidx", b"uuid", b"udta", b"meta"
 _W64_DATA = b"data\xf3\xac\xd3\x11\x8c\xd1\x00\xc0\x4f\x8e\xdb\x8a"
 _ASF = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
 _MOST_TAGS = 16
+_REMAINS = 1 << 12  # bytes after the sound that are not worth a question
+_CHUNK_NAME = re.compile(rb"[A-Za-z0-9][A-Za-z0-9_ ]{3}")
 _MOST_PARTS = 1 << 17  # chunks, boxes or objects read before a file's end counts as unknown
 _SPHERE_CODINGS = frozenset({"pcm", "ulaw", "mu-law", "alaw"})
 
@@ -134,20 +137,26 @@ def _riff(file: _Rest, size: int) -> Extent | None:
             large = int.from_bytes(file.read(8), "little")
         if name == b"data":
             length = large if large and length == 0xFFFFFFFF else length
-            _require_no_rest(file, size, start, length)
+            _require_no_rest(file, "WAV", size, start, length)
             # Some writers also count the headers as data.
             return None if length in (size, size - 8) else _extent("WAV", start, length)
     return None
 
 
-def _require_no_rest(file: _Rest, size: int, start: int, length: int) -> None:
-    """Rejects a header that a crashed recorder did not update: most of the file would be left out."""
-    rest = size - start - length
-    if _unknown(length) or rest <= length:
+def _require_no_rest(file: _Rest, kind: str, size: int, start: int, length: int) -> None:
+    """Rejects a header that a crashed recorder did not update: the sound after the announced end would be left out.
+
+    Chunks, tags, zeros and small remains may follow.
+    """
+    end = start + length + length % 2
+    if _unknown(length) or size - end <= max(_REMAINS, length // 16):
         return
-    file.seek(start + length + length % 2)
-    if not file.read(4).isalnum():
-        raise ContainerError(f"the WAV header announces {length} bytes of sound, {rest} more follow; repair the header")
+    file.seek(end)
+    rest = file.read(_REMAINS)
+    if rest.strip(b"\0") and not _CHUNK_NAME.match(rest):
+        raise ContainerError(
+            f"the {kind} header announces {length} bytes of sound, {size - end} more follow; repair the header"
+        )
 
 
 def _w64(file: _Rest, size: int) -> Extent | None:
@@ -168,6 +177,7 @@ def _w64(file: _Rest, size: int) -> Extent | None:
 def _aiff(file: _Rest, size: int) -> Extent | None:
     for name, start, length in _chunks(file, size, 12, "big"):
         if name == b"SSND":
+            _require_no_rest(file, "AIFF", size, start, length)
             return _extent("AIFF", start, length)
     return None
 
@@ -175,16 +185,17 @@ def _aiff(file: _Rest, size: int) -> Extent | None:
 def _caf(file: _Rest, size: int) -> Extent | None:
     for name, start, length in _chunks(file, size, 8, "big", wide=True):
         if name == b"data":
+            _require_no_rest(file, "CAF", size, start, length)
             return _extent("CAF", start, length)
     return None
 
 
 def _au(file: _Rest, size: int) -> Extent | None:
-    del size
     file.seek(0)
     head = file.read(12)
     order = "big" if head[:4] == b".snd" else "little"
     start, length = (int.from_bytes(head[at : at + 4], order) for at in (4, 8))  # type: ignore[arg-type]
+    _require_no_rest(file, "AU", size, start, length)
     return _extent("AU", start, length)
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from avspk.data.manifest import ManifestError, read_utterances
 from avspk.data.suffixes import MEDIA_SUFFIXES
-from avspk.text_files import read_lines
+from avspk.text_files import read_lines, read_standard_input
 
 STDIN = "-"
 
@@ -41,7 +40,7 @@ def _all(sources: Sequence[str], lists: Sequence[str]) -> Iterator[tuple[str, Pa
 def _listed(source: str) -> Iterator[tuple[str, Path]]:
     path = Path(source)
     if source == STDIN:
-        yield from _lines(sys.stdin.read().splitlines(), "standard input")
+        yield from _lines(read_standard_input("list", ManifestError), "standard input")
     elif path.is_dir():
         yield from _in_folder(path)
     elif path.suffix == ".scp":

@@ -50,11 +50,11 @@ def read_scp(path: Path) -> Iterator[tuple[str, Floats]]:
     arks: dict[str, mmap.mmap] = {}
     try:
         for number, line in enumerate(read_lines(path, "scp", KaldiError), 1):
-            name, _, place = line.strip().partition(" ")
-            ark, _, offset = place.strip().rpartition(":")
+            name, *place = line.split(maxsplit=1) or [""]
             if not name:
                 continue
-            if not ark or not offset.isdigit():
+            ark, _, offset = "".join(place).strip().rpartition(":")
+            if not ark or not offset.isdecimal():
                 raise KaldiError(f"{path}, line {number}: {line[:100]!r} is not `name ARK:offset`")
             if ark not in arks:
                 arks[ark] = _mapped(_found(Path(ark), path))

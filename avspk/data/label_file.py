@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 
 from avspk.data.manifest import ManifestError
 from avspk.extras import explained
-from avspk.text_files import read_lines
+from avspk.text_files import read_rows
 
 with explained():
     import pandas as pd
@@ -33,16 +32,12 @@ def read_labels(path: Path) -> tuple[list[str], list[str]]:
 
 
 def _read_text(path: Path) -> tuple[list[str], list[str]]:
-    lines = read_lines(path, "table of labels", ManifestError)
-    rows = csv.reader(lines) if path.suffix == ".csv" else csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
-    header = next(rows, [])
+    (_, header), *rows = read_rows(path, "table of labels", ManifestError) or [(1, [])]
     where = [header.index(name) for name in _required(header, path)]
     names, labels = [], []
-    for row in rows:
-        if not row:
-            continue
+    for number, row in rows:
         if len(row) != len(header):
-            raise ManifestError(f"{path}, line {rows.line_num}: {len(row)} fields under {len(header)} columns")
+            raise ManifestError(f"{path}, line {number}: {len(row)} fields under {len(header)} columns")
         names.append(row[where[0]])
         labels.append(row[where[1]].strip())
     return names, labels

@@ -9,27 +9,10 @@ import numpy as np
 from avspk.data.media import MediaError
 from avspk.data.noise import CATEGORIES, NoisePackError, Recording, align_rir
 from avspk.data.sound import read_first_channel, read_sound
+from avspk.data.suffixes import MEDIA_SUFFIXES
+from avspk.text_files import printable
 
-AUDIO_SUFFIXES = frozenset(
-    {
-        ".wav",
-        ".wave",
-        ".flac",
-        ".ogg",
-        ".oga",
-        ".opus",
-        ".spx",
-        ".mp2",
-        ".mp3",
-        ".m4a",
-        ".aac",
-        ".aif",
-        ".aiff",
-        ".aifc",
-    }
-    | {".au", ".snd", ".caf", ".w64", ".rf64", ".sph", ".wma", ".amr", ".3gp", ".mka", ".mkv", ".mp4", ".mov", ".webm"}
-)
-_SUFFIXES_SHOWN = " ".join(sorted(AUDIO_SUFFIXES))
+_SUFFIXES_SHOWN = " ".join(sorted(MEDIA_SUFFIXES))
 SHORTEST_SECONDS = 0.1  # a shorter recording would only buzz when it repeats
 
 
@@ -50,7 +33,7 @@ class Rejections:
 
     def add(self, path: Path, reason: object) -> None:
         """Note one file; reasons are kept on one line."""
-        self.rows.append((_printable(str(path)), " ".join(str(reason).split())))
+        self.rows.append((printable(str(path)), " ".join(str(reason).split())))
 
     def to_tsv(self) -> str:
         """Lines `path reason`, tab-separated, under a header."""
@@ -68,7 +51,7 @@ def find_sounds(folder: Path, category: str) -> list[SoundFile]:
 
 
 def _sound_files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES)
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in MEDIA_SUFFIXES)
 
 
 def find_musan(root: Path) -> list[SoundFile]:
@@ -97,7 +80,7 @@ def find_rirs(root: Path) -> list[Path]:
 def read_sounds(sounds: Iterable[SoundFile], rejections: Rejections) -> Iterator[Recording]:
     """Decode recordings to 16 kHz mono, one at a time; unreadable, silent and very short ones are rejected."""
     for sound in sounds:
-        if sound.name != _printable(sound.name):
+        if sound.name != printable(sound.name):
             rejections.add(sound.path, "the name holds control characters or is not UTF-8")
             continue
         try:
@@ -116,13 +99,3 @@ def read_rirs(paths: Iterable[Path], num_samples: int, rejections: Rejections) -
             yield align_rir(read_first_channel(path), num_samples)
         except (MediaError, NoisePackError) as error:
             rejections.add(path, error)
-
-
-def _printable(text: str) -> str:
-    """The text with characters escaped that no table can hold: control characters and bytes that are not UTF-8."""
-    return "".join(
-        character.encode("unicode_escape").decode()
-        if ord(character) < 32 or "\ud800" <= character < "\ue000"
-        else character
-        for character in text
-    )

@@ -122,9 +122,10 @@ class ChannelSum:
         """The mean of the channels of float samples (n, channels): (n,)."""
         if samples.shape[1] == 1:
             return samples[:, 0]
-        mean = samples.mean(axis=1)
-        self._apart += float(np.vdot(samples, samples)) / samples.shape[1] ** 2
-        self._mixed += float(np.vdot(mean, mean))
+        with np.errstate(over="ignore", invalid="ignore"):  # `SoundCheck` rejects the result
+            mean: np.ndarray = samples.mean(axis=1)
+            self._apart += float(np.vdot(samples, samples)) / samples.shape[1] ** 2
+            self._mixed += float(np.vdot(mean, mean))
         return mean
 
     def finish(self) -> None:

@@ -159,10 +159,13 @@ class VideoReader:
         laid_out = timeline(self._pictures, counted)
         if laid_out is None:
             raise MediaError("the video stream shows no frames")
+        if laid_out.counted:
+            frame = next(self._decoded(laid_out.begin, None), None)
+            return laid_out.delayed(frame and frame.dts)
         return laid_out
 
     def _found(self, wanted: list[int]) -> dict[int, np.ndarray]:
-        """Pictures by number; if a key frame alone does not give a run, it is decoded from the beginning."""
+        """Pictures by number; if a key frame does not give its run, or is none, that is decoded from the beginning."""
         make = PictureMaker(self._source.pixel_aspect, self._max_side)
         found: dict[int, np.ndarray] = {}
         try:
@@ -189,6 +192,8 @@ class VideoReader:
         lean = exact and not self._timeline.counted and self._source.every_packet_is_a_picture
         before: tuple[int, Any] | None = None
         for time, frame in self._frames(run, {times[number] for number in run.numbers} if lean else None):
+            if exact and not before and not frame.key_frame and not self._timeline.counted:
+                return found  # not a key frame that stands alone: intra refresh, or an index that lists all as keys
             while left and times[left[-1]] <= time:
                 number = left.pop()
                 if times[number] == time:

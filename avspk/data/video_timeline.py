@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -46,6 +46,17 @@ class Timeline:
     _places: dict[int, int]  # time -> packet number
     _keys: list[int]
     _key_times: list[int]
+
+    def delayed(self, first: int | None) -> Timeline:
+        """The same pictures, the first one at `first`: a decoder that reorders gives each some packets later.
+
+        Only gaps make a difference: the picture before a gap is not the one that is stored before it.
+        """
+        if first not in self.times:
+            return self
+        late = self.times.index(first)
+        times = self.times[late:] + [self.times[-1] + self.step * (n + 1) for n in range(late)]
+        return replace(self, times=times, end=self.end + late * self.step)
 
     def numbers_at_even_times(self, count: int) -> np.ndarray:
         """Numbers of at most `count` pictures: those on the screen in the middles of as many equal parts of the time.
