@@ -68,7 +68,7 @@ class ClusterLabeller:
 
     def claim(self, stage: str, config: Config) -> str:
         """See `Labeller`: what came from elsewhere is named."""
-        found = sources(config.model_dump(mode="json"), rounds=stage != "pretrain")
+        found = sources(config.model_dump(mode="json"), rounds=stage != "pretrain", card=True)
         other = "other " if found else ""
         rest = f"No {other}speaker label and no {other}pretrained weights were used in training."
         return " ".join(["Method of arXiv 2304.05754.", *found, rest])

@@ -14,6 +14,7 @@ from avspk.extras import explained
 from avspk.given import LABELS, embeddings_key
 from avspk.run import StageFolder
 from avspk.session import Session
+from avspk.sources import card_name
 from avspk.stages.embedding_files import read_rows
 from avspk.stages.hold_out import CALIBRATE, TRAIN, hold_out
 
@@ -56,9 +57,11 @@ def round_labels(session: Session, number: int, rows: dict[str, np.ndarray]) -> 
 
 
 def name_of_labels(session: Session, number: int) -> str:
-    """What a round's models say that they were trained on."""
-    file = session.content.get(LABELS) if number == 1 else None
-    return f"labels from {file['file']}" if file else f"{session.labeller.name} labels"
+    """What the cards of a round's models say that they were trained on."""
+    given = session.content.get(LABELS) if number == 1 else None
+    return (
+        f"labels from {card_name(given['file'], str(session.folder))}" if given else f"{session.labeller.name} labels"
+    )
 
 
 def _given_file(session: Session, number: int, key: str) -> Path | None:
@@ -77,7 +80,7 @@ def _given_embeddings(session: Session, number: int) -> dict[str, np.ndarray]:
 def _origin(session: Session, number: int) -> str:
     """What the labels of a round are, for its line of the log."""
     if number == 1 and LABELS in session.content:
-        return name_of_labels(session, number)
+        return f"labels from {session.content[LABELS]['file']}"
     files = [found["file"] for name in session.kits if (found := session.content.get(embeddings_key(name)))]
     return f"clusters of embeddings from {', '.join(files)}" if files and number == 1 else "clusters"
 
