@@ -73,7 +73,7 @@ class ClusterLabeller:
 
     def claim(self, stage: str, config: Config) -> str:
         """See `Labeller`. It names labels, embeddings and weights that come from elsewhere."""
-        found = sources(config.model_dump(mode="json"), stage)
+        found = sources(config.model_dump(mode="json"), stage, card=True)
         other = "other " if found else ""
         rest = f"No {other}speaker label and no {other}pretrained weights were used in training."
         return " ".join(["Method of arXiv 2304.05754.", *found, rest])

@@ -12,6 +12,7 @@ from avspk.extras import explained
 from avspk.given import LABELS, Content, embeddings_key
 from avspk.run import StageFolder
 from avspk.session import Session
+from avspk.sources import card_name
 from avspk.stages.embedding_files import read_rows
 from avspk.stages.hold_out import CALIBRATE, HELD, TRAIN, hold_out
 
@@ -56,9 +57,11 @@ def round_labels(session: Session, number: int, rows: dict[str, np.ndarray]) -> 
 
 
 def name_of_labels(session: Session, number: int) -> str:
-    """Name of the labels of a round, for its model cards and the log."""
+    """Name of the labels of a round, for its model cards."""
     given = _given(session, number)
-    return f"labels from {given[LABELS]['file']}" if LABELS in given else f"{session.labeller.name} labels"
+    if LABELS not in given:
+        return f"{session.labeller.name} labels"
+    return f"labels from {card_name(given[LABELS]['file'], str(session.folder))}"
 
 
 def _given(session: Session, number: int) -> Content:
@@ -79,7 +82,7 @@ def _origin(session: Session, number: int) -> str:
     """Origin of the labels of a round, for the log."""
     given = _given(session, number)
     if LABELS in given:
-        return name_of_labels(session, number)
+        return f"labels from {given[LABELS]['file']}"
     files = [given[key]["file"] for name in session.kits if (key := embeddings_key(name)) in given]
     return f"clusters of embeddings from {', '.join(files)}" if files else "clusters"
 

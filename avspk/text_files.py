@@ -118,8 +118,8 @@ def _undecodable(source: str, content: bytes, encoding: str, problem: UnicodeDec
         before = problem.object[: problem.start].decode(encoding, "replace")
         byte = problem.object[problem.start]
         return (
-            f"{source}, line {_line_number(before)}: the byte 0x{byte:02x} is not UTF-8 (perhaps an older encoding, such "
-            "as Latin-1); save it as UTF-8"
+            f"{source}, line {_line_number(before)}: the byte 0x{byte:02x} is not UTF-8 (perhaps an older encoding, "
+            "such as Latin-1); save it as UTF-8"
         )
     before = content[: problem.start].decode(encoding, "replace")
     return (

@@ -89,7 +89,7 @@ ALLOWED = {
         "session",
         "stages",
     },
-    "round_labels": {"config", "data", "distributed", "extras", "given", "run", "session", "stages"},
+    "round_labels": {"config", "data", "distributed", "extras", "given", "run", "session", "sources", "stages"},
     "trusted_stage": {
         *("checkpoint", "config", "distributed", "modalities", "round_labels"),
         *("run", "session", "stage_work", "stages"),

@@ -7,6 +7,7 @@ from test_pipeline import assert_same_weights, short, weights
 from avspk import recipe
 from avspk.config import ConfigError, parse_config
 from avspk.session import Session
+from avspk.sources import card_name
 
 pytestmark = pytest.mark.usefixtures("one_thread", "undrawn")
 
@@ -43,6 +44,8 @@ def test_without_epochs_the_rounds_begin_from_it(first, tmp_path):
     tree = audio(data, tmp_path / "exp", model, seed=5, rounds=1)
     tree["pretrain"]["epochs"] = 0
     recipe.run(Session(parse_config(tree)))
+    card = (tmp_path / "exp" / "model" / "README.md").read_text()
+    assert "Stage 1 of audio began with the weights of model_audio, whose training may have used" in card
     left = weights(tmp_path / "exp" / "pretrain" / "model_audio")
     assert_same_weights(left, weights(model))
     assert (tmp_path / "exp" / "round1" / "done.json").is_file()
@@ -71,3 +74,17 @@ def test_what_cannot_be_begun_with_is_said_at_once(first, tmp_path):
     tree["pretrain"]["epochs"] = 0
     with pytest.raises(ConfigError, match=r"pretrain\.init_from names no model for audio"):
         parse_config(tree)
+
+
+@pytest.mark.parametrize(
+    ("path", "output", "name"),
+    [
+        ("/home/me/exp/other/model", "/home/me/exp/own", "other/model"),
+        ("exp/other/model", "exp/own", "other/model"),
+        ("/home/me/labels/own.tsv", "/home/me/exp/own", "own.tsv"),
+        ("../labels/own.tsv", "exp/own", "own.tsv"),
+        ("/home/me/labels/own.tsv", "exp/own", "own.tsv"),
+    ],
+)
+def test_cards_do_not_tell_where_the_machine_keeps_things(path, output, name):
+    assert card_name(path, output) == name

@@ -83,6 +83,11 @@ class Run:
         """What it learned from besides its media, a sentence each; see `avspk.sources`."""
         return sources(self.config)
 
+    @property
+    def card_sources(self) -> list[str]:
+        """The same as a published card says it, without the machine's folders."""
+        return sources(self.config, card=True)
+
     @cached_property
     def stage_one_source(self) -> str | None:
         """The run that stage 1 was copied from, None if this run trained it."""

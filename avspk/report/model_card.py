@@ -100,7 +100,7 @@ def _training(training_data: str | None, run: Run | None) -> str:
         lines.append("**Trained with true speaker labels.** An upper bound, not a result of the label-free method.")
     elif run is not None:
         no_labels = f"No {'other ' if run.sources else ''}speaker labels were used"
-        lines += [*run.sources, f"{no_labels}: DINO, then pseudo labels from clusters, gated by their losses."]
+        lines += [*run.card_sources, f"{no_labels}: DINO, then pseudo labels from clusters, gated by their losses."]
     return "\n".join(lines)
 
 
