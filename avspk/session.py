@@ -18,6 +18,7 @@ from avspk.data.sound_store import SoundStore
 from avspk.evaluation.trial_set import TrialSet
 from avspk.extras import explained
 from avspk.given import Given, given_files, read_given
+from avspk.initial_models import initial_models
 from avspk.labellers import ClusterLabeller, Labeller
 from avspk.memory import keep_freed_memory
 from avspk.modalities.base import VERIFIED, Media, build_kits
@@ -155,9 +156,9 @@ class Session:
 
 
 def _content(config: Config, noise: NoisePack | None, given: list[Given]) -> Content:
-    """What is in the configured noise pack and in the given files, which the main process has read."""
+    """What is in the noise pack, the initial models, and the given files, which the main process has read."""
     found = distributed.from_rank_zero(tuple((one.key, one.file, one.digest) for one in given))
-    content = {key: {"file": file, "digest": digest} for key, file, digest in found}
+    content = initial_models(config) | {key: {"file": file, "digest": digest} for key, file, digest in found}
     if noise is not None:
         content["data.noise"] = {"file": str(config.data.noise), "digest": pack_digest(noise)}
     return content
