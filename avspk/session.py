@@ -18,6 +18,7 @@ from avspk.data.sound_store import SoundStore
 from avspk.evaluation.trial_set import TrialSet
 from avspk.extras import explained
 from avspk.given import Given, content_of, given_files, read_given
+from avspk.initial_models import initial_models
 from avspk.labellers import ClusterLabeller, Labeller
 from avspk.memory import keep_freed_memory
 from avspk.modalities.base import VERIFIED, Media, build_kits
@@ -56,7 +57,7 @@ class Session:
         config: of the whole run.
         labeller: makes the labels of its rounds.
         folder, files: the run folder as a path, and the names of its files.
-        content: digests of the noise pack and of the given files that the config names.
+        content: digests of the noise pack, the initial models and the given files that the config names.
         main: whether this process writes the files.
         materials: data and settings that all stages share.
         kits: modality -> the builder of its parts.
@@ -84,7 +85,7 @@ class Session:
         self.main = self.accelerator.is_main_process
         torch.backends.cudnn.allow_tf32 = config.training.tf32  # torch allows it for convolutions by default
         utterances, configured_noise, given = self._check(device)
-        self.content = content_of(config, configured_noise, given)
+        self.content = initial_models(config) | content_of(config, configured_noise, given)
         claim = claim_folder(config, self.labeller.name, utterances, self.content, device, precision.name)
         self.lock = claim.lock
         if self.main:

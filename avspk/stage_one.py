@@ -9,6 +9,7 @@ from pathlib import Path
 from avspk.config import Config, ConfigError, load_config
 from avspk.data.files import whole_or_absent
 from avspk.data.noise import replace_folder
+from avspk.initial_models import STAGE_ONE, initial_models
 from avspk.resume import first_reader
 from avspk.run import RunFolder
 from avspk.settings import FirstReader
@@ -54,11 +55,15 @@ def require_stage_one(config: Config, utterances: str, noise: str | None = None)
                 f"stage_one={source}: no {path.relative_to(source)} there; it must be the folder of a run that has "
                 "finished stage 1"
             )
-    there = files.facts().get("content", {}).get("data.noise", {}).get("digest")
-    both = there is not None and noise is not None
-    if both and there != noise:
-        raise ConfigError(f"stage_one={source} was trained with another noise pack than data.noise={config.data.noise}")
-    differences = stage_one_differences(load_config(files.config), config, ["data.noise"] if both else [])
+    here = {key: one["digest"] for key, one in initial_models(config).items() if key.startswith(STAGE_ONE)}
+    here |= {} if noise is None else {"data.noise": noise}
+    there = {key: one["digest"] for key, one in files.facts().get("content", {}).items() if key in here}
+    for key, digest in there.items():
+        if digest != here[key]:
+            what = "noise pack" if key == "data.noise" else "model"
+            file = config.data.noise if key == "data.noise" else config.pretrain.init_from[key.removeprefix(STAGE_ONE)]
+            raise ConfigError(f"stage_one={source} was trained with another {what} than {key}={file}")
+    differences = stage_one_differences(load_config(files.config), config, there)
     if differences:
         raise ConfigError(
             f"stage_one={source} was trained with other settings (there -> here):\n  " + "\n  ".join(differences)

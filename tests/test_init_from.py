@@ -1,5 +1,7 @@
 """Stage 1 that starts from a trained encoder, or consists only of that."""
 
+import shutil
+
 import pytest
 import tiny
 from test_pipeline import assert_same_weights, short, weights
@@ -49,6 +51,27 @@ def test_without_epochs_the_rounds_begin_from_it(first, tmp_path):
     left = weights(tmp_path / "exp" / "pretrain" / "model_audio")
     assert_same_weights(left, weights(model))
     assert (tmp_path / "exp" / "round1" / "done.json").is_file()
+
+
+def test_a_model_is_known_by_what_is_in_it(first, tmp_path):
+    """Its folder may move. Another model in its place is refused, also by a run that copies stage 1."""
+    data, model = first
+    place, moved = tmp_path / "place", tmp_path / "moved"
+    shutil.copytree(model, place)
+    recipe.run(Session(parse_config(audio(data, tmp_path / "exp", place, rounds=0))))
+    place.rename(moved)
+    Session(parse_config(audio(data, tmp_path / "exp", moved, rounds=0))).lock.close()
+    copying = audio(data, tmp_path / "copy", moved, rounds=0, stage_one=str(tmp_path / "exp"))
+    Session(parse_config(copying)).lock.close()
+    shutil.rmtree(moved)
+    shutil.copytree(tmp_path / "exp" / "pretrain" / "model_audio", moved)
+    with pytest.raises(ConfigError, match=r"has read another pretrain\.init_from\.audio \(.*moved\) than there is now"):
+        Session(parse_config(audio(data, tmp_path / "exp", moved, rounds=0)))
+    copying["output"] = str(tmp_path / "another")
+    with pytest.raises(ConfigError, match=r"was trained with another model than pretrain\.init_from\.audio=.*moved"):
+        Session(parse_config(copying))
+    with pytest.raises(ConfigError, match=r"init_from\.audio: '.*moved' -> None"):
+        Session(parse_config(audio(data, tmp_path / "exp", rounds=0)))
 
 
 def test_what_cannot_be_begun_with_is_said_at_once(first, tmp_path):

@@ -13,6 +13,7 @@ from test_preflight import kill_in, settings
 
 from avspk import load_model, recipe
 from avspk.config import ConfigError, load_config, parse_config
+from avspk.evaluation.embedding_store import model_digest
 from avspk.evaluation.run_folder import Run
 from avspk.report.model_card import model_card
 from avspk.run import RunFolder
@@ -158,6 +159,7 @@ def test_a_student_begins_with_the_model_that_is_named(finished, data, tmp_path)
     _, output, tree, _ = finished
     wanted = str(output / "final" / "model_audio")
     session = Session(parse_config(tree | {"output": str(tmp_path / "exp"), "final": student(tree, init_from=wanted)}))
+    assert session.content["final.init_from"]["digest"] == model_digest(output / "final" / "model_audio")
     begun = recipe.new_student(session, session.config.final)["audio"]
     claims = {stage: session.labeller.claim(stage, session.config) for stage in ("pretrain", "round1", "final")}
     assert f"The last student began with the weights of {wanted}" in claims["final"]
