@@ -54,6 +54,9 @@ def last_errors(errors: pd.DataFrame) -> "Figure":
         low, eer, high = np.maximum(rows[["eer_low", "eer", "eer_high"]].to_numpy(float), floor).T
         y = np.arange(len(methods))[::-1]
         panel.errorbar(eer, y, xerr=[eer - low, high - eer], fmt="o", ms=6, color=LIGHT["blue"], elinewidth=2)
+        for height, value, shown in zip(y, eer, rows["eer"], strict=True):
+            if np.isfinite(shown):
+                panel.annotate(f"{shown:.2f}", (value, height), (0, 5), textcoords="offset points", ha="center", size=8)
         for height, eers in zip(y, rows["eers"], strict=True):
             if isinstance(eers, list) and len(eers) > 1:
                 panel.plot(np.maximum(eers, floor), [height - 0.28] * len(eers), "o", ms=3, mew=0, color=LIGHT["muted"])
