@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -164,6 +165,8 @@ def test_the_script_prints_writes_and_explains_errors(
     assert main(["--runs", *runs, "--out", str(tmp_path), "--bootstrap", "50"]) == 0
     assert "| av_s0 | final | demo_o (900) | 1 |" in capsys.readouterr().out
     assert (tmp_path / "comparison.md").read_text().startswith("- On demo_o, final: av_s0 has a lower EER")
+    assert ElementTree.parse(tmp_path / "comparison.svg").getroot().tag == "{http://www.w3.org/2000/svg}svg"
+    assert "var(--" not in (tmp_path / "comparison.svg").read_text(), "colours that only the page knows"
     assert (tmp_path / "comparison.html").stat().st_size < 1_000_000
     for arguments, message in [
         ([runs[0]], "two methods or more"),

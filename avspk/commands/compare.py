@@ -15,7 +15,7 @@ A ladder of methods from one file, whose rungs may start from different stage 1s
 
     avspk compare --study demo --seeds 0 1 2 --out exp/study
 
-Prints Markdown, writes comparison.html and comparison.md. Protocol: eval/README.md
+Prints Markdown; writes comparison.html, comparison.md and a figure, comparison.svg. Protocol: eval/README.md
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ from avspk.data.files import whole_or_absent
 from avspk.evaluation.comparison import Method, compare, read_methods
 from avspk.evaluation.run_folder import Run
 from avspk.report.comparison_page import comparison_page, markdown
+from avspk.report.comparison_plots import last_errors
+from avspk.report.style import standalone
 from avspk.shipped import find_config, find_study
 from avspk.study import plan_study
 
@@ -40,7 +42,11 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
     try:
         methods = read_methods(args.runs) if args.runs else trained(args)
         comparison = compare(methods, args.bootstrap, args.bootstrap_seed, tell)
-        pages = {"comparison.html": comparison_page(comparison), "comparison.md": markdown(comparison)}
+        pages = {
+            "comparison.html": comparison_page(comparison),
+            "comparison.md": markdown(comparison),
+            "comparison.svg": standalone(last_errors(comparison.last_errors)),
+        }
         for name, text in pages.items():
             with whole_or_absent(args.out / name) as part:
                 part.write_text(text, encoding="utf-8")

@@ -115,6 +115,15 @@ def to_svg(figure: "Figure") -> str:
     return re.sub(r"\n\s*", "\n", svg)
 
 
+def standalone(svg: str) -> str:
+    """The <svg> element of a page as a file of its own: fixed colours on white."""
+    for name, light in LIGHT.items():
+        svg = svg.replace(f"var(--{name})", light)
+    names = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
+    svg = svg.replace("<svg ", f"<svg {names} ", 1).replace('style="', 'style="background: white; ', 1)
+    return svg.replace("var(--font)", "sans-serif")
+
+
 def modality_colour(modality: str) -> str:
     """The colour of a modality, the same in all figures."""
     return MODALITY_COLOURS.get(modality, LIGHT["purple"])
