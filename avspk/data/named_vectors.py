@@ -9,11 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avspk.data.kaldi import KaldiError, read_ark, read_scp
-from avspk.data.manifest import ManifestError
 from avspk.text_files import read_lines
 
 Floats = NDArray[np.floating]
 LISTS = (".tsv", ".txt")
+
+
+class VectorsError(ValueError):
+    """A file of named vectors cannot be read."""
 
 
 def read_named_vectors(path: Path) -> tuple[list[str], Floats]:
@@ -22,33 +25,33 @@ def read_named_vectors(path: Path) -> tuple[list[str], Floats]:
     The names of `X.npy` are in X.tsv or X.txt in the same folder. The first field of each line is a name. `X.scp` and
     `X.ark` hold Kaldi's binary vectors. `avspk embed` writes both kinds.
 
-    Raises: ManifestError that names the file and the problem.
+    Raises: VectorsError that names the file and the problem.
     """
     if path.suffix not in (".npy", ".scp", ".ark"):
-        raise ManifestError(f"{path}: embeddings are a .npy file with a list of names, or Kaldi's .scp or .ark")
+        raise VectorsError(f"{path}: embeddings are a .npy file with a list of names, or Kaldi's .scp or .ark")
     if not path.is_file():
-        raise ManifestError(f"{path}: no such file of embeddings")
+        raise VectorsError(f"{path}: no such file of embeddings")
     if path.suffix == ".npy":
         return _read_npy(path)
     try:
         return _stacked(path, read_scp(path) if path.suffix == ".scp" else read_ark(path))
     except (KaldiError, OSError) as error:
-        raise ManifestError(str(error)) from error
+        raise VectorsError(str(error)) from error
 
 
 def _read_npy(path: Path) -> tuple[list[str], Floats]:
     try:
         rows = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise ManifestError(f"{path}: not a readable array ({error})") from error
+        raise VectorsError(f"{path}: not a readable array ({error})") from error
     if rows.ndim != 2 or rows.shape[1] == 0 or rows.dtype.kind != "f":
-        raise ManifestError(f"{path}: an array {rows.dtype} {rows.shape}; valid: floats (utterances, numbers)")
+        raise VectorsError(f"{path}: an array {rows.dtype} {rows.shape}; valid: floats (utterances, numbers)")
     found = [path.with_suffix(suffix) for suffix in LISTS if path.with_suffix(suffix).is_file()]
     if not found:
-        raise ManifestError(f"{path}: no list of names beside it; want {path.with_suffix('.tsv').name}, a line a row")
-    names = [line.split("\t")[0].strip() for line in read_lines(found[0], "list of names", ManifestError)]
+        raise VectorsError(f"{path}: no list of names beside it; want {path.with_suffix('.tsv').name}, a line a row")
+    names = [line.split("\t")[0].strip() for line in read_lines(found[0], "list of names", VectorsError)]
     if len(names) != len(rows):
-        raise ManifestError(f"{path} has {len(rows)} rows, {found[0].name} {len(names)} names")
+        raise VectorsError(f"{path} has {len(rows)} rows, {found[0].name} {len(names)} names")
     return names, rows
 
 
@@ -57,9 +60,9 @@ def _stacked(path: Path, entries: Iterator[tuple[str, Floats]]) -> tuple[list[st
     vectors: list[Floats] = []
     for name, vector in entries:
         if vectors and len(vector) != len(vectors[0]):
-            raise ManifestError(f"{path}: {name} has {len(vector)} numbers, {names[0]} {len(vectors[0])}")
+            raise VectorsError(f"{path}: {name} has {len(vector)} numbers, {names[0]} {len(vectors[0])}")
         names.append(name)
         vectors.append(vector)
     if not names:
-        raise ManifestError(f"{path}: no embedding in it")
+        raise VectorsError(f"{path}: no embedding in it")
     return names, np.stack(vectors)
