@@ -74,8 +74,8 @@ def content_of(config: Config, noise: NoisePack | None, given: Sequence[Given]) 
 def read_given(key: str, path: Path, config: Config, utterances: Utterances) -> Given:
     """Read one given file and check it against the utterances. If the file is gone, the copy in the run folder counts.
 
-    Raises: ConfigError that names the setting, the file and all that is wrong with the rows; another ValueError if the file
-        cannot be read.
+    Raises: ConfigError that names the setting, the file and all that is wrong with the rows; another ValueError if
+        the file cannot be read.
     """
     if not path.exists() and (digest := _copied(key, path, RunFolder(config.output))):
         return Given(key, str(path), digest, None)
