@@ -10,7 +10,7 @@ from avspk.data.manifest import Utterances
 # [C] This power gives 75 clusters for the demo's 960 utterances, and 7,000 for VoxCeleb2's 1.1 million.
 CLUSTER_POWER = 0.635
 BATCHES = (8, 512)
-LEAST_UPDATES = {"pretrain": 700, "refine": 350}
+LEAST_UPDATES = {"pretrain": 540, "refine": 350}
 """[C] As many as in the demo. With fewer updates a stage does not converge."""
 
 
@@ -18,7 +18,7 @@ def scaled_settings(utterances: Utterances, config: Config) -> dict[str, object]
     """Config key -> value for N utterances.
 
     num_clusters: N^0.635. batch_size: the power of two nearest to the square root of N, from 8 to 512. epochs: the
-    config's, or more, so that stage 1 makes at least 700 updates and a round 350. modalities: those of the config that
+    config's, or more, so that stage 1 makes at least 540 updates and a round 350. modalities: those of the config that
     the data has.
     """
     total = len(utterances)
