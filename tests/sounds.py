@@ -131,6 +131,7 @@ EXACT: dict[str, Write] = {
     "alac.caf": with_libsndfile("CAF", "ALAC_16"),
     "ulaw.au": with_libsndfile("AU", "ULAW"),
     "alac.m4a": with_ffmpeg("alac"),
+    "alac_of_ffmpeg.caf": with_ffmpeg("alac"),
     "flac.mka": with_ffmpeg("flac"),
     "pcm.mka": with_ffmpeg("pcm_s16le"),
     "flac.ogg": with_ffmpeg("flac"),

@@ -143,6 +143,7 @@ REFUSED = {
 }
 USED = ("streamed_ones.flac", "pipe_zero.wav", "pipe_ones.wav", "44100_hz.wav", "mp3_named.wav", "m4a_named.wav")
 USED += ("flac.ogg", "opus.ogg", "g726_in.wav", "six_channels.wav", "pipe_zeros.rf64", "pipe_no_length.au")
+USED += ("alac_of_ffmpeg.caf",)
 
 
 @pytest.fixture(scope="module")

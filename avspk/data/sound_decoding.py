@@ -177,10 +177,14 @@ def _count_decodable(path: Path) -> int:
 def _av_pieces(path: Path, first_channel: bool) -> Iterator[np.ndarray]:
     """Mono 16 kHz from FFmpeg's decoders, mixer and resampler."""
     import av
+    from av.codec.context import Flags2
 
     channels = ChannelSum()
     with closing(_av_open(path)) as container:
         stream = first(container.streams.audio, "audio")
+        if container.format.name == "caf" and stream.codec_context.name == "alac":
+            # The last frame is as long as its sound. FFmpeg would cut off once more what it lacks of a full frame.
+            stream.codec_context.flags2 |= Flags2.skip_manual
         resampler = av.AudioResampler(format="fltp", layout=None if first_channel else "mono", rate=SAMPLE_RATE)
         for frame in _with_flush(_av_frames(container, stream)):
             if frame is not None:
