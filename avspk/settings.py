@@ -51,7 +51,7 @@ class ConfigError(ValueError):
 
 
 class Settings(BaseModel):
-    """Base of every node: unknown keys fail, and values never change after loading.
+    """Base of every node: unknown keys and numbers that are not finite fail, values never change after loading.
 
     Attributes:
         first_reader: first reader of the settings in this section; None: that of the enclosing section.
@@ -59,4 +59,4 @@ class Settings(BaseModel):
 
     first_reader: ClassVar[FirstReader | None] = None
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)

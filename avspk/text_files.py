@@ -82,7 +82,7 @@ def read_rows(path: Path, kind: str, error: type[ValueError]) -> list[tuple[int,
         if not line:
             continue
         try:
-            fields = next(csv.reader([line], strict=True)) if path.suffix == ".csv" else line.split("\t")
+            fields = next(csv.reader([line], strict=True)) if path.suffix.lower() == ".csv" else line.split("\t")
         except csv.Error as problem:
             raise error(f"{path}, line {number}: wrong quotes ({problem}); close each one on its line") from None
         rows.append((number, fields))

@@ -80,6 +80,16 @@ def with_flac_length(total: int) -> Callable[[bytes], bytes]:
     return edit
 
 
+def with_bytes(mark: bytes, at: int, new: bytes) -> Callable[[bytes], bytes]:
+    """Edit: other bytes at a distance from the first mark."""
+
+    def edit(content: bytes) -> bytes:
+        place = content.index(mark) + at
+        return content[:place] + new + content[place + len(new) :]
+
+    return edit
+
+
 def with_chunk(name: bytes, size: int, before: bytes) -> Callable[[bytes], bytes]:
     """Edit of a wav: one more chunk, padded to an even length."""
 
@@ -103,7 +113,14 @@ def _odd(path: Path) -> None:
     soundfile.write(path, speech()[:-1], RATE, format="WAV", subtype="PCM_U8")
 
 
+def _w64_of_unknown_length(length: bytes) -> Write:
+    whole = edited(with_libsndfile("W64"), with_bytes(b"riff", 16, length))
+    return edited(whole, with_bytes(b"data", 16, length))
+
+
 _FLAC = with_libsndfile("FLAC")
+_W64_CHUNK = b"summ\xf3\xac\xd3\x11\x8c\xd1\x00\xc0\x4f\x8e\xdb\x8a" + struct.pack("<Q", 424) + bytes(range(200)) * 2
+_ONES = b"\xff" * 8
 
 EXACT: dict[str, Write] = {
     **{f"{coding}.wav": _wav(coding) for coding in ("PCM_U8", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ULAW", "ALAW")},
@@ -114,6 +131,7 @@ EXACT: dict[str, Write] = {
     "alac.caf": with_libsndfile("CAF", "ALAC_16"),
     "ulaw.au": with_libsndfile("AU", "ULAW"),
     "alac.m4a": with_ffmpeg("alac"),
+    "alac_of_ffmpeg.caf": with_ffmpeg("alac"),
     "flac.mka": with_ffmpeg("flac"),
     "pcm.mka": with_ffmpeg("pcm_s16le"),
     "flac.ogg": with_ffmpeg("flac"),
@@ -133,6 +151,17 @@ EXACT: dict[str, Write] = {
     "pipe_zero.wav": edited(_wav(), with_length(0)),
     "pipe_ones.wav": edited(_wav(), with_length(0xFFFFFFFF)),
     "pipe_sox.wav": edited(_wav(), with_length(0x7FFFFFFF - 36)),
+    # ds64: sizes of the file and of the sound, number of samples. FFmpeg writes zeros into a pipe.
+    "pipe_zeros.rf64": edited(with_libsndfile("RF64"), with_bytes(b"ds64", 8, bytes(24))),
+    "pipe_ones.rf64": edited(with_libsndfile("RF64"), with_bytes(b"ds64", 8, _ONES * 3)),
+    "pipe_zeros.w64": _w64_of_unknown_length(bytes(8)),
+    "pipe_no_bytes.w64": _w64_of_unknown_length(struct.pack("<Q", 24)),
+    "pipe_ones.w64": _w64_of_unknown_length(_ONES),
+    "chunk_behind.w64": edited(with_libsndfile("W64"), lambda content: content + _W64_CHUNK),
+    "pipe_no_length.au": edited(with_libsndfile("AU"), with_bytes(b".snd", 8, bytes(4))),
+    "pipe_ones.au": edited(with_libsndfile("AU"), with_bytes(b".snd", 8, _ONES[:4])),
+    "pipe_zeros.caf": edited(with_libsndfile("CAF"), with_bytes(b"data", 4, bytes(8))),
+    "pipe_ones.caf": edited(with_libsndfile("CAF"), with_bytes(b"data", 4, _ONES)),
     "streamed_zero.flac": edited(_FLAC, with_flac_length(0)),
     "streamed_ones.flac": edited(_FLAC, with_flac_length((1 << 36) - 1)),
 }  # fmt: skip

@@ -6,7 +6,7 @@ import torch
 import yaml
 
 from avspk.config import Config, ConfigError, dump_config, load_config, parse_config
-from avspk.settings_tree import describe, differing_keys
+from avspk.settings_tree import describe, differing_keys, flat_settings
 
 CONFIGS = sorted(Path(__file__).parent.parent.glob("configs/*.yaml"))
 
@@ -77,6 +77,20 @@ def test_audio_only_configs_differ_in_modalities_and_output_alone():
 def test_bad_settings_are_named_with_what_is_valid(change, message):
     with pytest.raises(ConfigError, match=message):
         parse_config({"output": "exp", "data": {"train": "m.parquet"}, **change})
+
+
+@pytest.mark.parametrize("number", [".inf", "-.inf", ".nan"])
+def test_no_setting_takes_a_number_that_is_not_finite(tmp_path, settings, number):
+    """Every setting that is a number, also in a pair, an optional section or one of several kinds."""
+    path = tmp_path / "config.yaml"
+    path.write_text(dump_config(parse_config(settings)))
+    keys = [key for key, value in flat_settings(parse_config(settings)).items() if isinstance(value, float)]
+    assert len(keys) > 20
+    for key in keys:
+        with pytest.raises(ConfigError, match="finite number"):
+            load_config(path, [f"{key}={number}"])
+    with pytest.raises(ConfigError, match="finite number"):
+        load_config(path, [f"audio.policy.noise_snr=[0, {number}]"])
 
 
 def test_required_settings_are_asked_for():

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import time
+from pathlib import Path
 
 import forked
 import numpy as np
@@ -18,6 +19,11 @@ from small_model import voice, write_model, write_sound
 from avspk import load_model
 from avspk.cli import main
 from avspk.data import reader_pool, shards
+from avspk.data.clip_list import read_clip_list
+from avspk.data.file_lists import named_sounds
+from avspk.data.manifest import UTTERANCE_COLUMNS, write_utterances
+from avspk.data.noise_corpora import find_rirs, find_sounds
+from avspk.data.tree import PLAN
 from avspk.inference import embedding_job, many_files
 from avspk.inference.embedding_table import EmbeddingTable, TableError
 
@@ -172,6 +178,31 @@ def test_lists_that_are_none(embed, tmp_path, name, text, message):
     assert len(errors) == 1
     assert errors[0].startswith(f"error: {tmp_path / name}")
     assert message in errors[0]
+
+
+def test_a_folder_is_searched_as_preparation_does(tmp_path):
+    """Hidden files are no sound, links are followed, outputs of a preparation are taken; noise takes the same files."""
+    inside, linked = tmp_path / "in", tmp_path / "elsewhere"
+    (inside / "prepared").mkdir(parents=True)
+    linked.mkdir()
+    for path in (inside / "x.WAV", inside / "._x.wav", inside / "prepared" / "y.wav", linked / "z.wav"):
+        path.touch()
+    (inside / "prepared" / PLAN).touch()
+    (inside / "link").symlink_to(linked)
+    expected = [inside / "link" / "z.wav", inside / "prepared" / "y.wav", inside / "x.WAV"]
+    assert list(named_sounds([str(inside)], []).values()) == expected
+    assert [sound.path for sound in find_sounds(inside, "noise")] == find_rirs(inside) == expected
+
+
+def test_suffixes_of_lists_have_any_case(tmp_path):
+    scp, table = tmp_path / "wav.SCP", tmp_path / "LIST.CSV"
+    scp.write_text("a x.wav\n")
+    table.write_text("path,name\nx.wav,a\n")
+    assert named_sounds([], [str(scp)]) == {"a": Path("x.wav")}
+    assert read_clip_list(scp) == read_clip_list(table) == [("x.wav", "a", "")]
+    manifest = pd.DataFrame([("a/b/c", "a.wav", 16_000, -1, 0)], columns=list(UTTERANCE_COLUMNS))
+    write_utterances(manifest, tmp_path / "M.TSV")
+    assert named_sounds([], [str(tmp_path / "M.TSV")]) == {"a/b/c": tmp_path / "a.wav"}
 
 
 def test_a_folder_without_sound(embed, tmp_path):

@@ -64,7 +64,7 @@ def _export_int8(model: SpeakerModel, form: ExportForm, out: Path, calibrate: Se
     from avspk.data.file_lists import named_sounds
     from avspk.inference.quantise import POOR_COSINE, export_int8, read_sounds
 
-    lists = [source for source in calibrate if Path(source).suffix in {".scp", ".parquet", ".tsv", ".txt"}]
+    lists = [source for source in calibrate if Path(source).suffix.lower() in {".scp", ".parquet", ".tsv", ".txt"}]
     paths = list(named_sounds([source for source in calibrate if source not in lists], lists).values())
     sounds = read_sounds(paths, lambda reason: complain("warning", reason))
     cost = export_int8(model, out, form, sounds)

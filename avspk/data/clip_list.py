@@ -25,9 +25,9 @@ def read_clip_list(path: Path) -> list[Listed]:
 
     Raises: ManifestError naming the file, and the line or the column that is wrong.
     """
-    if path.suffix == ".scp":
+    if path.suffix.lower() == ".scp":
         listed = [Listed(file, name) for name, file in read_wav_scp(path).items()]
-    elif path.suffix in (".tsv", ".csv"):
+    elif path.suffix.lower() in (".tsv", ".csv"):
         listed = list(_table(path))
     else:
         listed = [Listed(line.strip()) for line in read_lines(path, "list", ManifestError) if line.strip()]

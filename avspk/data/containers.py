@@ -2,6 +2,7 @@
 
 import os
 import re
+import struct
 from collections.abc import Callable, Iterator
 from typing import BinaryIO, NamedTuple
 
@@ -22,11 +23,22 @@ class ContainerError(ValueError):
     """A container that is incomplete or cannot be read; the message is the reason, without the path."""
 
 
+class Patch(NamedTuple):
+    """Bytes for a header, and their place in the file."""
+
+    place: int
+    content: bytes
+
+
 class Extent(NamedTuple):
-    """End of a file according to its header: `end` in bytes from its start, `kind` of header."""
+    """End of a file according to its header: `end` in bytes from its start, `kind` of header.
+
+    `patches`: the true lengths, if a pipe left them open and the decoders would not read on.
+    """
 
     kind: str
     end: int
+    patches: tuple[Patch, ...] = ()
 
 
 def require_whole(file: BinaryIO) -> None:
@@ -55,7 +67,17 @@ def announced(file: BinaryIO, size: int) -> Extent | None:
         extent = _mp4(content, size - tags)
     elif is_mpeg_audio(file):
         extent = _mp3(content)
-    return extent and Extent(extent.kind, tags + extent.end)
+    patches = tuple(Patch(tags + patch.place, patch.content) for patch in extent.patches) if extent else ()
+    return extent and Extent(extent.kind, tags + extent.end, patches)
+
+
+def true_lengths(file: BinaryIO) -> tuple[Patch, ...]:
+    """What a decoder must find in an open RF64, W64 or AU file that a pipe left without its length; () for others.
+
+    Raises: as `announced`.
+    """
+    extent = announced(file, os.fstat(file.fileno()).st_size)
+    return extent.patches if extent else ()
 
 
 def is_mpeg_audio(file: BinaryIO) -> bool:
@@ -130,25 +152,28 @@ def _riff(file: _Rest, size: int) -> Extent | None:
         return _extent("AVI", 8, int.from_bytes(head[4:8], "little"))
     if head[8:12] != b"WAVE":
         return None
-    large = 0
+    large = sizes = 0
     for name, start, length in _chunks(file, size, 12, order):
         if name == b"ds64":
-            file.seek(start + 8)
+            sizes = start
+            file.seek(sizes + 8)
             large = int.from_bytes(file.read(8), "little")
         if name == b"data":
             length = large if large and length == 0xFFFFFFFF else length
             _require_no_rest(file, "WAV", size, start, length)
+            if sizes and _unknown(length):  # of the file, the sound, and a number of samples that is not needed
+                return Extent("WAV", size, (Patch(sizes, struct.pack("<3Q", size - 8, size - start, 0)),))
             # Some writers also count the headers as data.
             return None if length in (size, size - 8) else _extent("WAV", start, length)
     return None
 
 
-def _require_no_rest(file: _Rest, kind: str, size: int, start: int, length: int) -> None:
+def _require_no_rest(file: _Rest, kind: str, size: int, start: int, length: int, multiple: int = 2) -> None:
     """Rejects a header that a crashed recorder did not update: the sound after the announced end would be left out.
 
-    Chunks, tags, zeros and small remains may follow.
+    Chunks at a multiple of so many bytes, tags, zeros and small remains may follow.
     """
-    end = start + length + length % 2
+    end = start + -(-length // multiple) * multiple
     if _unknown(length) or size - end <= max(_REMAINS, length // 16):
         return
     file.seek(end)
@@ -169,7 +194,12 @@ def _w64(file: _Rest, size: int) -> Extent | None:
         head = file.read(24)
         length = int.from_bytes(head[16:], "little")
         if head[:16] == _W64_DATA:
-            return None if length <= 24 else _extent("W64", position, length)
+            length = max(0, length - 24)
+            if _unknown(length):
+                lengths = {16: size, position + 16: size - position}
+                return Extent("W64", size, tuple(Patch(at, struct.pack("<Q", one)) for at, one in lengths.items()))
+            _require_no_rest(file, "W64", size, position + 24, length, 8)
+            return Extent("W64", position + 24 + length)
         position += max(24, -(-length // 8) * 8)
     return None
 
@@ -196,6 +226,8 @@ def _au(file: _Rest, size: int) -> Extent | None:
     order = "big" if head[:4] == b".snd" else "little"
     start, length = (int.from_bytes(head[at : at + 4], order) for at in (4, 8))  # type: ignore[arg-type]
     _require_no_rest(file, "AU", size, start, length)
+    if length == 0:
+        return Extent("AU", size, (Patch(8, b"\xff" * 4),))  # "unknown" in this format
     return _extent("AU", start, length)
 
 

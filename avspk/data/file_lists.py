@@ -8,6 +8,7 @@ from pathlib import Path
 
 from avspk.data.manifest import ManifestError, read_utterances
 from avspk.data.suffixes import MEDIA_SUFFIXES
+from avspk.data.tree import media_below
 from avspk.text_files import read_lines, read_standard_input
 
 STDIN = "-"
@@ -43,9 +44,9 @@ def _listed(source: str) -> Iterator[tuple[str, Path]]:
         yield from _lines(read_standard_input("list", ManifestError), "standard input")
     elif path.is_dir():
         yield from _in_folder(path)
-    elif path.suffix == ".scp":
+    elif path.suffix.lower() == ".scp":
         yield from ((name, Path(file)) for name, file in read_wav_scp(path).items())
-    elif path.suffix in {".parquet", ".tsv"}:
+    elif path.suffix.lower() in {".parquet", ".tsv"}:
         utterances = read_utterances(path)
         yield from ((str(name), utterances.audio_path(row)) for row, name in enumerate(utterances.table["utterance"]))
     else:
@@ -60,16 +61,10 @@ def _lines(given: Sequence[str], source: str) -> Iterator[tuple[str, Path]]:
 
 
 def _in_folder(folder: Path) -> Iterator[tuple[str, Path]]:
-    found, seen = [], set()
-    for base, folders, names in os.walk(folder, followlinks=True):
-        if (real := os.path.realpath(base)) in seen:  # links may form a loop
-            folders.clear()
-            continue
-        seen.add(real)
-        found += [Path(base, name) for name in names if os.path.splitext(name)[1].lower() in MEDIA_SUFFIXES]
+    found = media_below(folder)
     if not found:
         raise ManifestError(f"{folder}: no sound in this folder; suffixes: {', '.join(sorted(MEDIA_SUFFIXES))}")
-    yield from ((str(path), path) for path in sorted(found))
+    yield from ((str(path), path) for path in found)
 
 
 def read_wav_scp(path: Path) -> dict[str, str]:

@@ -21,9 +21,9 @@ def read_labels(path: Path) -> tuple[list[str], list[str]]:
 
     Raises: ManifestError naming the file, and the line or the columns that are wrong.
     """
-    if path.suffix not in SUFFIXES:
+    if path.suffix.lower() not in SUFFIXES:
         raise ManifestError(f"{path}: labels are a {', a '.join(SUFFIXES)} file with the columns utterance and label")
-    table = _read_parquet(path) if path.suffix == ".parquet" else _read_text(path)
+    table = _read_parquet(path) if path.suffix.lower() == ".parquet" else _read_text(path)
     kept = [(name, label) for name, label in zip(*table, strict=True) if label not in NO_LABEL]
     if not kept:
         raise ManifestError(f"{path}: no label in it")

@@ -151,9 +151,9 @@ def read_trials(path: str | Path) -> pd.DataFrame:
 
 
 def _format_of(path: Path) -> str:
-    if path.suffix not in (".parquet", ".tsv"):
+    if (suffix := path.suffix.lower()) not in (".parquet", ".tsv"):
         raise ManifestError(f"{path}: a manifest is a .parquet or a .tsv file, not {path.suffix or 'without suffix'!r}")
-    return path.suffix
+    return suffix
 
 
 def _read_parquet(path: Path) -> pd.DataFrame:

@@ -27,14 +27,14 @@ def read_named_vectors(path: Path) -> tuple[list[str], Floats]:
 
     Raises: VectorsError that names the file and the problem.
     """
-    if path.suffix not in (".npy", ".scp", ".ark"):
+    if path.suffix.lower() not in (".npy", ".scp", ".ark"):
         raise VectorsError(f"{path}: embeddings are a .npy file with a list of names, or Kaldi's .scp or .ark")
     if not path.is_file():
         raise VectorsError(f"{path}: no such file of embeddings")
-    if path.suffix == ".npy":
+    if path.suffix.lower() == ".npy":
         return _read_npy(path)
     try:
-        return _stacked(path, read_scp(path) if path.suffix == ".scp" else read_ark(path))
+        return _stacked(path, read_scp(path) if path.suffix.lower() == ".scp" else read_ark(path))
     except (KaldiError, OSError) as error:
         raise VectorsError(str(error)) from error
 

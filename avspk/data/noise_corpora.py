@@ -10,6 +10,7 @@ from avspk.data.media import MediaError
 from avspk.data.noise import CATEGORIES, NoisePackError, Recording, align_rir
 from avspk.data.sound import read_first_channel, read_sound
 from avspk.data.suffixes import MEDIA_SUFFIXES
+from avspk.data.tree import media_below
 from avspk.text_files import printable
 
 _SUFFIXES_SHOWN = " ".join(sorted(MEDIA_SUFFIXES))
@@ -44,14 +45,10 @@ def find_sounds(folder: Path, category: str) -> list[SoundFile]:
     """Every sound file under `folder`, sorted, as recordings of one category; NoisePackError if there is none."""
     if category not in CATEGORIES:
         raise NoisePackError(f"category {category!r} for {folder}; valid: {', '.join(CATEGORIES)}")
-    paths = _sound_files(folder)
+    paths = media_below(folder)
     if not paths:
         raise NoisePackError(f"{folder} has no sound files ({_SUFFIXES_SHOWN})")
     return [SoundFile(path.relative_to(folder.parent).as_posix(), category, path) for path in paths]
-
-
-def _sound_files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in MEDIA_SUFFIXES)
 
 
 def find_musan(root: Path) -> list[SoundFile]:
@@ -71,7 +68,7 @@ def find_rirs(root: Path) -> list[Path]:
     root = root / "RIRS_NOISES" if (root / "RIRS_NOISES").is_dir() else root
     simulated, real = root / "simulated_rirs", root / "real_rirs_isotropic_noises"
     folders = [folder for folder in (simulated, real) if folder.is_dir()] or [root]
-    paths = [path for folder in folders for path in _sound_files(folder) if "noise" not in path.name.lower()]
+    paths = [path for folder in folders for path in media_below(folder) if "noise" not in path.name.lower()]
     if not paths:
         raise NoisePackError(f"{root} has no impulse responses ({_SUFFIXES_SHOWN})")
     return sorted(paths)

@@ -4,9 +4,10 @@ libsndfile reads the formats it knows. PyAV reads the rest: other formats, MPEG 
 wrong, and files whose header gives no length.
 """
 
+import io
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 import soundfile
 
-from avspk.data.containers import is_mpeg_audio
+from avspk.data.containers import Patch, is_mpeg_audio, true_lengths
 from avspk.data.media import SAMPLE_RATE, MediaError, decoder_errors, first, reason, require_file
 from avspk.data.resampling import require_rate, resampled
 from avspk.data.sound_check import ChannelSum
@@ -23,8 +24,9 @@ from avspk.data.sound_check import ChannelSum
 _EXACT_CODINGS = frozenset(
     {"PCM_S8", "PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ULAW", "ALAW"}
 )  # fmt: skip
-# libsndfile takes headers between the blocks of a VOC file for sound; raw samples do not give their rate.
-_NOT_FOR_LIBSNDFILE = frozenset({"VOC", "RAW", "MP3"})
+# libsndfile takes headers between the blocks of a VOC file, and chunks after the sound of a W64 file, for sound; raw
+# samples do not give their rate.
+_NOT_FOR_LIBSNDFILE = frozenset({"VOC", "W64", "RAW", "MP3"})
 # The header of 44 bytes without its lengths: PCM, one channel, 16 bits.
 _PLAIN_WAV = b"WAVEfmt " + struct.pack("<IHHIIHH", 16, 1, 1, SAMPLE_RATE, 2 * SAMPLE_RATE, 2, 16) + b"data"
 # Bare streams by FFmpeg's names, and how each of their frames begins; other data at the end is not sound.
@@ -146,6 +148,15 @@ def _libsndfile_pieces(file: soundfile.SoundFile, path: Path) -> Iterator[np.nda
         raise MediaError(_cut_off(file.frames, _count_decodable(path), reason(error))) from error
     if is_exact(file) and count < file.frames:
         raise MediaError(_cut_off(file.frames, count, "the file ends"))
+    if file.format == "FLAC" and _goes_on(path, count):
+        raise MediaError(f"the FLAC header announces {count} samples, more follow; repair the header")
+
+
+def _goes_on(path: Path, count: int) -> bool:
+    """Whether a FLAC file holds frames after so many samples. libsndfile stops at the number in the header."""
+    with closing(_av_open(path)) as container:
+        stream = first(container.streams.audio, "audio")
+        return any((packet.pts or 0) >= count for packet in container.demux(stream))
 
 
 def _cut_off(announced: int, count: int, why: str) -> str:
@@ -166,10 +177,14 @@ def _count_decodable(path: Path) -> int:
 def _av_pieces(path: Path, first_channel: bool) -> Iterator[np.ndarray]:
     """Mono 16 kHz from FFmpeg's decoders, mixer and resampler."""
     import av
+    from av.codec.context import Flags2
 
     channels = ChannelSum()
     with closing(_av_open(path)) as container:
         stream = first(container.streams.audio, "audio")
+        if container.format.name == "caf" and stream.codec_context.name == "alac":
+            # The last frame is as long as its sound. FFmpeg would cut off once more what it lacks of a full frame.
+            stream.codec_context.flags2 |= Flags2.skip_manual
         resampler = av.AudioResampler(format="fltp", layout=None if first_channel else "mono", rate=SAMPLE_RATE)
         for frame in _with_flush(_av_frames(container, stream)):
             if frame is not None:
@@ -183,10 +198,31 @@ def _av_pieces(path: Path, first_channel: bool) -> Iterator[np.ndarray]:
 def _av_open(path: Path) -> Any:
     import av
 
+    with open(path, "rb") as content:
+        patches = true_lengths(content)
+    source = _Patched(path, patches) if patches else str(path)
     try:
-        return av.open(str(path), metadata_errors="replace")
+        return av.open(source, metadata_errors="replace")
     except av.FFmpegError as error:
         raise MediaError(f"not recognised as sound: {reason(error)}") from error
+
+
+class _Patched(io.FileIO):
+    """A file for reading in which some bytes of the header are others."""
+
+    def __init__(self, path: Path, patches: Sequence[Patch]) -> None:
+        super().__init__(path)
+        self._patches = patches
+
+    def read(self, size: int | None = -1) -> bytes:
+        """See `io.FileIO`."""
+        begin = self.tell()
+        content = bytearray(super().read(size) or b"")
+        for patch in self._patches:
+            for place, byte in enumerate(patch.content, patch.place - begin):
+                if 0 <= place < len(content):
+                    content[place] = byte
+        return bytes(content)
 
 
 def _samples(frame: Any) -> np.ndarray:

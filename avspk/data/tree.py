@@ -45,8 +45,18 @@ class TreeFiles:
     output: str | None = None
 
 
-def files_below(root: Path, output: Path | None = None) -> TreeFiles:
-    """Look at every file below `root`, but not into `output`, nor into the output of another preparation.
+def media_below(root: Path) -> list[Path]:
+    """Sound and video files below a folder, sorted; [] if it is not one.
+
+    Preparation looks at the same files, but here outputs of other preparations are taken, too.
+
+    Raises: OSError if the folder cannot be listed.
+    """
+    return sorted(root / path for path in files_below(root, prepared=True).media) if root.is_dir() else []
+
+
+def files_below(root: Path, output: Path | None = None, prepared: bool = False) -> TreeFiles:
+    """Look at every file below `root`, but not into `output`, nor, unless `prepared`, into that of another preparation.
 
     Links are followed, but no folder is entered twice: its real path is preferred to links, links are used in their
     order; the other paths are rejected. The result depends only on the names in the tree.
@@ -54,7 +64,7 @@ def files_below(root: Path, output: Path | None = None) -> TreeFiles:
     Raises: OSError if `root` itself cannot be listed.
     """
     os.scandir(root).close()
-    search = _Search(str(root), output)
+    search = _Search(str(root), output, prepared)
     search.enter([""])
     while search.links:
         links, search.links = sorted(search.links), []
@@ -64,8 +74,8 @@ def files_below(root: Path, output: Path | None = None) -> TreeFiles:
 
 
 class _Search:
-    def __init__(self, root: str, output: Path | None) -> None:
-        self.root = root
+    def __init__(self, root: str, output: Path | None, prepared: bool) -> None:
+        self.root, self.prepared = root, prepared
         self.output = _identity(str(output)) if output is not None and output.is_dir() else None
         if self._lies_in_output(""):  # then links into it may point to inputs as well as results
             self.output = None
@@ -110,7 +120,7 @@ class _Search:
         first = self.entered.setdefault(identity, folder)
         if first != folder:
             self._reject(folder, f"the same folder as {first or '--raw'}, which is searched")
-        elif folder and os.path.isfile(self._place(f"{folder}/{PLAN}")):
+        elif folder and not self.prepared and os.path.isfile(self._place(f"{folder}/{PLAN}")):
             self._reject(folder, f"the output of a preparation: it holds {PLAN}")
             return False
         return first == folder
