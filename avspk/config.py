@@ -44,7 +44,7 @@ class DataSettings(Settings):
 
     train: Annotated[Path, FirstReader.NOTHING] = Field(description="manifest of the training utterances")
     crops: Annotated[Path | None, FirstReader.NOTHING] = Field(
-        None, description="face crop store; default: `crops` beside the manifest"
+        None, description="face crop store; default: `crops` in the folder of the manifest"
     )
     noise: Path | None = Field(None, description="noise pack (`avspk noise`); none: one is generated in the run folder")
     noise_gigabytes: Positive = Field(
@@ -108,7 +108,7 @@ class PretrainSettings(Settings):
     )
     embeddings: Annotated[dict[str, Path], FirstReader.ROUNDS] = Field(
         default_factory=dict,
-        description="modality -> embeddings from elsewhere (.npy with a list of names beside it, .scp, .ark), which "
+        description="modality -> embeddings from elsewhere (.npy with its list of names, .scp, .ark), which "
         "round 1 clusters instead of those of stage 1",
     )
     epochs: int = Field(
@@ -262,7 +262,7 @@ class TrainingSettings(Settings):
     keep_checkpoints: Count = 2
     log_steps: Count = 50
     trackers: list[str] = Field(
-        [], description="beside log.jsonl, by accelerate's names: tensorboard, wandb, mlflow, trackio, ..."
+        [], description="in addition to log.jsonl, by accelerate's names: tensorboard, wandb, mlflow, trackio, ..."
     )
     embed_seconds: Positive = Field(320.0, description="seconds of audio in one embedding batch")
 

@@ -23,7 +23,7 @@ class JointKmeansSettings(Settings):
     `centroids` > 0: k-means with that many centroids, which Ward's method merges [S sslsv].
     """
 
-    first_reader: ClassVar = FirstReader.STAGE_ONE  # which clusters too, with a number of its own
+    first_reader: ClassVar = FirstReader.STAGE_ONE  # stage 1 clusters as well, with its own number of clusters
 
     kind: Literal["kmeans"] = "kmeans"
     num_clusters: Annotated[Count, FirstReader.ROUNDS] = 7500

@@ -38,7 +38,7 @@ class MetricSettings(Settings):
     at VoxCeleb2's size take 10 GB in the first process.
     """
 
-    first_reader: ClassVar = FirstReader.STAGE_ONE  # which clusters too, with a number of its own
+    first_reader: ClassVar = FirstReader.STAGE_ONE  # stage 1 clusters as well, with its own number of clusters
 
     kind: Literal["metric"] = "metric"
     num_clusters: Annotated[Count, FirstReader.ROUNDS] = 7500

@@ -63,7 +63,7 @@ class Batch:
         return len(self.index)
 
     def pin_memory(self) -> Batch:
-        """In memory that a GPU copies from while the host goes on; torch's loader calls this."""
+        """In memory that a GPU copies from while the host continues; torch's loader calls this."""
         return Batch(self.index.pin_memory(), self._each(lambda views: _changed(views, Tensor.pin_memory)))
 
     def to(self, device: torch.device) -> Batch:

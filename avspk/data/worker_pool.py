@@ -1,4 +1,4 @@
-"""Tasks on worker processes that may die in native code: the file that killed one is skipped, the work goes on."""
+"""Tasks on worker processes that may die in native code: the file that killed one is skipped, and the work continues."""
 
 import contextlib
 import multiprocessing
@@ -34,7 +34,7 @@ class Reporter(Protocol):
         """
 
     def alive(self) -> None:
-        """Work on the item goes on; may be called any number of times."""
+        """Work on the item continues; may be called any number of times."""
 
     def advance(self, count: int) -> None:
         """`count` more units of work are done."""

@@ -82,7 +82,7 @@ class MediaBatch:
     owners: Tensor
 
     def pin_memory(self) -> MediaBatch:
-        """The batch in pinned memory: a GPU copies from it while the host goes on. torch's loader calls this."""
+        """The batch in pinned memory: a GPU copies from it while the host continues. torch's loader calls this."""
         return MediaBatch(self.rows, self.media.pin_memory(), self.owners.pin_memory())
 
     def to(self, device: torch.device) -> MediaBatch:

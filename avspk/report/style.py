@@ -116,7 +116,7 @@ def to_svg(figure: "Figure") -> str:
 
 
 def standalone(svg: str) -> str:
-    """The <svg> element of a page as a file of its own: fixed colours on white."""
+    """The <svg> element of a page as a separate file: fixed colours on white."""
     for name, light in LIGHT.items():
         svg = svg.replace(f"var(--{name})", light)
     names = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
