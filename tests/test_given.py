@@ -262,7 +262,7 @@ def test_all_that_is_wrong_with_embeddings_is_said_at_once(data, names, tmp_path
     [
         ("x.npy", lambda path: np.save(path, np.ones(3, np.float32)), r"an array float32 \(3,\); valid: floats"),
         ("x.npy", lambda path: np.save(path, np.ones((3, 0), np.float32)), r"an array float32 \(3, 0\); valid: floats"),
-        ("x.npy", lambda path: np.save(path, np.ones((3, 2), np.float32)), r"no list of names beside it; want x\.tsv"),
+        ("x.npy", lambda path: np.save(path, np.ones((3, 2), np.float32)), r"no list of names; want x\.tsv"),
         ("x.npy", lambda path: path.write_text("none"), r"not a readable array"),
         ("x.ark", lambda path: path.write_text("a  [ 1 2 3 ]\n"), r"x\.ark, a: no binary vector; text arks"),
         ("x.ark", lambda path: path.write_bytes(b"a \0BFV \4\x09\0\0\0abcd"), r"a vector of 9 numbers, but the file"),

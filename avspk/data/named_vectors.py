@@ -48,7 +48,9 @@ def _read_npy(path: Path) -> tuple[list[str], Floats]:
         raise VectorsError(f"{path}: an array {rows.dtype} {rows.shape}; valid: floats (utterances, numbers)")
     found = [path.with_suffix(suffix) for suffix in LISTS if path.with_suffix(suffix).is_file()]
     if not found:
-        raise VectorsError(f"{path}: no list of names; valid: {path.with_suffix('.tsv').name} in its folder, a line for each row")
+        raise VectorsError(
+            f"{path}: no list of names; want {path.with_suffix('.tsv').name} in its folder, a line a row"
+        )
     names = [line.split("\t")[0].strip() for line in read_lines(found[0], "list of names", VectorsError)]
     if len(names) != len(rows):
         raise VectorsError(f"{path} has {len(rows)} rows, {found[0].name} {len(names)} names")

@@ -1,4 +1,4 @@
-"""Tasks on worker processes that may die in native code: the file that killed one is skipped, and the work continues."""
+"""Tasks on worker processes that may die in native code: the file that killed one is skipped; the work continues."""
 
 import contextlib
 import multiprocessing
