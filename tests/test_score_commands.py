@@ -203,3 +203,11 @@ def test_trials_need_a_model(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["threshold", "--trials", str(tmp_path / "x.txt")])
     assert "--trials needs --model" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["evaluate --scores x --out y --bootstrap", "threshold --scores x --top-n"])
+@pytest.mark.parametrize("number", ["0", "-3", "1.5", "many"])
+def test_numbers_of_things_are_whole_and_positive(capsys, command, number):
+    with pytest.raises(SystemExit):
+        main([*command.split(), number])
+    assert f"{number!r} is not a whole number, 1 or more" in capsys.readouterr().err

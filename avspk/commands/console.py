@@ -43,6 +43,13 @@ def table(rows: Sequence[tuple[str, str]]) -> None:
         print(f"{name:{width}}{value}")
 
 
+def count(text: str) -> int:
+    """Type of an option that is a number of things. Raises: ArgumentTypeError unless it is 1 or more."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number, 1 or more")
+    return int(text)
+
+
 def add_model(parser: argparse.ArgumentParser, required: bool = True) -> None:
     """The options of every command that loads a model."""
     parser.add_argument(

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from avspk import distributed
+from avspk.commands.console import count
 from avspk.data.files import write_json
 from avspk.data.manifest import read_trials, read_utterances
 from avspk.data.score_file import read_scores, write_scores
@@ -64,9 +65,9 @@ def parse(arguments: Sequence[str] | None, prog: str | None = None) -> argparse.
     parser.add_argument(
         "--pseudo-labels", type=Path, help="labels.parquet of a round: cohort of means, and calibration"
     )
-    parser.add_argument("--train-utterances", type=int, default=50_000, help="maximal number, drawn at random")
-    parser.add_argument("--top-n", type=int, default=300, help="cohort scores that AS-norm keeps")
-    parser.add_argument("--bootstrap", type=int, default=1000, help="replicates of the 95 %% intervals")
+    parser.add_argument("--train-utterances", type=count, default=50_000, help="maximal number, drawn at random")
+    parser.add_argument("--top-n", type=count, default=300, help="cohort scores that AS-norm keeps")
+    parser.add_argument("--bootstrap", type=count, default=1000, help="replicates of the 95 %% intervals")
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap and of the training sample")
     parser.add_argument("--cache", type=Path, help="folder of embeddings to reuse; default: `cache` in --out")
     parser.add_argument("--batch-seconds", type=float, default=320.0, help="of audio in one batch")
