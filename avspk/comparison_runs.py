@@ -25,6 +25,7 @@ ABLATIONS = {
     "no-gate": ("no gate", ("refine.judge.gate.enabled=false", "refine.judge.correction.enabled=false")),
     "gate": ("gate only", ("refine.judge.gate.enabled=true", "refine.judge.correction.enabled=false")),
 }
+SUPERVISED_SETTINGS = ("modalities=[audio]", *ABLATIONS["no-gate"][1])  # what training on true speakers enforces
 STAGE_ONE, SUPERVISED = "stage-1", "supervised"
 STAGE_ONE_ONLY = "stage 1 only"
 STAGE_ONE_SETTINGS = ("rounds=0", "final=null")  # a last student needs rounds
@@ -55,7 +56,7 @@ class PlannedRun:
 
     @cached_property
     def settings(self) -> Config:
-        """The run's settings, without those that its module enforces. The files are read once."""
+        """The run's settings. The files are read once."""
         return load_config(self.config, self.overrides)
 
     @property
@@ -122,8 +123,7 @@ def _methods(names: Sequence[str], configs: Sequence[Path], variants: Sequence[s
         for title, changes in (ABLATIONS[variant] for variant in ABLATIONS if variant in variants):
             yield _Method(f"{names[number]}, {title}", full[number], TRAIN, config, changes)
     if SUPERVISED in variants:
-        alone = ("modalities=[audio]", *ABLATIONS["no-gate"][1])
-        yield _Method("supervised (audio)", full[0], TRAIN_SUPERVISED, configs[0], alone)
+        yield _Method("supervised (audio)", full[0], TRAIN_SUPERVISED, configs[0], SUPERVISED_SETTINGS)
 
 
 def _require_comparable(configs: Sequence[Path], loaded: Sequence[Config], widest: int) -> None:

@@ -36,19 +36,20 @@ def round_labels(session: Session, number: int, rows: dict[str, np.ndarray]) -> 
         given = _given(session, number)
         rows = rows | _given_embeddings(session, given)
         if LABELS not in given:
-            first = _figures(session, session.files.round(1)) if number > 1 else {}
+            first = _figures(session.files.round(1)) if number > 1 else {}
             labels, notes = session.labeller(rows, session.materials, session.kits, first)
         else:
             copy = session.files.given(LABELS, given[LABELS]["digest"])
             labels, notes = np.load(distributed.wait_for_file(copy)), {}
-        held = _held_out(session.files.round(number - 1)) if number > 1 else None
-        labels, use = hold_out(rows, labels, config.calibration, config.seed, session.materials.device, held)
+        before = _uses(session.files.round(number - 1)) if number > 1 else None
+        labels, use = hold_out(rows, labels, config.calibration, config.seed, session.materials.device, before)
+        _require_enough(folder, use, config.refine.batch_size)
         if session.main:
             names = session.materials.utterances.table["utterance"]
             frame = pd.DataFrame({"utterance": names, "label": labels, "use": use})
-            with whole_or_absent(folder.labels) as part:
-                frame.to_parquet(part, index=False)
             write_json(folder.clustering, notes)
+            with whole_or_absent(folder.labels) as part:  # last: a restart takes these labels as complete
+                frame.to_parquet(part, index=False)
             notes = notes | {"held_out": len(np.unique(labels[use == CALIBRATE]))}
             found = {key: round(value, 4) for key, value in (session.truth.of_labels(labels) | notes).items()}
             logger.info("%s: %d %s  %s", folder.name, labels.max() + 1, _origin(session, number), found)
@@ -93,14 +94,25 @@ def _labels_for(use: str, folder: StageFolder) -> np.ndarray:
     return table["label"].where(table["use"] == use, -1).to_numpy()
 
 
-def _figures(session: Session, folder: StageFolder) -> dict[str, float]:
-    """What a round's labeller found; empty if its labels were given."""
-    return read_json(folder.clustering, {}) if session.is_there(folder.clustering) else {}
+def _figures(folder: StageFolder) -> dict[str, float]:
+    """Figures of a round's clustering; empty if its labels were given."""
+    found: dict[str, float] = read_json(distributed.wait_for_file(folder.clustering), {})
+    return found
 
 
-def _held_out(folder: StageFolder) -> np.ndarray:
-    """(N,) bool, the utterances that a round held out."""
-    return pd.read_parquet(distributed.wait_for_file(folder.labels))["use"].isin([CALIBRATE, HELD]).to_numpy()
+def _require_enough(folder: StageFolder, use: np.ndarray, batch_size: int) -> None:
+    """Raises: ValueError if the hold-out leaves less than a batch."""
+    left, held = int((use == TRAIN).sum()), int(np.isin(use, [CALIBRATE, HELD]).sum())
+    if held and left < batch_size:
+        raise ValueError(
+            f"{folder.name}: {left} utterances are left to train on, and refine.batch_size is {batch_size}; {held} are "
+            "held out for the calibration. Choose a smaller batch, or calibration.held_out=0"
+        )
+
+
+def _uses(folder: StageFolder) -> np.ndarray:
+    """(N,) str, what a round used each utterance for."""
+    return pd.read_parquet(distributed.wait_for_file(folder.labels))["use"].to_numpy(str)
 
 
 def trusted_labels(session: Session) -> np.ndarray:
@@ -113,4 +125,7 @@ def trusted_labels(session: Session) -> np.ndarray:
 def calibration_labels(session: Session) -> np.ndarray:
     """(N,) labels of the last round's held-out utterances, -1 elsewhere; if there are none, the labels it trusts."""
     labels = _labels_for(CALIBRATE, session.files.round(session.config.rounds))
-    return labels if (labels >= 0).any() else trusted_labels(session)
+    if (labels >= 0).any():
+        return labels
+    logger.warning("no utterance is held out: the calibration uses training labels, and will be overconfident")
+    return trusted_labels(session)

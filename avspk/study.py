@@ -17,13 +17,13 @@ rung, the others with the first start.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import yaml
 from pydantic import Field, ValidationError
 
-from avspk.comparison_runs import PLANNED, STAGE_ONE_SETTINGS, TRAIN, TRAIN_SUPERVISED, PlannedRun
+from avspk.comparison_runs import PLANNED, STAGE_ONE_SETTINGS, SUPERVISED_SETTINGS, TRAIN, TRAIN_SUPERVISED, PlannedRun
 from avspk.config import ConfigError, load_config
 from avspk.data.score_file import slug
 from avspk.settings import Settings
@@ -71,7 +71,15 @@ def _problems(study: Study, names: Sequence[str]) -> Iterator[str]:
             yield f"rung {rung.name!r} starts from {rung.start!r}; choose one of {', '.join(study.starts)}"
         if rung.against is not None and rung.against not in names:
             yield f"rung {rung.name!r} is compared with {rung.against!r}; choose one of {', '.join(names)}"
-    for setting in (*study.settings, *(setting for rung in study.rungs for setting in rung.settings)):
+        if rung.against == rung.name:
+            yield f"rung {rung.name!r} is compared with itself"
+    given = (study.settings, *study.starts.values(), *(rung.settings for rung in study.rungs))
+    yield from _planned(setting for settings in given for setting in settings)
+
+
+def _planned(settings: Iterable[str]) -> Iterator[str]:
+    """Errors of settings that the plan itself makes."""
+    for setting in settings:
         if setting.partition("=")[0] in PLANNED:
             yield f"{setting!r}: remove it; the plan sets {', '.join(PLANNED)}"
 
@@ -82,6 +90,8 @@ def plan_study(path: Path, seeds: Sequence[int], out: Path, overrides: Sequence[
     Raises: ConfigError if the study cannot be read, or if a rung and its start train different stage 1s.
     """
     study = read_study(path)
+    for problem in _planned(overrides):
+        raise ConfigError(problem)
     runs: list[PlannedRun] = []
     for seed in seeds:
         runs += _runs_of_seed(study, path.parent / study.base, seed, out, (*study.settings, *overrides))
@@ -104,8 +114,9 @@ def _runs_of_seed(study: Study, base: Path, seed: int, out: Path, everywhere: Se
     for rung in study.rungs:
         start = starts[rung.start]
         settings = (*study.starts[rung.start], f"stage_one={start.settings.output}", *rung.settings)
-        module = TRAIN_SUPERVISED if rung.supervised else TRAIN
-        run = planned(rung.name, rung.against or (None if rung.name == reference else reference), module, settings)
+        module, enforced = (TRAIN_SUPERVISED, SUPERVISED_SETTINGS) if rung.supervised else (TRAIN, ())
+        against = rung.against or (None if rung.name == reference else reference)
+        run = planned(rung.name, against, module, (*settings, *enforced))
         _require_same_start(run, start)
         rungs.append(run)
     return [*starts.values(), *rungs]

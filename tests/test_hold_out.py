@@ -14,6 +14,8 @@ from avspk import distributed, recipe, systems
 from avspk.checkpoint import load_tree
 from avspk.config import CalibrationSettings, ConfigError, parse_config
 from avspk.data.sampler import ExampleSampler
+from avspk.round_labels import _require_enough
+from avspk.run import StageFolder
 from avspk.session import Session
 from avspk.stages.hold_out import CALIBRATE, HELD, TRAIN, UNUSED, hold_out, num_held_out
 
@@ -83,7 +85,7 @@ def test_later_rounds_hold_out_the_same_utterances():
     (lost, *_), (heard, *_) = np.flatnonzero(held), np.flatnonzero(first == TRAIN)
     moved = labels.copy()  # the next round clusters otherwise: one held-out utterance leaves, another one comes
     moved[[lost, heard]] = labels[[heard, lost]]
-    numbered, then = hold_out(rows, moved, FIVE, 1, CPU, held)
+    numbered, then = hold_out(rows, moved, FIVE, 1, CPU, first)
     assert then[lost] == HELD, "in a cluster that is trained on, and not trained on"
     assert then[heard] == UNUSED, "in a held-out cluster, and its voice is known"
     others = np.delete(np.arange(len(labels)), [lost, heard])
@@ -94,11 +96,22 @@ def test_later_rounds_hold_out_the_same_utterances():
 
 def test_a_cluster_of_which_half_is_held_out_is_trained_on():
     rows, labels = clusters()
-    held = np.zeros(len(labels), bool)
-    held[: MEMBERS // 2] = True
-    _, use = hold_out(rows, labels, FIVE, 0, CPU, held)
-    assert set(use[held]) == {HELD}
-    assert set(use[MEMBERS // 2 : MEMBERS]) == {TRAIN}
+    before = np.full(len(labels), TRAIN)
+    before[: MEMBERS // 2] = CALIBRATE
+    _, use = hold_out(rows, labels, FIVE, 0, CPU, before)
+    assert set(use[: MEMBERS // 2]) == {HELD}
+    assert set(use[MEMBERS // 2 : MEMBERS]) == {TRAIN, UNUSED}, "one has no label"
+
+
+def test_utterances_that_had_no_label_do_not_outvote_the_held_out_ones():
+    rows, labels = clusters()
+    given = np.where(np.arange(len(labels)) % MEMBERS < 2, labels, -1)  # a user labels two of six
+    _, first = hold_out(rows, given, FIVE, 0, CPU)
+    _, then = hold_out(rows, labels, FIVE, 0, CPU, first)
+    assert set(then[np.isin(first, [CALIBRATE, HELD])]) == {CALIBRATE}
+    held = set(labels[then == CALIBRATE])
+    assert len(held) == 5
+    assert not held & set(labels[then == TRAIN]), "no voice is held out and trained on"
 
 
 def test_two_ranks_equal_one(monkeypatch):
@@ -154,6 +167,13 @@ def test_bad_settings_are_named(change, message):
     tree = tiny.tree(Path(), Path()) | {"calibration": change}
     with pytest.raises(ConfigError, match=message):
         parse_config(tree)
+
+
+def test_too_few_utterances_left_is_an_error_that_names_the_settings(tmp_path):
+    use = np.array([TRAIN] * 5 + [CALIBRATE] * 3)
+    with pytest.raises(ValueError, match=r"round1: 5 utterances are left .* is 8; 3 are held out .*held_out=0"):
+        _require_enough(StageFolder(tmp_path / "round1"), use, 8)
+    _require_enough(StageFolder(tmp_path / "round1"), use, 5)
 
 
 # In a run.

@@ -7,6 +7,7 @@ import pytest
 import tiny
 import yaml
 
+from avspk.commands.supervised import SpeakerLabeller
 from avspk.config import ConfigError, load_config
 from avspk.shipped import find_study
 from avspk.study import plan_study
@@ -83,6 +84,8 @@ def test_true_speakers_are_trained_by_their_own_command_alone(base, tmp_path):
         ({"rungs": [{"name": "a", "start": "DINO", "against": "b"}]}, r"compared with 'b'"),
         ({"rungs": [{"name": "DINO", "start": "DINO"}]}, r"two rungs or starts have the same name: DINO"),
         ({"rungs": [{"name": "dino!", "start": "DINO"}, {"name": "dino?", "start": "DINO"}]}, r"punctuation only"),
+        ({"starts": {"DINO": ["seed=3"]}, "rungs": [{"name": "a", "start": "DINO"}]}, r"'seed=3': remove it"),
+        ({"rungs": [{"name": "a", "start": "DINO", "against": "a"}]}, r"'a' is compared with itself"),
         ({"rungs": [{"name": "a", "start": "DINO", "settings": ["seed=3"]}]}, r"'seed=3': remove it; the plan sets"),
         (
             {"rungs": [{"name": "a", "start": "DINO", "settings": ["pretrain.epochs=9"]}]},
@@ -100,6 +103,18 @@ def test_shipped_studies_can_be_planned(tmp_path):
     for path in sorted(find_study(Path("demo")).parent.glob("*.yaml")):
         runs = plan_study(path, [0, 1, 2], tmp_path)
         assert len({run.settings.output for run in runs}) == len(runs)
+
+
+def test_an_override_that_the_plan_sets_is_refused(base, tmp_path):
+    with pytest.raises(ConfigError, match="'seed=7': remove it"):
+        plan_study(write(base), [0], tmp_path, ["seed=7"])
+
+
+def test_a_rung_of_true_speakers_is_planned_with_the_settings_that_it_saves(base, tmp_path):
+    for path in [write(base), *find_study(Path("demo")).parent.glob("*.yaml")]:
+        for run in plan_study(path, [0], tmp_path):
+            if run.module.endswith("supervised"):
+                assert SpeakerLabeller().settle(run.settings) == run.settings, path
 
 
 def test_an_unquoted_no_is_float32(base):

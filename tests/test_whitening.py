@@ -127,3 +127,16 @@ def test_an_encoder_that_stays_as_it_is(case, caplog):
     torch.testing.assert_close(dict(encoder.state_dict()), before, rtol=0, atol=0)
     torch.testing.assert_close(classes["audio"], class_vectors(rows, LABELS, CPU), rtol=0, atol=0)
     assert ("not whitened" in caplog.text) == (case == "batch norm on the embedding")
+
+
+def test_fewer_rows_than_dimensions_do_not_end_in_zeros():
+    """Without shrinkage, the covariance of few rows is singular."""
+    torch.manual_seed(0)
+    encoder = ecapa()
+    inputs, rows = sounds(encoder, LABELS)
+    few = np.r_[0:2, 8:10]
+    start_of_round({"audio": encoder}, {"audio": rows[few]}, LABELS[few], 0.0, CPU)
+    with torch.no_grad():
+        new = encoder(inputs).numpy()
+    assert np.isfinite(new).all()
+    assert np.linalg.norm(new, axis=1).min() > 1e-3 * np.linalg.norm(rows, axis=1).max()

@@ -49,7 +49,7 @@ class Reducer:
         return self.sum(whole)
 
     def num_labels(self, labels: Tensor) -> int:
-        """Return a number above every label (n,) >= 0 of all processes, the same on each."""
+        """Return a number above every label (n,) of all processes, the same on each; -1 is no label."""
         return int(self.sum(labels.max() + 1 if len(labels) else labels.new_zeros(())))
 
 

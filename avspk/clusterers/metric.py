@@ -28,6 +28,7 @@ from avspk.clusterers.ward import ward
 from avspk.settings import Count, FirstReader, Positive, Probability, Settings
 
 NO_SPREAD = 1e-9  # of the variance, within clusters: rounding, as where the rows of each cluster are copies
+SINGULAR = 1e-6  # of the largest eigenvalue within clusters: below, without shrinkage, a direction has no variance
 FLOOR = 1e-3  # added to the eigenvalues of the first whitening, in units of the largest one
 
 
@@ -193,7 +194,7 @@ def total_whitener(covariance: Tensor) -> Tensor:
 def within_whitener(covariance: Tensor, shrinkage: float) -> Tensor:
     """Matrix (D, D) that whitens rows of this covariance, shrunk by a share of `shrinkage` to its mean eigenvalue."""
     values, vectors = torch.linalg.eigh(shrunk(covariance, shrinkage))
-    return vectors / values.clamp(min=torch.finfo(values.dtype).tiny).sqrt()
+    return vectors / values.clamp(min=max(SINGULAR * float(values[-1]), torch.finfo(values.dtype).tiny)).sqrt()
 
 
 def shrunk(covariance: Tensor, shrinkage: float) -> Tensor:

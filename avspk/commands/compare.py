@@ -25,7 +25,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from avspk.comparison_runs import STAGE_ONE_ONLY, VARIANTS, PlannedRun, RunError, plan_runs, train_all
+from avspk.comparison_runs import VARIANTS, PlannedRun, RunError, plan_runs, train_all
 from avspk.data.files import whole_or_absent
 from avspk.evaluation.comparison import Method, compare, read_methods
 from avspk.evaluation.run_folder import Run
@@ -65,8 +65,11 @@ def trained(args: argparse.Namespace) -> tuple[Method, ...]:
     else:
         configs = [find_config(path) for path in args.configs]
         runs = plan_runs(configs, args.seeds, args.variants, args.out, args.overrides)
+    reference = next(run.method for run in runs if run.against is None)
     if args.no_training:
         runs = [run for run in runs if run.finished]
+        if reference not in {run.method for run in runs}:
+            raise ValueError(f"the reference, {reference}, is not finished under {args.out}: train it first")
     train_all(runs, args.launch, tell)
     grouped: dict[str, list[PlannedRun]] = {}
     for run in runs:
@@ -78,7 +81,8 @@ def trained(args: argparse.Namespace) -> tuple[Method, ...]:
     ]
     if len(methods) < 2:
         raise ValueError(f"a comparison needs two methods or more, {len(methods)} are finished under {args.out}")
-    return tuple(sorted(methods, key=lambda method: method.name == STAGE_ONE_ONLY))  # trained first, shown last
+    # The reference is shown first. Stage 1 alone is trained first and shown last.
+    return tuple(sorted(methods, key=lambda method: grouped[method.name][0].settings.rounds == 0))
 
 
 def tell(text: str) -> None:

@@ -51,13 +51,15 @@ def _whiten(
     """Map of old embeddings (n, D) to new ones; None if the encoder cannot be whitened, or does not need to be."""
     last = encoder.last_linear()
     if last is None:
-        logger.info("%s: not whitened, because the embedding is not the output of a linear layer", modality)
+        logger.info("%s: not whitened, because the embedding is not the output of a linear layer with a bias", modality)
         return None
     mine = torch.tensor(labels[distributed.local_share(len(labels))], device=device)
     spread = measure_spread(rows, modality, mine, device, make_reducer())
     if spread.within.trace() <= NO_SPREAD * spread.total.trace():
         return None
     matrix = within_whitener(spread.within, shrinkage)
+    # That of the first process: the axes of equal eigenvalues may differ between machines.
+    matrix = distributed.sum_over_ranks(matrix if distributed.rank() == 0 else torch.zeros_like(matrix))
     # The mean squared length of a centred embedding stays: the optimiser's settings were chosen for it.
     matrix = matrix * (spread.total.trace() / (matrix.T @ spread.total @ matrix).trace()).sqrt()
     absorb(last, spread.mean, matrix)
@@ -68,7 +70,5 @@ def _whiten(
 def absorb(layer: nn.Linear, mean: Tensor, matrix: Tensor) -> None:
     """Change the layer so that its output x becomes (x - mean) matrix; mean (D,), matrix (D, D), float64."""
     matrix = matrix.to(layer.weight.device)
-    bias = torch.zeros(layer.out_features) if layer.bias is None else layer.bias
-    moved = (bias.double().to(matrix.device) - mean.to(matrix.device)) @ matrix
+    layer.bias.copy_((layer.bias.double() - mean.to(matrix.device)) @ matrix)
     layer.weight.copy_(matrix.T @ layer.weight.double())
-    layer.bias = nn.Parameter(moved.to(layer.weight.dtype))
