@@ -24,7 +24,7 @@ from torch.profiler import ProfilerActivity, profile
 from avspk.training import tensor_float32
 from benchmarks.figures import Figure
 from benchmarks.measure import GIB, peak_gib, synchronise
-from benchmarks.operations import stage_one_step, kept_for_backward
+from benchmarks.operations import kept_for_backward, stage_one_step
 from benchmarks.training import Sizes as StepSizes
 from benchmarks.training import Steps, prepare
 
