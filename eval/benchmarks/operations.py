@@ -26,10 +26,11 @@ from avspk.models.encoder import Encoder
 from avspk.models.heads import CosineClassifier
 from avspk.models.registry import build_encoder
 from avspk.shipped import find_config
-from benchmarks.corpus import PAPER, VOXCELEB2_UTTERANCES
+from benchmarks.corpus import PAPER, VOXCELEB2_SECONDS, VOXCELEB2_UTTERANCES
 from benchmarks.figures import Figure
 from benchmarks.measure import GIB
 
+CROPS = 10  # of a face, stored by the preparation for each utterance
 BATCH = 2  # batch norm needs two; every count is for one example
 FBANK = Fbank()  # gives the number of frames of a crop
 GIGA, EXA = 1e9, 1e18
@@ -46,10 +47,10 @@ class Sizes:
 
 
 def run(device: torch.device, sizes: Sizes) -> Iterator[Figure]:
-    """GFLOP of an example in either stage, EFLOP of all stage 1 and of all rounds."""
+    """GFLOP of an example in either stage and of an embedding, EFLOP of each stage by modality."""
     del device  # only shapes matter
     config = load_config(find_config(Path(sizes.config)), list(sizes.overrides))
-    pretrain = {name: dino_step(config, name) for name in config.modalities}
+    pretrain = {name: stage_one_step(config, name) for name in config.modalities}
     refine = {name: refine_step(config, name, sizes.pseudo_speakers) for name in config.modalities}
     for name in config.modalities:
         yield Figure(f"operations: stage 1, {name}, an example", pretrain[name] / GIGA, "GFLOP", None, NO_BASELINE)
@@ -58,41 +59,54 @@ def run(device: torch.device, sizes: Sizes) -> Iterator[Figure]:
         kept = kept_for_backward(config, name) * config.pretrain.batch_size
         title = f"memory: stage 1, {name}, kept for the backward pass, batch of {config.pretrain.batch_size}"
         yield Figure(title, kept / GIB, "GiB", None, NO_BASELINE)
-    for stage, settings, step, rounds in (
-        ("stage 1", config.pretrain, pretrain, 1),
-        (f"{config.rounds} rounds", config.refine, refine, config.rounds),
-    ):
-        total = sum(step.values()) * rounds * settings.epochs * VOXCELEB2_UTTERANCES
-        yield Figure(f"operations: {stage}, all of VoxCeleb2", total / EXA, "EFLOP", None, NO_BASELINE)
+    for name in config.modalities:
+        embedding = embedding_pass(config, name)
+        yield Figure(f"operations: embedding, {name}, an utterance", embedding / GIGA, "GFLOP", None, NO_BASELINE)
+        yield _whole(f"stage 1, {name}", pretrain[name], config.pretrain.epochs)
+        yield _whole(f"{config.rounds} rounds, {name}", refine[name], config.rounds * config.refine.epochs)
+        yield _whole(f"one embedding of all utterances, {name}", embedding, 1)
+    for stage, settings in _trusted_stages(config):
+        yield from _classification(config, stage, settings, sizes.pseudo_speakers)
+
+
+def _trusted_stages(config: Config) -> Iterator[tuple[str, FinalSettings | LargeMarginSettings]]:
+    """The stages of audio alone after the rounds."""
     if config.final is not None:
-        encoder = build_encoder(**config.final.encoder.model_dump(), num_mels=config.audio.features.num_mels)
-        for stage, one in (("last student", config.final), ("its large margin", config.large_margin)):
-            yield from _classification(config, stage, one, encoder, sizes.pseudo_speakers)
+        yield "last student", config.final
+    if config.large_margin.enabled:
+        yield "large margin", config.large_margin
+
+
+def _whole(what: str, example: float, epochs: int) -> Figure:
+    """Operations of so many epochs over VoxCeleb2."""
+    total = example * epochs * VOXCELEB2_UTTERANCES
+    return Figure(f"operations: {what}, all of VoxCeleb2", total / EXA, "EFLOP", None, NO_BASELINE)
 
 
 def _classification(
-    config: Config, stage: str, settings: FinalSettings | LargeMarginSettings, encoder: Encoder, num_classes: int
+    config: Config, stage: str, settings: FinalSettings | LargeMarginSettings, num_classes: int
 ) -> Iterator[Figure]:
     """A stage that classifies crops of audio alone: an example, all of VoxCeleb2 with every label trusted, memory."""
+    last = (config.final or config.audio).encoder
+    encoder = build_encoder(**last.model_dump(), num_mels=config.audio.features.num_mels)
     branch = ClassifierBranch(encoder, CosineClassifier(encoder.embedding_dim, num_classes))
     step = _count(lambda: branch(_audio(config, BATCH, settings.seconds)).sum().backward()) / BATCH
     kept = [_kept_bytes(partial(branch, _audio(config, rows, settings.seconds))) for rows in (BATCH, 2 * BATCH)]
-    total, memory = step * settings.epochs * VOXCELEB2_UTTERANCES, (kept[1] - kept[0]) / BATCH * settings.batch_size
+    memory = (kept[1] - kept[0]) / BATCH * settings.batch_size
     title = f"memory: {stage}, kept for the backward pass, batch of {settings.batch_size}"
     yield Figure(f"operations: {stage}, an example", step / GIGA, "GFLOP", None, NO_BASELINE)
     yield Figure(title, memory / GIB, "GiB", None, NO_BASELINE)
-    yield Figure(f"operations: {stage}, all of VoxCeleb2", total / EXA, "EFLOP", None, NO_BASELINE)
+    yield _whole(stage, step, settings.epochs)
 
 
-def dino_step(config: Config, modality: str) -> float:
+def stage_one_step(config: Config, modality: str) -> float:
     """Operations of one example: student forward and backward, teacher forward, logits of both."""
-    branch = _dino_branch(config, modality)
+    branch = _prototype_branch(config, modality)
 
     def step() -> None:
-        groups = _views(config, modality)
-        student = branch(groups, BATCH)
+        student = branch(_student_views(config, modality), BATCH)
         with torch.no_grad():
-            teacher = branch(groups[:1], BATCH)
+            teacher = branch(_views(config, modality)[:1], BATCH)
             teacher.bottleneck @ teacher.prototypes.T
         # The loss reduces to the logits of every view; its softmax is not a matrix product.
         (student.bottleneck @ student.prototypes.T).sum().backward()
@@ -102,8 +116,8 @@ def dino_step(config: Config, modality: str) -> float:
 
 def kept_for_backward(config: Config, modality: str) -> float:
     """Bytes per example: the increase for twice the batch, which leaves out the weights."""
-    branch = _dino_branch(config, modality)
-    kept = [_kept_bytes(partial(branch, _views(config, modality, batch), batch)) for batch in (BATCH, 2 * BATCH)]
+    branch = _prototype_branch(config, modality)
+    kept = [_kept_bytes(partial(branch, _student_views(config, modality, n), n)) for n in (BATCH, 2 * BATCH)]
     return (kept[1] - kept[0]) / BATCH
 
 
@@ -135,7 +149,15 @@ def refine_step(config: Config, modality: str, num_classes: int) -> float:
     return _count(step) / BATCH
 
 
-def _dino_branch(config: Config, modality: str) -> PrototypeBranch:
+def embedding_pass(config: Config, modality: str) -> float:
+    """Operations of the embedding of one utterance: VoxCeleb2's mean length, or all crops of the face."""
+    encoder = _encoder(config, modality).eval()
+    whole = _audio(config, 1, VOXCELEB2_SECONDS) if modality == "audio" else _face(CROPS, config.face.refine_size)
+    with torch.no_grad():
+        return _count(lambda: encoder(whole))
+
+
+def _prototype_branch(config: Config, modality: str) -> PrototypeBranch:
     encoder = _encoder(config, modality)
     return PrototypeBranch(encoder, config.pretrain.objective.head.build(encoder.embedding_dim))
 
@@ -144,6 +166,12 @@ def _encoder(config: Config, modality: str) -> Encoder:
     settings = getattr(config, modality)
     audio = {"num_mels": settings.features.num_mels} if modality == "audio" else {}
     return build_encoder(**settings.encoder.model_dump(), **audio)
+
+
+def _student_views(config: Config, modality: str, batch: int = BATCH) -> list[Tensor]:
+    """Some objectives keep the long crops for the teacher."""
+    views = _views(config, modality, batch)
+    return views if config.pretrain.objective.views.student_long else views[1:]
 
 
 def _views(config: Config, modality: str, batch: int = BATCH) -> list[Tensor]:

@@ -24,7 +24,7 @@ from torch.profiler import ProfilerActivity, profile
 from avspk.training import tensor_float32
 from benchmarks.figures import Figure
 from benchmarks.measure import GIB, peak_gib, synchronise
-from benchmarks.operations import dino_step, kept_for_backward
+from benchmarks.operations import kept_for_backward, stage_one_step
 from benchmarks.training import Sizes as StepSizes
 from benchmarks.training import Steps, prepare
 
@@ -67,7 +67,7 @@ def run(device: torch.device, sizes: Sizes) -> Iterator[Figure]:
         paper = prepare(Path(scratch), device, chosen)
         steps = Steps(paper.pretrain(), chosen, paper)
         rate = yield from timed(steps, sizes.steps, chosen.batch)
-        yield from efficiency(rate, dino_step(paper.config, "audio"), device)
+        yield from efficiency(rate, stage_one_step(paper.config, "audio"), device)
         yield from profiled(steps, sizes.profiled, sizes.shown, device)
         steps.close()
         peak = torch.cuda.max_memory_allocated() / GIB if device.type == "cuda" else peak_gib()
