@@ -5,6 +5,7 @@ import struct
 from pathlib import Path
 from types import SimpleNamespace
 
+import av
 import numpy as np
 import pandas as pd
 import pytest
@@ -20,7 +21,7 @@ from avspk.data.manifest import UTTERANCE_COLUMNS, Utterances, read_utterances
 from avspk.data.media import MediaError
 from avspk.data.noise import read_noise_pack
 from avspk.data.preparation import PreparationSettings, prepare
-from avspk.data.sound import audio_num_samples, read_audio, read_sound, write_wav
+from avspk.data.sound import audio_num_samples, read_audio, read_first_channel, read_sound, write_wav
 from avspk.data.sound_check import SoundCheck
 from avspk.data.views import AudioGroup, AudioViews, generator
 from avspk.data.worker_pool import Task
@@ -281,3 +282,23 @@ def test_parts_of_any_size_lead_to_one_reason():
             check.finish()
         reasons.add(str(error.value))
     assert reasons == {"too loud: the peak is 25, full scale is 1; divide 16-bit integers by 32768"}
+
+
+@pytest.mark.parametrize(("name", "codec"), [("x.m4a", "aac"), ("x.mka", "libopus"), ("x.wv", "wavpack")])
+def test_eight_channels_of_a_coding_with_planes_are_read(tmp_path, name, codec):
+    """PyAV counts nine planes of such a frame. Reading them ended the process."""
+    rate, times = 48000, np.arange(48000) / 48000
+    tones = np.stack([3000 * np.sin(2 * np.pi * (200 + 10 * k) * times) for k in range(8)], 1).astype(np.int16)
+    with av.open(str(tmp_path / name), "w") as container:
+        stream = container.add_stream(codec, rate=rate, layout="7.1")
+        frame = av.AudioFrame.from_ndarray(tones.reshape(1, -1), format="s16", layout="7.1")
+        frame.rate, frame.pts = rate, 0
+        cut = av.AudioResampler(format=stream.format.name, layout="7.1", rate=rate, frame_size=1024)
+        for part in [*cut.resample(frame), *cut.resample(None)]:
+            container.mux(stream.encode(part))
+        container.mux(stream.encode(None))
+    first, mixed = read_first_channel(tmp_path / name), read_audio(tmp_path / name)
+    assert len(mixed) == len(first) == pytest.approx(16000, abs=100)
+    spectrum = np.abs(np.fft.rfft(first[:16000]))
+    assert abs(int(spectrum.argmax()) * 16000 / len(first[:16000]) - 200) < 2, "the first channel's tone"
+    assert np.abs(mixed).max() > 0.05

@@ -31,6 +31,7 @@ _NOT_FOR_LIBSNDFILE = frozenset({"VOC", "W64", "RAW", "MP3"})
 _PLAIN_WAV = b"WAVEfmt " + struct.pack("<IHHIIHH", 16, 1, 1, SAMPLE_RATE, 2 * SAMPLE_RATE, 2, 16) + b"data"
 # Bare streams by FFmpeg's names, and how each of their frames begins; other data at the end is not sound.
 _FRAME_STARTS = {"mp3": b"\xff", "aac": b"\xff", "ac3": b"\x0b\x77", "eac3": b"\x0b\x77"}
+FIRST_WRONG_PLANES = 8  # channels from which PyAV 18.1 miscounts the planes of a frame; reading these ends the process
 _PIECE = 1 << 20  # samples of all channels read at once
 _SMALL_PIECE = 1 << 12
 _UNKNOWN = 1 << 31  # frames; headers of streams have such counts, or larger ones
@@ -185,13 +186,13 @@ def _av_pieces(path: Path, first_channel: bool) -> Iterator[np.ndarray]:
         if container.format.name == "caf" and stream.codec_context.name == "alac":
             # The last frame is as long as its sound. FFmpeg would cut off once more what it lacks of a full frame.
             stream.codec_context.flags2 |= Flags2.skip_manual
-        resampler = av.AudioResampler(format="fltp", layout=None if first_channel else "mono", rate=SAMPLE_RATE)
+        resampler = av.AudioResampler(format="flt", layout=None if first_channel else "mono", rate=SAMPLE_RATE)
         for frame in _with_flush(_av_frames(container, stream)):
             if frame is not None:
                 require_rate(frame.sample_rate)
                 if frame.layout.nb_channels > 1 and not first_channel:
                     channels.mix(_samples(frame))
-            yield from (part.to_ndarray()[0] for part in resampler.resample(frame))
+            yield from (_packed(part)[:, 0] for part in resampler.resample(frame))
     channels.finish()
 
 
@@ -227,10 +228,22 @@ class _Patched(io.FileIO):
 
 def _samples(frame: Any) -> np.ndarray:
     """Samples (n, channels) of a decoded frame; scale and offset do not matter here."""
-    samples = frame.to_ndarray()
-    samples = samples.T if frame.format.is_planar else samples.reshape(-1, frame.layout.nb_channels)
+    import av
+
+    if frame.format.is_planar and frame.layout.nb_channels < FIRST_WRONG_PLANES:
+        samples = frame.to_ndarray().T
+    elif frame.format.is_planar:
+        samples = np.concatenate([_packed(part) for part in av.AudioResampler(format="flt").resample(frame)])
+    else:
+        samples = _packed(frame)
     offset = 128 if samples.dtype == np.uint8 else 0
     return np.asarray(samples, np.float32) - offset
+
+
+def _packed(frame: Any) -> np.ndarray:
+    """Samples (n, channels) of a frame whose channels are interleaved."""
+    samples: np.ndarray = frame.to_ndarray().reshape(-1, frame.layout.nb_channels)
+    return samples
 
 
 def _av_frames(container: Any, stream: Any) -> Iterator[Any]:
