@@ -115,8 +115,8 @@ def _runs_of_seed(study: Study, base: Path, seed: int, out: Path, everywhere: Se
         start = starts[rung.start]
         settings = (*study.starts[rung.start], f"stage_one={start.settings.output}", *rung.settings)
         module, enforced = (TRAIN_SUPERVISED, SUPERVISED_SETTINGS) if rung.supervised else (TRAIN, ())
-        against = rung.against or (None if rung.name == reference else reference)
-        run = planned(rung.name, against, module, (*settings, *enforced))
+        other = rung.against or (None if rung.name == reference else reference)
+        run = planned(rung.name, other, module, (*settings, *enforced))
         _require_same_start(run, start)
         rungs.append(run)
     return [*starts.values(), *rungs]

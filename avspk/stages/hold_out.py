@@ -8,6 +8,7 @@ same ones, so these voices stay new to every classifier. Stage 1 hears them with
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 import numpy as np
 import torch
@@ -88,9 +89,7 @@ def _nearest_to_own(
     mine = np.flatnonzero(asked[share])
     means = {name: torch.from_numpy(mean_row(values, device)) for name, values in rows.items()}
     centres = {
-        name: torch.nn.functional.normalize(
-            class_vectors(values, labels, device, lambda part, mean=means[name]: _unit(part, mean))
-        )
+        name: torch.nn.functional.normalize(class_vectors(values, labels, device, partial(_unit, mean=means[name])))
         for name, values in rows.items()
     }
     found = torch.zeros(len(labels), dtype=torch.int64, device=device)
