@@ -284,21 +284,46 @@ def test_parts_of_any_size_lead_to_one_reason():
     assert reasons == {"too loud: the peak is 25, full scale is 1; divide 16-bit integers by 32768"}
 
 
-@pytest.mark.parametrize(("name", "codec"), [("x.m4a", "aac"), ("x.mka", "libopus"), ("x.wv", "wavpack")])
-def test_eight_channels_of_a_coding_with_planes_are_read(tmp_path, name, codec):
-    """PyAV counts nine planes of such a frame. Reading them ended the process."""
-    rate, times = 48000, np.arange(48000) / 48000
-    tones = np.stack([3000 * np.sin(2 * np.pi * (200 + 10 * k) * times) for k in range(8)], 1).astype(np.int16)
-    with av.open(str(tmp_path / name), "w") as container:
-        stream = container.add_stream(codec, rate=rate, layout="7.1")
-        frame = av.AudioFrame.from_ndarray(tones.reshape(1, -1), format="s16", layout="7.1")
+def tones_of_channels(number: int, rate: int = 48000) -> np.ndarray:
+    """One second of 16-bit tones (n, number), one pitch a channel."""
+    times = np.arange(rate) / rate
+    return np.stack([3000 * np.sin(2 * np.pi * (200 + 10 * k) * times) for k in range(number)], 1).astype(np.int16)
+
+
+def write_channels(path: Path, codec: str, layout: str, sound: np.ndarray, rate: int = 48000) -> None:
+    """Write 16-bit sound (n, channels) with one of FFmpeg's coders."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=rate, layout=layout)
+        if codec == "wavpack":
+            stream.format = "s16p"  # its default has 8 bits
+        frame = av.AudioFrame.from_ndarray(sound.reshape(1, -1), format="s16", layout=layout)
         frame.rate, frame.pts = rate, 0
-        cut = av.AudioResampler(format=stream.format.name, layout="7.1", rate=rate, frame_size=1024)
+        cut = av.AudioResampler(format=stream.format.name, layout=layout, rate=rate, frame_size=1024)
         for part in [*cut.resample(frame), *cut.resample(None)]:
             container.mux(stream.encode(part))
         container.mux(stream.encode(None))
+
+
+@pytest.mark.parametrize(("name", "codec"), [("x.m4a", "aac"), ("x.mka", "libopus"), ("x.wv", "wavpack")])
+def test_eight_channels_of_a_coding_with_planes_are_read(tmp_path, name, codec):
+    """PyAV counts nine planes of such a frame. Reading them ended the process."""
+    write_channels(tmp_path / name, codec, "7.1", tones_of_channels(8))
     first, mixed = read_first_channel(tmp_path / name), read_audio(tmp_path / name)
     assert len(mixed) == len(first) == pytest.approx(16000, abs=100)
     spectrum = np.abs(np.fft.rfft(first[:16000]))
     assert abs(int(spectrum.argmax()) * 16000 / len(first[:16000]) - 200) < 2, "the first channel's tone"
     assert np.abs(mixed).max() > 0.05
+
+
+@pytest.mark.parametrize(("layout", "number"), [("stereo", 2), ("2.1", 3), ("5.1", 6), ("7.1", 8)])
+@pytest.mark.parametrize(("name", "codec"), [("x.wv", "wavpack"), ("x.mka", "pcm_s16le"), ("x.m4a", "alac")])
+def test_channels_are_averaged_alike_in_every_container(tmp_path, layout, number, name, codec):
+    """FFmpeg's own mixture is louder by 3 dB for two channels, and weighted for more."""
+    if codec == "alac" and layout == "2.1":
+        pytest.skip("ALAC has no such layout")
+    sound = tones_of_channels(number)
+    soundfile.write(tmp_path / "x.flac", sound, 48000)
+    write_channels(tmp_path / name, codec, "7.1(wide)" if codec == "alac" and layout == "7.1" else layout, sound)
+    expected, found = read_audio(tmp_path / "x.flac"), read_audio(tmp_path / name)
+    inner = slice(500, 15500)
+    assert np.abs(found[inner] - expected[inner]).max() < 2e-3 * np.abs(expected).max()

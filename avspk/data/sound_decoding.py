@@ -31,7 +31,6 @@ _NOT_FOR_LIBSNDFILE = frozenset({"VOC", "W64", "RAW", "MP3"})
 _PLAIN_WAV = b"WAVEfmt " + struct.pack("<IHHIIHH", 16, 1, 1, SAMPLE_RATE, 2 * SAMPLE_RATE, 2, 16) + b"data"
 # Bare streams by FFmpeg's names, and how each of their frames begins; other data at the end is not sound.
 _FRAME_STARTS = {"mp3": b"\xff", "aac": b"\xff", "ac3": b"\x0b\x77", "eac3": b"\x0b\x77"}
-FIRST_WRONG_PLANES = 8  # channels from which PyAV 18.1 miscounts the planes of a frame; reading these ends the process
 _PIECE = 1 << 20  # samples of all channels read at once
 _SMALL_PIECE = 1 << 12
 _UNKNOWN = 1 << 31  # frames; headers of streams have such counts, or larger ones
@@ -176,22 +175,30 @@ def _count_decodable(path: Path) -> int:
 
 
 def _av_pieces(path: Path, first_channel: bool) -> Iterator[np.ndarray]:
-    """Mono 16 kHz from FFmpeg's decoders, mixer and resampler."""
+    """Mono 16 kHz from FFmpeg's decoders and resampler.
+
+    FFmpeg's own mixture is not the mean of the channels: two have a gain of 3 dB, and more have weights. The channels
+    are averaged here, so that the same sound is the same in every container.
+    """
     import av
     from av.codec.context import Flags2
 
     channels = ChannelSum()
+    mix = _first_channel if first_channel else channels.mix
     with closing(_av_open(path)) as container:
         stream = first(container.streams.audio, "audio")
         if container.format.name == "caf" and stream.codec_context.name == "alac":
             # The last frame is as long as its sound. FFmpeg would cut off once more what it lacks of a full frame.
             stream.codec_context.flags2 |= Flags2.skip_manual
-        resampler = av.AudioResampler(format="flt", layout=None if first_channel else "mono", rate=SAMPLE_RATE)
+        # PyAV 18.1 miscounts the planes of eight and more channels. Reading them ends the process.
+        interleave = av.AudioResampler(format="flt")
+        resampler = av.AudioResampler(format="flt", rate=SAMPLE_RATE)
         for frame in _with_flush(_av_frames(container, stream)):
             if frame is not None:
                 require_rate(frame.sample_rate)
-                if frame.layout.nb_channels > 1 and not first_channel:
-                    channels.mix(_samples(frame))
+                if frame.layout.nb_channels > 1:
+                    samples = np.concatenate([_packed(part) for part in interleave.resample(frame)])
+                    frame = _mono_frame(mix(samples), frame)
             yield from (_packed(part)[:, 0] for part in resampler.resample(frame))
     channels.finish()
 
@@ -226,18 +233,13 @@ class _Patched(io.FileIO):
         return bytes(content)
 
 
-def _samples(frame: Any) -> np.ndarray:
-    """Samples (n, channels) of a decoded frame; scale and offset do not matter here."""
+def _mono_frame(samples: np.ndarray, origin: Any) -> Any:
+    """A frame of float samples (n,) with the rate and time of another frame."""
     import av
 
-    if frame.format.is_planar and frame.layout.nb_channels < FIRST_WRONG_PLANES:
-        samples = frame.to_ndarray().T
-    elif frame.format.is_planar:
-        samples = np.concatenate([_packed(part) for part in av.AudioResampler(format="flt").resample(frame)])
-    else:
-        samples = _packed(frame)
-    offset = 128 if samples.dtype == np.uint8 else 0
-    return np.asarray(samples, np.float32) - offset
+    frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples)[None], format="flt", layout="mono")
+    frame.sample_rate, frame.pts, frame.time_base = origin.sample_rate, origin.pts, origin.time_base
+    return frame
 
 
 def _packed(frame: Any) -> np.ndarray:
