@@ -15,8 +15,14 @@ if TYPE_CHECKING:
     from avspk.judges.base import Replacement
     from avspk.judges.label_correction import CorrectionSettings, combine_posteriors, replace_labels, sharpen
     from avspk.judges.loss_gate import Gate, fit_gate, joint_losses, reliable, share_gate
-    from avspk.losses import aam_softmax, dino_loss, soft_target_cross_entropy, teacher_targets, update_center
-    from avspk.publish import push_to_hub
+    from avspk.objectives.losses import (
+        aam_softmax,
+        dino_loss,
+        soft_target_cross_entropy,
+        teacher_targets,
+        update_center,
+    )
+    from avspk.pipeline.publish import push_to_hub
     from avspk.scoring.backend import as_norm, cosine_scores
     from avspk.scoring.bootstrap import evaluate_scores, paired_difference
     from avspk.scoring.calibration import Calibration, fit_calibration
@@ -24,8 +30,8 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "inference.speaker_model": ("SpeakerModel", "load_model"),
-    "publish": ("push_to_hub",),
-    "losses": ("aam_softmax", "dino_loss", "soft_target_cross_entropy", "teacher_targets", "update_center"),
+    "pipeline.publish": ("push_to_hub",),
+    "objectives.losses": ("aam_softmax", "dino_loss", "soft_target_cross_entropy", "teacher_targets", "update_center"),
     "clusterers.kmeans": ("Clusters", "kmeans"),
     "clusterers.ward": ("ward",),
     "judges.base": ("Replacement",),

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 
-from avspk.extras import MissingExtraError, explained
+from avspk.common.extras import MissingExtraError, explained
 
 # Name -> what it does. A command is imported when it is called: torch takes seconds, and --help should be fast.
 COMMANDS = {

@@ -1,4 +1,4 @@
-"""The settings of a run: one strict tree. avspk/settings_tree.py reads its YAML.
+"""The settings of a run: one strict tree. avspk/common/settings_tree.py reads its YAML.
 
 Tags: [S] stated by a source that was read, [I] inferred, [C] a choice of this project.
 Defaults are the values for VoxCeleb2. The demo overrides them.
@@ -15,17 +15,17 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from avspk.clusterers.joint_kmeans import JointKmeansSettings
 from avspk.clusterers.metric import MetricSettings
+from avspk.common.settings import ConfigError as ConfigError  # for the callers: these functions raise it
+from avspk.common.settings import Count, DefaultKind, FirstReader, Positive, Probability, Settings
+from avspk.common.settings_tree import read_tree, validate
 from avspk.judges.gated_correction import GatedCorrectionSettings
-from avspk.losses import AamSettings
 from avspk.modalities.audio import AudioSettings
 from avspk.modalities.base import VERIFIED, ModalitySettings
 from avspk.modalities.face import FaceSettings
 from avspk.models.registry import AudioEncoderSettings
 from avspk.objectives.dino import DinoSettings
+from avspk.objectives.losses import AamSettings
 from avspk.objectives.sdpn import SdpnSettings
-from avspk.settings import ConfigError as ConfigError  # for the callers: these functions raise it
-from avspk.settings import Count, DefaultKind, FirstReader, Positive, Probability, Settings
-from avspk.settings_tree import read_tree, validate
 
 ClusterSettings = Annotated[MetricSettings | JointKmeansSettings, Field(discriminator="kind"), DefaultKind("metric")]
 

@@ -8,17 +8,17 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+from avspk.common.trackers import finish_trackers
 from avspk.config import FinalSettings
+from avspk.pipeline.round_labels import calibration_labels, name_of_labels, round_labels
+from avspk.pipeline.session import Session
+from avspk.pipeline.stage_work import Encoders, StageWork, is_finished, load_encoders, training_embeddings
+from avspk.pipeline.systems import evaluate, publish
+from avspk.pipeline.trusted_stage import new_student, trusted_stage
 from avspk.report import write_report
-from avspk.round_labels import calibration_labels, name_of_labels, round_labels
-from avspk.session import Session
-from avspk.stage_work import Encoders, StageWork, is_finished, load_encoders, training_embeddings
 from avspk.stages.pretrain import Pretrain
 from avspk.stages.refine import Refine
 from avspk.stages.whitening import start_of_round
-from avspk.systems import evaluate, publish
-from avspk.trackers import finish_trackers
-from avspk.trusted_stage import new_student, trusted_stage
 
 logger = logging.getLogger(__name__)
 

@@ -12,106 +12,33 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 
-# Part of the package -> parts that it may import, from the bottom up. Parts on one level do not import each other.
-ALGORITHMS = {"losses", "objectives", "clusterers", "judges", "scoring", "models", "frontend", "data", "modalities"}
-BOTTOM = {"config", "settings", "schedules", "distributed", "progress"}
-STORAGE = {"checkpoint", "runlog"}
-ALLOWED = {
-    "schedules": set(),
-    "settings": set(),
-    "text_files": set(),
-    "config": {"clusterers", "judges", "losses", "modalities", "models", "objectives", "settings", "settings_tree"},
-    "settings_tree": {"settings", "text_files"},
-    "distributed": set(),
-    "extras": set(),
-    "progress": set(),
-    "runlog": set(),
-    "finiteness": set(),
-    "loss_scale": set(),
-    "machine": set(),
-    "memory": set(),
-    "data": {"progress", "schedules", "settings", "text_files"},
+# Part of the package -> parts that it imports, from the bottom up.
+USED = {
+    "common": set(),
+    "data": {"common"},
     "frontend": {"data"},
-    "scoring": set(),
-    "losses": {"settings"},
-    "models": {"settings"},
-    "modalities": {"data", "frontend", "inference", "models", "objectives", "settings"},
-    "objectives": {"distributed", "losses", "models", "schedules", "settings"},
-    "clusterers": {"settings"},
-    "judges": {"settings"},
-    "poll": {"distributed"},
-    "checkpoint": {"data", "distributed"},  # whole_or_absent, of avspk.data.files
-    "inference": {
-        *("checkpoint", "data", "distributed", "extras", "frontend", "models", "progress", "scoring", "settings"),
+    "scoring": {"common"},
+    "models": {"common"},
+    "clusterers": {"common"},
+    "judges": {"common"},
+    "objectives": {"common", "models"},
+    "inference": {"common", "data", "frontend", "models", "scoring"},
+    "modalities": {"common", "data", "frontend", "inference", "models", "objectives"},
+    "config": {"clusterers", "common", "judges", "modalities", "models", "objectives"},
+    "stages": {
+        *("clusterers", "common", "config", "data", "inference"),
+        *("judges", "modalities", "models", "objectives", "scoring"),
     },
-    "stages": ALGORITHMS | BOTTOM | {"inference"},
-    "sources": set(),
-    "evaluation": {
-        *("data", "distributed", "inference", "progress", "run", "runlog", "scoring", "sources", "text_files"),
-    },
-    "trackers": {"settings"},
-    "training": BOTTOM | STORAGE | {"data", "finiteness", "loss_scale", "poll", "stages"},
-    "report": {"data", "evaluation", "judges", "modalities", "scoring"},
     "run": {"data", "modalities"},
-    "resume": {"config", "settings", "settings_tree"},
-    "initial_models": {"config", "evaluation"},
-    "stage_one": {"config", "data", "initial_models", "resume", "run", "settings", "settings_tree"},
-    "precision": {"distributed", "modalities"},
-    "preflight": {"config", "data", "distributed", "given", "machine", "modalities", "resume", "run", "settings_tree"},
-    "scaling": {"config", "data"},
-    "given": {"config", "data", "distributed", "run"},
-    "labellers": {"config", "data", "modalities", "run", "sources", "stages"},
-    "session": BOTTOM
-    | STORAGE
-    | ALGORITHMS
-    | {
-        "evaluation",
-        "given",
-        "initial_models",
-        "labellers",
-        "memory",
-        "precision",
-        "preflight",
-        "run",
-        "settings_tree",
-        "sources",
-        "stage_one",
-        "stages",
-        "trackers",
-        "training",
+    "evaluation": {"common", "data", "inference", "run", "scoring"},
+    "report": {"common", "data", "evaluation", "judges", "modalities", "scoring"},
+    "pipeline": {
+        *("common", "config", "data", "evaluation", "frontend"),
+        *("inference", "modalities", "models", "report", "run", "stages"),
     },
-    "stage_work": {
-        "checkpoint",
-        "config",
-        "distributed",
-        "inference",
-        "modalities",
-        "models",
-        "run",
-        "session",
-        "stages",
-    },
-    "round_labels": {"config", "data", "distributed", "extras", "given", "run", "session", "sources", "stages"},
-    "trusted_stage": {
-        *("checkpoint", "config", "distributed", "modalities", "round_labels"),
-        *("run", "session", "stage_work", "stages"),
-    },
-    "systems": {"data", "evaluation", "frontend", "inference", "models", "session"},
-    "recipe": {
-        "config",
-        "report",
-        "round_labels",
-        "session",
-        "stage_work",
-        "stages",
-        "systems",
-        "trackers",
-        "trusted_stage",
-    },
-    "comparison_runs": {"config", "data", "settings_tree", "stage_one"},
-    "study": {"comparison_runs", "config", "data", "settings", "stage_one"},
+    "recipe": {"common", "config", "pipeline", "report", "stages"},
 }
-TOP = {"__init__", "__main__", "cli", "commands", "publish", "shipped"}  # these may import anything
+TOP = {"__init__", "__main__", "cli", "commands"}  # these may import anything
 
 
 class Import(NamedTuple):
@@ -129,7 +56,7 @@ class Import(NamedTuple):
 @cache
 def imports() -> list[Import]:
     """Every import of the package, including those inside functions and under TYPE_CHECKING."""
-    return [found for path in sorted((ROOT / "avspk").rglob("*.py")) for found in imports_of(path)]
+    return [found for path in package_files() for found in imports_of(path)]
 
 
 def imports_of(path: Path) -> Iterator[Import]:
@@ -141,35 +68,49 @@ def imports_of(path: Path) -> Iterator[Import]:
             yield from (Import(path, node.lineno, f"{node.module}.{alias.name}") for alias in node.names)
 
 
+def package_files() -> list[Path]:
+    return sorted((ROOT / "avspk").rglob("*.py"))
+
+
 def part_of(path: Path) -> str:
     """Module or folder directly under avspk."""
     return path.relative_to(ROOT / "avspk").parts[0].removesuffix(".py")
 
 
 def test_every_part_has_its_place():
-    """A new module must be assigned to a level in the table."""
-    assert {part_of(path) for path in (ROOT / "avspk").rglob("*.py")} <= ALLOWED.keys() | TOP
+    """A new part must be added to the table."""
+    assert {part_of(path) for path in package_files()} == USED.keys() | TOP
 
 
-@pytest.mark.parametrize("part", sorted(ALLOWED))
+@pytest.mark.parametrize("part", sorted(USED))
 def test_imports_point_down(part):
     inside = [found for found in imports() if part_of(found.file) == part and found.module.startswith("avspk.")]
-    bad = [
-        f"{found.place} imports {found.module}"
-        for found in inside
-        if found.module.split(".")[1] not in ALLOWED[part] | {part, "extras"}
-    ]
-    assert not bad
+    others = {found.module.split(".")[1] for found in inside} - {part}
+    assert others == USED[part]
 
 
-def test_the_levels_have_no_circle():
-    """The table has no cycles: repeatedly removing parts that import nothing left in it must empty it."""
-    left = dict(ALLOWED)
-    while left:
-        free = [part for part, below in left.items() if not below & left.keys()]
-        assert free, f"{sorted(left)} import each other"
-        for part in free:
-            del left[part]
+def test_the_parts_have_no_circle():
+    assert circle(USED) == set()
+
+
+def test_the_files_have_no_circle():
+    """Also inside a part, a file does not import one that imports it."""
+    files = {path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".") for path in package_files()}
+    below: dict[str, set[str]] = {file: set() for file in files}
+    for found in imports():
+        file = found.file.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".")
+        below[file] |= {found.module, found.module.rpartition(".")[0]} & files - {file}
+    assert sum(map(len, below.values())) > len(files), "else nothing is looked at"
+    assert circle(below) == set()
+
+
+def circle(below: dict[str, set[str]]) -> set[str]:
+    """The members of circles and what needs them: the rest of a graph after its ends are removed again and again."""
+    left = dict(below)
+    while free := [name for name, others in left.items() if not others & left.keys()]:
+        for name in free:
+            del left[name]
+    return set(left)
 
 
 def files_importing(package: str) -> set[str]:
@@ -215,36 +156,24 @@ def test_only_their_folder_tells_modalities_apart():
     """A file outside that compares a name with "audio" or "face" would have to change for a third modality."""
     named = {
         path.relative_to(ROOT / "avspk").as_posix()
-        for path in (ROOT / "avspk").rglob("*.py")
+        for path in package_files()
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Constant) and node.value in NAMED
     }
     assert {file for file in named if not file.startswith(("modalities/", *ALSO_OTHER_THINGS))} == set()
 
 
-WHOLE_RUN = {
-    "comparison_runs",
-    "config",
-    "given",
-    "initial_models",
-    "labellers",
-    "preflight",
-    "resume",
-    "scaling",
-    "session",
-    "stage_one",
-}
-
-
 def test_only_what_is_about_whole_runs_knows_the_whole_config():
     """The stages and all below them get the settings and the built parts that they read."""
     users = {part_of(found.file) for found in imports() if found.module in ("avspk.config", "avspk.config.Config")}
-    assert "session" in users, "else nothing is looked at"
-    assert users - TOP <= WHOLE_RUN
+    assert "pipeline" in users, "else nothing is looked at"
+    assert users - TOP <= {"config", "pipeline"}
 
 
 def test_accelerate_stays_in_the_loop_and_the_session():
-    assert files_importing("accelerate") == {"training.py", "session.py", "trackers.py", "commands/evaluate.py"}
+    assert files_importing("accelerate") == {
+        *("stages/training.py", "pipeline/session.py", "common/trackers.py", "commands/evaluate.py"),
+    }
 
 
 def test_media_libraries_stay_in_the_files_that_wrap_them():
@@ -261,7 +190,7 @@ def test_training_code_knows_no_speakers():
     users = {found.file.relative_to(ROOT / "avspk").as_posix() for found in imports() if "speaker_of" in found.module}
     users |= {
         path.relative_to(ROOT / "avspk").as_posix()
-        for path in (ROOT / "avspk").rglob("*.py")
+        for path in package_files()
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Attribute) and node.attr == "speakers"
     }
@@ -274,7 +203,7 @@ def test_a_deployed_model_needs_no_training():
     output = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     loaded = output.split()
     parts = {name.split(".")[1] for name in loaded if name.startswith("avspk.")}
-    assert parts <= {"inference"} | ALLOWED["inference"]
+    assert parts <= {"inference"} | USED["inference"]
     assert "accelerate" not in loaded
 
 
@@ -291,7 +220,7 @@ def test_media_and_plotting_libraries_are_imported_inside_functions():
     late = {"torchaudio", "decord", "av", "facenet_pytorch", "matplotlib"}
     early = {
         path.relative_to(ROOT / "avspk").as_posix()
-        for path in (ROOT / "avspk").rglob("*.py")
+        for path in package_files()
         for name in names_at_the_top(path)
         if name.split(".")[0] in late
     }

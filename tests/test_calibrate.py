@@ -10,12 +10,13 @@ import pandas as pd
 import pytest
 from small_model import CALIBRATION, write_model
 
-from avspk import load_model, systems
+from avspk import load_model
 from avspk.data.manifest import Utterances
 from avspk.evaluation import calibrate as module
 from avspk.evaluation.calibrate import calibrate
 from avspk.inference.speaker_model import CARD, load_calibration, save_calibration
-from avspk.round_labels import calibration_labels
+from avspk.pipeline import systems
+from avspk.pipeline.round_labels import calibration_labels
 from avspk.run import RunFolder
 from avspk.scoring.metrics import cllr, min_cllr
 

@@ -13,8 +13,15 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 
-from avspk import checkpoint
-from avspk.checkpoint import CheckpointError, CheckpointFolder, build_with_weights, load_tree, load_weights, save_tree
+from avspk.inference import checkpoint
+from avspk.inference.checkpoint import (
+    CheckpointError,
+    CheckpointFolder,
+    build_with_weights,
+    load_tree,
+    load_weights,
+    save_tree,
+)
 
 ROOT = Path(__file__).parent.parent
 
@@ -189,7 +196,7 @@ RANK = """
 import sys
 from pathlib import Path
 from torch import distributed
-from avspk import checkpoint
+from avspk.inference import checkpoint
 rank, folder, trouble = int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
 distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
 honest = checkpoint.load_tree

@@ -19,13 +19,14 @@ import tiny
 import torch
 import yaml
 
-from avspk import comparison_runs, recipe
+from avspk import recipe
 from avspk.cli import COMMANDS
 from avspk.commands.supervised import SpeakerLabeller
-from avspk.comparison_runs import VARIANTS, RunError, plan_runs, train_all
 from avspk.config import ConfigError, load_config
 from avspk.data.manifest import speaker_of
-from avspk.session import Session
+from avspk.pipeline import comparison_runs
+from avspk.pipeline.comparison_runs import VARIANTS, RunError, plan_runs, train_all
+from avspk.pipeline.session import Session
 
 ROOT = Path(__file__).parent.parent
 

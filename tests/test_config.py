@@ -5,8 +5,8 @@ import tiny
 import torch
 import yaml
 
+from avspk.common.settings_tree import describe, differing_keys, flat_settings
 from avspk.config import Config, ConfigError, dump_config, load_config, parse_config
-from avspk.settings_tree import describe, differing_keys, flat_settings
 
 CONFIGS = sorted(Path(__file__).parent.parent.glob("configs/*.yaml"))
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from avspk.cli import COMMANDS
+from avspk.common.settings_tree import flat_settings, free_dictionaries
 from avspk.config import Config, load_config
-from avspk.settings_tree import flat_settings, free_dictionaries
 
 ROOT = Path(__file__).parent.parent
 VOXCELEB = ROOT / "configs/voxceleb2_av.yaml"

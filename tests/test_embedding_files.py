@@ -11,11 +11,12 @@ import torch
 from test_pipeline import assert_same_weights, short, weights
 from thread_ranks import Ranks
 
-from avspk import distributed, recipe
+from avspk import recipe
+from avspk.common import distributed
 from avspk.config import parse_config
 from avspk.modalities.audio import AudioKit
 from avspk.modalities.face import FaceKit
-from avspk.session import Session
+from avspk.pipeline.session import Session
 from avspk.stages import embedding_files
 from avspk.stages.embedding_files import mean_row, read_rows, write_rows
 

@@ -19,20 +19,20 @@ from pydantic import Field
 from torchaudio.models import wavlm_model
 
 from avspk import config
-from avspk.checkpoint import load_tree, load_weights, save_tree
 from avspk.clusterers.joint_kmeans import JointKmeansSettings
 from avspk.config import Config, ConfigError, PretrainSettings, RefineSettings, parse_config
 from avspk.frontend.waveform import Waveform
+from avspk.inference.checkpoint import load_tree, load_weights, save_tree
 from avspk.inference.export import ExportError, export_onnx
 from avspk.inference.speaker_model import AudioWarning, CheckpointError, load_encoder, load_model, save_model
 from avspk.judges.gated_correction import GatedCorrectionSettings
-from avspk.labellers import ClusterLabeller
-from avspk.losses import AamSettings
 from avspk.modalities.audio import AudioSettings
 from avspk.models import registry
 from avspk.models.ecapa import EcapaSettings
 from avspk.models.ema import make_teacher
 from avspk.objectives.dino import DinoSettings
+from avspk.objectives.losses import AamSettings
+from avspk.pipeline.labellers import ClusterLabeller
 from avspk.stages.refine import Refine
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from avspk.checkpoint import load_tree, save_tree
+from avspk.inference.checkpoint import load_tree, save_tree
 from avspk.judges.gated_correction import GatedCorrectionSettings
 from avspk.judges.ledger import Ledger
 

@@ -27,19 +27,19 @@ from avspk.clusterers.kmeans import kmeans
 from avspk.config import parse_config
 from avspk.data.augmentation import AudioPolicy, ImagePolicy, draw_audio, draw_image
 from avspk.data.sound import write_wav
-from avspk.finiteness import FiniteGuard, NonFiniteLossError
 from avspk.frontend.audio_augment import AudioAugment, equaliser_basis
 from avspk.frontend.fbank import Fbank
 from avspk.frontend.image_augment import ImageAugment
 from avspk.inference.speaker_model import load_model
-from avspk.loss_scale import LossScale
-from avspk.losses import dino_loss
 from avspk.models.ecapa import EcapaTdnn
 from avspk.models.norm import CudaCrossRankBatchNorm
 from avspk.models.resnet import AudioResNet, FaceResNet34
-from avspk.session import Session
+from avspk.objectives.losses import dino_loss
+from avspk.pipeline.session import Session
+from avspk.stages.finiteness import FiniteGuard, NonFiniteLossError
+from avspk.stages.loss_scale import LossScale
 from avspk.stages.refine import Refine
-from avspk.training import build_optimiser
+from avspk.stages.training import build_optimiser
 
 REAL = torch.cuda.is_available()
 needs_a_gpu = pytest.mark.skipif(not REAL, reason="a pretended GPU has no kernels")

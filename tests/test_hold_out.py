@@ -10,13 +10,15 @@ import torch
 from small_model import CALIBRATION
 from thread_ranks import Ranks
 
-from avspk import distributed, recipe, systems
-from avspk.checkpoint import load_tree
+from avspk import recipe
+from avspk.common import distributed
 from avspk.config import CalibrationSettings, ConfigError, parse_config
 from avspk.data.sampler import ExampleSampler
-from avspk.round_labels import _require_enough
+from avspk.inference.checkpoint import load_tree
+from avspk.pipeline import systems
+from avspk.pipeline.round_labels import _require_enough
+from avspk.pipeline.session import Session
 from avspk.run import StageFolder
-from avspk.session import Session
 from avspk.stages.hold_out import CALIBRATE, HELD, TRAIN, UNUSED, hold_out, num_held_out
 
 pytestmark = pytest.mark.usefixtures("one_thread")

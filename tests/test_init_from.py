@@ -7,9 +7,9 @@ import tiny
 from test_pipeline import assert_same_weights, short, weights
 
 from avspk import recipe
+from avspk.common.sources import card_name
 from avspk.config import ConfigError, parse_config
-from avspk.session import Session
-from avspk.sources import card_name
+from avspk.pipeline.session import Session
 
 pytestmark = pytest.mark.usefixtures("one_thread", "undrawn")
 

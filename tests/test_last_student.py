@@ -15,10 +15,10 @@ from avspk import load_model, recipe
 from avspk.config import ConfigError, load_config, parse_config
 from avspk.evaluation.embedding_store import model_digest
 from avspk.evaluation.run_folder import Run
+from avspk.pipeline.scaling import scaled_settings
+from avspk.pipeline.session import Session
 from avspk.report.model_card import model_card
 from avspk.run import RunFolder
-from avspk.scaling import scaled_settings
-from avspk.session import Session
 from avspk.stages.classify import Classify
 
 ENCODER = {"architecture": "audio_resnet50", "width": 2, "blocks": [1, 1, 1, 1], "embedding_dim": 12}

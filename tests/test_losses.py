@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from avspk import losses
+from avspk.objectives import losses
 
 
 def naive_dino(student, prototypes, targets, tau):

@@ -4,7 +4,7 @@ import subprocess
 
 import torch
 
-from avspk import machine
+from avspk.common import machine
 
 
 def test_versions_of_packages_that_are_missing_are_left_out():

@@ -6,7 +6,7 @@ import sys
 SCRIPT = """
 import resource, sys
 import torch
-from avspk.memory import keep_freed_memory
+from avspk.common.memory import keep_freed_memory
 
 if sys.argv[1] == "keep" and not keep_freed_memory():
     raise SystemExit("not glibc")

@@ -17,12 +17,12 @@ import tiny
 import torch
 
 from avspk import recipe
-from avspk.checkpoint import load_tree
 from avspk.config import ConfigError, parse_config
 from avspk.data.manifest import ManifestError, read_utterances, write_utterances
 from avspk.data.noise import generate_noise_pack
+from avspk.inference.checkpoint import load_tree
 from avspk.inference.speaker_model import load_encoder
-from avspk.session import Session
+from avspk.pipeline.session import Session
 from avspk.stages.recalibrate import recalibrate
 
 ROOT = Path(__file__).parent.parent
@@ -125,7 +125,7 @@ def test_gate_and_correction_are_logged(finished):
 
 def test_without_a_noise_pack_one_is_generated_from_training_speech(data, tmp_path, monkeypatch):
     few = {"num_noises": 2, "num_music": 2, "num_rirs": 2, "seconds": 1.0, "rir_seconds": 0.2}
-    monkeypatch.setattr("avspk.session.generate_noise_pack", partial(generate_noise_pack, **few))
+    monkeypatch.setattr("avspk.pipeline.session.generate_noise_pack", partial(generate_noise_pack, **few))
     settings = short(data, tmp_path / "exp")
     del settings["data"]["noise"]
     pipeline = Session(parse_config(settings))

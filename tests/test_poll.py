@@ -5,8 +5,8 @@ import threading
 import pytest
 import torch
 
-from avspk import poll
-from avspk.poll import Poll
+from avspk.stages import poll
+from avspk.stages.poll import Poll
 
 
 class Ranks:

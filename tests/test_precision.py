@@ -8,12 +8,14 @@ import torch
 from accelerate.state import AcceleratorState, GradientState
 from test_pipeline import short
 
-from avspk import distributed, precision
-from avspk.checkpoint import CheckpointFolder
+from avspk.common import distributed
 from avspk.config import ConfigError, parse_config
+from avspk.inference.checkpoint import CheckpointFolder
 from avspk.modalities.audio import AudioSettings
 from avspk.modalities.face import FaceSettings
-from avspk.precision import (
+from avspk.pipeline.session import Session
+from avspk.stages import precision
+from avspk.stages.precision import (
     BUDGET,
     LONG_STEP,
     Precision,
@@ -23,7 +25,6 @@ from avspk.precision import (
     judge,
     time_in_turns,
 )
-from avspk.session import Session
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 

@@ -7,14 +7,15 @@ import tiny
 import torch
 from test_pipeline import assert_same_weights, short, weights
 
-from avspk import recipe, session
-from avspk.checkpoint import CheckpointFolder
-from avspk.comparison_runs import PlannedRun
+from avspk import recipe
 from avspk.config import ConfigError, load_config, parse_config
 from avspk.data.manifest import Utterances, read_utterances, write_utterances
 from avspk.data.noise import generate_noise_pack, read_noise_pack
-from avspk.preflight import launch_problems, manifest_digest
-from avspk.session import Session
+from avspk.inference.checkpoint import CheckpointFolder
+from avspk.pipeline import session
+from avspk.pipeline.comparison_runs import PlannedRun
+from avspk.pipeline.preflight import launch_problems, manifest_digest
+from avspk.pipeline.session import Session
 
 
 @pytest.fixture(scope="module")

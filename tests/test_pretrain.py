@@ -9,8 +9,8 @@ import tiny
 import torch
 from reference import ClippedSgd, assert_same_course
 
-from avspk.checkpoint import load_tree, load_weights, save_tree
 from avspk.data.views import rows_of_views
+from avspk.inference.checkpoint import load_tree, load_weights, save_tree
 from avspk.objectives.dino import DinoSettings
 from avspk.stages import pretrain
 from avspk.stages.pretrain import CollapseError

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from avspk import progress as module
-from avspk.progress import Progress, track
+from avspk.common import progress as module
+from avspk.common.progress import Progress, track
 
 
 @pytest.fixture
@@ -111,4 +111,4 @@ def test_there_is_one_progress():
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.ImportFrom) and str(node.module).startswith(("rich", "tqdm"))
     }
-    assert users == {"avspk/progress.py"}
+    assert users == {"avspk/common/progress.py"}

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 import avspk
-from avspk.extras import EXTRAS, MissingExtraError, explained
+from avspk.common.extras import EXTRAS, MissingExtraError, explained
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -87,9 +87,9 @@ for name in {modules}:
     assert {kind for _, kind, _ in failures} == {"MissingExtraError"}
     assert all(re.search(r"is not installed\. Install it: pip install 'avspk\[\w+\]'", text) for *_, text in failures)
     failed = {name for name, *_ in failures}
-    assert {"avspk.recipe", "avspk.data.preparation", "avspk.report.build", "avspk.training"} <= failed
+    assert {"avspk.recipe", "avspk.data.preparation", "avspk.report.build", "avspk.stages.training"} <= failed
     base = {name for name in modules if name.startswith("avspk.inference.")}
-    assert not failed & (base | {"avspk.cli", "avspk.progress", *map("avspk.commands.{}".format, INFERENCE)})
+    assert not failed & (base | {"avspk.cli", "avspk.common.progress", *map("avspk.commands.{}".format, INFERENCE)})
 
 
 def test_a_missing_package_names_its_extras_and_others_do_not():

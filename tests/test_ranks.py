@@ -10,7 +10,7 @@ import pytest
 import tiny
 from test_pipeline import launch, short
 
-from avspk import distributed
+from avspk.common import distributed
 
 SECONDS = 30  # from a death to the end of the launcher; a lost connection takes one, a hang takes half an hour
 SURVIVOR = "stops: another process is gone"

@@ -9,7 +9,7 @@ import torch
 from thread_ranks import Ranks
 from torch import nn
 
-from avspk import distributed
+from avspk.common import distributed
 from avspk.config import RecalibrateSettings
 from avspk.models.ema import make_teacher
 from avspk.stages.recalibrate import recalibrate, recalibrate_on

@@ -10,13 +10,13 @@ import tiny
 import torch
 from reference import ClippedSgd, assert_same_course
 
-from avspk.checkpoint import load_tree, load_weights, save_tree
 from avspk.data.batch import Views
+from avspk.inference.checkpoint import load_tree, load_weights, save_tree
 from avspk.judges.label_correction import CorrectionSettings
 from avspk.stages.classify import Classify
 from avspk.stages.cluster import class_vectors
 from avspk.stages.refine import Refine
-from avspk.training import build_optimiser
+from avspk.stages.training import build_optimiser
 
 NUM, BATCH, CLASSES, SCALE, MARGIN = 48, 12, 8, 8.0, 0.2
 FACELESS = tuple(range(3, NUM, 4))

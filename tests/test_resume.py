@@ -5,10 +5,10 @@ from typing import ClassVar
 import pytest
 import tiny
 
+from avspk.common.settings import FirstReader, Settings
+from avspk.common.settings_tree import differing_keys
 from avspk.config import Config, parse_config
-from avspk.resume import already_read, change_results, declared, first_reader
-from avspk.settings import FirstReader, Settings
-from avspk.settings_tree import differing_keys
+from avspk.pipeline.resume import already_read, change_results, declared, first_reader
 
 # Beginnings of dotted keys, as configs/README.md has them; stage 1 reads the rest.
 TABLE = {

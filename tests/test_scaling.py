@@ -11,12 +11,12 @@ from test_pipeline import settings_of
 
 from avspk import recipe
 from avspk.commands import train
+from avspk.common.shipped import find_config
 from avspk.config import load_config
 from avspk.data.manifest import Utterances
-from avspk.preflight import launch_problems, size_problems
-from avspk.scaling import scaled_settings
-from avspk.session import Session
-from avspk.shipped import find_config
+from avspk.pipeline.preflight import launch_problems, size_problems
+from avspk.pipeline.scaling import scaled_settings
+from avspk.pipeline.session import Session
 
 
 def utterances(num: int, faces: bool = True) -> Utterances:

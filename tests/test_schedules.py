@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from avspk import schedules
+from avspk.common import schedules
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ import tiny
 import torch
 from torch.nn.functional import normalize
 
-from avspk.checkpoint import load_tree, load_weights, save_tree
 from avspk.config import ConfigError, parse_config
+from avspk.inference.checkpoint import load_tree, load_weights, save_tree
 from avspk.models.audio_visual import PrototypeOutput
 from avspk.objectives.base import Course
 from avspk.objectives.dino import DinoSettings

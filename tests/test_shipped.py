@@ -12,8 +12,8 @@ import tiny
 from clips import corpus_sizes
 
 from avspk.cli import COMMANDS, main
+from avspk.common.shipped import find_config, shipped_names
 from avspk.config import load_config
-from avspk.shipped import find_config, shipped_names
 
 ROOT = Path(__file__).parent.parent
 

@@ -34,7 +34,7 @@ from avspk.data.sound_store import (
 )
 from avspk.data.views import AudioGroup, AudioViews, generator
 from avspk.evaluation.embedding_store import EmbeddingStore
-from avspk.session import Session
+from avspk.pipeline.session import Session
 
 FORMATS = ("int16", "flac")
 TOOL = Path(__file__).parents[1] / "tools" / "pack_sound.py"
@@ -263,7 +263,7 @@ def test_crops_are_the_same_and_no_file_is_opened_for_them(data, packed):
 def test_a_run_on_packed_sound_gives_the_same_bytes(data, packed, tmp_path, monkeypatch):
     """Both stages, embeddings, calibration and generated babble read it; a run of one continues with the other."""
     small = {"num_noises": 2, "num_music": 2, "num_rirs": 2, "seconds": 1.0, "rir_seconds": 0.2}
-    monkeypatch.setattr("avspk.session.generate_noise_pack", partial(generate_noise_pack, **small))
+    monkeypatch.setattr("avspk.pipeline.session.generate_noise_pack", partial(generate_noise_pack, **small))
     outputs = {}
     for manifest in (data / "train" / "manifest.parquet", packed):
         settings = tiny.tree(data, tmp_path / manifest.stem)

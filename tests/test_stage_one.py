@@ -8,10 +8,10 @@ import tiny
 import torch
 
 from avspk import recipe
-from avspk.checkpoint import load_tree
 from avspk.config import ConfigError, parse_config
-from avspk.session import Session
-from avspk.stage_one import copy_stage_one, stage_one_differences
+from avspk.inference.checkpoint import load_tree
+from avspk.pipeline.session import Session
+from avspk.pipeline.stage_one import copy_stage_one, stage_one_differences
 
 PRETRAIN = tiny.tree(Path(), Path())["pretrain"]
 HEAD = PRETRAIN["objective"]["head"]

@@ -8,9 +8,9 @@ import tiny
 import yaml
 
 from avspk.commands.supervised import SpeakerLabeller
+from avspk.common.shipped import find_study
 from avspk.config import ConfigError, load_config
-from avspk.shipped import find_study
-from avspk.study import plan_study
+from avspk.pipeline.study import plan_study
 
 STUDY = {
     "base": "base.yaml",

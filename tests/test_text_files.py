@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from avspk.common.text_files import printable, read_lines, read_text
 from avspk.config import ConfigError, load_config
 from avspk.data.clip_list import read_clip_list
 from avspk.data.kaldi import ark_entry, read_scp
@@ -14,7 +15,6 @@ from avspk.data.label_file import read_labels
 from avspk.data.manifest import UTTERANCE_COLUMNS, ManifestError, read_trials, read_utterances
 from avspk.data.score_file import ScoreFileError, read_scores
 from avspk.evaluation.audio_files import locate
-from avspk.text_files import printable, read_lines, read_text
 
 TRIALS = "1 é/v/1.wav b/v/2.wav\n0 é/v/1.wav c/v/3.wav\n"
 SCORES = "é/v/1.wav b/v/2.wav 0.5 1\né/v/1.wav c/v/3.wav -0.5 0\n"

@@ -8,10 +8,10 @@ import tiny
 from accelerate.tracking import GeneralTracker
 
 from avspk import recipe
+from avspk.common.runlog import RunLog
+from avspk.common.trackers import check_trackers
 from avspk.config import ConfigError, parse_config
-from avspk.runlog import RunLog
-from avspk.session import Session
-from avspk.trackers import check_trackers
+from avspk.pipeline.session import Session
 
 
 class Recording(GeneralTracker):

@@ -15,13 +15,14 @@ from safetensors import SafetensorError
 from test_pipeline import TRAIN, assert_same_weights, launch, resumed_at, short, weights
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-from avspk import recipe, training
-from avspk.checkpoint import CheckpointFolder, load_tree
+from avspk import recipe
 from avspk.config import ConfigError, OptimiserSettings, parse_config
-from avspk.finiteness import NonFiniteLossError
-from avspk.session import Session
+from avspk.inference.checkpoint import CheckpointFolder, load_tree
+from avspk.pipeline.session import Session
+from avspk.stages import training
+from avspk.stages.finiteness import NonFiniteLossError
 from avspk.stages.refine import Refine
-from avspk.training import build_optimiser, load_optimiser
+from avspk.stages.training import build_optimiser, load_optimiser
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from clips import draw_faces, write_clip
 from small_model import voice, write_sound
 
 from avspk.cli import main
-from avspk.training import Trainer
+from avspk.stages.training import Trainer
 
 pytest.importorskip("onnxruntime", reason="pip install avspk[export]")
 pytest.importorskip("tensorboard", reason="pip install avspk[tensorboard]")

@@ -111,7 +111,7 @@ def test_verify_embed_and_info_run(environment, tmp_path):
 def test_what_needs_an_extra_says_which(environment, tmp_path, code, extra):
     result = run(environment, "python", "-c", code, folder=tmp_path)
     last = result.stderr.strip().splitlines()[-1]
-    assert last.startswith("avspk.extras.MissingExtraError: ")
+    assert last.startswith("avspk.common.extras.MissingExtraError: ")
     assert f"pip install 'avspk[{extra}]'" in last
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from thread_ranks import Ranks, ThreadReducer
 
-from avspk import distributed
+from avspk.common import distributed
 from avspk.models.ecapa import EcapaTdnn
 from avspk.models.resnet import FaceResNet34
 from avspk.stages import whitening

@@ -17,14 +17,14 @@ from avspk.data.crop_store import CropWriter
 from avspk.data.manifest import read_utterances, write_utterances
 from avspk.data.noise import CATEGORIES, NoisePack, read_noise_pack, write_noise_pack
 from avspk.data.sound import write_wav
-from avspk.finiteness import FiniteGuard
 from avspk.modalities.base import Media, ModalityKit, build_kits
-from avspk.session import Session
+from avspk.pipeline.session import Session
 from avspk.stages.base import Stage
+from avspk.stages.finiteness import FiniteGuard
 from avspk.stages.materials import Materials
 from avspk.stages.pretrain import Pretrain
+from avspk.stages.training import Trainer, build_optimiser
 from avspk.stages.truth import Truth
-from avspk.training import Trainer, build_optimiser
 
 NUM_SPEAKERS, NUM_CLIPS, CROPS_A_CLIP = 6, 8, 3
 RATE = 16000

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from avspk.clusterers.base import Embeddings
 from avspk.clusterers.kmeans import Reducer
-from avspk.extras import explained
+from avspk.common.extras import explained
 
 CANDIDATES = (0.35, 0.5, 0.7, 1.0, 1.4)
 PARTS, SHARE = 8, 0.8  # random parts that are compared pairwise, and the share of the rows in each

@@ -14,7 +14,7 @@ from avspk.clusterers.base import Clustering, Embeddings
 from avspk.clusterers.joint import JointRows, check_embeddings, join, missing_weight
 from avspk.clusterers.kmeans import Clusters, Reducer, kmeans
 from avspk.clusterers.ward import ward
-from avspk.settings import Count, FirstReader, Positive, Settings
+from avspk.common.settings import Count, FirstReader, Positive, Settings
 
 
 class JointKmeansSettings(Settings):

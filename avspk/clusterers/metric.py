@@ -25,7 +25,7 @@ from avspk.clusterers.joint import JointRows, Transform, check_embeddings, chunk
 from avspk.clusterers.joint_kmeans import fit_kmeans, merged_labels, numbered
 from avspk.clusterers.kmeans import Reducer
 from avspk.clusterers.ward import ward
-from avspk.settings import Count, FirstReader, Positive, Probability, Settings
+from avspk.common.settings import Count, FirstReader, Positive, Probability, Settings
 
 NO_SPREAD = 1e-9  # of the variance, within clusters: rounding, as where the rows of each cluster are copies
 SINGULAR = 1e-6  # of the largest eigenvalue within clusters: below, without shrinkage, a direction has no variance

@@ -11,7 +11,7 @@ bound. Stage 1 is trained once per seed, and all start from it. After an interru
     avspk compare --configs demo_audio_only demo --seeds 0 1 2 \\
         --out exp/comparison [key.path=value ...]
 
-A ladder of methods from one file, whose rungs may start from different stage 1s (format: avspk/study.py):
+A ladder of methods from one file, whose rungs may start from different stage 1s (format: avspk/pipeline/study.py):
 
     avspk compare --study demo --seeds 0 1 2 --out exp/study
 
@@ -25,15 +25,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from avspk.comparison_runs import VARIANTS, PlannedRun, RunError, plan_runs, train_all
+from avspk.common.shipped import find_config, find_study
 from avspk.data.files import whole_or_absent
 from avspk.evaluation.comparison import Method, compare, read_methods
 from avspk.evaluation.run_folder import Run
+from avspk.pipeline.comparison_runs import VARIANTS, PlannedRun, RunError, plan_runs, train_all
+from avspk.pipeline.study import plan_study
 from avspk.report.comparison_page import comparison_page, markdown
 from avspk.report.comparison_plots import last_errors
 from avspk.report.style import standalone
-from avspk.shipped import find_config, find_study
-from avspk.study import plan_study
 
 
 def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int:

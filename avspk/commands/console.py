@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from avspk.shipped import shipped_names
+from avspk.common.shipped import shipped_names
 
 
 def guarded(command: Callable[[argparse.Namespace], int], args: argparse.Namespace) -> int:
@@ -16,7 +16,7 @@ def guarded(command: Callable[[argparse.Namespace], int], args: argparse.Namespa
 
     Of the warnings only those about sound are shown. Errors that are not the user's keep their traceback.
     """
-    from avspk.checkpoint import CheckpointError
+    from avspk.inference.checkpoint import CheckpointError
     from avspk.inference.export import ExportError
     from avspk.inference.speaker_model import AudioWarning
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from avspk.commands.console import add_model, complain, guarded
-from avspk.progress import Progress
+from avspk.common.progress import Progress
 
 if TYPE_CHECKING:
     from avspk.inference.embedding_job import EmbeddingJob, Outcome

@@ -16,8 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
-from avspk import distributed
 from avspk.commands.console import count
+from avspk.common import distributed
+from avspk.common.extras import explained
 from avspk.data.files import write_json
 from avspk.data.manifest import read_trials, read_utterances
 from avspk.data.score_file import read_scores, write_scores
@@ -27,7 +28,6 @@ from avspk.evaluation.official_lists import recognised
 from avspk.evaluation.results import evaluate_list, markdown, write_results
 from avspk.evaluation.systems import Scorer, training_files
 from avspk.evaluation.trial_list import TrialList
-from avspk.extras import explained
 from avspk.report.score_figures import save_score_figures
 
 with explained():

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 
+from avspk.common.progress import track
 from avspk.data.files import whole_or_absent
 from avspk.data.media import SAMPLE_RATE
 from avspk.data.noise import (
@@ -26,7 +27,6 @@ from avspk.data.noise import (
     write_noise_pack,
 )
 from avspk.data.noise_corpora import Rejections, SoundFile, find_musan, find_rirs, find_sounds, read_rirs, read_sounds
-from avspk.progress import track
 
 
 def parse(arguments: Sequence[str] | None, prog: str | None) -> argparse.Namespace:

@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
+from avspk.common.progress import Progress
 from avspk.data.manifest import ManifestError, read_utterances
 from avspk.data.sound_packing import PackSettings, pack_sound
 from avspk.data.sound_store import PackFormat
 from avspk.data.worker_pool import WorkerError
-from avspk.progress import Progress
 
 
 def parse(arguments: Sequence[str] | None, prog: str | None) -> argparse.Namespace:

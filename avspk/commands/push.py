@@ -23,7 +23,7 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
 
 def run(args: argparse.Namespace) -> int:
     """Write the card; upload it with the model."""
-    from avspk.publish import push_to_hub
+    from avspk.pipeline.publish import push_to_hub
     from avspk.report.model_card import model_card
 
     if args.card_only:

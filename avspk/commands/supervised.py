@@ -18,11 +18,11 @@ import numpy as np
 
 from avspk import recipe
 from avspk.commands.console import add_config
+from avspk.common.shipped import find_config
 from avspk.config import Config, ConfigError, load_config
 from avspk.data.manifest import Utterances
 from avspk.modalities.base import VERIFIED, ModalityKit
-from avspk.session import Session
-from avspk.shipped import find_config
+from avspk.pipeline.session import Session
 from avspk.stages.materials import Materials
 
 logger = logging.getLogger("avspk.supervised")
@@ -34,7 +34,7 @@ class SpeakerLabeller:
     name = "TRUE SPEAKER"
 
     def settle(self, config: Config) -> Config:
-        """See `avspk.labellers.Labeller`: gate and correction are off, since they judge labels that may be wrong.
+        """See `avspk.pipeline.labellers.Labeller`: gate and correction are off, since these labels are right.
 
         Labels and embeddings that the config gives are not read.
         """
@@ -43,7 +43,7 @@ class SpeakerLabeller:
         return config.model_copy(update={"modalities": [VERIFIED], "refine": refine, "pretrain": pretrain})
 
     def check(self, utterances: Utterances, config: Config) -> None:
-        """See `avspk.labellers.Labeller`."""
+        """See `avspk.pipeline.labellers.Labeller`."""
         if unknown := int((utterances.speakers == "").sum()):
             raise ConfigError(
                 f"{config.data.train}: the speakers of {unknown} utterances are unknown, so they cannot be trained on; "
@@ -51,11 +51,11 @@ class SpeakerLabeller:
             )
 
     def describe(self, stage: str, description: str) -> str:
-        """See `avspk.labellers.Labeller`."""
+        """See `avspk.pipeline.labellers.Labeller`."""
         return f"Supervised upper bound, {stage}"
 
     def claim(self, stage: str, config: Config) -> str:
-        """See `avspk.labellers.Labeller`."""
+        """See `avspk.pipeline.labellers.Labeller`."""
         return (
             "**TRAINED WITH TRUE SPEAKER LABELS.** An upper bound that the label-free method is compared with, not a "
             "result of that method."
@@ -68,7 +68,7 @@ class SpeakerLabeller:
         kits: Mapping[str, ModalityKit],
         first: Mapping[str, float],
     ) -> tuple[np.ndarray, dict[str, float]]:
-        """See `avspk.labellers.Labeller`."""
+        """See `avspk.pipeline.labellers.Labeller`."""
         return np.unique(materials.utterances.speakers, return_inverse=True)[1], {}
 
 

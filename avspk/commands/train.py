@@ -15,13 +15,14 @@ from pathlib import Path
 
 from torch.distributed.elastic.multiprocessing.errors import record
 
-from avspk import distributed, recipe
+from avspk import recipe
 from avspk.commands.console import add_config
+from avspk.common import distributed
+from avspk.common.shipped import find_config
 from avspk.config import ConfigError, load_config
 from avspk.data.manifest import read_utterances
-from avspk.scaling import scaled_settings
-from avspk.session import Session
-from avspk.shipped import find_config
+from avspk.pipeline.scaling import scaled_settings
+from avspk.pipeline.session import Session
 
 
 def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avspk.commands.console import complain
-from avspk.progress import Progress
+from avspk.common.progress import Progress
 
 if TYPE_CHECKING:
     from avspk.inference.speaker_model import SpeakerModel

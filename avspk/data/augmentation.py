@@ -10,8 +10,8 @@ from typing import Annotated
 import numpy as np
 from pydantic import AfterValidator, Field, model_validator
 
+from avspk.common.settings import Count, NotNegative, PositiveRange, Probability, Range, Settings, ordered
 from avspk.data.noise import CATEGORIES, RecordingTable
-from avspk.settings import Count, NotNegative, PositiveRange, Probability, Range, Settings, ordered
 
 
 class AudioPolicy(Settings):

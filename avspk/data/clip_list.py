@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from avspk.common.text_files import read_lines, read_rows
 from avspk.data.file_lists import read_wav_scp
 from avspk.data.manifest import ManifestError
-from avspk.text_files import read_lines, read_rows
 
 
 class Listed(NamedTuple):

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
+from avspk.common.text_files import UNPRINTABLE, printable
 from avspk.data.clip_list import Listed, read_clip_list
 from avspk.data.manifest import is_utterance_id, utterance_of
 from avspk.data.naming import (
@@ -32,7 +33,6 @@ from avspk.data.naming import (
 from avspk.data.suffixes import AUDIO_SUFFIXES, MEDIA_SUFFIXES
 from avspk.data.tree import Rejected, files_below
 from avspk.data.video import VIDEO_SUFFIXES
-from avspk.text_files import UNPRINTABLE, printable
 
 logger = logging.getLogger(__name__)
 _LONGEST_NAME = 255 - len("_0001.wav.part")  # bytes; the files made from a clip have its name

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from avspk.common.extras import explained
 from avspk.data.crop_store import CROP_SIZE
-from avspk.extras import explained
 
 # A face is linked to the next look if it moved by less than this share of its size, and grew or shrank by less than
 # this factor. The heads of two people side by side are further apart.

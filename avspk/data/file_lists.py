@@ -6,10 +6,10 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from avspk.common.text_files import read_lines, read_standard_input
 from avspk.data.manifest import ManifestError, read_utterances
 from avspk.data.suffixes import MEDIA_SUFFIXES
 from avspk.data.tree import media_below
-from avspk.text_files import read_lines, read_standard_input
 
 STDIN = "-"
 

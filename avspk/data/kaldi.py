@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from avspk.text_files import read_lines
+from avspk.common.text_files import read_lines
 
 HEADER_SIZE = 10
 _KINDS = {b"\0BFV \4": "<f4", b"\0BDV \4": "<f8"}

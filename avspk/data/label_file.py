@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from avspk.common.extras import explained
+from avspk.common.text_files import read_rows
 from avspk.data.manifest import ManifestError
-from avspk.extras import explained
-from avspk.text_files import read_rows
 
 with explained():
     import pandas as pd

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from avspk.common.text_files import read_lines
 from avspk.data.kaldi import KaldiError, read_ark, read_scp
-from avspk.text_files import read_lines
 
 Floats = NDArray[np.floating]
 LISTS = (".tsv", ".txt")

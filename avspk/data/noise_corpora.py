@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
+from avspk.common.text_files import printable
 from avspk.data.media import MediaError
 from avspk.data.noise import CATEGORIES, NoisePackError, Recording, align_rir
 from avspk.data.sound import read_first_channel, read_sound
 from avspk.data.suffixes import MEDIA_SUFFIXES
 from avspk.data.tree import media_below
-from avspk.text_files import printable
 
 _SUFFIXES_SHOWN = " ".join(sorted(MEDIA_SUFFIXES))
 SHORTEST_SECONDS = 0.1  # a shorter recording would only buzz when it repeats

@@ -22,6 +22,9 @@ import numpy as np
 import torch
 from PIL import Image
 
+from avspk.common.extras import explained
+from avspk.common.progress import Progress
+from avspk.common.text_files import UNPRINTABLE, printable
 from avspk.data.accounting import unused_files
 from avspk.data.clips import Clip, FoundClips, find_clips, listed_clips
 from avspk.data.crop_store import CROP_SIZE, CropStore
@@ -33,9 +36,6 @@ from avspk.data.preparation_unit import BatchResult, Recipe, Row, Unit, prepare_
 from avspk.data.sound_store import PackFormat
 from avspk.data.tree import PLAN, Rejected
 from avspk.data.worker_pool import WorkerError, run_tasks
-from avspk.extras import explained
-from avspk.progress import Progress
-from avspk.text_files import UNPRINTABLE, printable
 
 with explained():
     import pandas as pd

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
+from avspk.common.extras import explained
+from avspk.common.text_files import read_fields
 from avspk.data.files import whole_or_absent
-from avspk.extras import explained
-from avspk.text_files import read_fields
 
 with explained():
     import pandas as pd

@@ -8,8 +8,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from avspk.common.text_files import printable
 from avspk.data.suffixes import MEDIA_SUFFIXES
-from avspk.text_files import printable
 
 PLAN = "preparation.json"
 """File that marks a folder as the output of a preparation."""

@@ -1,5 +1,5 @@
 """From a trained model and trial lists, or from score files, to numbers for publication."""
 
-from avspk.extras import require
+from avspk.common.extras import require
 
 require("pandas")

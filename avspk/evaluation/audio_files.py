@@ -10,14 +10,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from avspk import distributed
+from avspk.common import distributed
+from avspk.common.progress import track
 from avspk.data.file_lists import read_wav_scp
 from avspk.data.manifest import ManifestError
 from avspk.data.media import MediaError
 from avspk.data.sound import checked_num_samples
 from avspk.data.suffixes import MEDIA_SUFFIXES
 from avspk.evaluation.trial_list import TrialList
-from avspk.progress import track
 
 SHOWN_FAULTS = 10
 

@@ -12,14 +12,14 @@ import pandas as pd
 import yaml
 from safetensors import safe_open
 
+from avspk.common.runlog import read_records
+from avspk.common.sources import sources
 from avspk.data.files import read_json
 from avspk.data.score_file import read_scores, score_file_name
 from avspk.inference.speaker_model import CALIBRATION
 from avspk.run import DONE, PSEUDO, RunFolder
-from avspk.runlog import read_records
 from avspk.scoring.calibration import Calibration
 from avspk.scoring.metrics import summarise
-from avspk.sources import sources
 
 METRIC_COLUMNS = ["system", "trials", "num_trials", "eer", "eer_low", "eer_high", "min_dcf_0.01", "min_dcf_0.05"]
 NOT_LEARNED = {"running_mean", "running_var", "num_batches_tracked", "training_mean"}
@@ -80,7 +80,7 @@ class Run:
 
     @cached_property
     def sources(self) -> list[str]:
-        """What it learned from besides its media, a sentence each; see `avspk.sources`."""
+        """What it learned from besides its media, a sentence each; see `avspk.common.sources`."""
         return sources(self.config)
 
     @property

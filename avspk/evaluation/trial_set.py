@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from avspk import distributed
+from avspk.common import distributed
 from avspk.data.files import missing_files
 from avspk.data.manifest import read_trials
 from avspk.data.score_file import score_file_name, write_scores

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from avspk import distributed
+from avspk.common import distributed
+from avspk.common.progress import Progress
 from avspk.data.crop_store import CropStore
 from avspk.data.loader import load
 from avspk.data.media import SAMPLE_RATE
 from avspk.data.sound_store import SoundStore
 from avspk.frontend.waveform import SoundInput
 from avspk.models.encoder import Encoder
-from avspk.progress import Progress
 
 MAX_CROPS_A_BATCH = 256
 # Audio per batch and thread on a CPU. Measured with ECAPA c512 on one thread: a batch of eight utterances of 2 s takes

@@ -6,7 +6,7 @@ import re
 from importlib.util import find_spec
 from pathlib import Path
 
-from avspk.checkpoint import CheckpointError
+from avspk.inference.checkpoint import CheckpointError
 
 MODEL_FILES = ("config.json", "model.safetensors", "calibration.json", "README.md")
 _NAME = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from avspk.checkpoint import CheckpointError, build_with_weights, load_tree, save_tree
 from avspk.data.files import whole_or_absent
 from avspk.data.media import SAMPLE_RATE, MediaError
 from avspk.data.resampling import resample
@@ -22,6 +21,7 @@ from avspk.data.sound_check import SoundCheck
 from avspk.data.sound_store import SoundStore
 from avspk.frontend.fbank import Fbank
 from avspk.frontend.waveform import SoundInput, Waveform
+from avspk.inference.checkpoint import CheckpointError, build_with_weights, load_tree, save_tree
 from avspk.inference.embed import embed_audio, heard_samples, inference
 from avspk.inference.hub import find_model
 from avspk.models.encoder import Encoder

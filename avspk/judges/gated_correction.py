@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from avspk.common.settings import Settings
 from avspk.judges.base import Judge, Replacement
 from avspk.judges.label_correction import CorrectionSettings, replace_labels
 from avspk.judges.ledger import Ledger
@@ -22,7 +23,6 @@ from avspk.judges.loss_gate import (
     reliable,
     share_gate,
 )
-from avspk.settings import Settings
 
 JOINT = "joint"
 PRIOR_MOMENTUM = 0.99  # momentum of the mean posterior, which is compared with the class prior

@@ -12,8 +12,8 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import one_hot
 
+from avspk.common.settings import Positive, Probability, Settings
 from avspk.judges.base import Replacement
-from avspk.settings import Positive, Probability, Settings
 
 Rule = Literal["mean", "agree", "own"]
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from avspk.extras import explained
+from avspk.common.extras import explained
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from pydantic import Field
 from scipy.special import expit
 
-from avspk.settings import Count, Positive, Probability, Settings
+from avspk.common.settings import Count, Positive, Probability, Settings
 
 Floats = NDArray[np.float64]
 Status = Literal["fitted", "posterior", "kept", "open", "share"]

@@ -10,6 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from avspk.common.settings import Count, FirstReader, Positive, Settings
 from avspk.data.augmentation import AudioPolicy
 from avspk.data.dataset import ViewSampler
 from avspk.data.manifest import Utterances
@@ -25,7 +26,6 @@ from avspk.models.ecapa import EcapaSettings
 from avspk.models.encoder import Encoder
 from avspk.models.registry import AudioEncoderSettings
 from avspk.objectives.base import ViewPlan
-from avspk.settings import Count, FirstReader, Positive, Settings
 
 USUAL_FRAMES = 100  # a second
 

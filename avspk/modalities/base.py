@@ -19,13 +19,13 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from avspk.common.settings import Count, FirstReader, Settings
 from avspk.data.dataset import ViewSampler
 from avspk.data.manifest import Utterances
 from avspk.data.noise import NoisePack
 from avspk.data.views import GroupedViews
 from avspk.models.encoder import Encoder, EncoderSettings
 from avspk.objectives.base import ViewPlan
-from avspk.settings import Count, FirstReader, Settings
 
 Module = TypeVar("Module", bound=nn.Module)
 VERIFIED = "audio"

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from avspk.common.settings import Count, FirstReader
 from avspk.data.augmentation import ImagePolicy
 from avspk.data.crop_store import CropStore
 from avspk.data.dataset import ViewSampler
@@ -21,7 +22,6 @@ from avspk.modalities.base import CropCounts, Media, ModalityKit, ModalitySettin
 from avspk.models.encoder import Encoder
 from avspk.models.registry import FaceEncoderSettings
 from avspk.objectives.base import ViewPlan
-from avspk.settings import Count, FirstReader
 
 
 class FaceViewSettings(CropCounts):

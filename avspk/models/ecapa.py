@@ -8,9 +8,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from avspk.common.settings import Count
 from avspk.models.encoder import Encoder, EncoderSettings, last_norm
 from avspk.models.pooling import AttentiveStatisticsPooling
-from avspk.settings import Count
 
 
 class EcapaSettings(EncoderSettings):

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from pydantic import Field
 from torch import nn
 
-from avspk.settings import Settings
+from avspk.common.settings import Settings
 
 
 class EncoderSettings(Settings, ABC):

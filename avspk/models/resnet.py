@@ -9,9 +9,9 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from avspk.common.settings import Count
 from avspk.models.encoder import Encoder, EncoderSettings, last_norm
 from avspk.models.pooling import StatisticsPooling
-from avspk.settings import Count
 
 Blocks = tuple[int, int, int, int]
 RESNET34_BLOCKS: Blocks = (3, 4, 6, 3)

@@ -7,7 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from avspk import distributed, losses
+from avspk.common import distributed
+from avspk.objectives import losses
 from avspk.objectives.base import Figures
 
 

@@ -8,15 +8,16 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from avspk import distributed, losses
+from avspk.common import distributed
+from avspk.common.schedules import linear
+from avspk.common.settings import Count, NotNegative, Positive, Probability
 from avspk.models.audio_visual import PrototypeBranch, PrototypeOutput
 from avspk.models.encoder import Encoder
+from avspk.objectives import losses
 from avspk.objectives.base import Course, Figures, Objective, ViewPlan
 from avspk.objectives.collapse import CollapseWatch
 from avspk.objectives.head import HeadSettings
 from avspk.objectives.regularisers import RegularisedSettings, regularise
-from avspk.schedules import linear
-from avspk.settings import Count, NotNegative, Positive, Probability
 
 
 class DinoSettings(RegularisedSettings):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pydantic import Field
 
+from avspk.common.settings import Count, Settings
 from avspk.models.heads import DinoHead
-from avspk.settings import Count, Settings
 
 
 class HeadSettings(Settings):

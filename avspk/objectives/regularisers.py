@@ -13,10 +13,11 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from avspk import distributed, losses
+from avspk.common import distributed
+from avspk.common.settings import NotNegative, Settings
 from avspk.models.audio_visual import PrototypeOutput
+from avspk.objectives import losses
 from avspk.objectives.base import Figures
-from avspk.settings import NotNegative, Settings
 
 NEAREST = 1e-4  # smaller distances count as this one, without gradient: equal rows have no direction to separate
 

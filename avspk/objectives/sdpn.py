@@ -13,14 +13,15 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from avspk import distributed, losses
+from avspk.common import distributed
+from avspk.common.settings import Count, NotNegative, Positive
 from avspk.models.audio_visual import PrototypeBranch, PrototypeOutput
 from avspk.models.encoder import Encoder
+from avspk.objectives import losses
 from avspk.objectives.base import Course, Figures, Objective, ViewPlan
 from avspk.objectives.collapse import CollapseWatch
 from avspk.objectives.head import HeadSettings
 from avspk.objectives.regularisers import RegularisedSettings, posterior_logits, regularise
-from avspk.settings import Count, NotNegative, Positive
 
 
 class SdpnHeadSettings(HeadSettings):

@@ -1,6 +1,6 @@
 """Report of a run as one self-contained HTML page."""
 
-from avspk.extras import explained
+from avspk.common.extras import explained
 
 with explained():
     from avspk.report.build import write_report

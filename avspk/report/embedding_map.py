@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from avspk.extras import explained
+from avspk.common.extras import explained
 
 MAP_POINTS = 1000
 MAP_LABELS = 54  # number of colours and markers that remain distinguishable

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec
 
 import numpy as np
 
-from avspk.extras import explained
+from avspk.common.extras import explained
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from avspk.extras import explained
+from avspk.common.extras import explained
 
 with explained():
     from sklearn.metrics import normalized_mutual_info_score

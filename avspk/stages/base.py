@@ -9,6 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from avspk.common.schedules import warmup_cosine
 from avspk.config import OptimiserSettings, TrainingSettings
 from avspk.data.batch import Batch, collate
 from avspk.data.dataset import ViewDataset
@@ -17,7 +18,6 @@ from avspk.data.manifest import Utterances
 from avspk.data.sampler import EpochBatches, ExampleSampler
 from avspk.models.audio_visual import ParallelBranches
 from avspk.models.norm import synchronise_batchnorm
-from avspk.schedules import warmup_cosine
 
 Metrics = dict[str, Any]
 

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from avspk import distributed
+from avspk.common import distributed
+from avspk.common.schedules import ramp
 from avspk.config import ClassifySettings
 from avspk.data.batch import Batch
 from avspk.data.dataset import ViewDataset, ViewSampler
@@ -19,7 +20,6 @@ from avspk.models.audio_visual import ClassifierBranch, ParallelBranches
 from avspk.models.ema import make_teacher, running_mean
 from avspk.models.encoder import Encoder
 from avspk.models.heads import CosineClassifier
-from avspk.schedules import ramp
 from avspk.stages.base import Metrics, Stage
 from avspk.stages.materials import Materials
 

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
-from avspk import distributed
 from avspk.clusterers.base import Clusterer
 from avspk.clusterers.joint import CHUNK_ROWS, Transform
 from avspk.clusterers.kmeans import DistributedReducer, Reducer
+from avspk.common import distributed
 
 
 def cluster_embeddings(

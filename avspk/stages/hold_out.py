@@ -13,8 +13,8 @@ from functools import partial
 import numpy as np
 import torch
 
-from avspk import distributed
 from avspk.clusterers.joint import CHUNK_ROWS
+from avspk.common import distributed
 from avspk.config import CalibrationSettings
 from avspk.data.views import generator
 from avspk.stages.cluster import class_vectors

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from avspk import distributed
 from avspk.clusterers.base import Clusterer
+from avspk.common import distributed
+from avspk.common.schedules import cosine
 from avspk.config import PretrainSettings
 from avspk.data.batch import Batch, Groups
 from avspk.data.dataset import ViewDataset
@@ -22,7 +23,6 @@ from avspk.models.audio_visual import EncoderBranch
 from avspk.models.ema import ema_update, make_teacher, running_mean
 from avspk.models.encoder import Encoder
 from avspk.objectives.base import Course
-from avspk.schedules import cosine
 from avspk.stages.base import Metrics, Stage
 from avspk.stages.cluster import cluster_embeddings
 from avspk.stages.materials import Materials, initial_encoder

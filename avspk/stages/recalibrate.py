@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from avspk import distributed
+from avspk.common import distributed
 from avspk.config import RecalibrateSettings
 from avspk.data.batch import collate, move
 from avspk.data.dataset import Example, ViewDataset

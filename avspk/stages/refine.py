@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from avspk import distributed, losses
+from avspk.common import distributed
 from avspk.config import RefineSettings
 from avspk.data.batch import Batch, Views
 from avspk.data.files import whole_or_absent
@@ -26,6 +26,7 @@ from avspk.modalities.base import ModalityKit
 from avspk.models.audio_visual import ClassifierBranch, ParallelBranches
 from avspk.models.ema import ema_update, make_teacher
 from avspk.models.encoder import Encoder
+from avspk.objectives import losses
 from avspk.stages.base import Metrics
 from avspk.stages.classify import Classify
 from avspk.stages.materials import Materials

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from avspk import distributed
 from avspk.clusterers.joint import Transform
 from avspk.clusterers.metric import NO_SPREAD, measure_spread, within_whitener
+from avspk.common import distributed
 from avspk.models.encoder import Encoder
 from avspk.stages.cluster import class_vectors, make_reducer
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from avspk.losses import dino_loss
+from avspk.objectives.losses import dino_loss
 from benchmarks.figures import Figure, cost
 from benchmarks.measure import GIB, clock_on, in_child, peak_gib, resident_gib, take_turns
 
@@ -40,7 +40,7 @@ Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def ours(student: Tensor, prototypes: Tensor, targets: Tensor) -> Tensor:
-    """`avspk.losses.dino_loss`."""
+    """`avspk.objectives.losses.dino_loss`."""
     return dino_loss(student, prototypes, targets, TEMPERATURE)
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode  # shapes and devices without content
 from torch.utils.flop_counter import FlopCounterMode
 
+from avspk.common.shipped import find_config
 from avspk.config import Config, FinalSettings, LargeMarginSettings, load_config
 from avspk.data.media import SAMPLE_RATE
 from avspk.frontend.fbank import Fbank
@@ -25,7 +26,6 @@ from avspk.models.audio_visual import ClassifierBranch, PrototypeBranch
 from avspk.models.encoder import Encoder
 from avspk.models.heads import CosineClassifier
 from avspk.models.registry import build_encoder
-from avspk.shipped import find_config
 from benchmarks.corpus import PAPER, VOXCELEB2_SECONDS, VOXCELEB2_UTTERANCES
 from benchmarks.figures import Figure
 from benchmarks.measure import GIB

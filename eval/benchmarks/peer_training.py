@@ -23,10 +23,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from avspk.losses import dino_loss, teacher_targets, update_center
 from avspk.models.ecapa import EcapaTdnn
 from avspk.models.ema import ema_update, make_teacher
 from avspk.models.heads import DinoHead
+from avspk.objectives.losses import dino_loss, teacher_targets, update_center
 from benchmarks.figures import Figure
 from benchmarks.measure import clock_on
 from benchmarks.peer_frontend import speechbrain_augmentation, speechbrain_features, write_sources

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from avspk.training import tensor_float32
+from avspk.stages.training import tensor_float32
 from benchmarks.figures import Figure
 from benchmarks.measure import GIB, peak_gib, synchronise
 from benchmarks.operations import kept_for_backward, stage_one_step

@@ -27,8 +27,8 @@ from torch.utils.data import DataLoader, Dataset
 from avspk.stages.base import Stage
 from avspk.stages.pretrain import Pretrain
 from avspk.stages.refine import Refine
+from avspk.stages.training import FiniteGuard, Trainer, build_optimiser, tensor_float32
 from avspk.stages.truth import Truth
-from avspk.training import FiniteGuard, Trainer, build_optimiser, tensor_float32
 from benchmarks.corpus import Parts, paper_parts
 from benchmarks.figures import Figure, cost, rate
 from benchmarks.measure import GIB, WALL, Clock, clock_on, cores, peak_gib, threads

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from avspk.extras import explained
-from avspk.settings import ConfigError
+from avspk.common.extras import explained
+from avspk.common.settings import ConfigError
 
 with explained():
     from accelerate import Accelerator

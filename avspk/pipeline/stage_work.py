@@ -9,14 +9,14 @@ from typing import TypeVar
 import numpy as np
 from torch import Tensor
 
-from avspk import distributed
-from avspk.checkpoint import CheckpointFolder, build_with_weights, save_tree
+from avspk.common import distributed
 from avspk.config import RecalibrateSettings
+from avspk.inference.checkpoint import CheckpointFolder, build_with_weights, save_tree
 from avspk.inference.speaker_model import WEIGHTS, load_encoder, save_model
 from avspk.modalities.base import VERIFIED, ModalityKit
 from avspk.models.encoder import Encoder
+from avspk.pipeline.session import Session
 from avspk.run import StageFolder
-from avspk.session import Session
 from avspk.stages.base import Stage
 from avspk.stages.embedding_files import mean_row, read_rows, write_rows
 from avspk.stages.recalibrate import recalibrate

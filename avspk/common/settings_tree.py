@@ -17,8 +17,8 @@ from typing import Any, TypeVar, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from avspk.settings import ConfigError, Settings
-from avspk.text_files import read_text
+from avspk.common.settings import ConfigError, Settings
+from avspk.common.text_files import read_text
 
 Tree = dict[str, Any]
 """Nested settings, as YAML holds them."""

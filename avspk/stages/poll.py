@@ -6,7 +6,7 @@ import time
 
 import torch
 
-from avspk import distributed
+from avspk.common import distributed
 
 SECONDS = 2.0  # between meetings; torch's launcher sends SIGKILL 30 after SIGTERM
 MOST_STEPS = 10

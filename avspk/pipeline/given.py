@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from avspk import distributed
+from avspk.common import distributed
 from avspk.config import Config, ConfigError, load_config
 from avspk.data.files import content_digest, whole_or_absent
 from avspk.data.label_file import read_labels

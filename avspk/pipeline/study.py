@@ -23,11 +23,18 @@ from pathlib import Path
 import yaml
 from pydantic import Field, ValidationError
 
-from avspk.comparison_runs import PLANNED, STAGE_ONE_SETTINGS, SUPERVISED_SETTINGS, TRAIN, TRAIN_SUPERVISED, PlannedRun
+from avspk.common.settings import Settings
 from avspk.config import ConfigError, load_config
 from avspk.data.score_file import slug
-from avspk.settings import Settings
-from avspk.stage_one import stage_one_differences
+from avspk.pipeline.comparison_runs import (
+    PLANNED,
+    STAGE_ONE_SETTINGS,
+    SUPERVISED_SETTINGS,
+    TRAIN,
+    TRAIN_SUPERVISED,
+    PlannedRun,
+)
+from avspk.pipeline.stage_one import stage_one_differences
 
 
 class Rung(Settings):

@@ -7,9 +7,9 @@ from typing import Any
 
 from pydantic.fields import FieldInfo
 
+from avspk.common.settings import FirstReader, Settings
+from avspk.common.settings_tree import Differences
 from avspk.config import Config
-from avspk.settings import FirstReader, Settings
-from avspk.settings_tree import Differences
 
 
 def first_reader(key: str, config: Config) -> FirstReader:

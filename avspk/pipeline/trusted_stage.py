@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from avspk import distributed
-from avspk.checkpoint import load_tree
+from avspk.common import distributed
 from avspk.config import FinalSettings, LargeMarginSettings
+from avspk.inference.checkpoint import load_tree
 from avspk.modalities.base import VERIFIED
-from avspk.round_labels import trusted_labels
+from avspk.pipeline.round_labels import trusted_labels
+from avspk.pipeline.session import Session
+from avspk.pipeline.stage_work import Encoders
 from avspk.run import StageFolder
-from avspk.session import Session
-from avspk.stage_work import Encoders
 from avspk.stages.classify import Classify
 from avspk.stages.materials import initial_encoder
 

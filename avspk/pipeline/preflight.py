@@ -10,17 +10,17 @@ from typing import IO, Any, ParamSpec, TypeVar
 
 import torch
 
-from avspk import distributed
+from avspk.common import distributed
+from avspk.common.machine import commit, hardware, versions
+from avspk.common.settings_tree import Differences, describe, differing_keys
 from avspk.config import Config, ConfigError, dump_config, load_config
 from avspk.data.files import content_digest, hold_for_life, read_json, whole_or_absent, write_json
 from avspk.data.manifest import Utterances
 from avspk.data.media import SAMPLE_RATE
-from avspk.given import Content
-from avspk.machine import commit, hardware, versions
 from avspk.modalities.base import VERIFIED, ModalitySettings
-from avspk.resume import already_read, change_results
+from avspk.pipeline.given import Content
+from avspk.pipeline.resume import already_read, change_results
 from avspk.run import PSEUDO, RunFolder
-from avspk.settings_tree import Differences, describe, differing_keys
 
 Arguments = ParamSpec("Arguments")
 Checked = TypeVar("Checked")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from avspk.extras import explained
+from avspk.common.extras import explained
 from avspk.inference.hub import upload
 
 

@@ -10,20 +10,23 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from avspk import distributed
+from avspk.common import distributed
+from avspk.common.extras import explained
+from avspk.common.memory import keep_freed_memory
+from avspk.common.runlog import RunLog, setup_logging
+from avspk.common.settings_tree import describe, flat_settings
+from avspk.common.sources import sources
+from avspk.common.trackers import check_trackers, start_trackers
 from avspk.config import Config, ConfigError, TrainingSettings
 from avspk.data.manifest import Utterances, read_utterances
 from avspk.data.noise import NoisePack, fit_to_memory, generate_noise_pack, read_noise_pack
 from avspk.data.sound_store import SoundStore
 from avspk.evaluation.trial_set import TrialSet
-from avspk.extras import explained
-from avspk.given import Given, content_of, given_files, read_given
-from avspk.initial_models import initial_models
-from avspk.labellers import ClusterLabeller, Labeller
-from avspk.memory import keep_freed_memory
 from avspk.modalities.base import VERIFIED, Media, build_kits
-from avspk.precision import FLOAT32, choose_precision
-from avspk.preflight import (
+from avspk.pipeline.given import Given, content_of, given_files, read_given
+from avspk.pipeline.initial_models import initial_models
+from avspk.pipeline.labellers import ClusterLabeller, Labeller
+from avspk.pipeline.preflight import (
     Checks,
     check_initial_models,
     check_media,
@@ -32,15 +35,12 @@ from avspk.preflight import (
     manifest_digest,
     size_problems,
 )
+from avspk.pipeline.stage_one import copy_stage_one, require_stage_one
 from avspk.run import RunFolder
-from avspk.runlog import RunLog, setup_logging
-from avspk.settings_tree import describe, flat_settings
-from avspk.sources import sources
-from avspk.stage_one import copy_stage_one, require_stage_one
 from avspk.stages.materials import Materials
+from avspk.stages.precision import FLOAT32, choose_precision
+from avspk.stages.training import Trainer
 from avspk.stages.truth import Truth
-from avspk.trackers import check_trackers, start_trackers
-from avspk.training import Trainer
 
 with explained():
     from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs, PartialState

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from avspk import distributed
+from avspk.common import distributed
 from avspk.data.files import whole_or_absent
 
 logger = logging.getLogger(__name__)

@@ -15,10 +15,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from avspk.common.settings_tree import differing_keys
 from avspk.config import Config, ConfigError, load_config
 from avspk.data.score_file import slug
-from avspk.settings_tree import differing_keys
-from avspk.stage_one import stage_one_differences
+from avspk.pipeline.stage_one import stage_one_differences
 
 FULL = ("refine.judge.gate.enabled=true", "refine.judge.correction.enabled=true")
 ABLATIONS = {

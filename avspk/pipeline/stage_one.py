@@ -6,14 +6,14 @@ import shutil
 from collections.abc import Collection
 from pathlib import Path
 
+from avspk.common.settings import FirstReader
+from avspk.common.settings_tree import describe, differing_keys
 from avspk.config import Config, ConfigError, load_config
 from avspk.data.files import whole_or_absent
 from avspk.data.noise import replace_folder
-from avspk.initial_models import STAGE_ONE, initial_models
-from avspk.resume import first_reader
+from avspk.pipeline.initial_models import STAGE_ONE, initial_models
+from avspk.pipeline.resume import first_reader
 from avspk.run import RunFolder
-from avspk.settings import FirstReader
-from avspk.settings_tree import describe, differing_keys
 
 
 def stage_one_differences(first: Config, second: Config, known: Collection[str] = ()) -> list[str]:

@@ -18,7 +18,7 @@ from avspk.evaluation.trial_set import format_table
 from avspk.frontend.fbank import Fbank
 from avspk.inference.speaker_model import WEIGHTS, SpeakerModel, load_model, save_calibration
 from avspk.models.mean_fbank import MeanFbank
-from avspk.session import Session
+from avspk.pipeline.session import Session
 
 logger = logging.getLogger(__name__)
 MEAN_FBANK_UTTERANCES = 2000

@@ -6,13 +6,13 @@ import logging
 
 import numpy as np
 
-from avspk import distributed
+from avspk.common import distributed
+from avspk.common.extras import explained
+from avspk.common.sources import card_name
 from avspk.data.files import read_json, whole_or_absent, write_json
-from avspk.extras import explained
-from avspk.given import LABELS, Content, embeddings_key
+from avspk.pipeline.given import LABELS, Content, embeddings_key
+from avspk.pipeline.session import Session
 from avspk.run import StageFolder
-from avspk.session import Session
-from avspk.sources import card_name
 from avspk.stages.embedding_files import read_rows
 from avspk.stages.hold_out import CALIBRATE, HELD, TRAIN, hold_out
 

@@ -7,11 +7,11 @@ from typing import Protocol
 
 import numpy as np
 
+from avspk.common.sources import sources
 from avspk.config import ClusterSettings, Config
 from avspk.data.manifest import Utterances
 from avspk.modalities.base import ModalityKit
 from avspk.run import PSEUDO
-from avspk.sources import sources
 from avspk.stages.cluster import cluster_embeddings
 from avspk.stages.materials import Materials
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import torch
 
-from avspk import distributed
+from avspk.common import distributed
 from avspk.modalities.base import ModalitySettings
 
 FLOAT32, BF16, FP16 = "no", "bf16", "fp16"

@@ -15,17 +15,17 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from avspk import distributed
-from avspk.checkpoint import CheckpointError, CheckpointFolder, load_weights
+from avspk.common import distributed
+from avspk.common.extras import explained
+from avspk.common.progress import Progress
+from avspk.common.runlog import RunLog
 from avspk.config import OptimiserSettings, TrainingSettings
 from avspk.data.batch import Batch
-from avspk.extras import explained
-from avspk.finiteness import FiniteGuard
-from avspk.loss_scale import LossScale
-from avspk.poll import Poll
-from avspk.progress import Progress
-from avspk.runlog import RunLog
+from avspk.inference.checkpoint import CheckpointError, CheckpointFolder, load_weights
 from avspk.stages.base import Metrics, Stage
+from avspk.stages.finiteness import FiniteGuard
+from avspk.stages.loss_scale import LossScale
+from avspk.stages.poll import Poll
 
 with explained():
     from accelerate import Accelerator

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from avspk.settings import Settings
+from avspk.common.settings import Settings
 
 ClassLoss = Callable[[Tensor, Tensor, float, float], Tensor]
 """Cosines (B, C) with the class vectors, labels (B,), margin, scale -> loss per row (B,)."""

@@ -30,7 +30,7 @@ def DefaultKind(kind: str) -> BeforeValidator:  # noqa: N802 - stands among pyda
 
 
 class FirstReader(Enum):
-    """The first reader of a setting in a run. After it has begun, the setting may not change; see avspk/resume.py.
+    """The first reader of a setting in a run. Later, the setting may not change; see avspk/pipeline/resume.py.
 
     A section declares it in its attribute `first_reader`, a single setting in its annotation:
     `Annotated[int, FirstReader.ROUNDS]`. Without a declaration, the reader of the enclosing section holds. The values

@@ -11,7 +11,7 @@ STAGE_ONE = "pretrain.init_from."
 
 
 def initial_models(config: Config) -> dict[str, dict[str, str]]:
-    """Setting that names a model folder -> that, and a digest of the model; see `avspk.given.Content`.
+    """Setting that names a model folder -> that, and a digest of the model; see `avspk.pipeline.given.Content`.
 
     Those of the run's modalities and of the last student. Raises: FileNotFoundError if a folder holds no model.
     """
