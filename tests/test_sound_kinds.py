@@ -72,6 +72,11 @@ def half(content: bytes) -> bytes:
     return content[: len(content) // 2]
 
 
+def without_last_tag(content: bytes) -> bytes:
+    """An FLV file ends with the length of its last tag."""
+    return content[: -4 - int.from_bytes(content[-4:], "big")]
+
+
 def with_nan(content: bytes) -> bytes:
     return content[:-400] + struct.pack("<f", np.nan) + content[-396:]
 
@@ -129,6 +134,8 @@ REFUSED = {
         r"truncated or damaged: 0\.[0-9]+ s can be",
     ),
     "torn.aac": (edited(LOSSY["adts.aac"], half), r"truncated or damaged: [0-9.]+ s can be decoded"),
+    "torn.flv": (edited(with_ffmpeg("aac"), half), "truncated: the FLV header announces"),
+    "torn_at_a_tag.flv": (edited(with_ffmpeg("aac"), without_last_tag), "truncated: the FLV header announces"),
     "torn.ogg": (edited(LOSSY["opus.ogg"], half), "truncated: the Ogg header announces"),
     "huge.caf": (
         edited(with_libsndfile("CAF"), with_bytes(b"caff", 12, b"\x7f" * 8)),

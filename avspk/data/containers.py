@@ -12,6 +12,8 @@ _MP4_STARTS = frozenset({b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b
 _MP4_BOXES = _MP4_STARTS | {b"moof", b"mfra", b"sidx", b"uuid", b"udta", b"meta", b"ssix", b"emsg", b"prft"}
 _W64_DATA = b"data\xf3\xac\xd3\x11\x8c\xd1\x00\xc0\x4f\x8e\xdb\x8a"
 _ASF = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
+_FLV_TAGS = frozenset({8, 9, 18})  # sound, picture, text
+_FLV_SIZE = b"\x00\x08filesize\x00"  # a name, and that a number follows
 _MOST_TAGS = 16
 _REMAINS = 1 << 12  # bytes after the sound that are not worth a question
 _CHUNK_NAME = re.compile(rb"[A-Za-z0-9][A-Za-z0-9_ ]{3}")
@@ -304,6 +306,27 @@ def _asf(file: _Rest, size: int) -> Extent | None:
     return Extent("ASF", position)
 
 
+def _flv(file: _Rest, size: int) -> Extent | None:
+    """Flash video: tags of a kind, a length of 3 bytes and 7 bytes more; the first may give the length of the file."""
+    file.seek(0)
+    start = file.read(1 << 10)
+    at = start.find(_FLV_SIZE) + len(_FLV_SIZE)
+    told = struct.unpack(">d", start[at : at + 8])[0] if len(_FLV_SIZE) <= at <= len(start) - 8 else 0.0
+    position = int.from_bytes(start[5:9], "big") + 4
+    for _ in range(_MOST_PARTS):
+        if position >= size:
+            break
+        file.seek(position)
+        head = file.read(11)
+        if head[0] & 31 not in _FLV_TAGS:
+            return None
+        length = 11 + int.from_bytes(head[1:4], "big")
+        if len(head) < 11 or position + length > size:
+            return Extent("FLV", position + length)
+        position += length + 4
+    return Extent("FLV", int(told)) if size < told < 1 << 62 else None
+
+
 def _ogg(file: _Rest, size: int) -> Extent | None:
     """The last page (RFC 3533, section 6): the only one that can be incomplete."""
     begin = max(0, size - _OGG_PAGE)
@@ -343,5 +366,6 @@ _READERS: dict[bytes, Callable[[_Rest, int], Extent | None]] = {
     b"NIST_1A": _sphere,
     b"\x1a\x45\xdf\xa3": _matroska,
     _ASF: _asf,
+    b"FLV\1": _flv,
     b"OggS": _ogg,
 }
