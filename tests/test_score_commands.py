@@ -143,6 +143,17 @@ def test_bad_sounds_and_lists_are_named(avspk, sounds, tmp_path):
     assert f"{enrolment}, line 1: 'anna' is not `speaker path`" in errors
 
 
+def test_one_sound_is_a_list_of_one(avspk, sounds, tmp_path):
+    enrolment = write_scp(tmp_path / "enrolment.scp", [("anna", sounds["s0-0"])])
+    assert avspk("score", sounds["s0-0"], "--enrolment", enrolment, "--out", tmp_path / "s.tsv")[0] == 0
+    speaker, name, score = (tmp_path / "s.tsv").read_text().split()
+    assert (speaker, name, float(score)) == ("anna", str(sounds["s0-0"]), pytest.approx(1, abs=1e-4))
+    status, _, errors = avspk("score", enrolment, "--enrolment", sounds["s0-0"], "--out", tmp_path / "t.tsv")
+    assert status == 2
+    assert "binary data" in errors
+    assert "a enrolment" not in errors
+
+
 # Thresholds.
 
 

@@ -21,7 +21,7 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
     parser = argparse.ArgumentParser(
         prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("files", help="sounds to score: wav.scp, a list, a manifest, a folder or a table")
+    parser.add_argument("files", help="sounds to score: wav.scp, a list, a manifest, a folder, a table or one sound")
     parser.add_argument("--enrolment", required=True, help="lines `speaker path`, or a table")
     add_model(parser)
     text = "lines `speaker sound score`; X.npy: the matrix (sounds, speakers), with a file of its names"

@@ -16,6 +16,7 @@ _MARKS = (
     (codecs.BOM_UTF16_BE, "utf-16"),
     (codecs.BOM_UTF8, "utf-8-sig"),
 )
+_HEAD = 1 << 12  # bytes; binary files have a NUL early
 _LINE_END = re.compile("\r\n|\r|\n")
 _MARK = "\ufeff"
 UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ufeff\ud800-\udfff]")
@@ -40,7 +41,7 @@ def _decoded(content: bytes, source: str, kind: str, error: type[ValueError]) ->
     try:
         text = content.decode(encoding)
     except UnicodeDecodeError as problem:
-        raise error(_undecodable(source, content, encoding, problem)) from None
+        raise error(_undecodable(source, kind, content, encoding, problem)) from None
     if "\0" in text:
         line = _line_number(text[: text.index("\0")])
         raise error(f"{source}, line {line}: a NUL byte; a {kind} is text. If it is UTF-16, save it as UTF-8")
@@ -112,14 +113,16 @@ def _escape(match: re.Match[str]) -> str:
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
 
 
-def _undecodable(source: str, content: bytes, encoding: str, problem: UnicodeDecodeError) -> str:
+def _undecodable(source: str, kind: str, content: bytes, encoding: str, problem: UnicodeDecodeError) -> str:
     name = encoding.removesuffix("-sig").upper()
     if name == "UTF-8":
         before = problem.object[: problem.start].decode(encoding, "replace")
         byte = problem.object[problem.start]
+        binary = b"\0" in content[:_HEAD]
+        other = "binary data, or UTF-16 without its mark" if binary else "an older encoding, such as Latin-1"
         return (
-            f"{source}, line {_line_number(before)}: the byte 0x{byte:02x} is not UTF-8 (perhaps an older encoding, "
-            "such as Latin-1); save it as UTF-8"
+            f"{source}, line {_line_number(before)}: the byte 0x{byte:02x} is not UTF-8 (perhaps {other}); "
+            f"a {kind} is text, save it as UTF-8"
         )
     before = content[: problem.start].decode(encoding, "replace")
     return (

@@ -20,7 +20,7 @@ def named_sounds(sources: Sequence[str], lists: Sequence[str]) -> dict[str, Path
     Args:
         sources: files, and folders, whose sounds are taken at any depth; the name is the path.
         lists: files with one path a line, or "-" for standard input; wav.scp (any *.scp), whose names are
-            kept; manifests (*.parquet, *.tsv), whose utterances are the names; folders.
+            kept; manifests (*.parquet, *.tsv), whose utterances are the names; folders; single sounds.
 
     Raises: ManifestError if a list cannot be read, a folder holds no sound, or a name has two paths.
     """
@@ -44,6 +44,8 @@ def _listed(source: str) -> Iterator[tuple[str, Path]]:
         yield from _lines(read_standard_input("list", ManifestError), "standard input")
     elif path.is_dir():
         yield from _in_folder(path)
+    elif path.suffix.lower() in MEDIA_SUFFIXES:
+        yield source, path
     elif path.suffix.lower() == ".scp":
         yield from ((name, Path(file)) for name, file in read_wav_scp(path).items())
     elif path.suffix.lower() in {".parquet", ".tsv"}:
@@ -87,7 +89,7 @@ def read_enrolment(path: Path) -> list[tuple[str, Path]]:
     Raises: ManifestError naming the invalid line, or if there are no lines.
     """
     entries = []
-    for number, line in enumerate(read_lines(path, "enrolment", ManifestError), 1):
+    for number, line in enumerate(read_lines(path, "list of speakers", ManifestError), 1):
         fields = line.split(maxsplit=1)
         if len(fields) == 1:
             raise ManifestError(f"{path}, line {number}: {line[:100]!r} is not `speaker path`")
