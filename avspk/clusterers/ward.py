@@ -77,16 +77,20 @@ def _distances(points: Floats, observed: NDArray[np.bool_] | None, block_sizes: 
         per_block = np.stack([np.square(points[:, a:b]).sum(1) for a, b in pairwise(edges)], axis=1)
         weights = per_block.sum(0) / masks.sum(0).clip(min=1)  # (B,) mean squared length of a block
     for start in range(0, num, CHUNK_ROWS):
-        rows = slice(start, start + CHUNK_ROWS)
-        products = points[rows] @ points.T
+        rows, later = slice(start, start + CHUNK_ROWS), slice(start, num)
+        products = points[rows] @ points[later].T
         if masks is None:
-            table[rows] = norms[rows, None] + norms - 2 * products
+            part = norms[rows, None] + norms[later] - 2 * products
         else:
-            lengths = (masks * per_block)[rows] @ masks.T + masks[rows] @ (masks * per_block).T
-            shared = (masks * weights)[rows] @ masks.T
+            lengths = (masks * per_block)[rows] @ masks[later].T + masks[rows] @ (masks * per_block)[later].T
+            shared = (masks * weights)[rows] @ masks[later].T
             scaled = (lengths - 2 * products) * (weights.sum() / np.where(shared > 0, shared, 1))
-            table[rows] = np.where(shared > 0, scaled, 2 * weights.sum())
-    return np.maximum(table, 0, out=table)
+            part = np.where(shared > 0, scaled, 2 * weights.sum())
+        square = part[:, : len(part)]
+        square[:] = np.minimum(square, square.T)  # exactly symmetric: rounding could keep the chain from ending
+        table[rows, later] = np.maximum(part, 0, out=part)
+        table[later, rows] = part.T
+    return table
 
 
 def _nearest_neighbour_chain(costs: Floats, sizes: Floats) -> tuple[NDArray[np.int64], Floats]:
