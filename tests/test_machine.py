@@ -27,7 +27,7 @@ def test_the_commit_is_that_of_the_source_and_a_plus_tells_of_changes(tmp_path, 
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
     (tmp_path / "avspk").mkdir()
-    monkeypatch.setattr(machine, "__file__", str(tmp_path / "avspk" / "machine.py"))
+    monkeypatch.setattr(machine, "__file__", str(tmp_path / "avspk" / "common" / "machine.py"))
     assert machine.commit() is None, "no checkout"
     git("init")
     (tmp_path / "file").write_text("1")

@@ -103,7 +103,7 @@ def test_a_terminal_gets_a_bar_that_knows_what_was_done_before(clock, lines, mon
 
 def test_there_is_one_progress():
     """No other module draws bars."""
-    root = Path(module.__file__).parent.parent
+    root = Path(module.__file__).parents[2]
     paths = [path for folder in ("avspk", "tools", "eval") for path in (root / folder).rglob("*.py")]
     users = {
         path.relative_to(root).as_posix()

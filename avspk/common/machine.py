@@ -26,7 +26,7 @@ def versions(packages: Sequence[str]) -> dict[str, str]:
 
 def commit() -> str | None:
     """The git commit of this package's source, with "+" after it if files differ; None outside of a checkout."""
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parents[2]
     if not (root / ".git").exists():
         return None
     try:
