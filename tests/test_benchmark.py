@@ -56,7 +56,7 @@ ON_A_GPU = {  # measured only there
     "clustering": "large_rows=900 large_clusters=9 large_iterations=2",
     "training": "turns=1 steps_a_turn=2 feed_examples=8 noise_share=0.15",
 }
-SLOW = {"preparation"}  # makes a corpus and starts processes: a minute
+SLOW = {"preparation", "peer_embedding"}  # these make a corpus or start processes
 SMALL_MODEL = (
     ".overrides=[audio.encoder.architecture=ecapa,audio.encoder.channels=8,audio.encoder.aggregate_channels=8,audio.encoder.scale=2,"
     "pretrain.objective.head.hidden_dim=16,pretrain.objective.head.out_dim=64]"
@@ -217,7 +217,11 @@ def test_what_is_not_there_is_named(arguments, message, tmp_path, capsys):
 
 @pytest.mark.usefixtures("without_children")
 @pytest.mark.parametrize(
-    "name", ["frontend", "dino_loss", "training", "step_profile", "precision", "embedding", "clustering"]
+    "name",
+    [
+        *("frontend", "dino_loss", "precision", "embedding", "clustering"),
+        *(pytest.param(name, marks=pytest.mark.long) for name in ("training", "step_profile")),
+    ],
 )
 def test_what_is_measured_on_a_gpu(name, monkeypatch):
     """The code at least, on a pretended one."""
@@ -242,6 +246,7 @@ def test_another_file_of_that_name_is_not_overwritten(content, tmp_path, capsys)
     assert (tmp_path / "benchmark.json").read_text() == content
 
 
+@pytest.mark.long
 def test_a_child_tells_its_own_peak():
     held = torch.zeros(50_000_000)  # 0.2 GB that the child must not inherit
     small, large = (measure.in_child(torch.zeros, size) for size in (10, 100_000_000))

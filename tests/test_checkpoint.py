@@ -214,7 +214,7 @@ except checkpoint.CheckpointError as error:
 """
 
 
-@pytest.mark.parametrize("trouble", ["torn", "disk"])
+@pytest.mark.parametrize("trouble", [pytest.param("torn", marks=pytest.mark.long), "disk"])
 def test_all_ranks_go_on_from_what_the_first_has_chosen(tmp_path, trouble):
     """A damaged file makes both fall back; a short disk failure of the second ends it: it must not use another step."""
     folder = CheckpointFolder(tmp_path / "checkpoints", keep=2)

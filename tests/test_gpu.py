@@ -343,6 +343,7 @@ def losses_of(folder):
     return [record["audio/loss"] for record in records if "audio/loss" in record]
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("accelerate_on_it", "undrawn")
 def test_a_whole_run(data, tmp_path):
     """Both modalities in bfloat16 and channels-last, up to the report; interrupted and resumed."""
@@ -410,7 +411,9 @@ def train_until(data, folder, device, stop_after=None):
 
 
 @pytest.mark.usefixtures("gpu", "undrawn")
-@pytest.mark.parametrize("way", [("cpu", "cuda"), ("cuda", "cpu")], ids=" to ".join)
+@pytest.mark.parametrize(
+    "way", [("cpu", "cuda"), pytest.param(("cuda", "cpu"), marks=pytest.mark.long)], ids=" to ".join
+)
 def test_a_run_goes_on_where_the_other_device_stopped(data, tmp_path, way):
     try:
         undisturbed = train_until(data, tmp_path / "whole", "cpu")

@@ -202,7 +202,7 @@ def test_a_students_batch_is_scaled_to_the_data(data, tmp_path):
 # The mean of the last weights.
 
 
-@pytest.mark.parametrize("keep", ["last", "ema"])
+@pytest.mark.parametrize("keep", [pytest.param("last", marks=pytest.mark.long), "ema"])
 def test_a_round_leaves_the_mean_of_its_last_weights(data, tmp_path, monkeypatch, without_drawing, keep):
     """Of what it would have left after each of these epochs; in training nothing changes."""
     ends = []

@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 SCRIPT = """
 import resource, sys
 import torch
@@ -23,5 +25,6 @@ def page_faults(how: str) -> int:
     return int(done.stdout)
 
 
+@pytest.mark.long
 def test_blocks_freed_are_used_again_without_page_faults():
     assert page_faults("keep") < page_faults("plain") / 4

@@ -148,6 +148,7 @@ def write_hours(path, hours, rate, channels):
     return path
 
 
+@pytest.mark.long
 def test_an_hour_takes_no_more_memory_than_ten_minutes(folder, tmp_path):
     """Nor does a quarter of an hour that is resampled; whole, it would take 320 MB, the hour 230 MB."""
     paths = [
