@@ -5,12 +5,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from avspk.data.manifest import ManifestError
+from avspk.data.manifest_error import ManifestError
 from avspk.data.sound import write_wav
 from avspk.evaluation import embedding_store
 from avspk.evaluation.audio_files import locate, measure
-from avspk.evaluation.embedding_store import EmbeddingStore, model_digest, write_embeddings
+from avspk.evaluation.embedding_store import EmbeddingStore, write_embeddings
 from avspk.evaluation.trial_list import TrialList, check_trials
+from avspk.inference.speaker_model import model_digest
 
 
 def trials(*rows):

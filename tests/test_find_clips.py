@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from avspk.data.clips import Clip, FoundClips, find_clips, listed_clips
-from avspk.data.manifest import ManifestError
+from avspk.data.manifest_error import ManifestError
 from avspk.data.naming import NamingError
 from avspk.data.tree import Rejected
 

@@ -18,7 +18,8 @@ import torch
 
 from avspk import recipe
 from avspk.config import ConfigError, parse_config
-from avspk.data.manifest import ManifestError, read_utterances, write_utterances
+from avspk.data.manifest import read_utterances, write_utterances
+from avspk.data.manifest_error import ManifestError
 from avspk.data.noise import generate_noise_pack
 from avspk.inference.checkpoint import load_tree
 from avspk.inference.speaker_model import load_encoder

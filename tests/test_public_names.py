@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from small_model import voice, write_model, write_sound
 
 import avspk
 from avspk.common.extras import EXTRAS, MissingExtraError, explained
@@ -57,13 +58,40 @@ def test_importing_the_package_loads_nothing():
     assert {name.split(".")[0] for name in loaded} <= {"avspk"} | set(sys.stdlib_module_names)
 
 
-INFERENCE = ("embed", "verify", "info")
+INFERENCE = ("embed", "verify", "score", "info")
 """Commands of the base install."""
 
 
 def test_public_names_need_no_extra():
     code = BLOCKED + "import avspk; print(sum(getattr(avspk, name) is not None for name in avspk.__all__))"
     assert int(run(code)) == len(avspk.__all__)
+
+
+def test_inference_runs_without_extras(tmp_path):
+    """Imports inside functions count too."""
+    model = str(write_model(tmp_path / "model"))
+    sound = str(write_sound(tmp_path / "a.wav", voice(1.2)))
+    speakers, out = tmp_path / "speakers.txt", str(tmp_path / "x")
+    speakers.write_text(f"anna {sound}\n")
+    commands = [
+        ["embed", sound, "--model", model, "--out", f"{out}.npy"],
+        ["embed", str(tmp_path), "--model", model, "--out", f"{out}.ark"],
+        [
+            "score",
+            sound,
+            "--enrolment",
+            str(tmp_path / "speakers.txt"),
+            "--model",
+            model,
+            "--out",
+            str(tmp_path / "s.tsv"),
+        ],
+        ["verify", sound, sound, "--model", model],
+        ["info", "--model", model],
+    ]
+    code = BLOCKED + f"from avspk.cli import main; print(*(main(command) for command in {commands}), file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stderr.splitlines()[-1] == "0 0 0 0 0", done.stderr
 
 
 def test_without_extras_every_module_imports_or_names_the_extra():

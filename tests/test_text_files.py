@@ -12,7 +12,8 @@ from avspk.config import ConfigError, load_config
 from avspk.data.clip_list import read_clip_list
 from avspk.data.kaldi import ark_entry, read_scp
 from avspk.data.label_file import read_labels
-from avspk.data.manifest import UTTERANCE_COLUMNS, ManifestError, read_trials, read_utterances
+from avspk.data.manifest import UTTERANCE_COLUMNS, read_trials, read_utterances
+from avspk.data.manifest_error import ManifestError
 from avspk.data.score_file import ScoreFileError, read_scores
 from avspk.evaluation.audio_files import locate
 

@@ -71,9 +71,9 @@ def _shard(text: str) -> tuple[int, int]:
 def run(args: argparse.Namespace) -> int:
     """Find, embed, write, print the result."""
     from avspk.data.file_lists import named_sounds
-    from avspk.evaluation.embedding_store import model_digest
     from avspk.inference.embedding_job import EmbeddingJob, Outcome, failures_path
     from avspk.inference.hub import find_model
+    from avspk.inference.speaker_model import model_digest
 
     sounds, folder = named_sounds(args.files, args.lists), find_model(args.model)
     shard = _slice_of(args)

@@ -23,11 +23,12 @@ from avspk.data.files import write_json
 from avspk.data.manifest import read_trials, read_utterances
 from avspk.data.score_file import read_scores, write_scores
 from avspk.evaluation.audio_files import usable_files
-from avspk.evaluation.embedding_store import EmbeddingStore, model_digest, write_embeddings
+from avspk.evaluation.embedding_store import EmbeddingStore, write_embeddings
 from avspk.evaluation.official_lists import recognised
 from avspk.evaluation.results import evaluate_list, markdown, write_results
 from avspk.evaluation.systems import Scorer, training_files
 from avspk.evaluation.trial_list import TrialList
+from avspk.inference.speaker_model import model_digest
 from avspk.report.score_figures import save_score_figures
 
 with explained():

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import get_args
 
 from avspk.common.progress import Progress
-from avspk.data.manifest import ManifestError, read_utterances
+from avspk.data.manifest import read_utterances
+from avspk.data.manifest_error import ManifestError
 from avspk.data.sound_packing import PackSettings, pack_sound
 from avspk.data.sound_store import PackFormat
 from avspk.data.worker_pool import WorkerError

@@ -29,9 +29,8 @@ class Vectors:
     """
 
     def __init__(self, args: argparse.Namespace) -> None:
-        from avspk.evaluation.embedding_store import model_digest
         from avspk.inference.hub import find_model
-        from avspk.inference.speaker_model import load_model
+        from avspk.inference.speaker_model import load_model, model_digest
 
         folder = find_model(args.model)
         self.digest, self.failed = model_digest(folder), 0

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from avspk.common.text_files import read_lines, read_rows
 from avspk.data.file_lists import read_wav_scp
-from avspk.data.manifest import ManifestError
+from avspk.data.manifest_error import ManifestError
 
 
 class Listed(NamedTuple):

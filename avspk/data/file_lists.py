@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from avspk.common.text_files import read_lines, read_standard_input
-from avspk.data.manifest import ManifestError, read_utterances
+from avspk.data.manifest_error import ManifestError
 from avspk.data.suffixes import MEDIA_SUFFIXES
 from avspk.data.tree import media_below
 
@@ -49,6 +49,8 @@ def _listed(source: str) -> Iterator[tuple[str, Path]]:
     elif path.suffix.lower() == ".scp":
         yield from ((name, Path(file)) for name, file in read_wav_scp(path).items())
     elif path.suffix.lower() in {".parquet", ".tsv"}:
+        from avspk.data.manifest import read_utterances  # needs pandas
+
         utterances = read_utterances(path)
         yield from ((str(name), utterances.audio_path(row)) for row, name in enumerate(utterances.table["utterance"]))
     else:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from avspk.common.extras import explained
 from avspk.common.text_files import read_rows
-from avspk.data.manifest import ManifestError
+from avspk.data.manifest_error import ManifestError
 
 with explained():
     import pandas as pd

@@ -10,6 +10,7 @@ import numpy as np
 from avspk.common.extras import explained
 from avspk.common.text_files import UNPRINTABLE, read_fields, read_lines
 from avspk.data.files import whole_or_absent
+from avspk.data.manifest_error import ManifestError
 from avspk.data.sound_store import missing_sounds
 from avspk.data.suffixes import MEDIA_SUFFIXES
 
@@ -25,10 +26,6 @@ _TEXT_COLUMNS = ("utterance", "audio")
 _COUNT_COLUMNS = ("num_samples", "first_crop", "num_crops")
 _VOXCELEB = re.compile(r"id\d+/[^/]+/[^/]+")
 _TRIAL_LABELS = {"1": 1, "0": 0, "target": 1, "nontarget": 0}
-
-
-class ManifestError(ValueError):
-    """A manifest or trial list is missing, malformed or inconsistent; the message names file, row and value."""
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from avspk.common import distributed
 from avspk.common.progress import track
 from avspk.data.file_lists import read_wav_scp
-from avspk.data.manifest import ManifestError
+from avspk.data.manifest_error import ManifestError
 from avspk.data.media import MediaError
 from avspk.data.sound import checked_num_samples
 from avspk.data.suffixes import MEDIA_SUFFIXES

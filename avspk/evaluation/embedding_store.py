@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -16,19 +15,6 @@ from avspk.data.sound_store import holder
 
 FILES_PER_SAVE = 20_000  # a killed run loses at most these; large, so that files of equal length share batches
 Embed = Callable[[list[Path]], NDArray[np.float32]]
-
-
-def model_digest(folder: Path) -> str:
-    """A digest of the weights and the config in a model folder.
-
-    Raises: FileNotFoundError if one of the two is missing.
-    """
-    digest = hashlib.sha256()
-    for name in ("config.json", "model.safetensors"):
-        if not (folder / name).is_file():
-            raise FileNotFoundError(f"{folder} is not a model folder: it has no {name}")
-        digest.update((folder / name).read_bytes())
-    return digest.hexdigest()[:16]
 
 
 class EmbeddingStore:

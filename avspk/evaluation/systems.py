@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from avspk.data.manifest import ManifestError, Utterances
+from avspk.data.manifest import Utterances
+from avspk.data.manifest_error import ManifestError
 from avspk.evaluation.pseudo_trials import (
     UnfitError,
     require_errors,

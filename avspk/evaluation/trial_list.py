@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from avspk.data.manifest import ManifestError, speaker_of
+from avspk.data.manifest import speaker_of
+from avspk.data.manifest_error import ManifestError
 from avspk.data.score_file import DECIMALS
 
 _VOXCELEB_NAME = re.compile(r"id\d{5}/")

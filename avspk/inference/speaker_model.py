@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import warnings
@@ -291,6 +292,19 @@ def load_calibration(folder: Path | str) -> Calibration | None:
     if not (usable and math.isfinite(calibration.bias)):
         raise CheckpointError(f"{path}: want one feature, score, with a positive weight; found {calibration}")
     return calibration
+
+
+def model_digest(folder: Path) -> str:
+    """A digest of the weights and the config in a model folder.
+
+    Raises: FileNotFoundError if one of the two is missing.
+    """
+    digest = hashlib.sha256()
+    for name in ("config.json", "model.safetensors"):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{folder} is not a model folder: it has no {name}")
+        digest.update((folder / name).read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def load_model(name: Path | str, device: str | torch.device | None = None) -> SpeakerModel:

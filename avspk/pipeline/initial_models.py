@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from avspk.config import Config
-from avspk.evaluation.embedding_store import model_digest
+from avspk.inference.speaker_model import model_digest
 
 STAGE_ONE = "pretrain.init_from."
 

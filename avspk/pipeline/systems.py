@@ -13,10 +13,9 @@ import numpy as np
 from avspk.data.files import write_json
 from avspk.data.noise import replace_folder
 from avspk.evaluation.calibrate import calibrate
-from avspk.evaluation.embedding_store import model_digest
 from avspk.evaluation.trial_set import format_table
 from avspk.frontend.fbank import Fbank
-from avspk.inference.speaker_model import WEIGHTS, SpeakerModel, load_model, save_calibration
+from avspk.inference.speaker_model import WEIGHTS, SpeakerModel, load_model, model_digest, save_calibration
 from avspk.models.mean_fbank import MeanFbank
 from avspk.pipeline.session import Session
 
