@@ -278,6 +278,21 @@ def test_a_decoder_that_dies_costs_its_file(embed, sounds, tmp_path, monkeypatch
     assert len(errors) == len(lost)
 
 
+def test_a_busy_consumer_is_no_hang(monkeypatch, tmp_path):
+    """While the model computes, the readers wait for it, and say nothing for long."""
+    monkeypatch.setattr(reader_pool, "HANG_SECONDS", 0.3)
+    paths = [tmp_path / str(number) for number in range(6)]
+    with reader_pool.ReaderPool(lambda path: [np.full(200_000, 0.5, np.float32)] * 2, paths, 2) as pool:
+        events = []
+        for event in pool:
+            events.append(event)
+            time.sleep(0.4)
+    ends = [event for event in events if isinstance(event, reader_pool.End)]
+    assert sorted(end.index for end in ends) == list(range(6))
+    assert [end.error for end in ends] == [None] * 6
+    assert not any(isinstance(event, reader_pool.Again) for event in events)
+
+
 def test_names_that_a_list_cannot_hold(embed, sounds, tmp_path):
     odd = tmp_path / "a\nb.wav"
     odd.write_bytes(sounds[0].read_bytes())

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 JOBS_AHEAD = 2  # per process, so that it need not wait for the next one
-HANG_SECONDS = 600.0
+HANG_SECONDS = 60.0  # without a piece; decoding one takes less than a second, a network disk may stall for longer
 ATTEMPTS = 2  # another process may cause a kill (out of memory); the second time the file is at fault
 _LOOK_SECONDS = 5.0  # between two checks for processes that hang
 
@@ -95,7 +95,9 @@ class ReaderPool:
                 assert isinstance(connection, Connection)
                 yield from self._receive(busy[connection])
             for reader in self.readers:
-                if reader.jobs and time.monotonic() - reader.heard > HANG_SECONDS:
+                silent = time.monotonic() - reader.heard > HANG_SECONDS
+                # Something to read: the consumer was busy, not the reader.
+                if reader.jobs and silent and not reader.connection.poll():
                     reader.process.kill()  # its connection then ends, which the next round sees
 
     def _receive(self, reader: _Reader) -> Iterator[Event]:
@@ -128,6 +130,8 @@ class ReaderPool:
     def _feed(self, reader: _Reader) -> None:
         while self.waiting and len(reader.jobs) < JOBS_AHEAD:
             index = self.waiting.popleft()
+            if not reader.jobs:
+                reader.heard = time.monotonic()  # it was idle
             reader.jobs.append(index)
             try:
                 reader.connection.send((index, self.paths[index]))
