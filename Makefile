@@ -18,15 +18,11 @@ $(VENV)/installed: pyproject.toml
 	$(BIN)/python -m pip install --quiet -e '.[$(EXTRAS)]'
 	touch $@
 
-# Without a GPU: two processes with one thread each do the same work in less time than one process with two threads.
-PROCESSES := import torch; print("--num_processes 1" if torch.cuda.is_available() else "--cpu --num_processes 2")
-
 # Corpus, preparation and training each continue where an interrupted `make demo` was.
 demo: setup
 	$(BIN)/python tools/make_demo_corpus.py --out $(DEMO)/corpus
 	$(BIN)/python tools/prepare_voxceleb.py --raw $(DEMO)/corpus/voxceleb2 --out $(DEMO)/vox2
-	$(BIN)/accelerate launch $$($(BIN)/python -c '$(PROCESSES)') \
-		--num_machines 1 --mixed_precision no --dynamo_backend no tools/train_av.py
+	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no tools/train_av.py
 
 # In as many processes as there are cores; `python -m pytest -q` runs the same tests in one.
 test: setup
