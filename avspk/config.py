@@ -365,6 +365,10 @@ class Config(Settings):
         """Modality -> its settings, those of `modalities` in their order."""
         return {name: getattr(self, name) for name in self.modalities}
 
+    def with_verified_alone(self) -> Config:
+        """The same config with the modality of the speaker model alone."""
+        return self.model_copy(update={"modalities": [VERIFIED]})
+
 
 def _modalities(config: type[Config]) -> Iterator[tuple[str, type[ModalitySettings]]]:
     for name, field in config.model_fields.items():

@@ -8,14 +8,14 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from avspk.common.trackers import finish_trackers
 from avspk.config import FinalSettings
 from avspk.pipeline.round_labels import calibration_labels, name_of_labels, round_labels
 from avspk.pipeline.session import Session
-from avspk.pipeline.stage_work import Encoders, StageWork, is_finished, load_encoders, training_embeddings
+from avspk.pipeline.stage_work import StageWork, is_finished, load_encoders, training_embeddings
 from avspk.pipeline.systems import evaluate, publish
 from avspk.pipeline.trusted_stage import new_student, trusted_stage
 from avspk.report import write_report
+from avspk.stages.materials import Encoders
 from avspk.stages.pretrain import Pretrain
 from avspk.stages.refine import Refine
 from avspk.stages.whitening import start_of_round
@@ -35,7 +35,7 @@ def run(session: Session) -> list[dict[str, Any]]:
         fine_tune(session, encoders)
     publish(session, calibration_labels(session) if rounds else None)
     rows = evaluate(session)
-    finish_trackers(session.accelerator)
+    session.finish()
     if session.main:
         logger.info("report: %s", write_report(session.folder))
     return rows

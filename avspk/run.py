@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from avspk.data.files import read_json, write_json
-from avspk.modalities.base import VERIFIED
+from avspk.common.files import read_json, write_json
 
 DONE = "done.json"
 PSEUDO = "pseudo"
@@ -153,12 +152,12 @@ class RunFolder:
 
     def systems(
         self, objective: str, rounds: int, large_margin: bool, last_student: bool = False
-    ) -> list[tuple[str, Path]]:
-        """Display name and audio model of every system of a finished run, in order."""
+    ) -> list[tuple[str, StageFolder]]:
+        """Display name and folder of every stage of a finished run that gives a system, in order."""
         named = [(f"stage 1 ({objective})", self.pretrain)]
         named += [(f"round {number}", self.round(number)) for number in range(1, rounds + 1)]
         if rounds and last_student:
             named.append(("last student", self.final))
         if rounds and large_margin:
             named.append(("final", self.large_margin))
-        return [(name, stage.model(VERIFIED)) for name, stage in named]
+        return named

@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from avspk.data.files import whole_or_absent
+from avspk.common.files import whole_or_absent
 
 ROOT = Path(__file__).resolve().parents[1]
 # The most important first, at sizes that fit into eight minutes together.

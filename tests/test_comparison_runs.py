@@ -26,6 +26,7 @@ from avspk.config import ConfigError, load_config
 from avspk.data.manifest import speaker_of
 from avspk.pipeline import comparison_runs
 from avspk.pipeline.comparison_runs import VARIANTS, RunError, plan_runs, train_all
+from avspk.pipeline.labellers import RoundInput
 from avspk.pipeline.session import Session
 
 ROOT = Path(__file__).parent.parent
@@ -352,4 +353,6 @@ def test_gate_and_correction_stay_off_whatever_the_config_says(configs, tmp_path
     assert run.config.refine.labels is None
     assert not run.config.refine.judge.gate.enabled
     assert not run.config.refine.judge.correction.enabled
-    assert np.array_equal(np.unique(run.labeller({}, run.materials, run.kits, {})[0]), np.arange(tiny.NUM_SPEAKERS))
+    assert np.array_equal(
+        np.unique(run.labeller(RoundInput({}, run.materials, run.kits, {}))[0]), np.arange(tiny.NUM_SPEAKERS)
+    )

@@ -32,7 +32,7 @@ from avspk.models.ecapa import EcapaSettings
 from avspk.models.ema import make_teacher
 from avspk.objectives.dino import DinoSettings
 from avspk.objectives.losses import AamSettings
-from avspk.pipeline.labellers import ClusterLabeller
+from avspk.pipeline.labellers import ClusterLabeller, RoundInput
 from avspk.stages.refine import Refine
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -176,7 +176,7 @@ def test_a_clusterer_labels_all_utterances(tree):
     parts = tiny.parts(tree)
     num_rows = len(parts.materials.utterances)
     rows = {name: np.random.default_rng(0).normal(size=(num_rows, 16)) for name in parts.kits}
-    labels, _ = ClusterLabeller(parts.config.cluster)(rows, parts.materials, parts.kits, {})
+    labels, _ = ClusterLabeller(parts.config.cluster)(RoundInput(rows, parts.materials, parts.kits, {}))
     assert labels.shape == (num_rows,)
     assert set(labels) == set(range(labels.max() + 1))
     assert 1 < labels.max() + 1 <= 5

@@ -13,11 +13,11 @@ from test_pipeline import assert_same_weights, short, weights
 from avspk import recipe
 from avspk.config import ConfigError, load_config, parse_config
 from avspk.data.manifest import read_utterances
+from avspk.evaluation.model_card import model_card
 from avspk.evaluation.run_folder import Run
 from avspk.inference.embedding_table import EmbeddingTable
 from avspk.pipeline.given import LABELS, read_given
 from avspk.pipeline.session import Session
-from avspk.report.model_card import model_card
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 UNLABELLED = (0, 7, 8)

@@ -15,9 +15,9 @@ from small_model import CALIBRATION, voice, write_model
 
 from avspk import load_model
 from avspk.cli import main
+from avspk.evaluation.model_card import model_card
 from avspk.inference import hub as module
 from avspk.inference.hub import HubError, find_model
-from avspk.report.model_card import model_card
 
 huggingface_hub = pytest.importorskip("huggingface_hub", reason="pip install avspk[hub]")
 ROOT = Path(__file__).parent.parent

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from avspk.judges.label_correction import CorrectionSettings, combine_posteriors, replace_labels, sharpen
-from avspk.scoring.label_quality import correction_precision, gate_quality, is_right, nmi, purity
+from avspk.stages.label_quality import correction_precision, gate_quality, is_right, nmi, purity
 
 
 def logits(m=2, b=6, c=5, scale=3.0, seed=0):

@@ -13,11 +13,11 @@ from test_preflight import kill_in, settings
 
 from avspk import load_model, recipe
 from avspk.config import ConfigError, load_config, parse_config
+from avspk.evaluation.model_card import model_card
 from avspk.evaluation.run_folder import Run
 from avspk.inference.speaker_model import model_digest
 from avspk.pipeline.scaling import scaled_settings
 from avspk.pipeline.session import Session
-from avspk.report.model_card import model_card
 from avspk.run import RunFolder
 from avspk.stages.classify import Classify
 

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from avspk.data.files import missing_files
+from avspk.common.files import missing_files
 from avspk.data.manifest import (
     ManifestError,
     Utterances,

@@ -162,7 +162,7 @@ def test_another_config_may_not_continue_a_run(finished, data):
 HOLDER = """
 import os, sys, time
 from pathlib import Path
-from avspk.data.files import hold_for_life
+from avspk.common.files import hold_for_life
 lock = hold_for_life(Path(sys.argv[1]))
 child = os.fork()
 if child:

@@ -25,8 +25,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from avspk.common.files import whole_or_absent
 from avspk.common.shipped import find_config, find_study
-from avspk.data.files import whole_or_absent
 from avspk.evaluation.comparison import Method, compare, read_methods
 from avspk.evaluation.run_folder import Run
 from avspk.pipeline.comparison_runs import VARIANTS, PlannedRun, RunError, plan_runs, train_all

@@ -19,7 +19,7 @@ import numpy as np
 from avspk.commands.console import count
 from avspk.common import distributed
 from avspk.common.extras import explained
-from avspk.data.files import write_json
+from avspk.common.files import write_json
 from avspk.data.manifest import read_trials, read_utterances
 from avspk.data.score_file import read_scores, write_scores
 from avspk.evaluation.audio_files import usable_files

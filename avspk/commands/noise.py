@@ -15,8 +15,8 @@ from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 
+from avspk.common.files import whole_or_absent
 from avspk.common.progress import track
-from avspk.data.files import whole_or_absent
 from avspk.data.media import SAMPLE_RATE
 from avspk.data.noise import (
     CATEGORIES,

@@ -23,8 +23,8 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
 
 def run(args: argparse.Namespace) -> int:
     """Write the card; upload it with the model."""
+    from avspk.evaluation.model_card import model_card
     from avspk.pipeline.publish import push_to_hub
-    from avspk.report.model_card import model_card
 
     if args.card_only:
         print(model_card(args.model, args.repo, args.license, args.training_data), end="")

@@ -73,7 +73,7 @@ def _enrolled(source: str, vectors: Vectors) -> tuple[list[str], np.ndarray]:
 
 
 def _write_matrix(out: Path, sounds: Sequence[str], speakers: Sequence[str], scores: np.ndarray) -> None:
-    from avspk.data.files import whole_or_absent
+    from avspk.common.files import whole_or_absent
 
     with whole_or_absent(out) as part, part.open("wb") as file:
         np.save(file, scores)
@@ -85,7 +85,7 @@ def _write_matrix(out: Path, sounds: Sequence[str], speakers: Sequence[str], sco
 def _write_lines(
     out: Path, sounds: Sequence[str], speakers: Sequence[str], scores: np.ndarray, at_least: float | None
 ) -> None:
-    from avspk.data.files import whole_or_absent
+    from avspk.common.files import whole_or_absent
 
     with whole_or_absent(out) as part, part.open("w", encoding="utf-8") as file:
         for sound, row in zip(sounds, scores, strict=True):

@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -21,9 +21,8 @@ from avspk.commands.console import add_config
 from avspk.common.shipped import find_config
 from avspk.config import Config, ConfigError, load_config
 from avspk.data.manifest import Utterances
-from avspk.modalities.base import VERIFIED, ModalityKit
+from avspk.pipeline.labellers import RoundInput
 from avspk.pipeline.session import Session
-from avspk.stages.materials import Materials
 
 logger = logging.getLogger("avspk.supervised")
 
@@ -40,7 +39,7 @@ class SpeakerLabeller:
         """
         refine = config.refine.model_copy(update={"judge": config.refine.judge.off(), "labels": None})
         pretrain = config.pretrain.model_copy(update={"embeddings": {}})
-        return config.model_copy(update={"modalities": [VERIFIED], "refine": refine, "pretrain": pretrain})
+        return config.with_verified_alone().model_copy(update={"refine": refine, "pretrain": pretrain})
 
     def check(self, utterances: Utterances, config: Config) -> None:
         """See `avspk.pipeline.labellers.Labeller`."""
@@ -61,15 +60,9 @@ class SpeakerLabeller:
             "result of that method."
         )
 
-    def __call__(
-        self,
-        rows: Mapping[str, np.ndarray],
-        materials: Materials,
-        kits: Mapping[str, ModalityKit],
-        first: Mapping[str, float],
-    ) -> tuple[np.ndarray, dict[str, float]]:
+    def __call__(self, given: RoundInput) -> tuple[np.ndarray, dict[str, float]]:
         """See `avspk.pipeline.labellers.Labeller`."""
-        return np.unique(materials.utterances.speakers, return_inverse=True)[1], {}
+        return np.unique(given.materials.utterances.speakers, return_inverse=True)[1], {}
 
 
 def main(given: Sequence[str] | None = None) -> int:

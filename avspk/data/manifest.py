@@ -8,8 +8,8 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from avspk.common.extras import explained
+from avspk.common.files import whole_or_absent
 from avspk.common.text_files import UNPRINTABLE, read_fields, read_lines
-from avspk.data.files import whole_or_absent
 from avspk.data.manifest_error import ManifestError
 from avspk.data.sound_store import missing_sounds
 from avspk.data.suffixes import MEDIA_SUFFIXES

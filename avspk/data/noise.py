@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from avspk.common.extras import explained
-from avspk.data.files import content_digest, sync
+from avspk.common.files import content_digest, sync
 from avspk.data.media import SAMPLE_RATE
 from avspk.data.synthetic_sounds import coloured_noise, exponential_rir, tonal_music
 

@@ -23,13 +23,13 @@ import torch
 from PIL import Image
 
 from avspk.common.extras import explained
+from avspk.common.files import try_hold, whole_or_absent
 from avspk.common.progress import Progress
 from avspk.common.text_files import UNPRINTABLE, printable
 from avspk.data.accounting import unused_files
 from avspk.data.clips import Clip, FoundClips, find_clips, listed_clips
 from avspk.data.crop_store import CROP_SIZE, CropStore
 from avspk.data.face_crops import FaceSettings
-from avspk.data.files import try_hold, whole_or_absent
 from avspk.data.manifest import ORIGIN_COLUMNS, UTTERANCE_COLUMNS, write_utterances
 from avspk.data.media import SAMPLE_RATE
 from avspk.data.preparation_unit import BatchResult, Recipe, Row, Unit, prepare_unit, read_journal, units_of

@@ -17,11 +17,11 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 
+from avspk.common.files import sync, try_hold
 from avspk.data.clips import Clip
 from avspk.data.crop_store import CropWriter
 from avspk.data.cutting import Span, parts_of, shots_of
 from avspk.data.face_crops import FaceCrops, FaceDetector, FaceSettings, cut_faces
-from avspk.data.files import sync, try_hold
 from avspk.data.media import SAMPLE_RATE, MediaError
 from avspk.data.one_person import MainPerson, main_persons
 from avspk.data.prepared_sound import PreparedSound, prepared_sound

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from avspk.data.files import whole_or_absent
+from avspk.common.files import whole_or_absent
 from avspk.data.sound import is_plain_audio, to_int16, write_wav
 from avspk.data.sound_store import PackFormat, SoundWriter
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from avspk.common.extras import explained
+from avspk.common.files import whole_or_absent
 from avspk.common.text_files import read_fields
-from avspk.data.files import whole_or_absent
 
 with explained():
     import pandas as pd

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from avspk.data.files import hold_for_life, whole_or_absent
+from avspk.common.files import hold_for_life, whole_or_absent
 from avspk.data.manifest import Utterances, read_utterances, write_utterances
 from avspk.data.media import MediaError
 from avspk.data.prepared_sound import FOLDER

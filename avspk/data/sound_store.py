@@ -19,7 +19,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import soundfile
 
-from avspk.data.files import missing_files
+from avspk.common.files import missing_files
 from avspk.data.media import SAMPLE_RATE, MediaError
 from avspk.data.shards import OpenShards, Shard, ShardWriter, num_whole
 from avspk.data.sound import audio_blocks, audio_num_samples, read_audio, read_utterance

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avspk.common import distributed
-from avspk.data.files import whole_or_absent
+from avspk.common.files import whole_or_absent
 from avspk.data.kaldi import ark_entry
 from avspk.data.sound_store import holder
 

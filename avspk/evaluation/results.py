@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from avspk.data.files import whole_or_absent, write_json
+from avspk.common.files import whole_or_absent, write_json
 from avspk.evaluation.trial_list import TrialList
 from avspk.scoring.bootstrap import evaluate_scores
 

@@ -12,9 +12,9 @@ import pandas as pd
 import yaml
 from safetensors import safe_open
 
+from avspk.common.files import read_json
 from avspk.common.runlog import read_records
 from avspk.common.sources import sources
-from avspk.data.files import read_json
 from avspk.data.score_file import read_scores, score_file_name
 from avspk.inference.speaker_model import CALIBRATION
 from avspk.run import DONE, PSEUDO, RunFolder

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from avspk.common import distributed
-from avspk.data.files import missing_files
+from avspk.common.files import missing_files
 from avspk.data.manifest import read_trials
 from avspk.data.score_file import score_file_name, write_scores
 from avspk.evaluation.embedding_store import EmbeddingStore

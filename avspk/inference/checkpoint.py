@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from avspk.common import distributed
-from avspk.data.files import whole_or_absent
+from avspk.common.files import whole_or_absent
 
 logger = logging.getLogger(__name__)
 TREE = "tree"

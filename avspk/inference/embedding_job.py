@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from avspk.data.files import hold_for_life, whole_or_absent
+from avspk.common.files import hold_for_life, whole_or_absent
 from avspk.inference.embedding_table import EmbeddingTable, TableError, remove_table
 from avspk.inference.many_files import Embedded
 

@@ -17,7 +17,7 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from avspk.data.files import whole_or_absent
+from avspk.common.files import whole_or_absent
 from avspk.data.kaldi import HEADER_SIZE, ark_entry
 from avspk.data.named_vectors import read_named_vectors
 

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from avspk.data.files import whole_or_absent
+from avspk.common.files import whole_or_absent
 from avspk.data.media import SAMPLE_RATE
 from avspk.frontend.fbank import Fbank
 from avspk.frontend.waveform import SoundInput, Waveform

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from avspk.data.files import whole_or_absent
+from avspk.common.files import whole_or_absent
 from avspk.data.media import SAMPLE_RATE, MediaError
 from avspk.data.sound import read_audio
 from avspk.data.sound_check import check_sound

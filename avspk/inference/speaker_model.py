@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from avspk.data.files import whole_or_absent
+from avspk.common.files import whole_or_absent
 from avspk.data.media import SAMPLE_RATE, MediaError
 from avspk.data.resampling import resample
 from avspk.data.sound_check import SoundCheck

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from avspk.common import distributed
+from avspk.common.files import content_digest, whole_or_absent
 from avspk.config import Config, ConfigError, load_config
-from avspk.data.files import content_digest, whole_or_absent
 from avspk.data.label_file import read_labels
 from avspk.data.manifest import Utterances, utterance_of
 from avspk.data.named_vectors import read_named_vectors

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -14,6 +15,21 @@ from avspk.modalities.base import ModalityKit
 from avspk.run import PSEUDO
 from avspk.stages.cluster import cluster_embeddings
 from avspk.stages.materials import Materials
+
+
+@dataclass(frozen=True)
+class RoundInput:
+    """What the labels of a round are made from.
+
+    Attributes:
+        rows: modality -> this rank's share of the training embeddings (n, D), NaN where it is missing.
+        first: the figures of round 1; empty in round 1.
+    """
+
+    rows: Mapping[str, np.ndarray]
+    materials: Materials
+    kits: Mapping[str, ModalityKit]
+    first: Mapping[str, float]
 
 
 class Labeller(Protocol):
@@ -37,19 +53,8 @@ class Labeller(Protocol):
     def claim(self, stage: str, config: Config) -> str:
         """Statement about the labels for the model cards of a stage."""
 
-    def __call__(
-        self,
-        rows: Mapping[str, np.ndarray],
-        materials: Materials,
-        kits: Mapping[str, ModalityKit],
-        first: Mapping[str, float],
-    ) -> tuple[np.ndarray, dict[str, float]]:
-        """Labels (N,) of all utterances, and figures for the log. Collective: every rank calls it.
-
-        Args:
-            rows: modality -> this rank's share of the training embeddings (n, D), NaN where it is missing.
-            first: the figures of round 1; empty in round 1.
-        """
+    def __call__(self, given: RoundInput) -> tuple[np.ndarray, dict[str, float]]:
+        """Labels (N,) of all utterances, and figures for the log. Collective: every rank calls it."""
 
 
 class ClusterLabeller:
@@ -78,21 +83,14 @@ class ClusterLabeller:
         rest = f"No {other}speaker label and no {other}pretrained weights were used in training."
         return " ".join(["Method of arXiv 2304.05754.", *found, rest])
 
-    def __call__(
-        self,
-        rows: Mapping[str, np.ndarray],
-        materials: Materials,
-        kits: Mapping[str, ModalityKit],
-        first: Mapping[str, float],
-    ) -> tuple[np.ndarray, dict[str, float]]:
+    def __call__(self, given: RoundInput) -> tuple[np.ndarray, dict[str, float]]:
         """See `Labeller`. Later rounds keep the modalities' weights of round 1.
 
         A modality that was trained on the labels of a round agrees with them, right or wrong. So the agreement after a
         round does not tell how good a modality is (figures: eval/README.md).
         """
-        weights = {name: first[key] for name in kits if (key := f"weight/{name}") in first}
+        weights = {name: given.first[key] for name in given.kits if (key := f"weight/{name}") in given.first}
         settings = self.settings.model_copy(update={"weights": weights}) if weights else self.settings
-        usable = {name: kit.usable for name, kit in kits.items()}
-        return cluster_embeddings(
-            rows, usable, settings.build(), settings.num_clusters, materials.seed, materials.device
-        )
+        usable = {name: kit.usable for name, kit in given.kits.items()}
+        seed, device = given.materials.seed, given.materials.device
+        return cluster_embeddings(given.rows, usable, settings.build(), settings.num_clusters, seed, device)

@@ -11,10 +11,10 @@ from typing import IO, Any, ParamSpec, TypeVar
 import torch
 
 from avspk.common import distributed
+from avspk.common.files import content_digest, hold_for_life, read_json, whole_or_absent, write_json
 from avspk.common.machine import commit, hardware, versions
 from avspk.common.settings_tree import Differences, describe, differing_keys
 from avspk.config import Config, ConfigError, dump_config, load_config
-from avspk.data.files import content_digest, hold_for_life, read_json, whole_or_absent, write_json
 from avspk.data.manifest import Utterances
 from avspk.data.media import SAMPLE_RATE
 from avspk.modalities.base import VERIFIED, ModalitySettings

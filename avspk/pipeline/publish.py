@@ -16,6 +16,6 @@ def push_to_hub(
     Raises ValueError if the folder holds no audio model, HubError if the hub refuses it or cannot be reached.
     """
     with explained():
-        from avspk.report.model_card import model_card
+        from avspk.evaluation.model_card import model_card
     folder = Path(folder)
     return upload(folder, repo, model_card(folder, repo, license_id, training_data), private)

@@ -8,9 +8,10 @@ import numpy as np
 
 from avspk.common import distributed
 from avspk.common.extras import explained
+from avspk.common.files import read_json, whole_or_absent, write_json
 from avspk.common.sources import card_name
-from avspk.data.files import read_json, whole_or_absent, write_json
 from avspk.pipeline.given import LABELS, Content, embeddings_key
+from avspk.pipeline.labellers import RoundInput
 from avspk.pipeline.session import Session
 from avspk.run import StageFolder
 from avspk.stages.embedding_files import read_rows
@@ -37,7 +38,7 @@ def round_labels(session: Session, number: int, rows: dict[str, np.ndarray]) -> 
         rows = rows | _given_embeddings(session, given)
         if LABELS not in given:
             first = _figures(session.files.round(1)) if number > 1 else {}
-            labels, notes = session.labeller(rows, session.materials, session.kits, first)
+            labels, notes = session.labeller(RoundInput(rows, session.materials, session.kits, first))
         else:
             copy = session.files.given(LABELS, given[LABELS]["digest"])
             labels, notes = np.load(distributed.wait_for_file(copy)), {}

@@ -16,7 +16,7 @@ from avspk.common.memory import keep_freed_memory
 from avspk.common.runlog import RunLog, setup_logging
 from avspk.common.settings_tree import describe, flat_settings
 from avspk.common.sources import sources
-from avspk.common.trackers import check_trackers, start_trackers
+from avspk.common.trackers import check_trackers, finish_trackers, start_trackers
 from avspk.config import Config, ConfigError, TrainingSettings
 from avspk.data.manifest import Utterances, read_utterances
 from avspk.data.noise import NoisePack, fit_to_memory, generate_noise_pack, read_noise_pack
@@ -136,6 +136,10 @@ class Session:
     def is_there(self, path: Path) -> bool:
         """Whether the main process sees a file, for all processes: caches of nodes may differ. Collective."""
         return distributed.from_rank_zero(path.is_file())
+
+    def finish(self) -> None:
+        """Flush the trackers: the last stage has ended."""
+        finish_trackers(self.accelerator)
 
     def _media(self, utterances: Utterances, noise: NoisePack) -> Media:
         """Data and settings of the kits of all modalities."""

@@ -6,10 +6,10 @@ import shutil
 from collections.abc import Collection
 from pathlib import Path
 
+from avspk.common.files import whole_or_absent
 from avspk.common.settings import FirstReader
 from avspk.common.settings_tree import describe, differing_keys
 from avspk.config import Config, ConfigError, load_config
-from avspk.data.files import whole_or_absent
 from avspk.data.noise import replace_folder
 from avspk.pipeline.initial_models import STAGE_ONE, initial_models
 from avspk.pipeline.resume import first_reader

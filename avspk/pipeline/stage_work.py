@@ -14,16 +14,14 @@ from avspk.config import RecalibrateSettings
 from avspk.inference.checkpoint import CheckpointFolder, build_with_weights, save_tree
 from avspk.inference.speaker_model import WEIGHTS, load_encoder, save_model
 from avspk.modalities.base import VERIFIED, ModalityKit
-from avspk.models.encoder import Encoder
 from avspk.pipeline.session import Session
 from avspk.run import StageFolder
 from avspk.stages.base import Stage
 from avspk.stages.embedding_files import mean_row, read_rows, write_rows
+from avspk.stages.materials import Encoders
 from avspk.stages.recalibrate import recalibrate
 
 Trained = TypeVar("Trained", bound=Stage)
-Encoders = dict[str, Encoder]
-"""Modality -> encoder."""
 Kits = Mapping[str, ModalityKit]
 """Modality -> kit."""
 
@@ -58,7 +56,7 @@ class StageWork:
         if self.session.main:
             save_tree(self.folder.classifiers, classifiers)
 
-    def export(self, encoders: Mapping[str, Encoder], description: str, recalibration: RecalibrateSettings) -> None:
+    def export(self, encoders: Encoders, description: str, recalibration: RecalibrateSettings) -> None:
         """Save the stage's model of each modality, with its mean training embedding.
 
         All training embeddings are saved too, unless the stage comes after the rounds: then nothing clusters them.
@@ -69,20 +67,14 @@ class StageWork:
             kit, source = self.kits[name], f"the stage {self.folder.name}"
             encoder = build_with_weights(kit.settings.build_encoder, trained.state_dict(), source)
             recalibrate(encoder, kit, recalibration, self.folder.name)
-            rows = embed(session, kit, encoder)
+            rows = kit.embed(encoder.to(session.materials.device), _share(session))
             if self.after is None:
                 path, num_rows = self.folder.embeddings(name), len(session.materials.utterances)
                 write_rows(path, rows, num_rows, session.materials.device)
             mean = mean_row(rows, session.materials.device)
             if session.main:
-                self._save(name, encoder, mean, session.labeller.describe(self.folder.name, description))
-
-    def _save(self, modality: str, encoder: Encoder, mean: np.ndarray, description: str) -> None:
-        config = self.session.config
-        architecture, features = self.kits[modality].describe_model()
-        claim = self.session.labeller.claim(self.folder.name, config)
-        card = _card(modality, f"{description}, modalities {config.modalities}, seed {config.seed}", claim)
-        save_model(self.folder.model(modality), encoder, architecture, features, mean, card)
+                card = self._card(name, session.labeller.describe(self.folder.name, description))
+                save_model(self.folder.model(name), encoder, *kit.describe_model(), mean, card)
 
     def finish(self) -> None:
         """Mark the stage finished and record its seconds, without the lost work of interrupted runs."""
@@ -93,6 +85,16 @@ class StageWork:
                 CheckpointFolder(checkpoints, 0).clear()
         distributed.barrier()
         distributed.wait_for_file(self.folder.done)
+
+    def _card(self, modality: str, description: str) -> str:
+        config, name = self.session.config, self.folder.name
+        use = (
+            "Load with `avspk.load_model(folder)`; see the README of avspk."
+            if modality == VERIFIED
+            else "It was used to make and correct pseudo labels; speaker verification uses the audio model."
+        )
+        training = f"{description}, modalities {config.modalities}, seed {config.seed}.\n"
+        return f"# {modality} encoder\n\n{training}{self.session.labeller.claim(name, config)}\n\n{use}\n"
 
 
 def is_finished(session: Session, folder: StageFolder) -> bool:
@@ -117,22 +119,12 @@ def training_embeddings(session: Session, folder: StageFolder, encoders: Encoder
     for name in session.kits:
         path = folder.embeddings(name)
         if not session.is_there(path):
-            rows = embed(session, session.kits[name], encoders[name])
+            rows = session.kits[name].embed(encoders[name].to(session.materials.device), _share(session))
             write_rows(path, rows, num_rows, session.materials.device)
         found[name] = read_rows(path, num_rows)
     return found
 
 
-def embed(session: Session, kit: ModalityKit, encoder: Encoder) -> np.ndarray:
-    """Embeddings (n, D) of this rank's share of the utterances, NaN where the modality is missing."""
-    share = distributed.local_share(len(session.materials.utterances))
-    return kit.embed(encoder.to(session.materials.device), share)
-
-
-def _card(modality: str, description: str, claim: str) -> str:
-    use = (
-        "Load with `avspk.load_model(folder)`; see the README of avspk."
-        if modality == VERIFIED
-        else "It was used to make and correct pseudo labels; speaker verification uses the audio model."
-    )
-    return f"# {modality} encoder\n\n{description}.\n{claim}\n\n{use}\n"
+def _share(session: Session) -> slice:
+    """The utterances that this rank embeds."""
+    return distributed.local_share(len(session.materials.utterances))

@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from avspk.data.files import write_json
+from avspk.common.files import write_json
 from avspk.data.noise import replace_folder
 from avspk.evaluation.calibrate import calibrate
 from avspk.evaluation.trial_set import format_table
-from avspk.frontend.fbank import Fbank
+from avspk.inference.mean_fbank import mean_fbank_model
 from avspk.inference.speaker_model import WEIGHTS, SpeakerModel, load_model, model_digest, save_calibration
-from avspk.models.mean_fbank import MeanFbank
+from avspk.modalities.base import VERIFIED
 from avspk.pipeline.session import Session
 
 logger = logging.getLogger(__name__)
@@ -27,7 +27,8 @@ def trained_systems(session: Session) -> list[tuple[str, Path]]:
     """Display name and audio model of every trained system, in order."""
     config = session.config
     objective = config.pretrain.objective.kind.upper()
-    return session.files.systems(objective, config.rounds, config.large_margin.enabled, config.final is not None)
+    stages = session.files.systems(objective, config.rounds, config.large_margin.enabled, config.final is not None)
+    return [(name, stage.model(VERIFIED)) for name, stage in stages]
 
 
 def publish(session: Session, labels: np.ndarray | None) -> None:
@@ -70,10 +71,8 @@ def evaluate(session: Session) -> list[dict[str, Any]]:
 
 def _mean_fbank(session: Session) -> SpeakerModel:
     """The baseline without training. Its training mean is the mean over evenly spaced utterances."""
-    settings, utterances = session.config.audio.features, session.materials.utterances
-    fbank = Fbank(**{**settings.model_dump(), "normalize_mean": False})
-    mean = np.zeros(settings.num_mels, np.float32)
-    model = SpeakerModel(MeanFbank(settings.num_mels), fbank, mean, {}, session.materials.device)
+    utterances = session.materials.utterances
+    model = mean_fbank_model(session.config.audio.features.model_dump(), session.materials.device)
     rows = np.linspace(0, len(utterances) - 1, min(MEAN_FBANK_UTTERANCES, len(utterances))).astype(np.int64)
     paths = [utterances.audio_path(int(row)) for row in rows]
     model.training_mean = model.embed_files(paths, num_workers=session.config.training.workers).mean(0)

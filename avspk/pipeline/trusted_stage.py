@@ -8,10 +8,9 @@ from avspk.inference.checkpoint import load_tree
 from avspk.modalities.base import VERIFIED
 from avspk.pipeline.round_labels import trusted_labels
 from avspk.pipeline.session import Session
-from avspk.pipeline.stage_work import Encoders
 from avspk.run import StageFolder
 from avspk.stages.classify import Classify
-from avspk.stages.materials import initial_encoder
+from avspk.stages.materials import Encoders, initial_encoder
 
 
 def new_student(session: Session, settings: FinalSettings) -> Encoders:

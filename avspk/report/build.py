@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from avspk.data.files import whole_or_absent
+from avspk.common.files import whole_or_absent
 from avspk.evaluation.run_folder import Run, stage_name
 from avspk.modalities.base import VERIFIED
 from avspk.report import evaluation_plots, round_plots, training_plots

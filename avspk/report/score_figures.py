@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from avspk.common.extras import explained
-from avspk.data.files import whole_or_absent
+from avspk.common.files import whole_or_absent
 from avspk.report.evaluation_plots import DetCurve, det_curves
 from avspk.report.style import LIGHT, STYLE, panels
 from avspk.scoring.metrics import det_curve, eer, eer_threshold

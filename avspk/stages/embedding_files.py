@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from avspk.common import distributed
-from avspk.data.files import whole_or_absent
+from avspk.common.files import whole_or_absent
 
 PIECE_ROWS = 1 << 16  # rows sent, written and summed at once: keeps a million utterances from being in memory twice
 

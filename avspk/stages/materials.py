@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,9 @@ from avspk.data.manifest import Utterances
 from avspk.inference.speaker_model import load_encoder
 from avspk.modalities.base import ModalityKit
 from avspk.models.encoder import Encoder
+
+Encoders = Mapping[str, Encoder]
+"""Modality -> encoder."""
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from avspk.common import distributed
+from avspk.common.files import whole_or_absent
 from avspk.config import RefineSettings
 from avspk.data.batch import Batch, Views
-from avspk.data.files import whole_or_absent
 from avspk.judges.base import Replacement
 from avspk.judges.ledger import Ledger
 from avspk.modalities.base import ModalityKit

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from avspk.data.manifest import Utterances
-from avspk.scoring import label_quality
+from avspk.stages import label_quality
 
 Figures = dict[str, float]
 

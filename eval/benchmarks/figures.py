@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from avspk.data.files import whole_or_absent
+from avspk.common.files import whole_or_absent
 
 KEYS = ("name", "ours", "baseline", "ratio", "unit", "baseline_is")
 

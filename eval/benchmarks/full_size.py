@@ -20,9 +20,9 @@ import torch
 
 from avspk.clusterers.joint_kmeans import JointKmeansSettings
 from avspk.clusterers.metric import MetricSettings
+from avspk.common.files import whole_or_absent
 from avspk.config import Config
 from avspk.data.crop_store import CROP_SIZE, CropWriter
-from avspk.data.files import whole_or_absent
 from avspk.data.manifest import read_utterances, write_utterances
 from avspk.data.media import SAMPLE_RATE
 from avspk.data.sampler import ClusterPositives, ExampleSampler

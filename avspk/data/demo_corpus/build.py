@@ -14,13 +14,13 @@ from typing import Any
 
 from PIL import Image
 
+from avspk.common.files import whole_or_absent
 from avspk.common.progress import Progress
 from avspk.data.demo_corpus.contact_sheet import contact_sheet
 from avspk.data.demo_corpus.plan import GOOD, TEST_FOLDER, TRAINING_FOLDER, Session, plan_sessions
 from avspk.data.demo_corpus.session import render_session
 from avspk.data.demo_corpus.settings import CorpusSettings, generator
 from avspk.data.demo_corpus.trials import TestClip, draw_trials, format_trials
-from avspk.data.files import whole_or_absent
 
 GENERATOR_VERSION = 2  # raise it when the same settings give other bytes
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from avspk.common.files import whole_or_absent
 from avspk.data.demo_corpus.channel import draw_channel, record
 from avspk.data.demo_corpus.clips import mp4_bytes, through_aac, wav_bytes
 from avspk.data.demo_corpus.face import draw_face, draw_scene, vary_scene
@@ -16,7 +17,6 @@ from avspk.data.demo_corpus.plan import Session
 from avspk.data.demo_corpus.rendering import TalkingHead, add_grain, film, paint_background
 from avspk.data.demo_corpus.settings import FRAME_RATE, SAMPLES_PER_FRAME, CorpusSettings, generator
 from avspk.data.demo_corpus.voice import articulate, draw_mood, draw_speaker, mouth_opening, synthesise
-from avspk.data.files import whole_or_absent
 
 Array = NDArray[np.float32]
 TRUNCATED_SHARE = 0.6  # of the file remains

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from avspk.data.files import read_json
+from avspk.common.files import read_json
 from avspk.evaluation.run_folder import Run
 
 CARD = "README.md"
