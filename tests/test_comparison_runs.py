@@ -267,7 +267,7 @@ def test_a_terminated_comparison_takes_its_run_with_it(tmp_path):
     )
     outer = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {inner!r}, sys.argv[1]])"
     code = (
-        "import sys; from avspk import comparison_runs; comparison_runs.PATIENCE = 5; "
+        "import sys; from avspk.pipeline import comparison_runs; comparison_runs.PATIENCE = 5; "
         f"sys.exit(7 if comparison_runs._call([sys.executable, '-c', {outer!r}, sys.argv[1]]) else 0)"
     )
     marker = tmp_path / "pid"
