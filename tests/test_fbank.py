@@ -4,9 +4,11 @@ import math
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torchaudio.compliance import kaldi
 
 from avspk.frontend.fbank import LOG_FLOOR, Fbank, hertz_to_mel
+from avspk.modalities.audio import FeatureSettings
 
 
 def noise(num_rows: int, num_samples: int, seed: int = 0) -> torch.Tensor:
@@ -35,6 +37,23 @@ def test_equals_kaldi_for_other_bands(num_mels: int, low: float, high: float) ->
     ours = Fbank(num_mels=num_mels, low_freq=low, high_freq=high, normalize_mean=False)(waveforms)
     options = {"num_mel_bins": num_mels, "low_freq": low, "high_freq": high, "window_type": "hamming"}
     torch.testing.assert_close(ours, kaldi_fbank(waveforms, **options), atol=1e-3, rtol=0)
+
+
+def test_settings_give_the_front_end_of_sherpa_onnx_but_for_its_edges() -> None:
+    """Its frames have the same hop and begin 7.5 ms before ours, so each of ours lies between two of its frames."""
+    waveforms = noise(2, 16000) * 0.1
+    ours = FeatureSettings(window="povey", high_freq=7600)
+    assert ours.model_dump() == {"num_mels": 80, "window": "povey", "high_freq": 7600}
+    fbank = ours.build()
+    fbank.normalize_mean = False
+    expected = kaldi_fbank(waveforms, num_mel_bins=80, window_type="povey", high_freq=-400.0)
+    torch.testing.assert_close(fbank(waveforms), expected, atol=1e-3, rtol=0)
+    shifted = kaldi_fbank(waveforms, num_mel_bins=80, window_type="povey", high_freq=-400.0, snip_edges=False)
+    moved = fbank(waveforms[:, 40:])  # its second frame begins at sample 160 / 2 - 400 / 2 + 160 = 40
+    torch.testing.assert_close(moved[:, :90], shifted[:, 1:91], atol=1e-3, rtol=0)
+    for wrong in (0, 9000):
+        with pytest.raises(ValidationError, match="high_freq"):
+            FeatureSettings(high_freq=wrong)
 
 
 def test_equals_kaldi_with_dc_offset() -> None:

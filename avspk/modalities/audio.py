@@ -35,10 +35,13 @@ class FeatureSettings(Settings):
 
     num_mels: Count = 80
     window: Literal["hamming", "povey"] = "hamming"
+    high_freq: float | None = Field(
+        None, gt=1_000, le=8_000, description="upper edge of the filters, Hz; 7600 and povey: sherpa-onnx's front end"
+    )
 
     def build(self) -> Fbank:
         """Waveforms (B, T) -> features (B, frames, num_mels)."""
-        return Fbank(num_mels=self.num_mels, window=self.window)
+        return Fbank(num_mels=self.num_mels, window=self.window, high_freq=self.high_freq)
 
 
 class AudioViewSettings(CropCounts):
