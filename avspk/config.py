@@ -223,7 +223,7 @@ def _yaml_no(value: Any) -> Any:
 class CalibrationSettings(Settings):
     """Clusters held out of all rounds and the large margin: the pseudo speakers of the calibration [C].
 
-    Without any, the calibration reads labels that the model was trained on, and errs on the confident side.
+    Without any, the calibration reads labels that the model was trained on, and is overconfident.
     """
 
     first_reader: ClassVar = FirstReader.ROUNDS

@@ -239,7 +239,7 @@ def test_all_that_is_wrong_is_said_at_once_and_no_folder_is_claimed(data, tmp_pa
     config = tiny.write_config(tmp_path / "config.yaml", tiny.tree(data, tmp_path / "exp"))
     wrong = ["pretrain.batch_size=50", "cluster.num_clusters=49", "data.noise=nowhere", "data.trials.gone=gone.txt"]
     wrong += ["training.accumulation=4", "training.processes=3"]
-    with pytest.raises(ConfigError, match=r"^7 things are to be mended") as error:
+    with pytest.raises(ConfigError, match=r"^7 problems; fix them") as error:
         Session(load_config(config, wrong))
     lines = str(error.value).splitlines()[1:]
     assert all(line.startswith("- ") for line in lines)

@@ -1,6 +1,7 @@
 """The interface of clusterers: a call that turns the rows of all modalities into one label per utterance.
 
 Its file also holds its settings: `kind`, `num_clusters`, `problem(num_clusters, num_rows, modalities)` and `build()`.
+The only other line is in `ClusterSettings` in avspk/config.py.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ class Clustering:
     """Pseudo labels (n,) int64 of this process's utterances, 0 .. num_clusters - 1 without gaps over all processes.
 
     num_clusters: less than requested only if embeddings coincide.
-    notes: figures for the log, by name.
+    notes: figures for the log, by name. `weight/<modality>` of round 1 becomes the setting `weights` of later rounds.
     """
 
     labels: np.ndarray

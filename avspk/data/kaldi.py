@@ -43,7 +43,9 @@ def read_ark(path: Path) -> Iterator[tuple[str, Floats]]:
 
 
 def read_scp(path: Path) -> Iterator[tuple[str, Floats]]:
-    """Name and vector (D,) of every line `name ARK:offset`, in their order; an ark that was moved is found beside it.
+    """Name and vector (D,) of every line `name ARK:offset`, in their order.
+
+    An ark that was moved is also looked for in the folder of the scp.
 
     Raises: KaldiError.
     """

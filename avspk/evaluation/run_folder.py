@@ -80,7 +80,7 @@ class Run:
 
     @cached_property
     def sources(self) -> list[str]:
-        """What it learned from besides its media, a sentence each; see `avspk.common.sources`."""
+        """What it learned from in addition to its media, a sentence each; see `avspk.common.sources`."""
         return sources(self.config)
 
     @property

@@ -1,1 +1,1 @@
-"""Everything for a deployed model: embeddings, scores, export; no training code."""
+"""Everything for a deployed model: embeddings, scores, export; the files of weights, which training shares."""

@@ -2,7 +2,8 @@
 
 The file of a judge also holds its settings: `kind`, `window` (number of epochs whose losses it uses), `replaces`
 (whether it ever needs predictions), `first_epoch` (its first epoch of judging), `problem(modalities)`, `off()`
-(settings that trust every label) and `build(modalities, labels)`.
+(settings that trust every label) and `build(modalities, labels)`. The only other line is in `JudgeSettings` in
+avspk/config.py.
 
 Terms: a *trusted* label is trained unchanged. Other labels are *doubtful*. A doubtful label is *corrected* if another
 label replaces it, and *confirmed* if the replacement is the same label. Otherwise it is *dropped*: it does not enter

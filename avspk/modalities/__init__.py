@@ -1,1 +1,1 @@
-"""The modalities, such as audio and face. One file contains everything about one of them."""
+"""The modalities. One file each: its settings, and how its views, front end and encoder fit together."""

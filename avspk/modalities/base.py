@@ -1,7 +1,8 @@
 """The interface of modalities: cut views of an utterance, prepare them on the device, and embed whole utterances.
 
-The file of a modality has its settings, a `ModalitySettings`, and the `ModalityKit` that they build. The only other
-line for a new modality is a field of `Config` with these settings; the name of the field is the name of the modality.
+The file of a modality has its settings, a `ModalitySettings`, and the `ModalityKit` that they build. A new modality
+needs two other lines: a field of `Config` with these settings, whose name is the name of the modality, and its encoder
+in `ENCODERS` of avspk/models/registry.py.
 Its media must be prepared with the utterances: see `Media`, and `avspk.data`.
 """
 

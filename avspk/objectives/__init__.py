@@ -1,1 +1,1 @@
-"""The losses, and the objectives of stage 1. Each has its settings, head, state and logged figures in one file."""
+"""The losses, and the objectives of stage 1: one file for each; head, regularisers and collapse watch are shared."""

@@ -79,8 +79,7 @@ class Objective(ABC):
         """The encoder (..., -> D) with a new head. The student is this network, the teacher starts as its copy.
 
         Its `forward(groups, batch_size)` gets groups of views, each (n * B, ...) view-major, and B. It returns the
-        input
-        of `loss`. Random weights come from torch's global generator, which the caller has seeded.
+        input of `loss`. Random weights come from torch's global generator, which the caller has seeded.
         """
 
     @abstractmethod
@@ -96,8 +95,7 @@ class Objective(ABC):
         """
 
     def before_update(self, network: Any, step: int) -> Figures:
-        """Once per step, after all backward passes and before clipping: update the state, change gradients, log
-        figures.
+        """Once per step, between the backward passes and clipping: update the state, change gradients, log figures.
 
         Args:
             network: the student's network, made by `network`.
@@ -117,7 +115,7 @@ class Objective(ABC):
         return ""
 
     def state_dict(self) -> dict[str, Any]:
-        """State to save in checkpoints besides the networks: tensors and plain values, nested in dicts."""
+        """State to save in checkpoints in addition to the networks: tensors and plain values, nested in dicts."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027 - not every objective has a state

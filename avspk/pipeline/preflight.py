@@ -54,7 +54,7 @@ class Checks:
             raise self._errors[0]
         if self._errors:
             found = "".join(f"\n- {error}" for error in self._errors)
-            raise ConfigError(f"{len(self._errors)} things are to be mended before this run can begin:{found}")
+            raise ConfigError(f"{len(self._errors)} problems; fix them before this run can start:{found}")
 
 
 def launch_problems(config: Config, device: torch.device) -> Iterator[str]:
@@ -68,7 +68,8 @@ def launch_problems(config: Config, device: torch.device) -> Iterator[str]:
     if wanted is not None and wanted != processes:
         yield (
             f"training.processes is {wanted}, but {processes} were launched. On CPUs, plain "
-            "`accelerate launch --cpu --num_processes N` starts one process; the README shows what works."
+            "`accelerate launch --cpu --num_processes N` starts one process; see Processes and GPUs in "
+            "avspk/configs/README.md."
         )
     for stage in _stages(config):
         size, parts = getattr(config, stage).batch_size, processes * config.training.accumulation

@@ -89,7 +89,7 @@ class StageWork:
     def _card(self, modality: str, description: str) -> str:
         config, name = self.session.config, self.folder.name
         use = (
-            "Load with `avspk.load_model(folder)`; see the README of avspk."
+            "Load with `avspk.load_model(folder)`; see avspk/inference/README.md."
             if modality == VERIFIED
             else "It was used to make and correct pseudo labels; speaker verification uses the audio model."
         )
