@@ -280,17 +280,35 @@ def test_a_decoder_that_dies_costs_its_file(embed, sounds, tmp_path, monkeypatch
 
 def test_a_busy_consumer_is_no_hang(monkeypatch, tmp_path):
     """While the model computes, the readers wait for it, and say nothing for long."""
-    monkeypatch.setattr(reader_pool, "HANG_SECONDS", 0.3)
-    paths = [tmp_path / str(number) for number in range(6)]
-    with reader_pool.ReaderPool(lambda path: [np.full(200_000, 0.5, np.float32)] * 2, paths, 2) as pool:
+    monkeypatch.setattr(reader_pool, "HANG_SECONDS", 1.0)
+    paths = [tmp_path / str(number) for number in range(4)]
+    with reader_pool.ReaderPool(lambda path: [np.full(200_000, 0.5, np.float32)], paths, 2) as pool:
+        time.sleep(1.5)  # idle readers are not silent
         events = []
         for event in pool:
             events.append(event)
-            time.sleep(0.4)
+            time.sleep(1.2)
     ends = [event for event in events if isinstance(event, reader_pool.End)]
-    assert sorted(end.index for end in ends) == list(range(6))
-    assert [end.error for end in ends] == [None] * 6
+    assert sorted(end.index for end in ends) == list(range(4))
+    assert [end.error for end in ends] == [None] * 4
     assert not any(isinstance(event, reader_pool.Again) for event in events)
+
+
+@pytest.mark.parametrize(("size", "lost"), [(10, True), (1_000_000, False)])
+def test_a_large_file_may_take_longer(monkeypatch, tmp_path, size, lost):
+    """The first piece of a lossy file comes after a whole pass over it."""
+    monkeypatch.setattr(reader_pool, "HANG_SECONDS", 0.5)
+    monkeypatch.setattr(reader_pool, "_LOOK_SECONDS", 0.1)
+    path = tmp_path / "large"
+    path.write_bytes(bytes(size))
+
+    def read(path):
+        time.sleep(1.5)
+        return [np.zeros(10, np.float32)]
+
+    with reader_pool.ReaderPool(read, [path], 1) as pool:
+        *_, end = pool
+    assert ("silent for too long" in end.error) if lost else end.error is None
 
 
 def test_names_that_a_list_cannot_hold(embed, sounds, tmp_path):

@@ -51,7 +51,7 @@ def test_settings_give_the_front_end_of_sherpa_onnx_but_for_its_edges() -> None:
     shifted = kaldi_fbank(waveforms, num_mel_bins=80, window_type="povey", high_freq=-400.0, snip_edges=False)
     moved = fbank(waveforms[:, 40:])  # its second frame begins at sample 160 / 2 - 400 / 2 + 160 = 40
     torch.testing.assert_close(moved[:, :90], shifted[:, 1:91], atol=1e-3, rtol=0)
-    for wrong in (0, 9000):
+    for wrong in (0, 2000, 9000):  # 80 filters below 2,000 Hz would be narrower than a bin
         with pytest.raises(ValidationError, match="high_freq"):
             FeatureSettings(high_freq=wrong)
 

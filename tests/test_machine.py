@@ -1,6 +1,7 @@
 """The description of the machine in environment.json."""
 
 import subprocess
+from pathlib import Path
 
 import torch
 
@@ -27,6 +28,7 @@ def test_the_commit_is_that_of_the_source_and_a_plus_tells_of_changes(tmp_path, 
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
     (tmp_path / "avspk").mkdir()
+    assert (Path(machine.__file__).parents[2] / "pyproject.toml").is_file(), "else it looks in the wrong folder"
     monkeypatch.setattr(machine, "__file__", str(tmp_path / "avspk" / "common" / "machine.py"))
     assert machine.commit() is None, "no checkout"
     git("init")

@@ -148,6 +148,12 @@ def test_one_sound_is_a_list_of_one(avspk, sounds, tmp_path):
     assert avspk("score", sounds["s0-0"], "--enrolment", enrolment, "--out", tmp_path / "s.tsv")[0] == 0
     speaker, name, score = (tmp_path / "s.tsv").read_text().split()
     assert (speaker, name, float(score)) == ("anna", str(sounds["s0-0"]), pytest.approx(1, abs=1e-4))
+    (tmp_path / "list.snd").write_text(f"{sounds['s0-0']}\n")  # text, whatever the suffix
+    assert avspk("score", tmp_path / "list.snd", "--enrolment", enrolment, "--out", tmp_path / "u.tsv")[0] == 0
+    assert (tmp_path / "u.tsv").read_text() == (tmp_path / "s.tsv").read_text()
+    assert (
+        "no such list" in avspk("score", tmp_path / "no.wav", "--enrolment", enrolment, "--out", tmp_path / "u.tsv")[2]
+    )
     status, _, errors = avspk("score", enrolment, "--enrolment", sounds["s0-0"], "--out", tmp_path / "t.tsv")
     assert status == 2
     assert "binary data" in errors

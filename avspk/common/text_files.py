@@ -24,6 +24,16 @@ UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ufeff\ud800-\udfff]")
 (which stand for bytes that are not UTF-8)."""
 
 
+def is_binary(path: Path) -> bool:
+    """Whether a file does not begin as text. A file that cannot be read is not binary."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(_HEAD)
+    except OSError:
+        return False
+    return b"\0" in head and not head.startswith(tuple(mark for mark, _ in _MARKS))
+
+
 def read_text(path: Path, kind: str, error: type[ValueError]) -> str:
     """Text of a file without its byte order mark, line ends as they are.
 

@@ -13,7 +13,6 @@ _MP4_BOXES = _MP4_STARTS | {b"moof", b"mfra", b"sidx", b"uuid", b"udta", b"meta"
 _W64_DATA = b"data\xf3\xac\xd3\x11\x8c\xd1\x00\xc0\x4f\x8e\xdb\x8a"
 _ASF = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
 _FLV_TAGS = frozenset({8, 9, 18})  # sound, picture, text
-_FLV_SIZE = b"\x00\x08filesize\x00"  # a name, and that a number follows
 _MOST_TAGS = 16
 _REMAINS = 1 << 12  # bytes after the sound that are not worth a question
 _CHUNK_NAME = re.compile(rb"[A-Za-z0-9][A-Za-z0-9_ ]{3}")
@@ -307,24 +306,29 @@ def _asf(file: _Rest, size: int) -> Extent | None:
 
 
 def _flv(file: _Rest, size: int) -> Extent | None:
-    """Flash video: tags of a kind, a length of 3 bytes and 7 bytes more; the first may give the length of the file."""
+    """Flash video: tags, each followed by its length in 4 bytes. A whole file ends with such a length."""
     file.seek(0)
-    start = file.read(1 << 10)
-    at = start.find(_FLV_SIZE) + len(_FLV_SIZE)
-    told = struct.unpack(">d", start[at : at + 8])[0] if len(_FLV_SIZE) <= at <= len(start) - 8 else 0.0
-    position = int.from_bytes(start[5:9], "big") + 4
+    position = int.from_bytes(file.read(9)[5:], "big") + 4
+    file.seek(size - 4)
+    last = int.from_bytes(file.read(4), "big")
+    if position <= size - 4 - last and _flv_tag(file, size - 4 - last) == last:
+        return None
     for _ in range(_MOST_PARTS):
-        if position >= size:
-            break
-        file.seek(position)
-        head = file.read(11)
-        if head[0] & 31 not in _FLV_TAGS:
-            return None
-        length = 11 + int.from_bytes(head[1:4], "big")
-        if len(head) < 11 or position + length > size:
+        length = _flv_tag(file, position)
+        if length == 0:
+            return None  # the end, or something other than a tag was appended
+        if position + length > size:
             return Extent("FLV", position + length)
         position += length + 4
-    return Extent("FLV", int(told)) if size < told < 1 << 62 else None
+    return None
+
+
+def _flv_tag(file: _Rest, position: int) -> int:
+    """Length of the tag at this place, its header of 11 bytes (kind, length, time, stream 0) included; 0 for no tag."""
+    file.seek(position)
+    head = file.read(11)
+    is_tag = len(head) == 11 and head[0] & 31 in _FLV_TAGS and head[0] < 64 and head[8:] == bytes(3)
+    return 11 + int.from_bytes(head[1:4], "big") if is_tag else 0
 
 
 def _ogg(file: _Rest, size: int) -> Extent | None:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from avspk.common.text_files import read_lines, read_standard_input
+from avspk.common.text_files import is_binary, read_lines, read_standard_input
 from avspk.data.manifest_error import ManifestError
 from avspk.data.suffixes import MEDIA_SUFFIXES
 from avspk.data.tree import media_below
@@ -44,7 +44,7 @@ def _listed(source: str) -> Iterator[tuple[str, Path]]:
         yield from _lines(read_standard_input("list", ManifestError), "standard input")
     elif path.is_dir():
         yield from _in_folder(path)
-    elif path.suffix.lower() in MEDIA_SUFFIXES:
+    elif path.suffix.lower() in MEDIA_SUFFIXES and is_binary(path):
         yield source, path
     elif path.suffix.lower() == ".scp":
         yield from ((name, Path(file)) for name, file in read_wav_scp(path).items())

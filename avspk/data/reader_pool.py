@@ -17,8 +17,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from avspk.data.worker_pool import waits_for_disk
+
 JOBS_AHEAD = 2  # per process, so that it need not wait for the next one
-HANG_SECONDS = 60.0  # without a piece; decoding one takes less than a second, a network disk may stall for longer
+HANG_SECONDS = (
+    60.0  # without a piece of sound, and time for the size of the file: the first piece may take a whole pass
+)
+_SLOWEST = 1e5  # bytes per second
 ATTEMPTS = 2  # another process may cause a kill (out of memory); the second time the file is at fault
 _LOOK_SECONDS = 5.0  # between two checks for processes that hang
 
@@ -57,6 +62,7 @@ Event = Part | Again | End
 class _Reader:
     process: BaseProcess
     connection: Connection
+    hung: bool = False
     jobs: deque[int] = field(default_factory=deque)
     heard: float = field(default_factory=time.monotonic)
 
@@ -95,10 +101,17 @@ class ReaderPool:
                 assert isinstance(connection, Connection)
                 yield from self._receive(busy[connection])
             for reader in self.readers:
-                silent = time.monotonic() - reader.heard > HANG_SECONDS
-                # Something to read: the consumer was busy, not the reader.
-                if reader.jobs and silent and not reader.connection.poll():
+                if self._hangs(reader):
+                    reader.hung = True
                     reader.process.kill()  # its connection then ends, which the next round sees
+
+    def _hangs(self, reader: _Reader) -> bool:
+        """Whether a reader is silent without a reason. A reason: its consumer is busy, or the disk does not answer."""
+        if not reader.jobs:
+            return False
+        patience = HANG_SECONDS + _size(self.paths[reader.jobs[0]]) / _SLOWEST
+        silent = time.monotonic() - reader.heard > patience
+        return silent and not reader.connection.poll() and not waits_for_disk(reader.process)
 
     def _receive(self, reader: _Reader) -> Iterator[Event]:
         try:
@@ -121,7 +134,7 @@ class ReaderPool:
         self.deaths[index] += 1
         if self.deaths[index] >= ATTEMPTS:
             reader.jobs.popleft()
-            yield End(index, f"{self.paths[index]}: {_cause(reader.process.exitcode)}")
+            yield End(index, f"{self.paths[index]}: {_cause(reader)}")
         else:
             yield Again(index)
         self.waiting.extendleft(reversed(reader.jobs))
@@ -182,9 +195,20 @@ def _serve_one(read: Read, connection: Connection, index: int, path: Path) -> No
     connection.send(End(index, error, tuple(str(warning.message) for warning in caught)))
 
 
-def _cause(exitcode: int | None) -> str:
-    if exitcode is not None and exitcode < 0:
-        number = -exitcode
-        name = signal.Signals(number).name if number in signal.Signals.__members__.values() else f"signal {number}"
+def _size(path: Path) -> int:
+    """Bytes of a file; 0 if it is none, such as an entry of a pack."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+def _cause(reader: _Reader) -> str:
+    status = reader.process.exitcode
+    if reader.hung:
+        return "the process that read it was silent for too long, twice, and was ended (SIGKILL)"
+    if status is not None and status < 0:
+        known = -status in signal.Signals.__members__.values()
+        name = signal.Signals(-status).name if known else f"signal {-status}"
         return f"the process that read it died twice ({name}): the file breaks its decoder, or takes too much memory"
-    return f"the process that read it ended twice (status {exitcode})"
+    return f"the process that read it ended twice (status {status})"

@@ -31,6 +31,7 @@ _NOT_FOR_LIBSNDFILE = frozenset({"VOC", "W64", "RAW", "MP3"})
 _PLAIN_WAV = b"WAVEfmt " + struct.pack("<IHHIIHH", 16, 1, 1, SAMPLE_RATE, 2 * SAMPLE_RATE, 2, 16) + b"data"
 # Bare streams by FFmpeg's names, and how each of their frames begins; other data at the end is not sound.
 _FRAME_STARTS = {"mp3": b"\xff", "aac": b"\xff", "ac3": b"\x0b\x77", "eac3": b"\x0b\x77"}
+FIRST_WRONG_PLANES = 8  # channels from which PyAV 18.1 miscounts the planes of a frame; reading these ends the process
 _PIECE = 1 << 20  # samples of all channels read at once
 _SMALL_PIECE = 1 << 12
 _UNKNOWN = 1 << 31  # frames; headers of streams have such counts, or larger ones
@@ -190,15 +191,14 @@ def _av_pieces(path: Path, first_channel: bool) -> Iterator[np.ndarray]:
         if container.format.name == "caf" and stream.codec_context.name == "alac":
             # The last frame is as long as its sound. FFmpeg would cut off once more what it lacks of a full frame.
             stream.codec_context.flags2 |= Flags2.skip_manual
-        # PyAV 18.1 miscounts the planes of eight and more channels. Reading them ends the process.
-        interleave = av.AudioResampler(format="flt")
-        resampler = av.AudioResampler(format="flt", rate=SAMPLE_RATE)
+        resampler, rate = av.AudioResampler(format="flt", layout="mono", rate=SAMPLE_RATE), 0
         for frame in _with_flush(_av_frames(container, stream)):
             if frame is not None:
                 require_rate(frame.sample_rate)
-                if frame.layout.nb_channels > 1:
-                    samples = np.concatenate([_packed(part) for part in interleave.resample(frame)])
-                    frame = _mono_frame(mix(samples), frame)
+                rate = rate or frame.sample_rate
+                if frame.sample_rate != rate:
+                    raise MediaError(f"the sampling rate changes from {rate} to {frame.sample_rate} Hz within the file")
+                frame = _mono_frame(mix(_channels(frame)), frame)
             yield from (_packed(part)[:, 0] for part in resampler.resample(frame))
     channels.finish()
 
@@ -240,6 +240,20 @@ def _mono_frame(samples: np.ndarray, origin: Any) -> Any:
     frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples)[None], format="flt", layout="mono")
     frame.sample_rate, frame.pts, frame.time_base = origin.sample_rate, origin.pts, origin.time_base
     return frame
+
+
+def _channels(frame: Any) -> np.ndarray:
+    """Samples (n, channels) of a decoded frame as float32; full scale is [-1, 1]."""
+    import av
+
+    if frame.format.is_planar and frame.layout.nb_channels >= FIRST_WRONG_PLANES:
+        return np.concatenate([_packed(part) for part in av.AudioResampler(format="flt").resample(frame)])
+    samples = frame.to_ndarray().T if frame.format.is_planar else _packed(frame)
+    if samples.dtype == np.uint8:
+        return (samples - np.float32(128)) / np.float32(128)
+    if np.issubdtype(samples.dtype, np.integer):
+        return samples.astype(np.float32) / np.float32(2.0 ** (8 * samples.itemsize - 1))
+    return samples.astype(np.float32, copy=False)
 
 
 def _packed(frame: Any) -> np.ndarray:

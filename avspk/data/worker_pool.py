@@ -176,10 +176,10 @@ def _hangs(worker: _Worker) -> bool:
     silence = time.monotonic() - worker.heard
     if worker.item is None or silence <= worker.patience:
         return False
-    return silence > _DISK_PATIENCE or not _waits_for_disk(worker.process)
+    return silence > _DISK_PATIENCE or not waits_for_disk(worker.process)
 
 
-def _waits_for_disk(process: BaseProcess) -> bool:
+def waits_for_disk(process: BaseProcess) -> bool:
     """Whether the kernel says that it does (Linux: state D, of local disks and of network file systems)."""
     try:
         with open(f"/proc/{process.pid}/stat", "rb") as file:

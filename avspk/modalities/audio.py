@@ -36,7 +36,7 @@ class FeatureSettings(Settings):
     num_mels: Count = 80
     window: Literal["hamming", "povey"] = "hamming"
     high_freq: float | None = Field(
-        None, gt=1_000, le=8_000, description="upper edge of the filters, Hz; 7600 and povey: sherpa-onnx's front end"
+        None, ge=3_000, le=8_000, description="upper edge of the filters, Hz; 7600 and povey: sherpa-onnx's front end"
     )
 
     def build(self) -> Fbank:
