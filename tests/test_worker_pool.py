@@ -94,15 +94,15 @@ def test_signs_of_life_are_sent_now_and_then():
     ("silence", "disk", "hangs"), [(4, False, False), (6, False, True), (6, True, False), (700, True, True)]
 )
 def test_a_process_that_waits_for_a_disk_has_more_time(monkeypatch, silence, disk, hangs):
-    monkeypatch.setattr(worker_pool, "_waits_for_disk", lambda process: disk)
+    monkeypatch.setattr(worker_pool, "waits_for_disk", lambda process: disk)
     heard = time.monotonic() - silence
     worker = worker_pool._Worker(SimpleNamespace(pid=1), SimpleNamespace(), None, "item", 5.0, heard)
     assert worker_pool._hangs(worker) == hangs
 
 
 def test_a_process_that_runs_or_sleeps_waits_for_no_disk():
-    assert not worker_pool._waits_for_disk(SimpleNamespace(pid=os.getpid()))
-    assert not worker_pool._waits_for_disk(SimpleNamespace(pid=2**30))
+    assert not worker_pool.waits_for_disk(SimpleNamespace(pid=os.getpid()))
+    assert not worker_pool.waits_for_disk(SimpleNamespace(pid=2**30))
 
 
 @pytest.mark.parametrize(

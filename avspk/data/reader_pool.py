@@ -20,9 +20,7 @@ from numpy.typing import NDArray
 from avspk.data.worker_pool import waits_for_disk
 
 JOBS_AHEAD = 2  # per process, so that it need not wait for the next one
-HANG_SECONDS = (
-    60.0  # without a piece of sound, and time for the size of the file: the first piece may take a whole pass
-)
+HANG_SECONDS = 60.0  # without a piece of sound; more for large files, whose first piece may take a whole pass
 _SLOWEST = 1e5  # bytes per second
 ATTEMPTS = 2  # another process may cause a kill (out of memory); the second time the file is at fault
 _LOOK_SECONDS = 5.0  # between two checks for processes that hang
