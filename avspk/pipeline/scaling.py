@@ -11,7 +11,7 @@ from avspk.data.manifest import Utterances
 CLUSTER_POWER = 0.635
 BATCHES = (8, 512)
 LEAST_UPDATES = {"pretrain": 540, "refine": 350}
-"""[C] As many as in the demo. With fewer updates a stage does not converge."""
+"""[C] As many as in 18 epochs of the demo, and in a round. With fewer updates a stage does not converge."""
 
 
 def scaled_settings(utterances: Utterances, config: Config) -> dict[str, object]:
