@@ -111,3 +111,11 @@ def write_json(path: Path, value: Any) -> None:
     """Write plain values atomically. Raises: OSError; ValueError for a number that JSON does not have."""
     with whole_or_absent(path) as part:
         part.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def file_size(path: Path) -> int:
+    """Bytes of a file; 0 if it cannot be asked, such as an entry of a pack."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0

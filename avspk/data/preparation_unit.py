@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 
-from avspk.common.files import sync, try_hold
+from avspk.common.files import file_size, sync, try_hold
 from avspk.data.clips import Clip
 from avspk.data.crop_store import CropWriter
 from avspk.data.cutting import Span, parts_of, shots_of
@@ -310,7 +310,7 @@ class _Opener:
             self.reject(path, f"the decoder crashes or hangs on its {kind}", consequence)
             return None
         file = self.recipe.raw / path
-        self.reporter.entering(item, PATIENCE + _size(file) / _SLOWEST[kind])
+        self.reporter.entering(item, PATIENCE + file_size(file) / _SLOWEST[kind])
         try:
             return read(file)
         except MediaError as error:
@@ -346,13 +346,6 @@ def _take_sound(clip: Clip, opener: _Opener) -> tuple[str, np.ndarray] | None:
         if waveform is not None:
             return source, waveform
     return None
-
-
-def _size(file: Path) -> int:
-    try:
-        return file.stat().st_size
-    except OSError:
-        return 0
 
 
 def _take_frames(clip: Clip, opener: _Opener) -> np.ndarray | None:

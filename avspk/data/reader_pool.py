@@ -17,7 +17,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from avspk.data.worker_pool import waits_for_disk
+from avspk.common.files import file_size
+from avspk.data.worker_pool import silent_too_long
 
 JOBS_AHEAD = 2  # per process, so that it need not wait for the next one
 HANG_SECONDS = 60.0  # without a piece of sound; more for large files, whose first piece may take a whole pass
@@ -104,12 +105,12 @@ class ReaderPool:
                     reader.process.kill()  # its connection then ends, which the next round sees
 
     def _hangs(self, reader: _Reader) -> bool:
-        """Whether a reader is silent without a reason. A reason: its consumer is busy, or the disk does not answer."""
+        """Whether a reader is silent without a reason, such as a busy consumer or a disk that does not answer."""
         if not reader.jobs:
             return False
-        patience = HANG_SECONDS + _size(self.paths[reader.jobs[0]]) / _SLOWEST
-        silent = time.monotonic() - reader.heard > patience
-        return silent and not reader.connection.poll() and not waits_for_disk(reader.process)
+        patience = HANG_SECONDS + file_size(self.paths[reader.jobs[0]]) / _SLOWEST
+        silence = time.monotonic() - reader.heard
+        return silent_too_long(reader.process, silence, patience) and not reader.connection.poll()
 
     def _receive(self, reader: _Reader) -> Iterator[Event]:
         try:
@@ -191,14 +192,6 @@ def _serve_one(read: Read, connection: Connection, index: int, path: Path) -> No
                 break
             connection.send(Part(index, sound))
     connection.send(End(index, error, tuple(str(warning.message) for warning in caught)))
-
-
-def _size(path: Path) -> int:
-    """Bytes of a file; 0 if it is none, such as an entry of a pack."""
-    try:
-        return path.stat().st_size
-    except OSError:
-        return 0
 
 
 def _cause(reader: _Reader) -> str:

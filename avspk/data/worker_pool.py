@@ -174,9 +174,12 @@ def _listen(worker: _Worker, advance: Callable[[int], None]) -> bool:
 
 def _hangs(worker: _Worker) -> bool:
     silence = time.monotonic() - worker.heard
-    if worker.item is None or silence <= worker.patience:
-        return False
-    return silence > _DISK_PATIENCE or not waits_for_disk(worker.process)
+    return worker.item is not None and silent_too_long(worker.process, silence, worker.patience)
+
+
+def silent_too_long(process: BaseProcess, silence: float, patience: float) -> bool:
+    """Whether a process has been silent for more than `patience` seconds, and longer if it waits for a disk."""
+    return silence > patience and (silence > _DISK_PATIENCE or not waits_for_disk(process))
 
 
 def waits_for_disk(process: BaseProcess) -> bool:
