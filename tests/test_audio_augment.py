@@ -7,7 +7,7 @@ import pytest
 import scipy.signal
 import torch
 
-from avspk.frontend.audio_augment import AudioAugment, smooth_length
+from avspk.frontend.audio_augment import AudioAugment, _copy_slices, _gather, smooth_length
 
 NUM_SAMPLES = 4000
 
@@ -121,6 +121,17 @@ def test_babble_is_voices_of_equal_power_at_one_snr() -> None:
     total = sum(part / np.sqrt(np.mean(part**2)) for part in parts)
     total *= np.sqrt(np.mean(waveforms.double().numpy() ** 2) / np.mean(total**2)) * 10 ** (-10 / 20)
     np.testing.assert_allclose(added, total, atol=1e-6)
+
+
+def test_slices_equal_what_a_gpu_gathers() -> None:
+    rng = np.random.default_rng(3)
+    recording = torch.from_numpy(rng.integers(0, 4, 40))
+    start, length = (torch.from_numpy(x)[recording] for x in (BANK.starts, BANK.lengths))
+    first = start + torch.from_numpy(rng.integers(0, 9000, 40)) % length
+    sliced, gathered = torch.full((2, 40, NUM_SAMPLES), torch.nan)
+    _copy_slices(torch.from_numpy(BANK.samples), start, length, first, sliced)
+    _gather(torch.from_numpy(BANK.samples), start, length, first, gathered)
+    assert torch.equal(sliced, gathered)
 
 
 def test_snr_is_over_the_reverberant_signal() -> None:

@@ -1,11 +1,21 @@
+import io
 import multiprocessing
 import pickle
 
 import numpy as np
 import pytest
 import readers
+from PIL import Image, ImageFilter
 
-from avspk.data.crop_store import CROP_SIZE, INDEX_RECORD, CropStore, CropStoreError, CropWriter
+from avspk.data.crop_store import (
+    CROP_SIZE,
+    INDEX_RECORD,
+    CropStore,
+    CropStoreError,
+    CropWriter,
+    decode_jpeg,
+    encode_jpeg,
+)
 
 
 def crops(count: int, first: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -98,6 +108,22 @@ def test_damaged_bytes_are_named(tmp_path):
     (tmp_path / "a.jpegs").write_bytes(bytes((tmp_path / "a.jpegs").stat().st_size))
     with pytest.raises(CropStoreError, match="crop 1 is damaged"):
         store.read(1)
+
+
+@pytest.mark.parametrize("kept", [0, 1, 200, 0.5, 0.9])
+def test_truncated_crops_are_refused(kept):
+    whole = encode_jpeg(np.random.default_rng(0).integers(0, 255, (CROP_SIZE, CROP_SIZE, 3), np.uint8))
+    with pytest.raises((RuntimeError, ValueError)):
+        decode_jpeg(whole[: kept if isinstance(kept, int) else int(kept * len(whole))])
+
+
+@pytest.mark.parametrize("shape", [(112, 112), (64, 48)])
+def test_decoded_pixels_equal_pillows(shape):
+    noise = np.random.default_rng(1).integers(0, 255, (*shape, 3), np.uint8)
+    data = encode_jpeg(np.asarray(Image.fromarray(noise).filter(ImageFilter.GaussianBlur(1.5))))
+    decoded = decode_jpeg(data)
+    assert decoded.shape == (*shape, 3)
+    np.testing.assert_array_equal(decoded, np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])

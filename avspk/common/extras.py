@@ -17,7 +17,7 @@ EXTRAS = {
     "pyarrow": ("prepare", "report", "train"),
     "sklearn": ("report", "train"),
     "tensorboard": ("tensorboard",),
-    "torchvision": ("prepare",),
+    "torchvision": ("prepare", "train"),
 }
 """Name in `import` -> the extras that install it, in alphabetical order."""
 

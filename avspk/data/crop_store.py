@@ -8,8 +8,10 @@ import io
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
+from avspk.common.extras import explained
 from avspk.data.shards import OpenShards, Shard, ShardError, ShardWriter, num_whole
 
 CROP_SIZE = 112
@@ -97,10 +99,10 @@ class CropStore:
         Raises: CropStoreError if there is no such crop or its bytes are damaged.
         """
         try:
-            with Image.open(io.BytesIO(self.read_jpeg(crop))) as image:
-                return np.asarray(image.convert("RGB"))
-        except OSError as error:
-            raise CropStoreError(f"{self._folder}: crop {crop} is damaged ({error}); prepare it again") from error
+            return decode_jpeg(self.read_jpeg(crop))
+        except (RuntimeError, ValueError) as error:  # ValueError: no bytes
+            reason = str(error).strip().splitlines()[0]
+            raise CropStoreError(f"{self._folder}: crop {crop} is damaged ({reason}); prepare it again") from error
 
     def read_jpeg(self, crop: int) -> bytes:
         """Crop number `crop` as it is stored: the bytes of a JPEG file."""
@@ -118,6 +120,17 @@ class CropStore:
             raise CropStoreError(f"{self._folder}: no crop {crop}; the store holds 0 to {len(self) - 1}")
         number = int(np.searchsorted(self._firsts, crop, side="right")) - 1
         return self._open(str(self._folder / self._shards[number])), int(crop - self._firsts[number])
+
+
+def decode_jpeg(data: bytes) -> np.ndarray:
+    """Image uint8 (H, W, 3) RGB of a JPEG file, in half of Pillow's time for a face crop and with equal pixels.
+
+    Raises: RuntimeError if the bytes are damaged; MissingExtraError without torchvision.
+    """
+    with explained():
+        from torchvision.io import ImageReadMode, decode_jpeg  # its import takes a second, and embedding needs no faces
+    image = decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.RGB)  # (3, H, W)
+    return image.permute(1, 2, 0).contiguous().numpy()
 
 
 def encode_jpeg(image: np.ndarray) -> bytes:

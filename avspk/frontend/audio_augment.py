@@ -142,18 +142,40 @@ class AudioAugment(nn.Module):
         """Samples of each recording from its offset on, wrapping at its end: (n, num_samples) float32."""
         start, length = self._starts[recording], self._lengths[recording]
         first = start + offset % length
-        inside = first + num_samples <= start + length
         cut = torch.empty(len(recording), num_samples, device=self.samples.device)
-        whole, wrapped = (torch.nonzero(mask).flatten() for mask in (inside, ~inside))
-        if len(whole):  # rows of an overlapping view: avoids an index as large as the data
-            windows = self.samples.unfold(0, num_samples, 1)
-            cut.index_copy_(0, _move(whole, cut.device), windows[_move(first[whole], cut.device)].float())
-        if len(wrapped):
-            begin, ahead, period = (_move(x[wrapped], cut.device)[:, None] for x in (start, first - start, length))
-            position = begin + (ahead + torch.arange(num_samples, device=cut.device)) % period
-            samples = self.samples.index_select(0, position.flatten()).float()
-            cut.index_copy_(0, _move(wrapped, cut.device), samples.view(-1, num_samples))
+        if cut.device.type == "cpu":
+            _copy_slices(self.samples, start, length, first, cut)
+        else:
+            _gather(self.samples, start, length, first, cut)
         return cut
+
+
+def _copy_slices(samples: Tensor, start: Tensor, length: Tensor, first: Tensor, out: Tensor) -> None:
+    """Fill `out` (n, T) from the recordings at `start` (n,), from the samples `first` (n,) on, wrapping at their ends.
+
+    The form for a CPU: a slice is copied several times as fast as it is gathered.
+    """
+    for row, begin, size, here in zip(out, start.tolist(), length.tolist(), first.tolist(), strict=True):
+        done = 0
+        while done < len(row):
+            piece = samples[here : min(here + len(row) - done, begin + size)]
+            row[done : done + len(piece)] = piece
+            done, here = done + len(piece), begin
+
+
+def _gather(samples: Tensor, start: Tensor, length: Tensor, first: Tensor, out: Tensor) -> None:
+    """As `_copy_slices`, with a few large operations for a GPU."""
+    num_samples, device = out.shape[1], out.device
+    inside = first + num_samples <= start + length
+    whole, wrapped = (torch.nonzero(mask).flatten() for mask in (inside, ~inside))
+    if len(whole):  # rows of an overlapping view: avoids an index as large as the data
+        windows = samples.unfold(0, num_samples, 1)
+        out.index_copy_(0, _move(whole, device), windows[_move(first[whole], device)].float())
+    if len(wrapped):
+        begin, ahead, period = (_move(x[wrapped], device)[:, None] for x in (start, first - start, length))
+        position = begin + (ahead + torch.arange(num_samples, device=device)) % period
+        values = samples.index_select(0, position.flatten()).float()
+        out.index_copy_(0, _move(wrapped, device), values.view(-1, num_samples))
 
 
 def _move(numbers: Tensor, device: torch.device) -> Tensor:

@@ -10,6 +10,9 @@ import torch
 from torch import Tensor, nn
 
 GREY_WEIGHTS = (0.2989, 0.587, 0.114)  # ITU-R BT.601 luma, the definition torchvision uses
+# Smaller taps are set to exp(-80) of the centre. Below exp(-87), float32 is denormal, and a CPU multiplies denormal
+# numbers some twenty times more slowly.
+LOWEST_EXPONENT = -80.0
 
 
 def resize_matrices(low: Tensor, high: Tensor, size_in: int, size_out: int) -> Tensor:
@@ -34,10 +37,14 @@ def blur_matrices(sigma: Tensor, size: int) -> Tensor:
     """
     here = torch.arange(size, device=sigma.device, dtype=torch.float32)
     i, j = here[:, None], here[None]
-    exponent = -0.5 / sigma.square()[:, None, None]
-    taps = torch.exp((i - j).square() * exponent)
-    taps = taps + torch.exp((i + j).square() * exponent) * (j > 0)
-    taps = taps + torch.exp((2 * (size - 1) - i - j).square() * exponent) * (j < size - 1)
+    scale = -0.5 / sigma.square()[:, None, None]
+
+    def kernel(distance: Tensor) -> Tensor:
+        return (distance.square() * scale).clamp_min_(LOWEST_EXPONENT).exp_()
+
+    taps = kernel(i - j)
+    taps = taps.addcmul_(kernel(i + j), j > 0)
+    taps = taps.addcmul_(kernel(2 * (size - 1) - i - j), j < size - 1)
     return taps / taps.sum(dim=-1, keepdim=True)
 
 
@@ -72,8 +79,9 @@ class ImageAugment(nn.Module):
             pixels = self._recolour(pixels, numbers)
             blurred = torch.nonzero(augmentation["blur"] > 0).flatten().to(images.device, non_blocking=True)
             if len(blurred):
-                blur = blur_matrices(numbers["blur"][blurred], self.size)[:, None]  # (n, 1, S, S)
-                pixels[blurred] = blur @ pixels[blurred] @ blur.mT
+                matrices = blur_matrices(numbers["blur"][blurred], self.size)
+                across = _along_last_axis(pixels[blurred], matrices)
+                pixels[blurred] = _along_last_axis(across.mT, matrices).mT
             return pixels.mul_(2).sub_(1)
 
     def _resize(self, images: Tensor, box: Tensor) -> Tensor:
@@ -83,7 +91,7 @@ class ImageAugment(nn.Module):
         rows = images.float().mul_(1 / 255).view(batch, height, width * channels)
         rows = resize_matrices(y0, y1, height, self.size) @ rows  # (N, S, W * 3)
         rows = rows.view(batch, self.size, width, channels).permute(0, 3, 1, 2)  # (N, 3, S, W)
-        return rows @ resize_matrices(x0, x1, width, self.size)[:, None].mT  # (N, 3, S, S)
+        return _along_last_axis(rows, resize_matrices(x0, x1, width, self.size))
 
     def _recolour(self, pixels: Tensor, numbers: Mapping[str, Tensor]) -> Tensor:
         """Brightness, contrast, saturation, grey on (N, 3, S, S); factors of 1 change nothing."""
@@ -100,6 +108,15 @@ class ImageAugment(nn.Module):
     def _grey(self, pixels: Tensor) -> Tensor:
         """(N, 3, S, S) -> (N, 1, S, S)."""
         return (pixels * self.grey_weights).sum(dim=1, keepdim=True)
+
+
+def _along_last_axis(images: Tensor, matrices: Tensor) -> Tensor:
+    """Each image's matrix applied to its rows of pixels: (N, 3, H, W), (N, out, W) -> (N, 3, H, out).
+
+    One product an image. Broadcasting over the colours would copy each matrix three times.
+    """
+    batch, channels, height, width = images.shape
+    return (images.reshape(batch, channels * height, width) @ matrices.mT).view(batch, channels, height, -1)
 
 
 def _mirror(box: Tensor, flip: Tensor) -> Tensor:
