@@ -18,7 +18,7 @@ from avspk.inference.speaker_model import CARD, load_calibration, save_calibrati
 from avspk.pipeline import systems
 from avspk.pipeline.round_labels import calibration_labels
 from avspk.run import RunFolder
-from avspk.scoring.metrics import cllr, min_cllr
+from avspk.scoring.metrics import cllr, eer, min_cllr
 
 DIM, SPEAKERS, RECORDINGS, CUTS = 16, 30, 6, 2
 MEAN = np.linspace(-1, 1, DIM, dtype=np.float32)
@@ -70,6 +70,16 @@ def test_new_trials_of_the_same_kind_come_out_calibrated(tmp_path):
     assert cllr(scores, target) > cllr(llr, target) + 0.1
     assert calibration.names == ("score",)
     assert re.search(r"target trials of 30 pseudo speakers, EER .*no true speakers", calibration.fitted_on)
+
+
+@pytest.mark.parametrize("seed", [0, 2, 3, 4])
+def test_ten_to_thirty_errors_of_a_few_voices_are_enough(tmp_path, seed):
+    table = corpus(np.random.default_rng(seed), speakers=10, noise=0.6)
+    scores, target = all_trials(*table)
+    assert 10 <= eer(scores, target) * target.sum() < 30
+    calibration = fit(*table, tmp_path=tmp_path)
+    scores, target = all_trials(*corpus(np.random.default_rng(100), noise=0.6))
+    assert cllr(calibration.llr(scores), target) < 1.5 * min_cllr(scores, target)
 
 
 def test_the_folder_of_a_model_says_what_its_calibration_was_fitted_on(tmp_path):

@@ -310,7 +310,7 @@ def test_training_files_add_as_norm_and_calibration(tmp_path, evaluate, capsys):
     [
         (7, 6, r"6 pseudo speakers; at least 8 are needed"),
         (13, 2, r"12 target and \d+ non-target trials between different recordings"),
-        (13, 3, r"36 target and .* have \d+ errors at the EER; a slope needs 30"),
+        (13, 3, r"36 target and .* have \d+ errors at the EER; this fit needs 30"),
     ],
 )
 def test_too_few_training_trials_make_a_note_not_a_calibration(tmp_path, evaluate, capsys, speakers, files, reason):

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from avspk.data.manifest import Utterances
 from avspk.evaluation.pseudo_trials import (
+    ERRORS_FOR_AFFINE,
     UnfitError,
     require_errors,
     require_slope,
@@ -58,7 +59,7 @@ def _calibrated(
     paths = [utterances.audio_path(int(row)) for row in rows]
     embeddings = model.embed_files(paths, num_workers=num_workers)
     scores = cosine_scores(embeddings, enroll, test, model.training_mean)
-    trials = require_errors(scores, target, speakers)
+    trials = require_errors(scores, target, speakers, ERRORS_FOR_AFFINE)
     calibration = fit_calibration(scores, target)
     require_slope(calibration.weights[0], trials)
     logger.info("calibration: fitted on %s", trials)

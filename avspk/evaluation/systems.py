@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from avspk.data.manifest import Utterances
 from avspk.data.manifest_error import ManifestError
 from avspk.evaluation.pseudo_trials import (
+    ERRORS_FOR_MEASURES,
     UnfitError,
     require_errors,
     require_slope,
@@ -159,7 +160,7 @@ def _fit(
     require_trials(target)
     rows = normalised(training.embeddings, mean)
     scores = cosine_scores(rows, enroll, test)
-    trials = require_errors(scores, target, speakers)
+    trials = require_errors(scores, target, speakers, ERRORS_FOR_MEASURES)
     cohort_means = cohort_statistics(rows, cohort, top_n)[0]
     measures = quality_measures(training.num_samples, training.embeddings, cohort_means)
     calibration = fit_calibration(trial_features(scores, enroll, test, measures), target, names=feature_names())
