@@ -12,7 +12,7 @@ from torchaudio.compliance import kaldi
 
 from avspk import load_model
 from avspk.cli import main
-from avspk.data.demo_corpus import Nuisance
+from avspk.data.demo_corpus.settings import Nuisance
 from avspk.data.demo_corpus.voice import articulate, draw_mood, draw_speaker, synthesise
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="pip install avspk[export]")
