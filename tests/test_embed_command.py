@@ -166,7 +166,11 @@ def test_packed_sound_gives_the_rows_of_its_files(embed, tmp_path, monkeypatch):
     [
         ("missing.txt", None, "no such list"),
         ("empty.txt", "\n\n", "it contains no path"),
-        ("wav.scp", "utt sph2pipe x.sph |\n", "line 1: 'utt sph2pipe x.sph |' is a pipe, which is not run; give the path"),
+        (
+            "wav.scp",
+            "utt sph2pipe x.sph |\n",
+            "line 1: 'utt sph2pipe x.sph |' is a pipe, which is not run; give the path",
+        ),
         ("wav.scp", "utt a.wav\nutt b.wav\n", "line 2: the name 'utt' appears twice"),
     ],
 )
