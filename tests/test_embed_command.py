@@ -25,6 +25,7 @@ from avspk.data.manifest import UTTERANCE_COLUMNS, write_utterances
 from avspk.data.noise_corpora import find_rirs, find_sounds
 from avspk.data.tree import PLAN
 from avspk.inference import embedding_job, many_files
+from avspk.inference.embedding_job import discard
 from avspk.inference.embedding_table import EmbeddingTable, TableError
 
 
@@ -375,6 +376,18 @@ def test_a_file_of_somebody_else_is_not_touched(embed, sounds, tmp_path):
     assert status == 2
     assert "exists without e.json" in errors[0]
     assert np.array_equal(np.load(tmp_path / "e.npy"), np.ones(3))
+
+
+@pytest.mark.parametrize(("first", "second"), [(".npy", ".ark"), (".ark", ".npy")])
+def test_a_table_is_not_lost_to_one_of_the_other_kind_with_its_name(tmp_path, first, second):
+    """Both would have one X.json: the model of the second would stand for the rows of the first."""
+    with EmbeddingTable(tmp_path / f"x{first}", "m") as table:
+        table.append(["n"], np.ones((1, 4), np.float32))
+    for refused in (lambda path: EmbeddingTable(path, "m"), discard):
+        with pytest.raises(TableError, match=rf"x{first} is there, and x{second} would share x\.json; choose another"):
+            refused(tmp_path / f"x{second}")
+    with EmbeddingTable(tmp_path / f"x{first}", "m") as table:
+        assert list(table.names) == ["n"]
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".ark"])
