@@ -21,6 +21,7 @@ from avspk.config import Config, ConfigError, TrainingSettings
 from avspk.data.manifest import Utterances, read_trials, read_utterances
 from avspk.data.noise import NoisePack, fit_to_memory, generate_noise_pack, read_noise_pack
 from avspk.data.sound_store import SoundStore
+from avspk.evaluation.trial_list import check_trials
 from avspk.evaluation.trial_set import TrialSet
 from avspk.modalities.base import VERIFIED, Media, build_kits
 from avspk.pipeline.given import Given, content_of, given_files, read_given
@@ -43,6 +44,7 @@ from avspk.stages.training import Trainer
 from avspk.stages.truth import Truth
 
 with explained():
+    import pandas as pd
     from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs, PartialState
     from accelerate.utils import ProjectConfiguration, parse_flag_from_env
 
@@ -164,8 +166,14 @@ def _trials(config: Config, checks: Checks) -> TrialSet | None:
         return None
     if config.data.wav_root is None:
         raise ConfigError("data.trials is given without data.wav_root, the folder its names are relative to")
-    readable = {name: path for name, path in config.data.trials.items() if checks(read_trials, path) is not None}
-    return TrialSet(readable, config.data.wav_root)
+    good = {name: path for name, path in config.data.trials.items() if checks(_read_list, path) is not None}
+    return TrialSet(good, config.data.wav_root)
+
+
+def _read_list(path: Path) -> pd.DataFrame:
+    table = read_trials(path)
+    check_trials(table, str(path))
+    return table
 
 
 def _join_processes(settings: TrainingSettings) -> torch.device:
