@@ -379,15 +379,16 @@ def test_a_file_of_somebody_else_is_not_touched(embed, sounds, tmp_path):
 
 
 @pytest.mark.parametrize(("first", "second"), [(".npy", ".ark"), (".ark", ".npy")])
-def test_a_table_is_not_lost_to_one_of_the_other_kind_with_its_name(tmp_path, first, second):
-    """Both would have one X.json: the model of the second would stand for the rows of the first."""
-    with EmbeddingTable(tmp_path / f"x{first}", "m") as table:
-        table.append(["n"], np.ones((1, 4), np.float32))
-    for refused in (lambda path: EmbeddingTable(path, "m"), discard):
-        with pytest.raises(TableError, match=rf"x{first} is there, and x{second} would share x\.json; choose another"):
-            refused(tmp_path / f"x{second}")
-    with EmbeddingTable(tmp_path / f"x{first}", "m") as table:
-        assert list(table.names) == ["n"]
+def test_to_overwrite_a_table_does_not_take_files_of_one_of_the_other_kind(tmp_path, first, second):
+    """X.npy and X.ark of one model share X.json."""
+    for suffix in (first, second):
+        with EmbeddingTable(tmp_path / f"x{suffix}", "m") as table:
+            table.append(["n"], np.ones((1, 4), np.float32))
+    with pytest.raises(TableError, match=rf"x{first} shares x\.json with x{second}; choose another --out"):
+        discard(tmp_path / f"x{second}")
+    for suffix in (first, second):
+        with EmbeddingTable(tmp_path / f"x{suffix}", "m") as table:
+            assert list(table.names) == ["n"]
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".ark"])

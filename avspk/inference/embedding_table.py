@@ -37,12 +37,10 @@ class EmbeddingTable:
         path: X.npy or X.ark.
         model: digest of the model's content. A table has rows of one model only.
 
-    Raises: TableError if the files belong to another model, were not written by this class, or would share X.json with
-        a table of the other kind.
+    Raises: TableError if the files belong to another model or were not written by this class.
     """
 
     def __init__(self, path: Path, model: str) -> None:
-        _require_own_name(path)
         self.path, self.model = path, model
         self.about = path.with_suffix(".json")
         self.body: _Npy | _Ark = _Npy(path) if path.suffix == ".npy" else _Ark(path)
@@ -96,20 +94,17 @@ class EmbeddingTable:
 
 
 def remove_table(path: Path) -> None:
-    """Remove the files of a table, if they are there. Raises: TableError if some belong to one of the other kind."""
-    _require_own_name(path)
-    for suffix in (".json", ".npy", ".tsv", ".ark", ".scp", ".failed.tsv"):
-        if suffix not in SUFFIXES or suffix == path.suffix:
-            path.with_suffix(suffix).unlink(missing_ok=True)
-
-
-def _require_own_name(path: Path) -> None:
+    """Remove the files of a table, if they are there. Raises: TableError if one of the other kind shares X.json."""
     for suffix in SUFFIXES:
         other = path.with_suffix(suffix)
         if suffix != path.suffix and other.exists():
+            about = path.with_suffix(".json").name
             raise TableError(
-                f"{other} is there, and {path.name} would share {path.with_suffix('.json').name}; choose another --out"
+                f"{other} shares {about} with {path.name}; choose another --out, or remove {other} by hand"
             )
+    for suffix in (".json", ".npy", ".tsv", ".ark", ".scp", ".failed.tsv"):
+        if suffix not in SUFFIXES or suffix == path.suffix:
+            path.with_suffix(suffix).unlink(missing_ok=True)
 
 
 class _Npy:
