@@ -107,6 +107,9 @@ def ranks(arguments: Sequence[object], processes: int) -> list[Popen]:
 IMPORTED = [
     "avspk.commands.embed",
     "avspk.commands.train",
+    "avspk.evaluation.run_folder",
+    "avspk.pipeline.comparison_runs",
+    "avspk.recipe",
     "matplotlib.backends.backend_svg",
     "matplotlib.figure",
     "pandas",

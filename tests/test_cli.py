@@ -262,15 +262,16 @@ def test_help_does_not_wait_for_torch():
     assert all(f"  {name} " in result.stdout for name in COMMANDS)
 
 
-def test_help_takes_less_than_half_a_second():
-    """The fastest of three: the machine may be busy."""
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_help_takes_less_than_half_a_second(command):
+    """The fastest of three: the machine may be busy. torch alone takes longer."""
 
     def seconds():
         start = time.monotonic()
-        subprocess.run([sys.executable, "-m", "avspk.cli", "--help"], capture_output=True, check=True)
+        subprocess.run([sys.executable, "-m", "avspk.cli", *command.split(), "--help"], capture_output=True, check=True)
         return time.monotonic() - start
 
-    assert min(seconds() for _ in range(3)) < 0.5
+    assert any(seconds() < 0.5 for _ in range(3))
 
 
 def test_the_package_is_run_as_the_program_is():

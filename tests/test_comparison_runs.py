@@ -25,9 +25,10 @@ from avspk.commands.supervised import SpeakerLabeller
 from avspk.config import ConfigError, load_config
 from avspk.data.manifest import speaker_of
 from avspk.pipeline import comparison_runs
-from avspk.pipeline.comparison_runs import VARIANTS, RunError, plan_runs, train_all
+from avspk.pipeline.comparison_runs import RunError, plan_runs, train_all
 from avspk.pipeline.labellers import RoundInput
 from avspk.pipeline.session import Session
+from avspk.pipeline.variants import VARIANTS
 
 ROOT = Path(__file__).parent.parent
 

@@ -15,7 +15,7 @@ import soundfile
 from clips import corpus_sizes
 
 from avspk.commands.corpus import main as make_corpus
-from avspk.data.demo_corpus import CorpusSettings, Nuisance, build_demo_corpus
+from avspk.data.demo_corpus.build import build_demo_corpus
 from avspk.data.demo_corpus.canvas import AXIS, PIXEL, Canvas
 from avspk.data.demo_corpus.channel import (
     NOISES,
@@ -32,7 +32,7 @@ from avspk.data.demo_corpus.phonemes import PHONEMES
 from avspk.data.demo_corpus.plan import BAD_KINDS, plan_sessions
 from avspk.data.demo_corpus.rendering import TalkingHead, blinks, paint_background
 from avspk.data.demo_corpus.session import SessionRenderer
-from avspk.data.demo_corpus.settings import SAMPLE_RATE, generator
+from avspk.data.demo_corpus.settings import SAMPLE_RATE, CorpusSettings, Nuisance, generator
 from avspk.data.demo_corpus.trials import TestClip as Clip
 from avspk.data.demo_corpus.trials import draw_trials
 from avspk.data.demo_corpus.voice import (

@@ -25,6 +25,7 @@ from avspk.data.manifest import UTTERANCE_COLUMNS, write_utterances
 from avspk.data.noise_corpora import find_rirs, find_sounds
 from avspk.data.tree import PLAN
 from avspk.inference import embedding_job, many_files
+from avspk.inference.embedding_job import discard
 from avspk.inference.embedding_table import EmbeddingTable, TableError
 
 
@@ -166,7 +167,11 @@ def test_packed_sound_gives_the_rows_of_its_files(embed, tmp_path, monkeypatch):
     [
         ("missing.txt", None, "no such list"),
         ("empty.txt", "\n\n", "it contains no path"),
-        ("wav.scp", "utt sph2pipe x.sph |\n", "line 1: 'utt sph2pipe x.sph |' is not `name path`; pipes are not run"),
+        (
+            "wav.scp",
+            "utt sph2pipe x.sph |\n",
+            "line 1: 'utt sph2pipe x.sph |' is a pipe, which is not run; give the path",
+        ),
         ("wav.scp", "utt a.wav\nutt b.wav\n", "line 2: the name 'utt' appears twice"),
     ],
 )
@@ -371,6 +376,19 @@ def test_a_file_of_somebody_else_is_not_touched(embed, sounds, tmp_path):
     assert status == 2
     assert "exists without e.json" in errors[0]
     assert np.array_equal(np.load(tmp_path / "e.npy"), np.ones(3))
+
+
+@pytest.mark.parametrize(("first", "second"), [(".npy", ".ark"), (".ark", ".npy")])
+def test_to_overwrite_a_table_does_not_take_files_of_one_of_the_other_kind(tmp_path, first, second):
+    """X.npy and X.ark of one model share X.json."""
+    for suffix in (first, second):
+        with EmbeddingTable(tmp_path / f"x{suffix}", "m") as table:
+            table.append(["n"], np.ones((1, 4), np.float32))
+    with pytest.raises(TableError, match=rf"x{first} shares x\.json with x{second}; choose another --out"):
+        discard(tmp_path / f"x{second}")
+    for suffix in (first, second):
+        with EmbeddingTable(tmp_path / f"x{suffix}", "m") as table:
+            assert list(table.names) == ["n"]
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".ark"])

@@ -13,6 +13,7 @@ from avspk.commands import evaluate as voxceleb
 from avspk.data.manifest import write_utterances
 from avspk.data.score_file import read_scores
 from avspk.data.sound import read_audio, write_wav
+from avspk.evaluation.official_lists import recognised
 from avspk.scoring.bootstrap import evaluate_scores
 
 SPEAKERS, FILES = 6, 4
@@ -70,7 +71,7 @@ def corpus(tmp_path):
 @pytest.fixture
 def evaluate(tmp_path, model, corpus, monkeypatch):
     """Run the command with a model, without figures; returns its status and the records."""
-    monkeypatch.setattr(voxceleb, "save_score_figures", lambda *_: None)
+    monkeypatch.setattr("avspk.report.score_figures.save_score_figures", lambda *_: None)
 
     def run(*options, trials="trials.txt", out="out"):
         arguments = [
@@ -190,15 +191,15 @@ def test_official_lists_are_known_by_count():
         labels = np.arange(count) < 100
         return pd.DataFrame({"label": labels.astype(np.int8), "enroll": [f"{i}" for i in range(count)], "test": "t"})
 
-    known = voxceleb.recognised("vox1_O_cleaned", table(37_611), False)
+    known = recognised("vox1_O_cleaned", table(37_611), False)
     assert (known.title, known.complete) == ("VoxCeleb1-O (cleaned)", True)
-    assert voxceleb.recognised("veri_test2", table(37_720), False).title == "VoxCeleb1-O (original)"
-    assert voxceleb.recognised("mine", table(37_612), False).title == "mine"
+    assert recognised("veri_test2", table(37_720), False).title == "VoxCeleb1-O (original)"
+    assert recognised("mine", table(37_612), False).title == "mine"
     with pytest.raises(
         ValueError, match=r"veri_test2 has 37,611 trials, this list 37,610: not VoxCeleb1-O \(cleaned\)"
     ):
-        voxceleb.recognised("veri_test2", table(37_610), False)
-    part = voxceleb.recognised("veri_test2", table(37_610), True)
+        recognised("veri_test2", table(37_610), False)
+    part = recognised("veri_test2", table(37_610), True)
     assert (part.title, part.complete) == ("VoxCeleb1-O (cleaned)", False)
 
 

@@ -144,7 +144,7 @@ def test_locate(tmp_path):
     with pytest.raises(ManifestError, match="1 names of the trials are not in it, the first is u3"):
         locate(["u1", "u3"], tmp_path, tmp_path / "wav.scp")
     (tmp_path / "wav.scp").write_text("u1 sox x.wav -t wav - |\n")
-    with pytest.raises(ManifestError, match="pipes are not run"):
+    with pytest.raises(ManifestError, match="is a pipe, which is not run"):
         locate(["u1"], tmp_path, tmp_path / "wav.scp")
 
 

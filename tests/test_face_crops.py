@@ -10,11 +10,11 @@ from avspk.data.crop_store import CROP_SIZE
 from avspk.data.face_crops import (
     FaceDetector,
     Faces,
-    FaceSettings,
     cut_face,
     cut_faces,
     follow_main_face,
 )
+from avspk.data.preparation_settings import FaceSettings
 from avspk.data.video import VideoReader
 
 REAL_CLIPS = os.environ.get("AVSPK_REAL_CLIPS", "")

@@ -236,9 +236,18 @@ def test_lists_of_files(tmp_path, name, text, expected):
     assert [clip.sounds for clip in sorted(found.clips, key=lambda clip: clip.sounds)] == [("d/a.wav",), ("d/b.mp4",)]
 
 
+def test_other_columns_of_a_table_are_named_and_not_used(tmp_path, caplog):
+    (tmp_path / "t.csv").write_text("id,path,speaker,seconds\n1,d/a.wav,ann,3.5\n2,d/b.mp4,,1\n")
+    with caplog.at_level("INFO"):
+        assert named(listed_clips(tmp_path / "t.csv", tmp_path)) == {"a": "ann", "b": ""}
+    assert "columns that are not used: id, seconds" in caplog.text
+
+
 def test_lists_that_are_none(tmp_path):
     for name, text, match in (
-        ("a.tsv", "file\nx.wav\n", "must be path"),
+        ("a.tsv", "file\nx.wav\n", "must have one path"),
+        ("d.tsv", "path\tpath\nx.wav\ty.wav\n", "must have one path"),
+        ("e.scp", "u1 flac -c -d x.flac |\n", "line 1: .* is a pipe, which is not run; give the path of a sound file"),
         ("b.csv", "path,name\nx.wav\n", "line 2"),
         ("c.txt", "\n", "no path"),
     ):

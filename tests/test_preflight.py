@@ -246,3 +246,21 @@ def test_all_that_is_wrong_is_said_at_once_and_no_folder_is_claimed(data, tmp_pa
     for text in ("processes is 3", "pretrain.batch_size is 50", "fewer than one batch of 50", "nowhere", "gone"):
         assert sum(text in line for line in lines) == 1, text
     assert not (tmp_path / "exp").exists()
+
+
+def test_each_list_model_and_tracker_and_the_output_have_their_line(data, tmp_path):
+    tree = tiny.tree(data, tmp_path / "taken" / "exp")
+    (tmp_path / "taken").touch()
+    (tmp_path / "bad.txt").write_text("1 a.wav b.wav\nfoo bar\n")
+    (tmp_path / "alike.txt").write_text("1 a.wav b.wav\n")
+    tree["data"]["trials"] |= {"gone": str(tmp_path / "gone.txt"), "bad": str(tmp_path / "bad.txt")}
+    tree["data"]["trials"]["alike"] = str(tmp_path / "alike.txt")
+    tree["data"]["wav_root"] = str(tmp_path / "wavs")
+    tree["pretrain"]["init_from"] = {"audio": "no_voice", "face": "no_face"}
+    tree["training"]["trackers"] = ["tensorbord", "wandbb"]
+    with pytest.raises(ConfigError, match="problems; fix them") as error:
+        Session(parse_config(tree))
+    lines = str(error.value).splitlines()[1:]
+    for text in ("gone.txt", "bad.txt, line 2", "alike.txt: ", "of the trial lists", "no_voice", "no_face",
+                 "'tensorbord'", "'wandbb'", f"{tmp_path / 'taken'} is not a folder"):  # fmt: skip
+        assert sum(text in line for line in lines) == 1, text

@@ -20,9 +20,9 @@ from PIL import Image
 from avspk.data import preparation, preparation_unit
 from avspk.data.clips import Clip
 from avspk.data.crop_store import CropStore
-from avspk.data.face_crops import FaceSettings
 from avspk.data.manifest import read_utterances
 from avspk.data.preparation import PreparationError, PreparationSettings, prepare
+from avspk.data.preparation_settings import FaceSettings
 from avspk.data.preparation_unit import units_of
 from avspk.data.sound import read_audio
 from avspk.data.sound_store import SoundStore

@@ -346,6 +346,16 @@ def test_the_thresholds_of_the_calibration_are_those_of_bayes(run: Path) -> None
     assert thresholds["prior 0.05"] == pytest.approx((np.log(19) - 3.0) / 0.2)
 
 
+def test_the_page_says_what_the_calibration_was_fitted_on(tmp_path: Path) -> None:
+    """Also without trials, where nothing else on the page tells."""
+    folder = write_run(tmp_path / "demo", ["audio"], rounds=1)
+    (folder / "metrics.json").unlink()
+    path = folder / "model" / "calibration.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"fitted_on": "9 target trials: pseudo labels"}))
+    text = " ".join(_parsed(write_report(folder).read_text()).text)
+    assert "calibration fitted on 9 target trials: pseudo labels" in " ".join(text.split())
+
+
 def test_a_calibration_that_does_not_fit_is_said_not_to(run: Path, page: str) -> None:
     costs = Run(run).calibration_costs["demo_o"]
     scores = Run(run).scores("final", "demo_o")

@@ -32,9 +32,8 @@ def test_a_finished_run(run, capsys):
         (["config.yaml", "environment.json", "log.jsonl"], None),
         (["config.yaml", "log.jsonl", "pretrain", "round1"], None),
         (["log.jsonl"], None),
-        ([], "nothing yet"),
     ],
-    ids=["just begun", "first epochs", "second round", "no config", "empty"],
+    ids=["just begun", "first epochs", "second round", "no config"],
 )
 def test_an_interrupted_run(run, left, reached, capsys):
     for path in run.iterdir():
@@ -48,6 +47,15 @@ def test_an_interrupted_run(run, left, reached, capsys):
     page = (run / "report.html").read_text()
     assert "</html>" in page
     assert reached is None or f"Reached: {reached}" in page
+
+
+def test_a_folder_of_other_things_gets_no_page(run, tmp_path, capsys):
+    """A folder of data is easily given in place of a run."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "manifest.parquet").touch()
+    assert main(["report", str(tmp_path / "data")]) == 2
+    assert "data is not a run folder: it has neither config.yaml nor log.jsonl" in capsys.readouterr().err
+    assert not (tmp_path / "data" / "report.html").exists()
 
 
 @pytest.mark.usefixtures("undrawn")

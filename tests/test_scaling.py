@@ -1,5 +1,6 @@
 """A config scaled to the data: it runs for any number of utterances, and equals the demo's for the demo's number."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ def utterances(num: int, faces: bool = True) -> Utterances:
     return Utterances(pd.DataFrame(rows), None)
 
 
-@pytest.mark.parametrize("num", [8, 50, 500, 10_000, 1_092_009])
+@pytest.mark.parametrize("num", [2, 7, 8, 50, 500, 10_000, 1_092_009])
 @pytest.mark.parametrize("name", ["demo", "voxceleb2_av"])
 def test_what_is_scaled_to_the_data_passes_the_checks(num, name):
     data, file = utterances(num), find_config(Path(name))
@@ -43,6 +44,14 @@ def test_the_demo_is_scaled_to_itself_and_voxceleb_nearly():
     found = scaled_settings(utterances(1_092_009), full)
     assert 0.8 < found["cluster.num_clusters"] / full.cluster.num_clusters < 1.25
     assert (found["pretrain.batch_size"], found["pretrain.epochs"]) == (full.pretrain.batch_size, full.pretrain.epochs)
+
+
+@pytest.mark.parametrize("faces", [1, 5, 40])
+def test_few_faces_have_few_clusters(faces):
+    data, file = utterances(500), find_config(Path("demo"))
+    data.table.loc[faces:, "num_crops"] = 0
+    scaled = [f"{key}={json.dumps(value)}" for key, value in scaled_settings(data, load_config(file)).items()]
+    assert list(size_problems(data, load_config(file, scaled))) == []
 
 
 def test_without_faces_the_voice_is_trained_alone():

@@ -24,21 +24,26 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from avspk.common.files import whole_or_absent
 from avspk.common.shipped import find_config, find_study
-from avspk.evaluation.comparison import Method, compare, read_methods
-from avspk.evaluation.run_folder import Run
-from avspk.pipeline.comparison_runs import VARIANTS, PlannedRun, RunError, plan_runs, train_all
-from avspk.pipeline.study import plan_study
-from avspk.report.comparison_page import comparison_page, markdown
-from avspk.report.comparison_plots import last_errors
-from avspk.report.style import standalone
+from avspk.pipeline.variants import VARIANTS
+
+if TYPE_CHECKING:
+    from avspk.evaluation.comparison import Method
+    from avspk.pipeline.comparison_runs import PlannedRun
 
 
 def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int:
     """Run one comparison; 0 when it was printed, 2 with an error of a few lines."""
     args = parse(arguments, prog)
+    from avspk.evaluation.comparison import compare, read_methods
+    from avspk.pipeline.comparison_runs import RunError
+    from avspk.report.comparison_page import comparison_page, markdown
+    from avspk.report.comparison_plots import last_errors
+    from avspk.report.style import standalone
+
     try:
         methods = read_methods(args.runs) if args.runs else trained(args)
         comparison = compare(methods, args.bootstrap, args.bootstrap_seed, tell)
@@ -60,6 +65,11 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
 
 def trained(args: argparse.Namespace) -> tuple[Method, ...]:
     """Train the missing runs, unless told not to; returns the methods, their runs in the order of the seeds."""
+    from avspk.evaluation.comparison import Method
+    from avspk.evaluation.run_folder import Run
+    from avspk.pipeline.comparison_runs import plan_runs, train_all
+    from avspk.pipeline.study import plan_study
+
     if args.study:
         runs = plan_study(find_study(args.study), args.seeds, args.out, args.overrides)
     else:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from avspk.data.demo_corpus import CorpusSettings, Nuisance, build_demo_corpus
+from avspk.data.demo_corpus.settings import CorpusSettings, Nuisance
 
 
 def parse(arguments: Sequence[str] | None, prog: str | None) -> argparse.Namespace:
@@ -65,6 +65,8 @@ def main(given: Sequence[str] | None = None, prog: str | None = None) -> int:
     arguments = vars(parse(given, prog))
     root, workers = arguments.pop("out"), arguments.pop("workers")
     arguments["nuisance"] = Nuisance(**dict(arguments["nuisance"]))
+    from avspk.data.demo_corpus.build import build_demo_corpus
+
     try:
         build_demo_corpus(root, CorpusSettings(**arguments), workers)
     except (FileExistsError, ValueError) as error:

@@ -13,32 +13,23 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from avspk.commands.console import count
-from avspk.common import distributed
 from avspk.common.extras import explained
-from avspk.common.files import write_json
-from avspk.data.manifest import read_trials, read_utterances
-from avspk.data.score_file import read_scores, write_scores
-from avspk.evaluation.audio_files import usable_files
-from avspk.evaluation.embedding_store import EmbeddingStore, write_embeddings
-from avspk.evaluation.official_lists import recognised
-from avspk.evaluation.results import evaluate_list, markdown, write_results
-from avspk.evaluation.systems import Scorer, training_files
-from avspk.evaluation.trial_list import TrialList
-from avspk.inference.speaker_model import model_digest
-from avspk.report.score_figures import save_score_figures
 
-with explained():
+if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
-    from accelerate import PartialState
+
+    from avspk.evaluation.trial_list import TrialList
 
 
 def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int:
     """Run one evaluation; 0 when its numbers were printed, 2 with a one-screen error."""
     args = parse(arguments, prog)
+    from avspk.common import distributed
+
     try:
         lists, notes = from_scores(args) if args.scores else from_model(args)
         if distributed.rank() == 0:
@@ -84,6 +75,9 @@ def parse(arguments: Sequence[str] | None, prog: str | None = None) -> argparse.
 
 def from_scores(args: argparse.Namespace) -> tuple[list[tuple[str, TrialList]], list[str]]:
     """(system, list with scores) of each score file; `<system>__<list>.scores.tsv` names both."""
+    from avspk.data.score_file import read_scores
+    from avspk.evaluation.official_lists import recognised
+
     stems = [path.name.removesuffix(".tsv").removesuffix(".txt").removesuffix(".scores") for path in args.scores]
     lists = []
     for path, stem in zip(args.scores, stems, strict=True):
@@ -95,7 +89,18 @@ def from_scores(args: argparse.Namespace) -> tuple[list[tuple[str, TrialList]], 
 
 def from_model(args: argparse.Namespace) -> tuple[list[tuple[str, TrialList]], list[str]]:
     """Embed the files of the lists, and score them with every system; writes embeddings and score files."""
-    from avspk.inference.speaker_model import load_model
+    with explained():
+        from accelerate import PartialState
+
+    from avspk.common import distributed
+    from avspk.common.files import write_json
+    from avspk.data.manifest import read_trials, read_utterances
+    from avspk.data.score_file import write_scores
+    from avspk.evaluation.audio_files import usable_files
+    from avspk.evaluation.embedding_store import EmbeddingStore, write_embeddings
+    from avspk.evaluation.official_lists import recognised
+    from avspk.evaluation.systems import Scorer, training_files
+    from avspk.inference.speaker_model import load_model, model_digest
 
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         PartialState()
@@ -129,6 +134,9 @@ def from_model(args: argparse.Namespace) -> tuple[list[tuple[str, TrialList]], l
 
 def publish(args: argparse.Namespace, scored: Sequence[tuple[str, TrialList]], notes: Sequence[str]) -> None:
     """Evaluate, write and print; each list's own notes go with it."""
+    from avspk.evaluation.results import evaluate_list, markdown, write_results
+    from avspk.report.score_figures import save_score_figures
+
     records = [evaluate_list(system, trials, args.bootstrap, args.seed) for system, trials in scored]
     notes = [*notes, *dict.fromkeys(f"{trials.title}: {note}." for _, trials in scored for note in trials.notes)]
     write_results(args.out, records, notes)

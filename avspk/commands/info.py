@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from avspk.commands.console import add_model, guarded, table
-from avspk.scoring.calibration import Calibration
+
+if TYPE_CHECKING:
+    from avspk.scoring.calibration import Calibration
 
 
 def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int:

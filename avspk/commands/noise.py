@@ -14,19 +14,14 @@ import logging
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from avspk.common.files import whole_or_absent
 from avspk.common.progress import track
-from avspk.data.media import SAMPLE_RATE
-from avspk.data.noise import (
-    CATEGORIES,
-    NoisePackError,
-    Recording,
-    generated_recordings,
-    generated_rirs,
-    write_noise_pack,
-)
-from avspk.data.noise_corpora import Rejections, SoundFile, find_musan, find_rirs, find_sounds, read_rirs, read_sounds
+
+if TYPE_CHECKING:
+    from avspk.data.noise import Recording
+    from avspk.data.noise_corpora import SoundFile
 
 
 def parse(arguments: Sequence[str] | None, prog: str | None) -> argparse.Namespace:
@@ -38,7 +33,7 @@ def parse(arguments: Sequence[str] | None, prog: str | None) -> argparse.Namespa
     parser.add_argument("--musan", type=Path, help="MUSAN: a folder with noise/, music/ and speech/")
     parser.add_argument("--rirs", type=Path, help="RIRS_NOISES, or a folder of impulse responses as wav")
     parser.add_argument("--folder", action="append", default=[], metavar="CATEGORY=DIR", type=category_folder,
-                        help=f"more recordings, under one of {', '.join(CATEGORIES)}; may be repeated")  # fmt: skip
+                        help="more recordings; CATEGORY is noise, music or speech; may be repeated")  # fmt: skip
     parser.add_argument("--generate", action="store_true", help="procedural noise, music, RIRs where none are given")
     parser.add_argument("--seed", type=int, default=0, help="of what is generated (default 0)")
     parser.add_argument("--rir-seconds", type=float, default=1.0, help="kept of each response (default 1.0)")
@@ -47,6 +42,8 @@ def parse(arguments: Sequence[str] | None, prog: str | None) -> argparse.Namespa
 
 def category_folder(text: str) -> tuple[str, Path]:
     """Split `noise=/data/street`."""
+    from avspk.data.noise import CATEGORIES
+
     category, separator, folder = text.partition("=")
     if not separator or category not in CATEGORIES:
         raise argparse.ArgumentTypeError(f"{text!r}; valid: CATEGORY=DIR with CATEGORY one of {', '.join(CATEGORIES)}")
@@ -55,6 +52,8 @@ def category_folder(text: str) -> tuple[str, Path]:
 
 def generated(arguments: argparse.Namespace, sounds: list[SoundFile]) -> Iterator[Recording]:
     """Yield the recordings of --generate: categories without given recordings, except speech."""
+    from avspk.data.noise import generated_recordings
+
     given = {sound.category for sound in sounds}
     for category, number in (("noise", 200), ("music", 100)):
         if arguments.generate and category not in given:
@@ -65,6 +64,10 @@ def main(given: Sequence[str] | None = None, prog: str | None = None) -> int:
     """Parse, find, pack; 0, or the program ends with a line of error."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     arguments = parse(given, prog)
+    from avspk.data.media import SAMPLE_RATE
+    from avspk.data.noise import NoisePackError, generated_rirs, write_noise_pack
+    from avspk.data.noise_corpora import Rejections, find_musan, find_rirs, find_sounds, read_rirs, read_sounds
+
     rejections = Rejections()
     try:
         sounds = find_musan(arguments.musan) if arguments.musan else []

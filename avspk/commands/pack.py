@@ -13,11 +13,7 @@ from pathlib import Path
 from typing import get_args
 
 from avspk.common.progress import Progress
-from avspk.data.manifest import read_utterances
-from avspk.data.manifest_error import ManifestError
-from avspk.data.sound_packing import PackSettings, pack_sound
-from avspk.data.sound_store import PackFormat
-from avspk.data.worker_pool import WorkerError
+from avspk.data.preparation_settings import PackFormat
 
 
 def parse(arguments: Sequence[str] | None, prog: str | None) -> argparse.Namespace:
@@ -37,6 +33,11 @@ def parse(arguments: Sequence[str] | None, prog: str | None) -> argparse.Namespa
 def main(given: Sequence[str] | None = None, prog: str | None = None) -> int:
     """Parse, pack, print the manifest to train on; 0, or the program ends with a line of error."""
     arguments = parse(given, prog)
+    from avspk.data.manifest import read_utterances
+    from avspk.data.manifest_error import ManifestError
+    from avspk.data.sound_packing import PackSettings, pack_sound
+    from avspk.data.worker_pool import WorkerError
+
     out = arguments.out or arguments.manifest.parent
     settings = PackSettings(arguments.manifest, out, arguments.format, arguments.workers)
     try:

@@ -13,9 +13,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import get_args
 
-from avspk.data.face_crops import FaceSettings
-from avspk.data.preparation import MAX_SECONDS, PreparationError, PreparationSettings, prepare
-from avspk.data.sound_store import PackFormat
+from avspk.data.preparation_settings import MAX_SECONDS, FaceSettings, PackFormat
 
 
 def shard(text: str) -> tuple[int, int]:
@@ -85,6 +83,8 @@ def main(given: Sequence[str] | None = None, prog: str | None = None) -> int:
     """Parse, prepare, print; 0, or the program ends with a line of error."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     arguments = parse(given, prog)
+    from avspk.data.preparation import PreparationError, PreparationSettings, prepare
+
     try:
         faces = replace(
             FaceSettings(),

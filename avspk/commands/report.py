@@ -15,10 +15,14 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folder, such as exp/demo")
     args = parser.parse_args(arguments)
     from avspk.report.build import write_report
+    from avspk.run import RunFolder
 
     status = 0
     for run in args.runs:
         try:
+            files = RunFolder(run)
+            if run.is_dir() and not files.config.exists() and not files.log.exists():
+                raise FileNotFoundError(f"{run} is not a run folder: it has neither config.yaml nor log.jsonl")
             print(write_report(run))
         except (OSError, ValueError) as error:
             complain("error", error)

@@ -6,23 +6,21 @@ avspk train [--config CONFIG] [key.path=value ...]                              
 accelerate launch -m avspk.cli train [--config CONFIG] [key.path=value ...]              many
 """
 
+from __future__ import annotations
+
 import argparse
 import json
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from torch.distributed.elastic.multiprocessing.errors import record
-
-from avspk import recipe
 from avspk.commands.console import add_config
-from avspk.common import distributed
 from avspk.common.shipped import find_config
-from avspk.config import ConfigError, load_config
-from avspk.data.manifest import read_utterances
-from avspk.pipeline.scaling import scaled_settings
-from avspk.pipeline.session import Session
+
+if TYPE_CHECKING:
+    from avspk.pipeline.session import Session
 
 
 def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int:
@@ -39,12 +37,17 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
     )
     parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="settings that differ from the file's")
     args = parser.parse_args(arguments)
-    _train(args.config, args.overrides, args.data)
+    from torch.distributed.elastic.multiprocessing.errors import record
+
+    # record makes the launcher show the error of the process that failed first
+    record(_train)(args.config, args.overrides, args.data)
     return 0
 
 
-@record  # makes the launcher show the error of the process that failed first
 def _train(config: Path, overrides: list[str], data: Path | None = None) -> None:
+    from avspk import recipe
+    from avspk.common import distributed
+
     try:
         recipe.run(build(config, overrides, data))
     except Exception as error:
@@ -59,6 +62,9 @@ def _train(config: Path, overrides: list[str], data: Path | None = None) -> None
 
 def build(config: Path, overrides: list[str], data: Path | None = None) -> Session:
     """The run; errors in its settings or files end the program with one line, not with a traceback."""
+    from avspk.config import ConfigError, load_config
+    from avspk.pipeline.session import Session
+
     try:
         file = find_config(config)
         if data is not None:
@@ -70,6 +76,10 @@ def build(config: Path, overrides: list[str], data: Path | None = None) -> Sessi
 
 def _fitting(file: Path, data: Path) -> list[str]:
     """Overrides for the size of a manifest, which are printed once."""
+    from avspk.config import load_config
+    from avspk.data.manifest import read_utterances
+    from avspk.pipeline.scaling import scaled_settings
+
     utterances, config = read_utterances(data), load_config(file)
     scaled = [f"{key}={json.dumps(value)}" for key, value in scaled_settings(utterances, config).items()]
     scaled += [f"data.train={data}"]

@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from avspk.commands.console import add_model, guarded, table
-from avspk.scoring.calibration import Calibration
-from avspk.scoring.metrics import bayes_threshold
+
+if TYPE_CHECKING:
+    from avspk.scoring.calibration import Calibration
 
 
 def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int:
@@ -22,6 +24,8 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
 
 
 def _prior(text: str) -> float:
+    from avspk.scoring.metrics import bayes_threshold
+
     try:
         bayes_threshold(float(text))
     except ValueError as error:
@@ -40,6 +44,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _verdict(score: float, calibration: Calibration | None, prior: float, name: str) -> list[tuple[str, str]]:
+    from avspk.scoring.metrics import bayes_threshold
+
     rows = [("cosine score", f"{score:.4f}")]
     if calibration is None:
         return [*rows, ("decision", f"none; {name} has no calibration, so no threshold is known to be right")]

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from avspk.common.extras import explained
-from avspk.common.settings import ConfigError
 
 with explained():
     from accelerate import Accelerator
@@ -17,17 +16,17 @@ with explained():
 PROJECT = "avspk"
 
 
-def check_trackers(names: Sequence[str]) -> None:
-    """Check that every tracker can run: accelerate silently skips one whose package is missing. Raises: ConfigError."""
+def tracker_problems(names: Sequence[str]) -> Iterator[str]:
+    """Problems with trackers that cannot run: accelerate silently skips one whose package is missing."""
     known = sorted({str(name) for name in LOGGER_TYPE_TO_CLASS})
     builtin = {member.value for member in LoggerType}
     available = {str(name) for name in get_available_trackers()}
     for name in names:
         if name not in known:
-            raise ConfigError(f"training.trackers names {name!r}; accelerate knows {', '.join(known)}")
-        if name in builtin - available:
+            yield f"training.trackers names {name!r}; accelerate knows {', '.join(known)}"
+        elif name in builtin - available:
             what = "'avspk[tensorboard]'" if name == "tensorboard" else name
-            raise ConfigError(f"training.trackers names {name}, whose package is not installed: pip install {what}")
+            yield f"training.trackers names {name}, whose package is not installed: pip install {what}"
 
 
 def start_trackers(accelerator: Accelerator, folder: Path, settings: Mapping[str, Any] | None) -> None:

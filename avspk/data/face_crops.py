@@ -5,8 +5,7 @@ The detector is facenet-pytorch's MTCNN. It only localises: no network trained o
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,45 +13,12 @@ from PIL import Image
 
 from avspk.common.extras import explained
 from avspk.data.crop_store import CROP_SIZE
+from avspk.data.preparation_settings import FaceSettings
 
 # A face is linked to the next look if it moved by less than this share of its size, and grew or shrank by less than
 # this factor. The heads of two people side by side are further apart.
 _MAX_MOVE = 0.75
 _MAX_GROWTH = 1.6
-
-FaceTracked = Literal["auto", "yes", "no"]
-
-
-@dataclass(frozen=True)
-class FaceSettings:
-    """Settings of finding and cutting faces; sizes in pixels of the video.
-
-    `crops_per_clip` frames are taken at even distances in time. The detector looks at all of them, or at
-    `tracked_looks` of them if the clip is already a face track (like VoxCeleb2's 224 x 224 clips); boxes between these
-    looks are interpolated. "auto" takes square videos for tracks.
-    """
-
-    crops_per_clip: int = 10
-    face_tracked: FaceTracked = "auto"
-    tracked_looks: int = 3
-    detection_scale: float = 0.5
-    min_face: int = 40
-    tracked_min_face: int = 56
-    min_probability: float = 0.9
-    margin: float = 0.3
-    max_side: int = 720
-    batch_size: int = 32
-
-    def __post_init__(self) -> None:
-        for name in ("crops_per_clip", "tracked_looks", "min_face", "tracked_min_face", "max_side", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, must be at least 1")
-        if self.face_tracked not in ("auto", "yes", "no"):
-            raise ValueError(f"face_tracked is {self.face_tracked!r}, must be auto, yes or no")
-        if not 0 < self.detection_scale <= 1:
-            raise ValueError(f"detection_scale is {self.detection_scale}, must be above 0 and at most 1")
-        if not 0 <= self.margin <= 3:
-            raise ValueError(f"margin is {self.margin}, must be from 0 to 3 (a share of the face's size)")
 
 
 class Faces(NamedTuple):

@@ -78,8 +78,13 @@ def read_wav_scp(path: Path) -> dict[str, str]:
         fields = line.split(maxsplit=1)
         if not fields:
             continue
-        if len(fields) != 2 or fields[1].rstrip().endswith("|"):
-            raise ManifestError(f"{path}, line {number}: {line[:100]!r} is not `name path`; pipes are not run")
+        if len(fields) != 2:
+            raise ManifestError(f"{path}, line {number}: {line[:100]!r} is not `name path`")
+        if fields[1].rstrip().endswith("|"):
+            raise ManifestError(
+                f"{path}, line {number}: {line[:100]!r} is a pipe, which is not run; give the path of a sound file "
+                "instead (any format and rate)"
+            )
         if entries.setdefault(fields[0], fields[1].strip()) != fields[1].strip():
             raise ManifestError(f"{path}, line {number}: the name {fields[0]!r} appears twice, with two paths")
     return entries

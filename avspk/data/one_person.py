@@ -19,7 +19,6 @@ from avspk.data.face_crops import (
     Detect,
     FaceCrops,
     Faces,
-    FaceSettings,
     Seen,
     Track,
     cut_face,
@@ -28,6 +27,7 @@ from avspk.data.face_crops import (
     follow_main_face,
     look_for_faces,
 )
+from avspk.data.preparation_settings import FaceSettings
 
 _LIKE_SIZE = 0.6  # [C] share of the person's size from which another face counts; smaller ones are background
 _OTHERS = 0.3  # [C] frames that may show others, as a share of the person's

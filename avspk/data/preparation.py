@@ -29,11 +29,10 @@ from avspk.common.text_files import UNPRINTABLE, printable
 from avspk.data.accounting import unused_files
 from avspk.data.clips import Clip, FoundClips, find_clips, listed_clips
 from avspk.data.crop_store import CROP_SIZE, CropStore
-from avspk.data.face_crops import FaceSettings
 from avspk.data.manifest import ORIGIN_COLUMNS, UTTERANCE_COLUMNS, write_utterances
 from avspk.data.media import SAMPLE_RATE
+from avspk.data.preparation_settings import MAX_SECONDS, FaceSettings, PackFormat
 from avspk.data.preparation_unit import BatchResult, Recipe, Row, Unit, prepare_unit, read_journal, units_of
-from avspk.data.sound_store import PackFormat
 from avspk.data.tree import PLAN, Rejected
 from avspk.data.worker_pool import WorkerError, run_tasks
 
@@ -42,7 +41,6 @@ with explained():
 
 logger = logging.getLogger(__name__)
 MANIFEST = "manifest.parquet"
-MAX_SECONDS = 20.0  # [C] longest utterance for data other than VoxCeleb
 _JOURNALS = "journal"
 _WRITTEN = ("audio", "crops", _JOURNALS)
 """Folders inside `out`."""

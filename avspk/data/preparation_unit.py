@@ -21,14 +21,14 @@ from avspk.common.files import file_size, sync, try_hold
 from avspk.data.clips import Clip
 from avspk.data.crop_store import CropWriter
 from avspk.data.cutting import Span, parts_of, shots_of
-from avspk.data.face_crops import FaceCrops, FaceDetector, FaceSettings, cut_faces
+from avspk.data.face_crops import FaceCrops, FaceDetector, cut_faces
 from avspk.data.media import SAMPLE_RATE, MediaError
 from avspk.data.one_person import MainPerson, main_persons
+from avspk.data.preparation_settings import FaceSettings, PackFormat
 from avspk.data.prepared_sound import PreparedSound, prepared_sound
 from avspk.data.shards import MAX_SHARDS
 from avspk.data.sound import read_sound
 from avspk.data.sound_check import check_sound
-from avspk.data.sound_store import PackFormat
 from avspk.data.tree import Rejected
 from avspk.data.video import VideoReader
 from avspk.data.worker_pool import PATIENCE, Reporter, Task

@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 
 from avspk.common.files import whole_or_absent
+from avspk.data.preparation_settings import PackFormat
 from avspk.data.sound import is_plain_audio, to_int16, write_wav
-from avspk.data.sound_store import PackFormat, SoundWriter
+from avspk.data.sound_store import SoundWriter
 
 FOLDER = "sound"
 

@@ -19,9 +19,10 @@ import numpy as np
 from avspk.common.files import hold_for_life, whole_or_absent
 from avspk.data.manifest import Utterances, read_utterances, write_utterances
 from avspk.data.media import MediaError
+from avspk.data.preparation_settings import PackFormat
 from avspk.data.prepared_sound import FOLDER
 from avspk.data.shards import MAX_SHARDS
-from avspk.data.sound_store import SUFFIX, PackFormat, SoundStore, SoundWriter
+from avspk.data.sound_store import SUFFIX, SoundStore, SoundWriter
 from avspk.data.worker_pool import Reporter, Task, run_tasks
 
 MANIFEST = "packed.parquet"

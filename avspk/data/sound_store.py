@@ -14,18 +14,18 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import soundfile
 
 from avspk.common.files import missing_files
 from avspk.data.media import SAMPLE_RATE, MediaError
+from avspk.data.preparation_settings import PackFormat
 from avspk.data.shards import OpenShards, Shard, ShardWriter, num_whole
 from avspk.data.sound import audio_blocks, audio_num_samples, read_audio, read_utterance
 from avspk.data.sound_check import check_sound, require_finite, require_length
 
-PackFormat = Literal["int16", "flac"]
 SUFFIX = "sounds"
 INT16, FLAC, FLOAT32 = 0, 1, 2
 # `end`: bytes of the shard up to the end of this recording. `encoding`: one of the three above.

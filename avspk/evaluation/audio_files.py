@@ -55,7 +55,7 @@ def usable_files(
         shown = "".join(f"\n  {reason}" for reason in list(reasons.values())[:SHOWN_FAULTS])
         raise MissingFilesError(
             f"{len(reasons):,} of {len(names):,} files are missing or unreadable:{shown}\nCheck --wav-root (E and H "
-            "need VoxCeleb1 dev and test in one folder); --allow-missing evaluates the rest, marked INCOMPLETE"
+            "need VoxCeleb1 dev and test in one folder); `avspk evaluate --allow-missing` scores the rest as INCOMPLETE"
         )
     kept = [row for row in range(len(names)) if row not in faults]
     files = AudioFiles([names[row] for row in kept], [paths[row] for row in kept], num_samples[kept])

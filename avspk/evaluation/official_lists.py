@@ -30,6 +30,6 @@ def recognised(name: str, table: pd.DataFrame, allow_missing: bool) -> TrialList
         if name == file_name:
             note = f"{file_name} has {count:,} trials, this list {len(table):,}"
             if not allow_missing:
-                raise ValueError(f"{note}: not {title}; --allow-missing evaluates it, marked INCOMPLETE")
+                raise ValueError(f"{note}: not {title}; `avspk evaluate --allow-missing` scores it, marked INCOMPLETE")
             return TrialList(name, table, title, False, (*notes, note))
     return TrialList(name, table, name, notes=notes)

@@ -94,7 +94,14 @@ class EmbeddingTable:
 
 
 def remove_table(path: Path) -> None:
-    """Remove the files of a table, if they are there."""
+    """Remove the files of a table, if they are there. Raises: TableError if one of the other kind shares X.json."""
+    for suffix in SUFFIXES:
+        other = path.with_suffix(suffix)
+        if suffix != path.suffix and other.exists():
+            about = path.with_suffix(".json").name
+            raise TableError(
+                f"{other} shares {about} with {path.name}; choose another --out, or remove {other} by hand"
+            )
     for suffix in (".json", ".npy", ".tsv", ".ark", ".scp", ".failed.tsv"):
         if suffix not in SUFFIXES or suffix == path.suffix:
             path.with_suffix(suffix).unlink(missing_ok=True)

@@ -41,7 +41,10 @@ class FrontEndGraph(nn.Module):
         spectrum = (frames - PREEMPHASIS * before) @ self.taps  # (B, frames, 2 bins)
         real, imaginary = spectrum.chunk(2, dim=2)  # (B, frames, bins)
         features = ((real * real + imaginary * imaginary) @ self.triangles).clamp_min(LOG_FLOOR).log()
-        return features - features.mean(dim=1, keepdim=True) if self.normalize_mean else features
+        if self.normalize_mean:
+            for _ in range(2):  # runtimes sum frame after frame: the second mean is the rounding error of the first
+                features = features - features.mean(dim=1, keepdim=True)
+        return features
 
     def _frames(self, waveforms: Tensor) -> Tensor:
         """(B, samples) -> (B, frames, N)."""

@@ -19,18 +19,13 @@ from avspk.common.settings_tree import differing_keys
 from avspk.config import Config, ConfigError, load_config
 from avspk.data.score_file import slug
 from avspk.pipeline.stage_one import stage_one_differences
+from avspk.pipeline.variants import ABLATIONS, STAGE_ONE, SUPERVISED
 
 FULL = ("refine.judge.gate.enabled=true", "refine.judge.correction.enabled=true")
-ABLATIONS = {
-    "no-gate": ("no gate", ("refine.judge.gate.enabled=false", "refine.judge.correction.enabled=false")),
-    "gate": ("gate only", ("refine.judge.gate.enabled=true", "refine.judge.correction.enabled=false")),
-}
 SUPERVISED_SETTINGS = ("modalities=[audio]", *ABLATIONS["no-gate"][1])  # what training on true speakers enforces
-STAGE_ONE, SUPERVISED = "stage-1", "supervised"
 STAGE_ONE_ONLY = "stage 1 only"
 STAGE_ONE_SETTINGS = ("rounds=0", "final=null")  # a last student needs rounds
 PATIENCE = 60.0  # seconds that a training has to stop
-VARIANTS = (STAGE_ONE, *ABLATIONS, SUPERVISED)
 PLANNED = ("seed", "output", "stage_one")  # settings that the plan sets
 TRAIN, TRAIN_SUPERVISED = "avspk.commands.train", "avspk.commands.supervised"
 

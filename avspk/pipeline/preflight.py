@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -14,6 +15,7 @@ from avspk.common import distributed
 from avspk.common.files import content_digest, hold_for_life, read_json, whole_or_absent, write_json
 from avspk.common.machine import commit, hardware, versions
 from avspk.common.settings_tree import Differences, describe, differing_keys
+from avspk.common.trackers import tracker_problems
 from avspk.config import Config, ConfigError, dump_config, load_config
 from avspk.data.manifest import Utterances
 from avspk.data.media import SAMPLE_RATE
@@ -58,7 +60,13 @@ class Checks:
 
 
 def launch_problems(config: Config, device: torch.device) -> Iterator[str]:
-    """Problems with precision, processes and batch sizes. A stage would find them days later."""
+    """Problems with output, trackers, precision, processes and batch sizes. A stage would find them days later."""
+    there = next(path for path in (config.output, *config.output.absolute().parents) if path.exists())
+    if not there.is_dir():
+        yield f"output is {config.output}, but {there} is not a folder; choose another one with output=..."
+    elif not os.access(there, os.W_OK | os.X_OK):
+        yield f"output is {config.output}, but {there} cannot be written; choose another folder with output=..."
+    yield from tracker_problems(config.training.trackers)
     if config.training.precision == "fp16" and device.type != "cuda":
         yield (
             f"training.precision is fp16, which needs a CUDA GPU, and this run is on {device.type}. Use "
@@ -123,27 +131,27 @@ def _clusterings(config: Config) -> Iterator[tuple[str, int, str]]:
         yield "cluster.num_clusters", config.cluster.num_clusters, VERIFIED  # all utterances have it
 
 
-def check_initial_models(config: Config) -> None:
-    """Raises: ConfigError if a model that a stage begins with is missing or has another architecture."""
+def initial_model_problems(config: Config) -> Iterator[str]:
+    """Problems with models that a stage begins with: missing, or of another architecture."""
     for modality, folder in config.pretrain.init_from.items():
         key = f"pretrain.init_from.{modality}={folder}"
-        _check_initial_model(key, folder, modality, getattr(config, modality))
+        yield from _initial_model_problems(key, folder, modality, getattr(config, modality))
     if config.final is not None and (source := config.final.init_from) is not None:
         audio = config.audio.model_copy(update={"encoder": config.final.encoder})
-        _check_initial_model(f"final.init_from={source}", source, "final.encoder", audio)
+        yield from _initial_model_problems(f"final.init_from={source}", source, "final.encoder", audio)
 
 
-def _check_initial_model(key: str, folder: Path, group: str, settings: ModalitySettings) -> None:
+def _initial_model_problems(key: str, folder: Path, group: str, settings: ModalitySettings) -> Iterator[str]:
     path = folder / "config.json"
-    if not path.is_file():
-        raise ConfigError(f"{key}: no config.json there; it must be a model folder, as exp/demo/model")
     wanted, found = settings.architecture(), _architecture(path)
-    if found is None:
-        raise ConfigError(f"{key}: config.json names no architecture; it must be a model folder, as exp/demo/model")
-    if found != wanted:
+    if not path.is_file():
+        yield f"{key}: no config.json there; it must be a model folder, as exp/demo/model"
+    elif found is None:
+        yield f"{key}: config.json names no architecture; it must be a model folder, as exp/demo/model"
+    elif found != wanted:
         differing = sorted(name for name in {*wanted, *found} if wanted.get(name) != found.get(name))
         shown = ", ".join(f"{name} {found.get(name)} -> {wanted.get(name)}" for name in differing)
-        raise ConfigError(f"{key} has another encoder than {group} here (there -> here): {shown}")
+        yield f"{key} has another encoder than {group} here (there -> here): {shown}"
 
 
 def _architecture(path: Path) -> dict[str, Any] | None:

@@ -16,11 +16,12 @@ from avspk.common.memory import keep_freed_memory
 from avspk.common.runlog import RunLog, setup_logging
 from avspk.common.settings_tree import describe, flat_settings
 from avspk.common.sources import sources
-from avspk.common.trackers import check_trackers, finish_trackers, start_trackers
+from avspk.common.trackers import finish_trackers, start_trackers
 from avspk.config import Config, ConfigError, TrainingSettings
-from avspk.data.manifest import Utterances, read_utterances
+from avspk.data.manifest import Utterances, read_trials, read_utterances
 from avspk.data.noise import NoisePack, fit_to_memory, generate_noise_pack, read_noise_pack
 from avspk.data.sound_store import SoundStore
+from avspk.evaluation.trial_list import check_trials
 from avspk.evaluation.trial_set import TrialSet
 from avspk.modalities.base import VERIFIED, Media, build_kits
 from avspk.pipeline.given import Given, content_of, given_files, read_given
@@ -28,9 +29,9 @@ from avspk.pipeline.initial_models import initial_models
 from avspk.pipeline.labellers import ClusterLabeller, Labeller
 from avspk.pipeline.preflight import (
     Checks,
-    check_initial_models,
     check_media,
     claim_folder,
+    initial_model_problems,
     launch_problems,
     manifest_digest,
     size_problems,
@@ -43,6 +44,7 @@ from avspk.stages.training import Trainer
 from avspk.stages.truth import Truth
 
 with explained():
+    import pandas as pd
     from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs, PartialState
     from accelerate.utils import ProjectConfiguration, parse_flag_from_env
 
@@ -73,18 +75,17 @@ class Session:
         self.labeller: Labeller = labeller or ClusterLabeller(config.cluster)
         self.config = config = self.labeller.settle(config)
         self.folder, self.files = config.output, RunFolder(config.output)
-        check_trackers(config.training.trackers)
         device = _join_processes(config.training)
         torch.set_num_threads(config.training.threads or default_threads())
         if device.type == "cpu":
             keep_freed_memory()
+        self.main = distributed.rank() == 0
+        utterances, configured_noise, given = self._check(device)
         begun = self.files.facts().get("precision")
         encoders = config.modality_settings().values()
         precision = choose_precision(config.training.precision, encoders, device, begun)
         self.accelerator = _accelerator(config.training, config.output, precision.name)
-        self.main = self.accelerator.is_main_process
         torch.backends.cudnn.allow_tf32 = config.training.tf32  # torch allows it for convolutions by default
-        utterances, configured_noise, given = self._check(device)
         self.content = initial_models(config) | content_of(config, configured_noise, given)
         claim = claim_folder(config, self.labeller.name, utterances, self.content, device, precision.name)
         self.lock = claim.lock
@@ -117,7 +118,7 @@ class Session:
         config = self.config
         checks = Checks()
         checks.note(launch_problems(config, device))
-        checks(check_initial_models, config)
+        checks.note(initial_model_problems(config))
         noise = checks(read_noise_pack, config.data.noise) if config.data.noise is not None else None
         given: list[Given | None] = []
         utterances = checks(read_utterances, config.data.train)
@@ -128,7 +129,7 @@ class Session:
             checks(require_stage_one, config, manifest_digest(utterances), noise.digest if noise else None)
             files = given_files(config) if self.main else {}
             given = [checks(read_given, key, path, config, utterances) for key, path in files.items()]
-        self.trials = checks(_trials, config)
+        self.trials = checks(_trials, config, checks)
         checks.finish()
         assert utterances is not None  # else there was an error
         return utterances, noise, [one for one in given if one is not None]
@@ -160,12 +161,19 @@ class Session:
         return read_noise_pack(distributed.wait_for_file(folder))
 
 
-def _trials(config: Config) -> TrialSet | None:
+def _trials(config: Config, checks: Checks) -> TrialSet | None:
     if not config.data.trials:
         return None
     if config.data.wav_root is None:
         raise ConfigError("data.trials is given without data.wav_root, the folder its names are relative to")
-    return TrialSet(config.data.trials, config.data.wav_root)
+    good = {name: path for name, path in config.data.trials.items() if checks(_read_list, path) is not None}
+    return TrialSet(good, config.data.wav_root)
+
+
+def _read_list(path: Path) -> pd.DataFrame:
+    table = read_trials(path)
+    check_trials(table, str(path))
+    return table
 
 
 def _join_processes(settings: TrainingSettings) -> torch.device:

@@ -138,7 +138,7 @@ def _after_evaluation(run: Run) -> Iterator[str]:
         return
     yield (
         "A single run says nothing about other seeds. Before a claim about the method, train two more seeds and "
-        "compare them: eval/compare_modalities.py."
+        "compare them: avspk compare."
     )
     if run.calibration is None:
         yield "The model has no calibration. Choose a threshold on your own trials before you use its scores."

@@ -35,6 +35,8 @@ def _models(run: Run) -> Iterator[Row]:
             f"{model.architecture}, {model.parameters:,} parameters, {model.embedding_dim} numbers per embedding "
             f"({stage_name(model.stage)})",
         )
+    if run.calibration is not None and run.calibration.fitted_on:
+        yield "calibration", f"fitted on {run.calibration.fitted_on}"
 
 
 def _machine(run: Run) -> Iterator[Row]:

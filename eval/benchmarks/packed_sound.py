@@ -26,8 +26,8 @@ import torch
 from avspk.data.augmentation import AudioPolicy
 from avspk.data.manifest import read_utterances
 from avspk.data.noise import read_noise_pack
+from avspk.data.preparation_settings import PackFormat
 from avspk.data.sound_packing import PackSettings, pack_sound
-from avspk.data.sound_store import PackFormat
 from avspk.data.views import AudioGroup, AudioViews, generator
 from benchmarks.corpus import small_noise_pack, write_corpus
 from benchmarks.figures import Figure, rate

@@ -18,7 +18,8 @@ from torch.nn import functional
 from avspk.data.demo_corpus.face import draw_face, draw_scene
 from avspk.data.demo_corpus.rendering import TalkingHead, paint_background
 from avspk.data.demo_corpus.settings import CorpusSettings
-from avspk.data.face_crops import FaceDetector, Faces, FaceSettings
+from avspk.data.face_crops import FaceDetector, Faces
+from avspk.data.preparation_settings import FaceSettings
 from avspk.models.ecapa import EcapaTdnn
 from avspk.models.resnet import AudioResNet, FaceResNet34
 from benchmarks.figures import Figure, rate

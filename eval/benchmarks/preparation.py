@@ -32,9 +32,10 @@ from PIL import Image
 
 from avspk.data.clips import Clip, find_clips
 from avspk.data.crop_store import CropStore, CropWriter, encode_jpeg
-from avspk.data.demo_corpus import CorpusSettings, build_demo_corpus
-from avspk.data.face_crops import FaceSettings, FaceTracked
+from avspk.data.demo_corpus.build import build_demo_corpus
+from avspk.data.demo_corpus.settings import CorpusSettings
 from avspk.data.preparation import PreparationSettings, prepare
+from avspk.data.preparation_settings import FaceSettings, FaceTracked
 from avspk.data.preparation_unit import Unit, prepare_unit
 from avspk.data.sound import read_audio, write_wav
 from avspk.data.video import VideoReader

@@ -4,8 +4,3 @@
 
 Sound: phonemes -> voice -> channel. Picture: face -> painting -> rendering. Files: clips. All together: session, build.
 """
-
-from avspk.data.demo_corpus.build import build_demo_corpus
-from avspk.data.demo_corpus.settings import CorpusSettings, Nuisance
-
-__all__ = ["CorpusSettings", "Nuisance", "build_demo_corpus"]
