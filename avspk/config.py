@@ -104,7 +104,9 @@ class PretrainSettings(Settings):
 
     objective: ObjectiveSettings = DinoSettings()
     init_from: dict[str, Path] = Field(
-        default_factory=dict, description="modality -> model folder whose encoder stage 1 begins with; default: random"
+        default_factory=dict,
+        description="modality -> model folder that stage 1 begins with: its encoder, and its head if it has one "
+        "that fits; default: random",
     )
     embeddings: Annotated[dict[str, Path], FirstReader.ROUNDS] = Field(
         default_factory=dict,

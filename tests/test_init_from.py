@@ -1,5 +1,6 @@
 """Stage 1 that starts from a trained encoder, or consists only of that."""
 
+import re
 import shutil
 
 import pytest
@@ -9,7 +10,9 @@ from test_pipeline import assert_same_weights, short, weights
 from avspk import recipe
 from avspk.common.sources import card_name
 from avspk.config import ConfigError, parse_config
+from avspk.inference.checkpoint import load_tree, save_tree
 from avspk.pipeline.session import Session
+from avspk.stages.initial import HEAD, head_weights
 
 pytestmark = pytest.mark.usefixtures("one_thread", "undrawn")
 
@@ -39,6 +42,36 @@ def test_student_and_teacher_begin_with_it(first, tmp_path):
     for network in (stage.model, stage.teacher):
         assert_same_weights(dict(network["audio"].encoder.state_dict()), weights(model))
     session.lock.close()
+
+
+def test_the_head_of_another_stage_one_is_used_where_it_fits(first, tmp_path, capsys):
+    data, model = first
+    session = Session(parse_config(audio(data, tmp_path / "exp", model, seed=5)))
+    stage = tiny.pretrain(session)
+    assert f"stage 1 begins with the head in {model / HEAD}, too" in capsys.readouterr().err
+    for network in (stage.model, stage.teacher):
+        assert_same_weights(head_weights(network["audio"]), load_tree(model / HEAD))
+    session.lock.close()
+    assert not list((model.parents[1] / "model").glob(HEAD))  # what is published has none
+
+    tree = audio(data, tmp_path / "other", model, seed=5)
+    tree["pretrain"]["objective"]["head"]["out_dim"] += 1
+    session = Session(parse_config(tree))
+    other = tiny.pretrain(session)
+    said = capsys.readouterr().err
+    assert re.search(r"head.safetensors does not fit \(.*: \(\d+, \d+\) there, \(\d+, \d+\) here\)", said)
+    assert_same_weights(dict(other.model["audio"].encoder.state_dict()), weights(model))
+    session.lock.close()
+
+
+def test_a_model_with_another_head_is_another_start(first, tmp_path):
+    data, model = first
+    place = tmp_path / "place"
+    shutil.copytree(model, place)
+    recipe.run(Session(parse_config(audio(data, tmp_path / "exp", place, rounds=0))))
+    save_tree(place / HEAD, {name: value + 1 for name, value in load_tree(place / HEAD).items()})
+    with pytest.raises(ConfigError, match=r"has read another pretrain\.init_from\.audio"):
+        Session(parse_config(audio(data, tmp_path / "exp", place, rounds=0)))
 
 
 def test_without_epochs_the_rounds_begin_from_it(first, tmp_path):

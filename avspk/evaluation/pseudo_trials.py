@@ -9,9 +9,9 @@ from avspk.scoring.metrics import eer
 
 MIN_SPEAKERS = 8  # [C] fewer voices say little; below calibration.least, because later rounds may merge two clusters
 MIN_TRIALS = 30  # [C] of each kind
-# Errors at the EER that a fit needs. Of an affine map, with 14 errors on average instead of 38, and 60 % of the utterances,
-# the Cllr on new voices rose from 4 to 5 % over its minimum in the median, and to 13 % at worst (demo, 40 draws). With
-# quality measures, the rule of 30 (Doddington et al., Speech Communication 31, 2000).
+# Errors at the EER that a fit needs. Of an affine map, with 60 % of the utterances, and 14 errors on average instead of
+# 38, the Cllr on new voices rose from 4 to 5 % over its minimum in the median, and to 13 % at worst (demo, 40 draws).
+# With quality measures, the rule of 30 (Doddington et al., Speech Communication 31, 2000).
 ERRORS_FOR_AFFINE = 10
 ERRORS_FOR_MEASURES = 30
 

@@ -18,6 +18,7 @@ from avspk.pipeline.session import Session
 from avspk.run import StageFolder
 from avspk.stages.base import Stage
 from avspk.stages.embedding_files import mean_row, read_rows, write_rows
+from avspk.stages.initial import HEAD
 from avspk.stages.materials import Encoders
 from avspk.stages.recalibrate import recalibrate
 
@@ -56,8 +57,14 @@ class StageWork:
         if self.session.main:
             save_tree(self.folder.classifiers, classifiers)
 
-    def export(self, encoders: Encoders, description: str, recalibration: RecalibrateSettings) -> None:
-        """Save the stage's model of each modality, with its mean training embedding.
+    def export(
+        self,
+        encoders: Encoders,
+        description: str,
+        recalibration: RecalibrateSettings,
+        heads: Mapping[str, dict[str, Tensor]] | None = None,
+    ) -> None:
+        """Save the stage's model of each modality, with its mean training embedding, and with its head's weights.
 
         All training embeddings are saved too, unless the stage comes after the rounds: then nothing clusters them.
         """
@@ -75,6 +82,8 @@ class StageWork:
             if session.main:
                 card = self._card(name, session.labeller.describe(self.folder.name, description))
                 save_model(self.folder.model(name), encoder, *kit.describe_model(), mean, card)
+                if heads:
+                    save_tree(self.folder.model(name) / HEAD, heads[name])
 
     def finish(self) -> None:
         """Mark the stage finished and record its seconds, without the lost work of interrupted runs."""

@@ -18,6 +18,7 @@ from avspk.inference.mean_fbank import mean_fbank_model
 from avspk.inference.speaker_model import WEIGHTS, SpeakerModel, load_model, model_digest, save_calibration
 from avspk.modalities.base import VERIFIED
 from avspk.pipeline.session import Session
+from avspk.stages.initial import HEAD
 
 logger = logging.getLogger(__name__)
 MEAN_FBANK_UTTERANCES = 2000
@@ -43,7 +44,7 @@ def publish(session: Session, labels: np.ndarray | None) -> None:
     if (target / WEIGHTS).is_file() and filecmp.cmp(source / WEIGHTS, target / WEIGHTS, shallow=False):
         return
     shutil.rmtree(part, ignore_errors=True)
-    shutil.copytree(source, part)
+    shutil.copytree(source, part, ignore=shutil.ignore_patterns(HEAD))
     if labels is not None:
         model, utterances = load_model(part, session.materials.device), session.materials.utterances
         calibration = calibrate(model, utterances, labels, session.config.seed, session.config.training.workers)

@@ -10,7 +10,8 @@ from avspk.pipeline.round_labels import trusted_labels
 from avspk.pipeline.session import Session
 from avspk.run import StageFolder
 from avspk.stages.classify import Classify
-from avspk.stages.materials import Encoders, initial_encoder
+from avspk.stages.initial import initial_encoder
+from avspk.stages.materials import Encoders
 
 
 def new_student(session: Session, settings: FinalSettings) -> Encoders:

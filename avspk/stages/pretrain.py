@@ -19,13 +19,14 @@ from avspk.data.dataset import ViewDataset
 from avspk.data.sampler import ClusterPositives, ExampleSampler
 from avspk.data.views import rows_of_views
 from avspk.modalities.base import ModalityKit, seeded
-from avspk.models.audio_visual import EncoderBranch
+from avspk.models.audio_visual import EncoderBranch, ParallelBranches
 from avspk.models.ema import ema_update, make_teacher, running_mean
 from avspk.models.encoder import Encoder
 from avspk.objectives.base import Course
 from avspk.stages.base import Metrics, Stage
 from avspk.stages.cluster import cluster_embeddings
-from avspk.stages.materials import Materials, initial_encoder
+from avspk.stages.initial import head_weights, initial_encoder, start_head
+from avspk.stages.materials import Materials
 from avspk.stages.truth import Truth
 
 STAGE = "pretrain"
@@ -88,9 +89,12 @@ class Pretrain(Stage):
         self.num_averaged = 0
 
     def _network(self, name: str) -> EncoderBranch:
-        objective = self.objectives[name]
-        encoder = initial_encoder(self.kits[name], self.settings.init_from.get(name))
-        return seeded(lambda: objective.network(encoder), self.seed, name, "head")
+        objective, init_from = self.objectives[name], self.settings.init_from.get(name)
+        encoder = initial_encoder(self.kits[name], init_from)
+        network = seeded(lambda: objective.network(encoder), self.seed, name, "head")
+        if init_from is not None:
+            start_head(network, init_from)
+        return network
 
     # One step.
 
@@ -204,10 +208,20 @@ class Pretrain(Stage):
 
     def teachers(self) -> dict[str, Encoder]:
         """Modality -> encoder of the average teacher."""
+        return self._final().encoders()
+
+    def heads(self) -> dict[str, dict[str, Tensor]]:
+        """Modality -> weights of the average teacher's head, for a stage 1 that continues on other data.
+
+        Without training there are none.
+        """
+        return {name: head_weights(branch) for name, branch in self._final().items() if self.num_epochs}
+
+    def _final(self) -> ParallelBranches[EncoderBranch]:
         final = make_teacher(self.teacher)
         if self.num_averaged:
             final.load_state_dict(self.average)
-        return final.encoders()
+        return final
 
     def state_dict(self) -> dict[str, Any]:
         """Teacher, objectives, cluster labels, average."""
