@@ -125,11 +125,16 @@ def write_list(path, kind, sounds, monkeypatch):
     if kind == "wav.scp":
         (path / "wav.scp").write_text("".join(f"utt-{k}  {name}\n" for k, name in enumerate(paths)))
         return str(path / "wav.scp"), [f"utt-{k}" for k in range(len(paths))]
+    if kind in ("table.csv", "table.tsv"):
+        separator = "," if kind == "table.csv" else "\t"
+        rows = [("id", "name", "path"), *((str(k), f"call {k}", name) for k, name in enumerate(paths))]
+        (path / kind).write_text("".join(separator.join(row) + "\n" for row in rows))
+        return str(path / kind), [f"call {k}" for k in range(len(paths))]
     (path / "list.txt").write_text("\n".join(paths))
     return str(path / "list.txt"), paths
 
 
-@pytest.mark.parametrize("kind", ["list", "standard input", "folder", "manifest", "wav.scp"])
+@pytest.mark.parametrize("kind", ["list", "standard input", "folder", "manifest", "wav.scp", "table.csv", "table.tsv"])
 def test_every_kind_of_list(embed, sounds, tmp_path, monkeypatch, kind):
     given, names = write_list(tmp_path, kind, sounds, monkeypatch)
     status, _, errors = embed("--list", given)
@@ -172,6 +177,7 @@ def test_packed_sound_gives_the_rows_of_its_files(embed, tmp_path, monkeypatch):
             "utt sph2pipe x.sph |\n",
             "line 1: 'utt sph2pipe x.sph |' is a pipe, which is not run; give the path",
         ),
+        ("table.csv", "path,name\na.wav\n", "line 2: must have 2 fields with a path"),
         ("wav.scp", "utt a.wav\nutt b.wav\n", "line 2: the name 'utt' appears twice"),
     ],
 )

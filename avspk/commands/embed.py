@@ -31,7 +31,8 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
     parser.add_argument("files", nargs="*", metavar="FILE", help="sounds of any format, and folders of them")
     add_model(parser)
     parser.add_argument("--list", nargs="+", default=[], metavar="LIST", dest="lists",
-                        help="a path a line (- is standard input), wav.scp, manifest.parquet or a folder")  # fmt: skip
+                        help="a path a line (- is standard input), wav.scp, a table with a column path, "
+                             "manifest.parquet or a folder")  # fmt: skip
     parser.add_argument("--out", type=_out, required=True,
                         help="X.npy, (files, dimension) float32, names in X.tsv; or X.ark, with X.scp")  # fmt: skip
     parser.add_argument("--overwrite", action="store_true", help="start again; existing content of --out is removed")

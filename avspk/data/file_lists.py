@@ -1,17 +1,28 @@
-"""Lists of sounds in common formats: files, folders, Kaldi's wav.scp, manifests, one path a line."""
+"""Lists of sounds in common formats: files, folders, Kaldi's wav.scp, tables, manifests, one path a line."""
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-from avspk.common.text_files import is_binary, read_lines, read_standard_input
+from avspk.common.text_files import is_binary, read_lines, read_rows, read_standard_input
 from avspk.data.manifest_error import ManifestError
 from avspk.data.suffixes import MEDIA_SUFFIXES
 from avspk.data.tree import media_below
 
+logger = logging.getLogger(__name__)
 STDIN = "-"
+
+
+class Listed(NamedTuple):
+    """A file, and its name and speaker if the list gives them, else ""."""
+
+    path: str
+    name: str = ""
+    speaker: str = ""
 
 
 def named_sounds(sources: Sequence[str], lists: Sequence[str]) -> dict[str, Path]:
@@ -20,7 +31,8 @@ def named_sounds(sources: Sequence[str], lists: Sequence[str]) -> dict[str, Path
     Args:
         sources: files, and folders, whose sounds are taken at any depth; the name is the path.
         lists: files with one path a line, or "-" for standard input; wav.scp (any *.scp), whose names are
-            kept; manifests (*.parquet, *.tsv), whose utterances are the names; folders; single sounds.
+            kept; tables (*.tsv, *.csv) with a column `path` and optionally `name`; manifests (*.parquet, *.tsv), whose
+            utterances are the names; folders; single sounds.
 
     Raises: ManifestError if a list cannot be read, a folder holds no sound, or a name has two paths.
     """
@@ -48,6 +60,8 @@ def _listed(source: str) -> Iterator[tuple[str, Path]]:
         yield source, path
     elif path.suffix.lower() == ".scp":
         yield from ((name, Path(file)) for name, file in read_wav_scp(path).items())
+    elif path.suffix.lower() in {".csv", ".tsv"} and _has_paths(path):
+        yield from ((one.name or one.path, Path(one.path)) for one in read_path_table(path))
     elif path.suffix.lower() in {".parquet", ".tsv"}:
         from avspk.data.manifest import read_utterances  # needs pandas
 
@@ -55,6 +69,11 @@ def _listed(source: str) -> Iterator[tuple[str, Path]]:
         yield from ((str(name), utterances.audio_path(row)) for row, name in enumerate(utterances.table["utterance"]))
     else:
         yield from _lines(read_lines(path, "list", ManifestError), str(path))
+
+
+def _has_paths(table: Path) -> bool:
+    """Whether its first row names a column `path`."""
+    return table.is_file() and any("path" in fields for _, fields in read_rows(table, "list", ManifestError)[:1])
 
 
 def _lines(given: Sequence[str], source: str) -> Iterator[tuple[str, Path]]:
@@ -69,6 +88,24 @@ def _in_folder(folder: Path) -> Iterator[tuple[str, Path]]:
     if not found:
         raise ManifestError(f"{folder}: no sound in this folder; suffixes: {', '.join(sorted(MEDIA_SUFFIXES))}")
     yield from ((str(path), path) for path in found)
+
+
+def read_path_table(path: Path) -> Iterator[Listed]:
+    """The rows of a table with a column `path` and optionally `name` and `speaker`; other columns are not used.
+
+    Raises: ManifestError naming the file, and the line or the column that is wrong.
+    """
+    (_, columns), *rows = read_rows(path, "table", ManifestError) or [(1, [])]
+    used = [name for name in columns if name in Listed._fields]
+    if "path" not in used or len(set(used)) < len(used):
+        raise ManifestError(f"{path}: columns are {columns}, must have one path and optionally one name and speaker")
+    if unused := [name for name in columns if name not in used]:
+        logger.info("%s: columns that are not used: %s", path, ", ".join(unused))
+    for number, fields in rows:
+        row = dict(zip(columns, fields, strict=False))
+        if len(fields) != len(columns) or not row["path"]:
+            raise ManifestError(f"{path}, line {number}: must have {len(columns)} fields with a path")
+        yield Listed(**{name: row[name] for name in used})
 
 
 def read_wav_scp(path: Path) -> dict[str, str]:
