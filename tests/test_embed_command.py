@@ -22,6 +22,7 @@ from avspk.data import reader_pool, shards
 from avspk.data.clip_list import read_clip_list
 from avspk.data.file_lists import named_sounds
 from avspk.data.manifest import UTTERANCE_COLUMNS, write_utterances
+from avspk.data.named_vectors import read_named_vectors
 from avspk.data.noise_corpora import find_rirs, find_sounds
 from avspk.data.tree import PLAN
 from avspk.inference import embedding_job, many_files
@@ -178,6 +179,8 @@ def test_packed_sound_gives_the_rows_of_its_files(embed, tmp_path, monkeypatch):
             "line 1: 'utt sph2pipe x.sph |' is a pipe, which is not run; give the path",
         ),
         ("table.csv", "path,name\na.wav\n", "line 2: must have 2 fields with a path"),
+        ("table.csv", "path,name\n", "it contains no path"),
+        ("table.csv", "file,name\na.wav,a\n", "columns are ['file', 'name'], must have one path"),
         ("wav.scp", "utt a.wav\nutt b.wav\n", "line 2: the name 'utt' appears twice"),
     ],
 )
@@ -395,6 +398,26 @@ def test_to_overwrite_a_table_does_not_take_files_of_one_of_the_other_kind(tmp_p
     for suffix in (first, second):
         with EmbeddingTable(tmp_path / f"x{suffix}", "m") as table:
             assert list(table.names) == ["n"]
+
+
+def test_slices_of_both_kinds_with_one_name_are_joined(embed, sounds, tmp_path):
+    for shard in ("1/2", "2/2"):
+        for out in ("x.npy", "x.ark"):
+            assert embed(*sounds, "--shard", shard, out=out)[0] == 0
+    assert names_of(tmp_path / "x.npy") == [str(path) for path in sounds]
+    assert len(read_named_vectors(tmp_path / "x.ark")[0]) == len(sounds)
+    assert not list(tmp_path.glob("x.shard*"))
+
+
+@pytest.mark.parametrize(("given", "out"), [("calls.tsv", "calls.npy"), ("calls.scp", "calls.ark")])
+@pytest.mark.parametrize("option", [(), ("--overwrite",)])
+def test_a_list_is_not_overwritten_by_the_names_of_the_rows(embed, sounds, tmp_path, given, out, option):
+    text = "name\tpath\n" * given.endswith("tsv") + f"a\t{sounds[0]}\n"
+    (tmp_path / given).write_text(text)
+    status, _, errors = embed("--list", tmp_path / given, *option, out=out)
+    assert status == 2
+    assert f"would write {tmp_path / given}, which is a list of sounds" in errors[0]
+    assert (tmp_path / given).read_text() == text
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".ark"])

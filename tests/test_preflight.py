@@ -14,7 +14,8 @@ from avspk.data.noise import generate_noise_pack, read_noise_pack
 from avspk.inference.checkpoint import CheckpointFolder
 from avspk.pipeline import session
 from avspk.pipeline.comparison_runs import PlannedRun
-from avspk.pipeline.preflight import launch_problems, manifest_digest
+from avspk.pipeline.initial_models import is_unchanged
+from avspk.pipeline.preflight import Checks, launch_problems, manifest_digest
 from avspk.pipeline.session import Session
 
 
@@ -264,3 +265,32 @@ def test_each_list_model_and_tracker_and_the_output_have_their_line(data, tmp_pa
     for text in ("gone.txt", "bad.txt, line 2", "alike.txt: ", "of the trial lists", "no_voice", "no_face",
                  "'tensorbord'", "'wandbb'", f"{tmp_path / 'taken'} is not a folder"):  # fmt: skip
         assert sum(text in line for line in lines) == 1, text
+
+
+def test_an_error_in_a_description_hides_no_other_problem():
+    def described():
+        yield "the first"
+        raise PermissionError("private/config.json: not readable")
+
+    checks = Checks()
+    checks.note(described())
+    checks.note(["the last"])
+    with pytest.raises(
+        ConfigError, match=r"3 problems.*\n- the first\n- private/config\.json: not readable\n- the last"
+    ):
+        checks.finish()
+
+
+@pytest.mark.parametrize(
+    ("recorded", "now", "same"),
+    [
+        ("a", "a", True),
+        ("a h", "a h", True),
+        ("a", "b", False),
+        ("a h", "a g", False),
+        ("a", "a h", True),
+        ("a", "b h", False),
+    ],
+)
+def test_a_run_that_knew_no_head_may_continue(recorded, now, same):
+    assert is_unchanged(recorded, now) == same

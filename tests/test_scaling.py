@@ -46,11 +46,13 @@ def test_the_demo_is_scaled_to_itself_and_voxceleb_nearly():
     assert (found["pretrain.batch_size"], found["pretrain.epochs"]) == (full.pretrain.batch_size, full.pretrain.epochs)
 
 
-@pytest.mark.parametrize("faces", [1, 5, 40])
-def test_few_faces_have_few_clusters(faces):
+@pytest.mark.parametrize(("faces", "modalities"), [(1, ["audio"]), (40, ["audio"]), (60, ["audio", "face"])])
+def test_too_few_faces_are_left_out_and_do_not_change_the_clusters_of_the_sound(faces, modalities):
     data, file = utterances(500), find_config(Path("demo"))
     data.table.loc[faces:, "num_crops"] = 0
-    scaled = [f"{key}={json.dumps(value)}" for key, value in scaled_settings(data, load_config(file)).items()]
+    found = scaled_settings(data, load_config(file))
+    assert (found["modalities"], found["pretrain.cluster_aware.num_clusters"]) == (modalities, 52)
+    scaled = [f"{key}={json.dumps(value)}" for key, value in found.items()]
     assert list(size_problems(data, load_config(file, scaled))) == []
 
 

@@ -73,9 +73,13 @@ def run(args: argparse.Namespace) -> int:
     """Find, embed, write, print the result."""
     from avspk.data.file_lists import named_sounds
     from avspk.inference.embedding_job import EmbeddingJob, Outcome, failures_path
+    from avspk.inference.embedding_table import own_files
     from avspk.inference.hub import find_model
     from avspk.inference.speaker_model import model_digest
 
+    for name in args.lists:
+        if Path(name).absolute() in map(Path.absolute, own_files(args.out)):
+            raise ValueError(f"--out {args.out} would write {name}, which is a list of sounds; choose another --out")
     sounds, folder = named_sounds(args.files, args.lists), find_model(args.model)
     shard = _slice_of(args)
     job, outcome, start = EmbeddingJob(args.out, model_digest(folder), shard), Outcome(), time.monotonic()

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from avspk.commands.console import count
-from avspk.common.extras import explained
+from avspk.common.extras import explained, require
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int:
     """Run one evaluation; 0 when its numbers were printed, 2 with a one-screen error."""
     args = parse(arguments, prog)
+    require("matplotlib", "pandas")  # the figures come last, after hours of embedding
     from avspk.common import distributed
 
     try:

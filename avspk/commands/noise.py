@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from avspk.common.files import whole_or_absent
 from avspk.common.progress import track
+from avspk.data.preparation_settings import CATEGORIES
 
 if TYPE_CHECKING:
     from avspk.data.noise import Recording
@@ -33,7 +34,7 @@ def parse(arguments: Sequence[str] | None, prog: str | None) -> argparse.Namespa
     parser.add_argument("--musan", type=Path, help="MUSAN: a folder with noise/, music/ and speech/")
     parser.add_argument("--rirs", type=Path, help="RIRS_NOISES, or a folder of impulse responses as wav")
     parser.add_argument("--folder", action="append", default=[], metavar="CATEGORY=DIR", type=category_folder,
-                        help="more recordings; CATEGORY is noise, music or speech; may be repeated")  # fmt: skip
+                        help=f"more recordings, under one of {', '.join(CATEGORIES)}; may be repeated")  # fmt: skip
     parser.add_argument("--generate", action="store_true", help="procedural noise, music, RIRs where none are given")
     parser.add_argument("--seed", type=int, default=0, help="of what is generated (default 0)")
     parser.add_argument("--rir-seconds", type=float, default=1.0, help="kept of each response (default 1.0)")
@@ -42,8 +43,6 @@ def parse(arguments: Sequence[str] | None, prog: str | None) -> argparse.Namespa
 
 def category_folder(text: str) -> tuple[str, Path]:
     """Split `noise=/data/street`."""
-    from avspk.data.noise import CATEGORIES
-
     category, separator, folder = text.partition("=")
     if not separator or category not in CATEGORIES:
         raise argparse.ArgumentTypeError(f"{text!r}; valid: CATEGORY=DIR with CATEGORY one of {', '.join(CATEGORIES)}")

@@ -11,7 +11,8 @@ import numpy as np
 from pydantic import AfterValidator, Field, model_validator
 
 from avspk.common.settings import Count, NotNegative, PositiveRange, Probability, Range, Settings, ordered
-from avspk.data.noise import CATEGORIES, RecordingTable
+from avspk.data.noise import RecordingTable
+from avspk.data.preparation_settings import CATEGORIES
 
 
 class AudioPolicy(Settings):

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from avspk.common.extras import explained
+from avspk.common.extras import require
 from avspk.data.shards import OpenShards, Shard, ShardError, ShardWriter, num_whole
 
 CROP_SIZE = 112
@@ -78,10 +78,11 @@ class CropStore:
 
     Opening looks at file sizes only. Picklable, and safe to use on both sides of a fork.
 
-    Raises: CropStoreError if `folder` is not a crop store.
+    Raises: CropStoreError if `folder` is not a crop store; MissingExtraError without torchvision.
     """
 
     def __init__(self, folder: str | Path):
+        require("torchvision.io")  # here, before loader processes are forked: each would import it for itself
         self._folder = Path(folder)
         self._shards = sorted(path.stem for path in self._folder.glob("*.index"))
         if not self._shards:
@@ -98,8 +99,9 @@ class CropStore:
 
         Raises: CropStoreError if there is no such crop or its bytes are damaged.
         """
+        data = self.read_jpeg(crop)
         try:
-            return decode_jpeg(self.read_jpeg(crop))
+            return decode_jpeg(data)
         except (RuntimeError, ValueError) as error:  # ValueError: no bytes
             reason = str(error).strip().splitlines()[0]
             raise CropStoreError(f"{self._folder}: crop {crop} is damaged ({reason}); prepare it again") from error
@@ -125,10 +127,10 @@ class CropStore:
 def decode_jpeg(data: bytes) -> np.ndarray:
     """Image uint8 (H, W, 3) RGB of a JPEG file, in half of Pillow's time for a face crop and with equal pixels.
 
-    Raises: RuntimeError if the bytes are damaged; MissingExtraError without torchvision.
+    Raises: RuntimeError if the bytes are damaged, ValueError if there are none.
     """
-    with explained():
-        from torchvision.io import ImageReadMode, decode_jpeg  # its import takes a second, and embedding needs no faces
+    from torchvision.io import ImageReadMode, decode_jpeg  # its import takes a second, and embedding sound needs none
+
     image = decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.RGB)  # (3, H, W)
     return image.permute(1, 2, 0).contiguous().numpy()
 

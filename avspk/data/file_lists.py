@@ -60,7 +60,7 @@ def _listed(source: str) -> Iterator[tuple[str, Path]]:
         yield source, path
     elif path.suffix.lower() == ".scp":
         yield from ((name, Path(file)) for name, file in read_wav_scp(path).items())
-    elif path.suffix.lower() in {".csv", ".tsv"} and _has_paths(path):
+    elif _is_path_table(path):
         yield from ((one.name or one.path, Path(one.path)) for one in read_path_table(path))
     elif path.suffix.lower() in {".parquet", ".tsv"}:
         from avspk.data.manifest import read_utterances  # needs pandas
@@ -71,9 +71,14 @@ def _listed(source: str) -> Iterator[tuple[str, Path]]:
         yield from _lines(read_lines(path, "list", ManifestError), str(path))
 
 
-def _has_paths(table: Path) -> bool:
-    """Whether its first row names a column `path`."""
-    return table.is_file() and any("path" in fields for _, fields in read_rows(table, "list", ManifestError)[:1])
+def _is_path_table(path: Path) -> bool:
+    """Whether it is a table, but no manifest: a csv of several columns, or a tsv with a column `path`."""
+    suffix = path.suffix.lower()
+    if suffix not in {".csv", ".tsv"} or not path.is_file():
+        return False
+    first = next((line for line in read_lines(path, "list", ManifestError) if line), "")
+    columns = [name.strip('"') for name in first.split("," if suffix == ".csv" else "\t")]
+    return "path" in columns or (suffix == ".csv" and len(columns) > 1)
 
 
 def _lines(given: Sequence[str], source: str) -> Iterator[tuple[str, Path]]:
@@ -93,7 +98,7 @@ def _in_folder(folder: Path) -> Iterator[tuple[str, Path]]:
 def read_path_table(path: Path) -> Iterator[Listed]:
     """The rows of a table with a column `path` and optionally `name` and `speaker`; other columns are not used.
 
-    Raises: ManifestError naming the file, and the line or the column that is wrong.
+    Raises: ManifestError naming the file, and the line or the column that is wrong, or if there are no rows.
     """
     (_, columns), *rows = read_rows(path, "table", ManifestError) or [(1, [])]
     used = [name for name in columns if name in Listed._fields]
@@ -101,6 +106,8 @@ def read_path_table(path: Path) -> Iterator[Listed]:
         raise ManifestError(f"{path}: columns are {columns}, must have one path and optionally one name and speaker")
     if unused := [name for name in columns if name not in used]:
         logger.info("%s: columns that are not used: %s", path, ", ".join(unused))
+    if not rows:
+        raise ManifestError(f"{path}: it contains no path")
     for number, fields in rows:
         row = dict(zip(columns, fields, strict=False))
         if len(fields) != len(columns) or not row["path"]:

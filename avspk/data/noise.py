@@ -12,12 +12,12 @@ import numpy as np
 from avspk.common.extras import explained
 from avspk.common.files import content_digest, sync
 from avspk.data.media import SAMPLE_RATE
+from avspk.data.preparation_settings import CATEGORIES
 from avspk.data.synthetic_sounds import coloured_noise, exponential_rir, tonal_music
 
 with explained():
     import pandas as pd
 
-CATEGORIES = ("noise", "music", "speech")
 COLUMNS = ("name", "category", "start", "num_samples")
 SAMPLES_FILE, TABLE_FILE, RIRS_FILE = "samples.npy", "recordings.tsv", "rirs.npy"
 PROBES = 256  # samples that the digest of a pack looks at, in each of its arrays

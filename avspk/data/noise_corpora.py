@@ -8,7 +8,8 @@ import numpy as np
 
 from avspk.common.text_files import printable
 from avspk.data.media import MediaError
-from avspk.data.noise import CATEGORIES, NoisePackError, Recording, align_rir
+from avspk.data.noise import NoisePackError, Recording, align_rir
+from avspk.data.preparation_settings import CATEGORIES
 from avspk.data.sound import read_first_channel, read_sound
 from avspk.data.suffixes import MEDIA_SUFFIXES
 from avspk.data.tree import media_below

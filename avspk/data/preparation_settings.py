@@ -7,6 +7,8 @@ from typing import Literal
 
 FaceTracked = Literal["auto", "yes", "no"]
 PackFormat = Literal["int16", "flac"]
+CATEGORIES = ("noise", "music", "speech")
+"""Kinds of recordings of a noise pack."""
 MAX_SECONDS = 20.0  # [C] longest utterance for data other than VoxCeleb
 
 

@@ -21,19 +21,21 @@ from avspk.inference.speaker_model import SpeakerModel
 COLUMNS = ("system", "trials", "num_trials", "eer", "eer_low", "eer_high", "min_dcf_0.01", "min_dcf_0.05")
 
 
+def read_list(name: str, path: Path) -> TrialList:
+    """A trial list under this name. Raises: ValueError naming the file and what is wrong in it."""
+    table = read_trials(path)
+    return TrialList(name, table, name, notes=check_trials(table, str(path)))
+
+
 class TrialSet:
     """Audio-only evaluation of systems on the same lists and files."""
 
-    def __init__(self, lists: Mapping[str, Path], wav_root: Path) -> None:
-        """Read the lists and check this process's share of the files.
+    def __init__(self, lists: Sequence[TrialList], wav_root: Path) -> None:
+        """Check this process's share of the files.
 
         Raises FileNotFoundError naming how many are missing, and the first.
         """
-        self.wav_root = wav_root
-        self.lists = []
-        for name, path in lists.items():
-            table = read_trials(path)
-            self.lists.append(TrialList(name, table, name, notes=check_trials(table, str(path))))
+        self.lists, self.wav_root = lists, wav_root
         self.files = sorted(set().union(*(trials.files.tolist() for trials in self.lists)))
         share = self.files[distributed.local_share(len(self.files))]
         missing = missing_files([wav_root / file for file in share])

@@ -116,7 +116,9 @@ def _along_last_axis(images: Tensor, matrices: Tensor) -> Tensor:
     One product an image. Broadcasting over the colours would copy each matrix three times.
     """
     batch, channels, height, width = images.shape
-    return (images.reshape(batch, channels * height, width) @ matrices.mT).view(batch, channels, height, -1)
+    return (images.reshape(batch, channels * height, width) @ matrices.mT).view(
+        batch, channels, height, matrices.shape[1]
+    )
 
 
 def _mirror(box: Tensor, flip: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from avspk.common.files import hold_for_life, whole_or_absent
-from avspk.inference.embedding_table import EmbeddingTable, TableError, remove_table
+from avspk.inference.embedding_table import EmbeddingTable, TableError, remove_table, twin
 from avspk.inference.many_files import Embedded
 
 _LOOK_SECONDS = 0.2
@@ -110,7 +110,10 @@ def _move_rows(path: Path, table: EmbeddingTable) -> None:
 
 
 def discard(out: Path) -> None:
-    """Remove the table and all its slices."""
+    """Remove the table and all its slices. Raises: TableError if a table of the other kind shares files with it."""
+    if (other := twin(out)).exists():
+        shared = out.with_suffix(".json").name
+        raise TableError(f"{other} shares {shared} with {out.name}; choose another --out, or remove {other} by hand")
     with alone(out):
         remove_table(out)
         for path in _shards(out):

@@ -48,9 +48,10 @@ class EmbeddingTable:
         self.dimension: int | None = None
         if self.about.exists():
             self._reopen()
-        elif path.exists() or self.body.index.exists():
+        elif found := [file.name for file in (path, self.body.index) if file.exists()]:
             raise TableError(
-                f"{path} exists without {self.about.name}, which names its model; choose another --out, or --overwrite"
+                f"{path.parent / found[0]} exists without {self.about.name}, which names its model; choose another "
+                "--out, or --overwrite, which removes it"
             )
 
     def __enter__(self) -> EmbeddingTable:
@@ -93,18 +94,22 @@ class EmbeddingTable:
         return read_named_vectors(self.path)[1].astype(np.float32, copy=False)
 
 
+def own_files(path: Path) -> list[Path]:
+    """The files of a table: X.npy with X.tsv or X.ark with X.scp, X.json, and the list of failures."""
+    index = ".tsv" if path.suffix == ".npy" else ".scp"
+    return [path, *(path.with_suffix(suffix) for suffix in (index, ".json", ".failed.tsv"))]
+
+
+def twin(path: Path) -> Path:
+    """The table of the other kind with the same name. Two of one model share X.json and the list of failures."""
+    return path.with_suffix(".ark" if path.suffix == ".npy" else ".npy")
+
+
 def remove_table(path: Path) -> None:
-    """Remove the files of a table, if they are there. Raises: TableError if one of the other kind shares X.json."""
-    for suffix in SUFFIXES:
-        other = path.with_suffix(suffix)
-        if suffix != path.suffix and other.exists():
-            about = path.with_suffix(".json").name
-            raise TableError(
-                f"{other} shares {about} with {path.name}; choose another --out, or remove {other} by hand"
-            )
-    for suffix in (".json", ".npy", ".tsv", ".ark", ".scp", ".failed.tsv"):
-        if suffix not in SUFFIXES or suffix == path.suffix:
-            path.with_suffix(suffix).unlink(missing_ok=True)
+    """Remove the files of a table, if they are there, but not what its twin shares."""
+    rows, index, *shared = own_files(path)
+    for file in (rows, index, *([] if twin(path).exists() else shared)):
+        file.unlink(missing_ok=True)
 
 
 class _Npy:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from avspk.common.extras import require
 from avspk.common.settings import Count, FirstReader
 from avspk.data.augmentation import ImagePolicy
 from avspk.data.crop_store import CropStore
@@ -51,9 +52,10 @@ class FaceSettings(ModalitySettings):
         return found
 
     def require_media(self, utterances: Utterances, crops: Path, share: slice) -> None:
-        """Check that the store of face crops exists."""
+        """Check that the store of face crops exists, and what reads it."""
         if not crops.is_dir():
             raise FileNotFoundError(f"no face crop store at {crops}; run `avspk prepare` or set data.crops")
+        require("torchvision.io")
 
     def example_inputs(self, batch_size: int) -> Tensor:
         """Images (B, 3, S, S)."""

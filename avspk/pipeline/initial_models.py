@@ -30,6 +30,11 @@ def initial_models(config: Config) -> dict[str, dict[str, str]]:
     }
 
 
+def is_unchanged(recorded: str, now: str) -> bool:
+    """Whether a run that recorded this digest may continue with the model of today's. Older runs recorded no head."""
+    return now == recorded or now.split()[0] == recorded
+
+
 def _digest(folder: Path, with_head: bool) -> str:
     """Of the model, and of the head beside it, which only stage 1 reads."""
     model, head = model_digest(folder), folder / HEAD

@@ -21,6 +21,7 @@ from avspk.data.manifest import Utterances
 from avspk.data.media import SAMPLE_RATE
 from avspk.modalities.base import VERIFIED, ModalitySettings
 from avspk.pipeline.given import Content
+from avspk.pipeline.initial_models import is_unchanged
 from avspk.pipeline.resume import already_read, change_results
 from avspk.run import PSEUDO, RunFolder
 
@@ -47,8 +48,11 @@ class Checks:
             return None
 
     def note(self, problems: Iterable[str]) -> None:
-        """Add problems that were described, not raised."""
-        self._errors += map(ConfigError, problems)
+        """Add problems that were described, and the error of a user's that ended their description."""
+        try:
+            self._errors.extend(map(ConfigError, problems))
+        except (ValueError, OSError) as error:
+            self._errors.append(error)
 
     def finish(self) -> None:
         """Raises: a single error as it was; several errors as one ConfigError that lists them."""
@@ -61,7 +65,7 @@ class Checks:
 
 def launch_problems(config: Config, device: torch.device) -> Iterator[str]:
     """Problems with output, trackers, precision, processes and batch sizes. A stage would find them days later."""
-    there = next(path for path in (config.output, *config.output.absolute().parents) if path.exists())
+    there = next(path for path in (config.output, *config.output.absolute().parents) if os.path.exists(path))
     if not there.is_dir():
         yield f"output is {config.output}, but {there} is not a folder; choose another one with output=..."
     elif not os.access(there, os.W_OK | os.X_OK):
@@ -246,7 +250,7 @@ def _require_same_run(files: RunFolder, config: Config, labels: str, utterances:
             + "\nContinue it with its own config, or choose another folder with output=..."
         )  # fmt: skip
     other = {key: (one["digest"], content[key]["digest"]) for key, one in known.items()}
-    for key in already_read({key: both for key, both in other.items() if both[0] != both[1]}, config, is_begun):
+    for key in already_read({key: both for key, both in other.items() if not is_unchanged(*both)}, config, is_begun):
         raise ConfigError(
             f"{folder} holds a run that has read another {key} ({known[key]['file']}) than there is now in "
             f"{content[key]['file']}. Put that content back, or choose another folder with output=..."

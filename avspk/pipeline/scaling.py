@@ -17,26 +17,22 @@ LEAST_UPDATES = {"pretrain": 540, "refine": 350}
 def scaled_settings(utterances: Utterances, config: Config) -> dict[str, object]:
     """Config key -> value for N utterances.
 
-    num_clusters: N^0.635; in stage 1, N of the rarest modality. batch_size: the power of two nearest to the square root
-    of N, from 8 to 512, and N at most. epochs: the config's, or more, so that stage 1 makes at least 540 updates and a
-    round 350. modalities: those of the config that the data has.
+    num_clusters: N^0.635. batch_size: the power of two nearest to the square root of N, from 8 to 512, and N at most.
+    epochs: the config's, or more, so that stage 1 makes at least 540 updates and a round 350. modalities: those of the
+    config that at least num_clusters utterances have.
     """
     total = len(utterances)
+    clusters = min(max(2, round(total**CLUSTER_POWER)), total)
     usable = {name: int(one.usable(utterances).sum()) for name, one in config.modality_settings().items()}
-    members = {name: number for name, number in usable.items() if number}
     batch = min(max(2 ** round(math.log2(math.sqrt(total))), BATCHES[0]), BATCHES[1], total)
     final = ["final"] * (config.final is not None)
     scaled: dict[str, object] = {
-        "modalities": list(members),
-        "cluster.num_clusters": _clusters(total),
-        "pretrain.cluster_aware.num_clusters": _clusters(min(members.values())),
+        "modalities": [name for name, number in usable.items() if number >= clusters],
+        "cluster.num_clusters": clusters,
+        "pretrain.cluster_aware.num_clusters": clusters,
         **{f"{stage}.batch_size": batch for stage in ("pretrain", "refine", *final, "large_margin")},
     }
     steps = max(1, total // batch)
     for stage, least in LEAST_UPDATES.items():
         scaled[f"{stage}.epochs"] = max(getattr(config, stage).epochs, math.ceil(least / steps))
     return scaled
-
-
-def _clusters(members: int) -> int:
-    return min(max(2, round(members**CLUSTER_POWER)), members)

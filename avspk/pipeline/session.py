@@ -18,11 +18,10 @@ from avspk.common.settings_tree import describe, flat_settings
 from avspk.common.sources import sources
 from avspk.common.trackers import finish_trackers, start_trackers
 from avspk.config import Config, ConfigError, TrainingSettings
-from avspk.data.manifest import Utterances, read_trials, read_utterances
+from avspk.data.manifest import Utterances, read_utterances
 from avspk.data.noise import NoisePack, fit_to_memory, generate_noise_pack, read_noise_pack
 from avspk.data.sound_store import SoundStore
-from avspk.evaluation.trial_list import check_trials
-from avspk.evaluation.trial_set import TrialSet
+from avspk.evaluation.trial_set import TrialSet, read_list
 from avspk.modalities.base import VERIFIED, Media, build_kits
 from avspk.pipeline.given import Given, content_of, given_files, read_given
 from avspk.pipeline.initial_models import initial_models
@@ -44,7 +43,6 @@ from avspk.stages.training import Trainer
 from avspk.stages.truth import Truth
 
 with explained():
-    import pandas as pd
     from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs, PartialState
     from accelerate.utils import ProjectConfiguration, parse_flag_from_env
 
@@ -164,16 +162,10 @@ class Session:
 def _trials(config: Config, checks: Checks) -> TrialSet | None:
     if not config.data.trials:
         return None
+    lists = [checks(read_list, name, path) for name, path in config.data.trials.items()]
     if config.data.wav_root is None:
         raise ConfigError("data.trials is given without data.wav_root, the folder its names are relative to")
-    good = {name: path for name, path in config.data.trials.items() if checks(_read_list, path) is not None}
-    return TrialSet(good, config.data.wav_root)
-
-
-def _read_list(path: Path) -> pd.DataFrame:
-    table = read_trials(path)
-    check_trials(table, str(path))
-    return table
+    return TrialSet([one for one in lists if one is not None], config.data.wav_root)
 
 
 def _join_processes(settings: TrainingSettings) -> torch.device:

@@ -11,7 +11,7 @@ from avspk.common.settings import FirstReader
 from avspk.common.settings_tree import describe, differing_keys
 from avspk.config import Config, ConfigError, load_config
 from avspk.data.noise import replace_folder
-from avspk.pipeline.initial_models import STAGE_ONE, initial_models
+from avspk.pipeline.initial_models import STAGE_ONE, initial_models, is_unchanged
 from avspk.pipeline.resume import first_reader
 from avspk.run import RunFolder
 
@@ -59,7 +59,7 @@ def require_stage_one(config: Config, utterances: str, noise: str | None = None)
     here |= {} if noise is None else {"data.noise": noise}
     there = {key: one["digest"] for key, one in files.facts().get("content", {}).items() if key in here}
     for key, digest in there.items():
-        if digest != here[key]:
+        if not is_unchanged(digest, here[key]):
             what = "noise pack" if key == "data.noise" else "model"
             file = config.data.noise if key == "data.noise" else config.pretrain.init_from[key.removeprefix(STAGE_ONE)]
             raise ConfigError(f"stage_one={source} was trained with another {what} than {key}={file}")

@@ -33,7 +33,9 @@ def head_weights(network: nn.Module) -> dict[str, Tensor]:
 
 
 def start_head(network: nn.Module, init_from: Path) -> None:
-    """Give the network the head in the model folder `init_from`, if there is one and it fits. The log says if not.
+    """Give the network the head in the model folder `init_from`, if it has one that fits.
+
+    The log says if it does not fit.
 
     Raises CheckpointError if the file is damaged.
     """

@@ -92,7 +92,7 @@ class Pretrain(Stage):
         objective, init_from = self.objectives[name], self.settings.init_from.get(name)
         encoder = initial_encoder(self.kits[name], init_from)
         network = seeded(lambda: objective.network(encoder), self.seed, name, "head")
-        if init_from is not None:
+        if init_from is not None and self.num_epochs:
             start_head(network, init_from)
         return network
 
