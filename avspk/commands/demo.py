@@ -1,6 +1,7 @@
 """The whole method on a synthetic corpus: makes it, prepares it, trains, evaluates and writes a report.
 
-13 to 18 minutes on two cores, by processor; 2.5 GiB below the current folder. After an interruption the same command continues.
+It takes 13 to 18 minutes on two cores, and 2.5 GiB below the current folder. After an interruption the same command
+continues.
 """
 
 from __future__ import annotations
