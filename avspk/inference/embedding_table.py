@@ -43,7 +43,7 @@ class EmbeddingTable:
     def __init__(self, path: Path, model: str) -> None:
         self.path, self.model = path, model
         self.about = path.with_suffix(".json")
-        self.body: _Npy | _Ark = _Npy(path) if path.suffix == ".npy" else _Ark(path)
+        self.body = _body(path)
         self.names: dict[str, None] = {}  # in their order
         self.dimension: int | None = None
         if self.about.exists():
@@ -96,8 +96,7 @@ class EmbeddingTable:
 
 def own_files(path: Path) -> list[Path]:
     """The files of a table: X.npy with X.tsv or X.ark with X.scp, X.json, and the list of failures."""
-    index = ".tsv" if path.suffix == ".npy" else ".scp"
-    return [path, *(path.with_suffix(suffix) for suffix in (index, ".json", ".failed.tsv"))]
+    return [path, _body(path).index, path.with_suffix(".json"), path.with_suffix(".failed.tsv")]
 
 
 def twin(path: Path) -> Path:
@@ -110,6 +109,11 @@ def remove_table(path: Path) -> None:
     rows, index, *shared = own_files(path)
     for file in (rows, index, *([] if twin(path).exists() else shared)):
         file.unlink(missing_ok=True)
+
+
+def _body(path: Path) -> _Npy | _Ark:
+    """Writer of the rows and names. It opens nothing yet."""
+    return _Npy(path) if path.suffix == ".npy" else _Ark(path)
 
 
 class _Npy:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import warnings
@@ -15,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from avspk.common.files import whole_or_absent
+from avspk.common.files import content_digest, whole_or_absent
 from avspk.data.media import SAMPLE_RATE, MediaError
 from avspk.data.resampling import resample
 from avspk.data.sound_check import SoundCheck
@@ -299,12 +298,10 @@ def model_digest(folder: Path) -> str:
 
     Raises: FileNotFoundError if one of the two is missing.
     """
-    digest = hashlib.sha256()
-    for name in ("config.json", "model.safetensors"):
+    for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder} is not a model folder: it has no {name}")
-        digest.update((folder / name).read_bytes())
-    return digest.hexdigest()[:16]
+    return content_digest(*((folder / name).read_bytes() for name in (CONFIG, WEIGHTS)))
 
 
 def load_model(name: Path | str, device: str | torch.device | None = None) -> SpeakerModel:
