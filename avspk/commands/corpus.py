@@ -28,7 +28,7 @@ def parse(arguments: Sequence[str] | None, prog: str | None) -> argparse.Namespa
         "--nuisance",
         nargs="+",
         type=_nuisance_value,
-        default=(),
+        default=argparse.SUPPRESS,
         metavar="KEY=VALUE",
         help=f"how far recordings of one person differ; a range is LOW,HIGH. Usual values: {usual}",
     )
@@ -64,7 +64,7 @@ def main(given: Sequence[str] | None = None, prog: str | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     arguments = vars(parse(given, prog))
     root, workers = arguments.pop("out"), arguments.pop("workers")
-    arguments["nuisance"] = Nuisance(**dict(arguments["nuisance"]))
+    arguments["nuisance"] = Nuisance(**dict(arguments.get("nuisance", ())))
     from avspk.data.demo_corpus.build import build_demo_corpus
 
     try:
