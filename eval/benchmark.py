@@ -40,7 +40,7 @@ BENCHMARKS = {
     "clustering": "k-means, against faiss, a plain matrix product and scikit-learn",
     "scoring": "AS-norm, metrics and intervals of lists of O, E, H size, against loops",
     "preparation": "clips to sound and face crops, against a plain loop; the crop store",
-    "peer_frontend": "fbank, reverberation and noise, against speechbrain",
+    "peer_frontend": "fbank, reverberation and noise, against speechbrain and torch-audiomentations",
     "peer_training": "ECAPA, DINO head with loss and EMA, a whole stage-1 step, against speechbrain and lightly",
     "peer_embedding": "files to embeddings, warm and from a cold start, against speechbrain",
     "peer_scoring": "EER of millions of scores and bootstrap, against scikit-learn, torchmetrics, speechbrain",

@@ -1,12 +1,13 @@
-"""Front end against speechbrain: log mel features; reverberation and noise; on batches of the paper's crops.
+"""Front end against speechbrain and torch-audiomentations: log mel features; reverberation and noise.
 
-An example is 2 crops of 3 s and 4 of 2 s. Features: `Fbank` with the mean over time subtracted, against speechbrain's
-`Fbank` and sentence normalisation. The definitions differ (pre-emphasis, FFT of 512 or 400 points, edges of the bands
-and of the file, decibels), so equality is checked elsewhere (frontend: Kaldi's). Augmentation: half of the crops get
-an impulse response, the other half a noise at 0 to 15 dB: ours from the noise pack, theirs by `AddReverb` and
-`AddNoise` from wav files of the same content in the page cache, cut to 3 s as in speechbrain's recipes. `AddReverb`
-uses one response for the whole batch, ours one per crop. With one response both must give the same sound after the
-length of the response: theirs wraps the end of a crop around to its beginning.
+The batches have the paper's crops: an example is 2 crops of 3 s and 4 of 2 s. Features: `Fbank` with the mean over time
+subtracted, against speechbrain's `Fbank` and sentence normalisation. The definitions differ (pre-emphasis, FFT of 512
+or 400 points, edges of the bands and of the file, decibels), so equality is checked elsewhere (frontend: Kaldi's).
+Augmentation: half of the crops get an impulse response, the other half a noise at 0 to 15 dB: ours from the noise pack,
+speechbrain's by `AddReverb` and `AddNoise` from wav files of the same content in the page cache, cut to 3 s as in its
+recipes. `AddReverb` uses one response for the whole batch, ours one per crop. With one response both must give the same
+sound after the length of the response: theirs wraps the end of a crop around to its beginning. torch-audiomentations
+does the same task as ours, with a response or a noise for each crop, from the same files.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -31,6 +33,7 @@ from benchmarks.peers import compare_rate, missing, named, require_close
 from benchmarks.per_utterance import CROPS
 
 PEER = ("speechbrain",)
+AUDIOMENTATIONS = ("torch-audiomentations",)
 SNR = (0.0, 15.0)
 Groups = list[Tensor]
 
@@ -101,6 +104,14 @@ def augmentation(device: torch.device, groups: Groups, sizes: Sizes, folder: Pat
         job = (lambda parts=parts: [theirs(part) for part in parts]) if theirs else None
         name = f"peers: reverberation and noise, theirs {way}"
         yield compare_rate(name, sizes.batch, "examples", clock_on(device), sizes.turns, ours, job, what)
+    other = None if missing(AUDIOMENTATIONS) else audiomentations(noise_csv.parent, response_csv.parent)
+    if other:
+        require_same_sound(augment, pack, response_csv.parent / "0.wav", groups[0][:4])
+    yield compare_rate(
+        "peers: reverberation and noise, theirs one for each crop", sizes.batch, "examples", clock_on(device),
+        sizes.turns, ours, (lambda: [other(group) for group in groups]) if other else None,
+        missing(AUDIOMENTATIONS) or named(AUDIOMENTATIONS, "ApplyImpulseResponse, AddBackgroundNoise"),
+    )  # fmt: skip
 
 
 def pairs(group: Tensor) -> list[Tensor]:
@@ -160,15 +171,72 @@ def speechbrain_augmentation(noise_csv: Path, response_csv: Path) -> Callable[[T
     return augment
 
 
+def soundfile_reader() -> Any:
+    """torch-audiomentations' `Audio`, reading with soundfile.
+
+    Release 0.12 reads with `torchaudio.info` and `torchaudio.load`. torchaudio 2.11 does not have the former, and needs
+    another package for the latter.
+    """
+    from torch_audiomentations.utils.io import Audio
+
+    class Reader(Audio):
+        @staticmethod
+        def get_audio_metadata(file_path: Path | str) -> tuple[int, int]:
+            found = soundfile.info(str(file_path))
+            return found.frames, found.samplerate
+
+        def __call__(self, file: Path | str, sample_offset: int = 0, num_samples: int | None = None) -> Tensor:
+            frames = -1 if num_samples is None else num_samples
+            sound, _ = soundfile.read(str(file), frames, sample_offset, dtype="float32", always_2d=True)
+            return torch.from_numpy(sound.T)
+
+    return Reader(sample_rate=SAMPLE_RATE, mono=True)
+
+
+def impulse_response(responses: Path) -> Any:
+    """`ApplyImpulseResponse` for every crop."""
+    from torch_audiomentations import ApplyImpulseResponse
+
+    reverb = ApplyImpulseResponse(str(responses), p=1.0, sample_rate=SAMPLE_RATE, output_type="tensor")
+    reverb.audio = soundfile_reader()
+    return reverb
+
+
+def audiomentations(noises: Path, responses: Path) -> Callable[[Tensor], Tensor]:
+    """The same halves."""
+    from torch_audiomentations import AddBackgroundNoise
+
+    reverb, low, high = impulse_response(responses), *SNR
+    noise = AddBackgroundNoise(str(noises), low, high, p=1.0, sample_rate=SAMPLE_RATE, output_type="tensor")
+    noise.audio = reverb.audio
+
+    def augment(waveforms: Tensor) -> Tensor:
+        half = len(waveforms) // 2
+        return torch.cat([reverb(waveforms[:half, None]), noise(waveforms[half:, None])])[:, 0]
+
+    return augment
+
+
+def require_same_sound(augment: AudioAugment, pack: NoisePack, response: Path, waveforms: Tensor) -> None:
+    """Raise RuntimeError unless the response of the file, the first of the pack, gives the same sound on both sides."""
+    mine = augment(waveforms, only_first_response(len(waveforms), len(pack.rirs)))
+    other = impulse_response(response)(waveforms[:, None])[:, 0]
+    cosine = torch.nn.functional.cosine_similarity(mine, other, dim=1)
+    require_close("reverberant crops (1 - cosine)", float((1 - cosine).max()), 1e-4)
+
+
+def only_first_response(rows: int, count: int) -> dict[str, Tensor]:
+    """Parameters of `AudioAugment`: the first response for every row, and no noise."""
+    return plan(rows, count) | {
+        "rir": torch.zeros(rows, dtype=torch.int64), "noise": torch.full((rows, 1), -1),
+    }  # fmt: skip
+
+
 def require_same_reverberation(augment: AudioAugment, pack: NoisePack, waveforms: Tensor) -> None:
     """Raise RuntimeError unless one response gives the same sound on both sides, up to the level."""
     from speechbrain.processing.signal_processing import reverberate
 
-    rows = len(waveforms)
-    numbers = plan(rows, len(pack.rirs)) | {
-        "rir": torch.zeros(rows, dtype=torch.int64), "noise": torch.full((rows, 1), -1),
-    }  # fmt: skip
-    mine = augment(waveforms, numbers)
+    mine = augment(waveforms, only_first_response(len(waveforms), len(pack.rirs)))
     response = torch.from_numpy(np.array(pack.rirs[:1]))[..., None].to(waveforms.device)
     other = reverberate(waveforms[..., None], response, rescale_amp="avg").squeeze(-1)
     behind = response.shape[1]

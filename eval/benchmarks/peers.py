@@ -1,7 +1,6 @@
 """Shared by the benchmarks against other packages: presence, versions, and turns of both sides.
 
 The packages are optional (`pip install 'avspk[bench]'`). If one is missing, only our figure is given, with a remark.
-torch-audiomentations is left out: release 0.12 reads files with `torchaudio.info`, which torchaudio 2.11 does not have.
 """
 
 from __future__ import annotations
