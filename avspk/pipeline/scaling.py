@@ -10,15 +10,15 @@ from avspk.data.manifest import Utterances
 # [C] This power gives 75 clusters for the demo's 960 utterances, and 7,000 for VoxCeleb2's 1.1 million.
 CLUSTER_POWER = 0.635
 BATCHES = (8, 512)
-LEAST_UPDATES = {"pretrain": 540, "refine": 350}
-"""[C] As many as in 18 epochs of the demo, and in a round. With fewer updates a stage does not converge."""
+LEAST_UPDATES = {"pretrain": 480, "refine": 480}
+"""[C] As many as in the demo: 16 epochs of 30 updates. With fewer updates a stage does not converge."""
 
 
 def scaled_settings(utterances: Utterances, config: Config) -> dict[str, object]:
     """Config key -> value for N utterances.
 
     num_clusters: N^0.635. batch_size: the power of two nearest to the square root of N, from 8 to 512, and N at most.
-    epochs: the config's, or more, so that stage 1 makes at least 540 updates and a round 350. modalities: those of the
+    epochs: the config's, or more, so that stage 1 and each round make at least 480 updates. modalities: those of the
     config that at least num_clusters utterances have.
     """
     total = len(utterances)
