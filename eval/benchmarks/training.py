@@ -10,6 +10,7 @@ process per core); the loaders' rate alone is an upper bound of that step's.
 
 from __future__ import annotations
 
+import itertools
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -24,6 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from avspk.data.batch import Batch
 from avspk.stages.base import Stage
 from avspk.stages.pretrain import Pretrain
 from avspk.stages.refine import Refine
@@ -111,7 +113,7 @@ class Steps:
         self.seconds: dict[str, list[float]] = {}
         self.optimiser = build_optimiser(stage.parameter_groups(), stage.optimiser, stage.device)
         self.trainers = {name: self._trainer(dtype) for name, dtype in PRECISIONS.items()}
-        self.batches = stage.batches(0, 0, sizes.workers)
+        self.batches = self._batches()
         self.step = stage.steps_per_epoch  # of the second epoch: in the first the prototypes are frozen
         stage.model.train()
         for name in PRECISIONS:
@@ -134,6 +136,11 @@ class Steps:
         trainer = Trainer(cast(Any, one_process), self.settings, cast(Any, None))
         trainer.guard = FiniteGuard(self.stage.name, self.optimiser)
         return trainer
+
+    def _batches(self) -> Iterator[Batch]:
+        """Batches without end: few files make short epochs."""
+        for epoch in itertools.count():
+            yield from self.stage.batches(epoch, 0, self.sizes.workers)
 
     def _update(self, precision: str) -> None:
         with self.clock.part("data wait"):
