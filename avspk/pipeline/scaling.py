@@ -10,7 +10,7 @@ from avspk.data.manifest import Utterances
 # [C] This power gives 75 clusters for the demo's 960 utterances, and 7,000 for VoxCeleb2's 1.1 million.
 CLUSTER_POWER = 0.635
 BATCHES = (8, 512)
-LEAST_UPDATES = {"pretrain": 480, "refine": 480}
+LEAST_UPDATES = 480
 """[C] As many as in the demo: 16 epochs of 30 updates. With fewer updates a stage does not converge."""
 
 
@@ -33,6 +33,6 @@ def scaled_settings(utterances: Utterances, config: Config) -> dict[str, object]
         **{f"{stage}.batch_size": batch for stage in ("pretrain", "refine", *final, "large_margin")},
     }
     steps = max(1, total // batch)
-    for stage, least in LEAST_UPDATES.items():
-        scaled[f"{stage}.epochs"] = max(getattr(config, stage).epochs, math.ceil(least / steps))
+    for stage in ("pretrain", "refine"):
+        scaled[f"{stage}.epochs"] = max(getattr(config, stage).epochs, math.ceil(LEAST_UPDATES / steps))
     return scaled

@@ -221,8 +221,7 @@ def require_same_sound(augment: AudioAugment, pack: NoisePack, response: Path, w
     """Raise RuntimeError unless the response of the file, the first of the pack, gives the same sound on both sides."""
     mine = augment(waveforms, only_first_response(len(waveforms), len(pack.rirs)))
     other = impulse_response(response)(waveforms[:, None])[:, 0]
-    cosine = torch.nn.functional.cosine_similarity(mine, other, dim=1)
-    require_close("reverberant crops (1 - cosine)", float((1 - cosine).max()), 1e-4)
+    require_equal_crops(mine, other)
 
 
 def only_first_response(rows: int, count: int) -> dict[str, Tensor]:
@@ -240,5 +239,10 @@ def require_same_reverberation(augment: AudioAugment, pack: NoisePack, waveforms
     response = torch.from_numpy(np.array(pack.rirs[:1]))[..., None].to(waveforms.device)
     other = reverberate(waveforms[..., None], response, rescale_amp="avg").squeeze(-1)
     behind = response.shape[1]
-    cosine = torch.nn.functional.cosine_similarity(mine[:, behind:], other[:, behind:], dim=1)
+    require_equal_crops(mine[:, behind:], other[:, behind:])
+
+
+def require_equal_crops(mine: Tensor, other: Tensor) -> None:
+    """Raise RuntimeError unless crops (B, samples) are equal up to the level."""
+    cosine = torch.nn.functional.cosine_similarity(mine, other, dim=1)
     require_close("reverberant crops (1 - cosine)", float((1 - cosine).max()), 1e-4)
