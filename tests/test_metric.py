@@ -116,6 +116,25 @@ def test_agreement_finds_the_weights_that_the_truth_likes():
     assert reached[chosen] > max(reached.values()) - 0.02
 
 
+def test_clusters_correct_weights_that_are_wrong():
+    """From equal weights. Weights that were corrected are noted under another name, so later rounds find their own."""
+    embeddings, truth = corpus(600, 40)
+    embeddings["face"] += 2 * np.random.default_rng(1).standard_normal((600, 8))
+    plain, refined = (cluster(embeddings, 40, refine_weights=refine) for refine in (False, True))
+    reached = [normalized_mutual_info_score(truth, found.labels) for found in (plain, refined)]
+    assert reached[1] > reached[0] + 0.02
+    assert plain.notes == {"weight/audio": 1, "weight/face": 1}
+    assert refined.notes["refined_weight/audio"] == 1
+    assert refined.notes["refined_weight/face"] < 0.8
+
+
+def test_one_modality_has_no_weights_to_correct():
+    rows = {"audio": corpus()[0]["audio"]}
+    plain, refined = (cluster(rows, refine_weights=refine) for refine in (False, True))
+    assert plain.notes == refined.notes == {"weight/audio": 1}
+    np.testing.assert_array_equal(plain.labels, refined.labels)
+
+
 def test_large_corpora_are_judged_by_whole_clusters(monkeypatch):
     monkeypatch.setattr(agreement, "MAX_ROWS", 100)
     embeddings, truth = corpus()
@@ -137,7 +156,7 @@ def test_missing_modalities_keep_working():
     assert normalized_mutual_info_score(truth, cluster(embeddings).labels) > 0.95
 
 
-@pytest.mark.parametrize("settings", [{}, {"ward_rows": 100, "centroids": 100}])
+@pytest.mark.parametrize("settings", [{}, {"ward_rows": 100, "centroids": 100}, {"refine_weights": True}])
 def test_two_processes_equal_one(settings):
     embeddings, _ = corpus()
     embeddings["face"][5:60] = np.nan

@@ -5,7 +5,8 @@ Each modality is first whitened by the covariance of all its rows. After a clust
 covariance *within* the clusters instead: directions in which the rows of one cluster differ (noise, channel, pose) are
 scaled down, directions that separate clusters are kept. This is within-class covariance normalisation (Hatch, Kajarekar
 and Stolcke 2006), the within part of PLDA, estimated from pseudo labels. The clusters are those of the joint rows, so
-each modality improves the metric of the other.
+each modality improves the metric of the other. They can also tell how much each modality should weigh
+(discriminant.py).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from avspk.clusterers.agreement import Rows, agreement_weights
 from avspk.clusterers.base import Clustering, Embeddings
+from avspk.clusterers.discriminant import discriminant_weights
 from avspk.clusterers.joint import JointRows, Transform, check_embeddings, chunks, join, missing_weight
 from avspk.clusterers.joint_kmeans import fit_kmeans, merged_labels, numbered
 from avspk.clusterers.kmeans import Reducer
@@ -46,7 +48,10 @@ class MetricSettings(Settings):
     refinements: int = Field(4, ge=0, description="clusterings after the first one, each in the metric of the last one")
     shrinkage: Probability = Field(0.1, description="of the within-cluster covariance towards its mean eigenvalue")
     weights: Annotated[dict[str, Positive] | Literal["auto"], FirstReader.JOINT_CLUSTERING] = Field(
-        "auto", description="of the modalities' unit blocks; auto: see agreement.py, no speaker labels"
+        "auto", description="of the modalities' unit blocks; auto: without labels, see agreement.py"
+    )
+    refine_weights: Annotated[bool, FirstReader.JOINT_CLUSTERING] = Field(
+        False, description="the clusters correct these weights with each refinement (discriminant.py)"
     )
     ward_rows: Count = Field(20_000, description="at most this many utterances are merged one by one")
     centroids: Count = Field(50_000, description="k-means centroids that are merged where there are more utterances")
@@ -86,40 +91,42 @@ class MetricClusterer:
     def __call__(
         self, rows: Embeddings, num_clusters: int, *, seed: int, device: torch.device | str, reducer: Reducer
     ) -> Clustering:
-        """See `Clusterer`. The notes give the weights of the modalities."""
-        given = self.settings.weights
+        """See `Clusterer`. The notes give the weights of the modalities. Refined ones are not kept for later rounds."""
+        given, several = self.settings.weights, len(rows) > 1
         weights = {name: 1.0 if given == "auto" else given[name] for name in rows}
-        labels = self._cluster(rows, weights, None, num_clusters, seed, device, reducer)
-        if given == "auto" and len(rows) > 1:
+        labels = self._group(self._joined(rows, weights, None, device, reducer), num_clusters, seed, reducer)
+        if given == "auto" and several:
             weights = agreement_weights(rows, labels, self._cluster_once, seed, reducer)
-            labels = self._cluster(rows, weights, None, num_clusters, seed, device, reducer)
+            labels = self._group(self._joined(rows, weights, None, device, reducer), num_clusters, seed, reducer)
         for _ in range(self.settings.refinements):
-            labels = self._cluster(rows, weights, labels, num_clusters, seed, device, reducer)
-        return numbered(labels, reducer, {f"weight/{name}": weight for name, weight in weights.items()})
+            joint = self._joined(rows, weights, labels, device, reducer)
+            if self.settings.refine_weights and several:
+                weights = reweigh(joint, weights, labels, reducer)
+            labels = self._group(joint, num_clusters, seed, reducer)
+        kind = "refined_weight" if self.settings.refine_weights and several else "weight"
+        return numbered(labels, reducer, {f"{kind}/{name}": weight for name, weight in weights.items()})
 
-    def _cluster(
+    def _joined(
         self,
         rows: Embeddings,
         weights: Mapping[str, float],
         labels: Tensor | None,
-        num_clusters: int,
-        seed: int,
         device: torch.device | str,
         reducer: Reducer,
-    ) -> Tensor:
-        """Labels (n,) in the metric estimated from earlier labels (n,); without these, in that of all rows."""
+    ) -> JointRows:
+        """Joint rows in the metric estimated from earlier labels (n,); without these, in that of all rows."""
         used = check_embeddings(rows, weights)
         spreads = {name: measure_spread(rows[name], name, labels, device, reducer) for name in used}
         transforms = {
             name: _affine(spread.mean, self._whitener(spread, labels is not None)) for name, spread in spreads.items()
         }
-        return self._group(join(rows, used, device, transforms), num_clusters, seed, reducer)
+        return join(rows, used, device, transforms)
 
     def _cluster_once(self, rows: Rows, weights: Mapping[str, float], num_clusters: int) -> np.ndarray:
         """Labels of few rows in one process, with one refinement of the metric; used to compare candidate weights."""
         labels: Tensor | None = None
         for _ in range(2):
-            labels = self._cluster(rows, weights, labels, num_clusters, 0, "cpu", Reducer())
+            labels = self._group(self._joined(rows, weights, labels, "cpu", Reducer()), num_clusters, 0, Reducer())
         assert labels is not None
         return labels.numpy()
 
@@ -138,6 +145,18 @@ class MetricClusterer:
             return ward_labels(joint, num_clusters, reducer)
         fit = fit_kmeans(joint, self.settings.centroids, seed, self.settings.iterations, reducer)
         return merged_labels(fit, num_clusters, reducer)
+
+
+def reweigh(joint: JointRows, weights: Mapping[str, float], labels: Tensor, reducer: Reducer) -> dict[str, float]:
+    """Weights that the clusters (n,) of the joint rows ask for. The rows are scaled to them, in place."""
+    blocks = joint.values.split(joint.block_sizes, 1)
+    for block in blocks:
+        block.copy_(torch.nn.functional.normalize(block, dim=1))
+    found = discriminant_weights(joint, weights, labels, reducer)
+    length = float(np.linalg.norm(list(found.values())))
+    for block, weight in zip(blocks, found.values(), strict=True):
+        block *= weight / length
+    return found
 
 
 def measure_spread(
