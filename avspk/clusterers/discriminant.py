@@ -39,10 +39,12 @@ def discriminant_weights(
         name: _discriminant(block, joint.observed[:, column], labels, reducer)
         for column, (name, block) in enumerate(zip(weights, blocks, strict=True))
     }
-    if not max(squares.values()) > 0:
+    largest = max(squares.values()) ** 0.5
+    if largest == 0:
         return dict(weights)
-    found = {name: max(square**0.5, LEAST * max(squares.values()) ** 0.5) for name, square in squares.items()}
-    return {name: weight / next(iter(found.values())) for name, weight in found.items()}
+    found = {name: max(square**0.5, LEAST * largest) for name, square in squares.items()}
+    first = next(iter(found.values()))
+    return {name: weight / first for name, weight in found.items()}
 
 
 def _discriminant(rows: Tensor, present: Tensor, labels: Tensor, reducer: Reducer) -> float:

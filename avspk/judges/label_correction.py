@@ -22,7 +22,7 @@ class CorrectionSettings(Settings):
     """Label correction (arXiv 2208.01928).
 
     wavlm_ssl_sv sharpens with temperature 0.1 and accepts predictions above 0.5 [S], on unscaled logits. Our logits are
-    scaled, so these values would accept everything. Our values are [C] (measured in eval/README.md).
+    scaled, so these values would accept everything. Our values are [C] (measured in eval/results/earlier.md).
     """
 
     enabled: bool = True

@@ -25,8 +25,8 @@ class GateSettings(Settings):
     """Dynamic loss gate (arXiv 2208.01928). It starts after `start_epoch` epochs [S: 5 of 15].
 
     With rule "joint", one gate judges the geometric mean of the modalities' losses over the last epochs, because losses
-    of one epoch and one modality are noisy (measured in eval/README.md). The other rules are the papers' gates: one per
-    modality, using only the last epoch.
+    of one epoch and one modality are noisy (measured in eval/results/earlier.md). The other rules are the papers'
+    gates: one per modality, using only the last epoch.
     """
 
     enabled: bool = True

@@ -87,7 +87,8 @@ class ClusterLabeller:
         """See `Labeller`. Later rounds keep the modalities' weights of round 1.
 
         A modality that was trained on the labels of a round agrees with them, right or wrong. So the agreement after a
-        round does not tell how good a modality is (figures: eval/README.md).
+        round does not tell how good a modality is (figures: eval/results/earlier.md). Weights that the clusters have
+        corrected have other names in the notes, so each round finds its own.
         """
         weights = {name: given.first[key] for name in given.kits if (key := f"weight/{name}") in given.first}
         settings = self.settings.model_copy(update={"weights": weights}) if weights else self.settings
