@@ -93,40 +93,48 @@ class MetricClusterer:
     ) -> Clustering:
         """See `Clusterer`. The notes give the weights of the modalities. Refined ones are not kept for later rounds."""
         given, several = self.settings.weights, len(rows) > 1
+        refine = self.settings.refine_weights and several
         weights = {name: 1.0 if given == "auto" else given[name] for name in rows}
-        labels = self._group(self._joined(rows, weights, None, device, reducer), num_clusters, seed, reducer)
+        labels = self._cluster(rows, weights, None, num_clusters, seed, device, reducer)
         if given == "auto" and several:
             weights = agreement_weights(rows, labels, self._cluster_once, seed, reducer)
-            labels = self._group(self._joined(rows, weights, None, device, reducer), num_clusters, seed, reducer)
+            labels = self._cluster(rows, weights, None, num_clusters, seed, device, reducer)
         for _ in range(self.settings.refinements):
-            joint = self._joined(rows, weights, labels, device, reducer)
-            if self.settings.refine_weights and several:
-                weights = reweigh(joint, weights, labels, reducer)
-            labels = self._group(joint, num_clusters, seed, reducer)
-        kind = "refined_weight" if self.settings.refine_weights and several else "weight"
+            unit = self._unit_rows(rows, labels, device, reducer)
+            weights = discriminant_weights(unit, weights, labels, reducer) if refine else weights
+            labels = self._group(weigh(unit, check_embeddings(rows, weights)), num_clusters, seed, reducer)
+        kind = "refined_weight" if refine else "weight"
         return numbered(labels, reducer, {f"{kind}/{name}": weight for name, weight in weights.items()})
 
-    def _joined(
+    def _cluster(
         self,
         rows: Embeddings,
         weights: Mapping[str, float],
         labels: Tensor | None,
+        num_clusters: int,
+        seed: int,
         device: torch.device | str,
         reducer: Reducer,
-    ) -> JointRows:
-        """Joint rows in the metric estimated from earlier labels (n,); without these, in that of all rows."""
+    ) -> Tensor:
+        """Labels (n,) in the metric of earlier labels (n,); without these, in that of all rows."""
         used = check_embeddings(rows, weights)
-        spreads = {name: measure_spread(rows[name], name, labels, device, reducer) for name in used}
+        return self._group(weigh(self._unit_rows(rows, labels, device, reducer), used), num_clusters, seed, reducer)
+
+    def _unit_rows(
+        self, rows: Embeddings, labels: Tensor | None, device: torch.device | str, reducer: Reducer
+    ) -> JointRows:
+        """Unit blocks in the metric of earlier labels (n,); without these, in that of all rows."""
+        spreads = {name: measure_spread(values, name, labels, device, reducer) for name, values in rows.items()}
         transforms = {
             name: _affine(spread.mean, self._whitener(spread, labels is not None)) for name, spread in spreads.items()
         }
-        return join(rows, used, device, transforms)
+        return join(rows, dict.fromkeys(rows, 1.0), device, transforms)
 
     def _cluster_once(self, rows: Rows, weights: Mapping[str, float], num_clusters: int) -> np.ndarray:
         """Labels of few rows in one process, with one refinement of the metric; used to compare candidate weights."""
         labels: Tensor | None = None
         for _ in range(2):
-            labels = self._group(self._joined(rows, weights, labels, "cpu", Reducer()), num_clusters, 0, Reducer())
+            labels = self._cluster(rows, weights, labels, num_clusters, 0, "cpu", Reducer())
         assert labels is not None
         return labels.numpy()
 
@@ -147,16 +155,11 @@ class MetricClusterer:
         return merged_labels(fit, num_clusters, reducer)
 
 
-def reweigh(joint: JointRows, weights: Mapping[str, float], labels: Tensor, reducer: Reducer) -> dict[str, float]:
-    """Weights that the clusters (n,) of the joint rows ask for. The rows are scaled to them, in place."""
-    blocks = joint.values.split(joint.block_sizes, 1)
-    for block in blocks:
-        block.copy_(torch.nn.functional.normalize(block, dim=1))
-    found = discriminant_weights(joint, weights, labels, reducer)
-    length = float(np.linalg.norm(list(found.values())))
-    for block, weight in zip(blocks, found.values(), strict=True):
-        block *= weight / length
-    return found
+def weigh(joint: JointRows, weights: Mapping[str, float]) -> JointRows:
+    """The joint rows, each block multiplied by its weight, in place to save a copy of a million rows."""
+    for block, weight in zip(joint.values.split(joint.block_sizes, 1), weights.values(), strict=True):
+        block *= weight
+    return joint
 
 
 def measure_spread(
