@@ -7,8 +7,12 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported; commands that t
 
 import pytest
 import torch
+from hypothesis import settings
 
 from avspk.report import style
+
+settings.register_profile("avspk", deadline=None)  # a busy machine is no failure
+settings.load_profile("avspk")
 
 
 def pytest_collection_finish():

@@ -30,6 +30,7 @@ from benchmarks import (
     training,
 )
 from benchmarks.figures import Figure, Results, cost, rate
+from benchmarks.measure import run_silent
 
 TINY = {
     "loader": "examples=16 files=4 batch=8 turns=2",
@@ -260,3 +261,9 @@ def test_jobs_take_turns():
     taken = measure.take_turns(jobs, 2, measure.WALL)
     assert calls == list("ababab")  # the first pair warms up
     assert {name: len(seconds) for name, seconds in taken.items()} == {"a": 2, "b": 2}
+
+
+def test_a_failed_command_shows_the_end_of_its_output():
+    run_silent([sys.executable, "-c", "print('nothing')"])
+    with pytest.raises(RuntimeError, match=r"exit code 1 of [^\n]*\n[^$]*ValueError: x.mp4: truncated"):
+        run_silent([sys.executable, "-c", "raise ValueError('x.mp4: truncated')"])

@@ -23,7 +23,7 @@ BRIEF += ["aac.mka", "a.aiff", "a.au", "a.w64", "a.caf", "a.mp4", "a.mkv", "a.av
 def test_damaged_files_are_used_or_refused_alike(tmp_path):
     judge, contents = Judge(tmp_path), sources(tmp_path, [*BRIEF, "a.mov"])
 
-    @settings(max_examples=15, derandomize=True, database=None, deadline=None, suppress_health_check=EVERYTHING)
+    @settings(max_examples=15, derandomize=True, database=None, suppress_health_check=EVERYTHING)
     @given(st.lists(damaged(contents), min_size=8, max_size=8))
     def check(files):
         judge(files)
@@ -42,7 +42,7 @@ def test_damaged_files_for_long(tmp_path):
 
     def run(number: int) -> None:
         @seed(number)
-        @settings(max_examples=500, phases=phases, database=None, deadline=None, suppress_health_check=EVERYTHING)
+        @settings(max_examples=500, phases=phases, database=None, suppress_health_check=EVERYTHING)
         @given(damaged(contents))
         def check(file):
             nonlocal tried

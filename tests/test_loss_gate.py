@@ -160,7 +160,7 @@ def test_component_without_a_region_of_its_own():
     assert mirrored.threshold == mirrored.means[0] == pytest.approx(-1.6, abs=0.01)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     hnp.arrays(
         st.sampled_from([np.float32, np.float64]),

@@ -87,7 +87,7 @@ def test_exact_list_with_ties():
 
 
 @given(trial_lists(), st.sampled_from([0.01, 0.05, 0.5, 0.9]))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_brute_force(trials, p):
     scores, labels = trials
     rates = naive_rates(scores, labels)
@@ -100,7 +100,7 @@ def test_brute_force(trials, p):
 
 
 @given(trial_lists(), st.randoms(use_true_random=False))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_order_does_not_matter(trials, random):
     scores, labels = trials
     order = list(range(len(scores)))
@@ -111,7 +111,7 @@ def test_order_does_not_matter(trials, random):
 
 
 @given(trial_lists())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_monotone_maps_change_no_discrimination(trials):
     scores, labels = trials
     for moved in (scores**3, 0.1 * scores - 7, np.where(scores > 5, np.inf, np.where(scores < -5, -np.inf, scores))):
@@ -121,7 +121,7 @@ def test_monotone_maps_change_no_discrimination(trials):
 
 
 @given(trial_lists())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_runs_keep_every_metric(trials):
     scores, labels = trials
     runs = metrics.score_runs(scores, labels == 1)

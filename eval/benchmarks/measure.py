@@ -5,8 +5,9 @@ from __future__ import annotations
 import multiprocessing
 import os
 import resource
+import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -79,6 +80,14 @@ def threads(count: int) -> Iterator[None]:
 def cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def run_silent(command: Sequence[object]) -> None:
+    """Run a command; its output is shown only if it fails. Raises: RuntimeError with the end of the output."""
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
+    if done.returncode:
+        shown = " ".join(map(str, command))[:300]
+        raise RuntimeError(f"exit code {done.returncode} of {shown}\n{(done.stdout + done.stderr).strip()[-2000:]}")
 
 
 class Measured(NamedTuple):

@@ -9,7 +9,6 @@ of that process on both sides, files in the page cache.
 from __future__ import annotations
 
 import resource
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -26,7 +25,7 @@ from avspk.modalities.audio import FeatureSettings
 from avspk.models.ecapa import EcapaTdnn
 from benchmarks.corpus import write_sound
 from benchmarks.figures import Figure, cost, rate
-from benchmarks.measure import clock_on, take_turns
+from benchmarks.measure import clock_on, run_silent, take_turns
 from benchmarks.peer_training import speechbrain_ecapa
 from benchmarks.peers import missing, named
 
@@ -139,8 +138,8 @@ def cold(path: Path, folders: dict[str, Path], sizes: Sizes) -> Figure:
 
 
 def child_seconds(command: list[str]) -> float:
-    """CPU seconds of a command with all its threads. Raises: CalledProcessError."""
+    """CPU seconds of a command with all its threads. Raises: RuntimeError."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    subprocess.run(command, check=True, capture_output=True)
+    run_silent(command)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
