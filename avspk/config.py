@@ -23,6 +23,7 @@ from avspk.modalities.audio import AudioSettings
 from avspk.modalities.base import VERIFIED, ModalitySettings
 from avspk.modalities.face import FaceSettings
 from avspk.models.registry import AudioEncoderSettings
+from avspk.objectives.contrastive import ContrastiveSettings
 from avspk.objectives.dino import DinoSettings
 from avspk.objectives.losses import AamSettings
 from avspk.objectives.sdpn import SdpnSettings
@@ -31,7 +32,9 @@ ClusterSettings = Annotated[MetricSettings | JointKmeansSettings, Field(discrimi
 
 JudgeSettings = Annotated[GatedCorrectionSettings, DefaultKind("gate_and_correction")]
 ClassLossSettings = Annotated[AamSettings, DefaultKind("aam")]
-ObjectiveSettings = Annotated[DinoSettings | SdpnSettings, Field(discriminator="kind"), DefaultKind("dino")]
+ObjectiveSettings = Annotated[
+    DinoSettings | SdpnSettings | ContrastiveSettings, Field(discriminator="kind"), DefaultKind("dino")
+]
 
 
 class DataSettings(Settings):
@@ -381,8 +384,8 @@ def _modalities(config: type[Config]) -> Iterator[tuple[str, type[ModalitySettin
 def load_config(path: Path | str, overrides: Iterable[str] = ()) -> Config:
     """Read a YAML file, its `inherit` chain and `key.path=value` overrides.
 
-    A file adds to what it inherits, key by key. An override replaces the value at its key. `null` takes an entry out of
-    a dictionary with free keys.
+    A file adds to what it inherits, key by key; a group whose `kind` or `architecture` it changes inherits nothing. An
+    override replaces the value at its key. `null` takes an entry out of a dictionary with free keys.
 
     Raises: ConfigError on a missing file, bad YAML, an unknown key (it names the nearest valid one), a bad value, or a
         null for an entry that is not inherited.

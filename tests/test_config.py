@@ -30,7 +30,7 @@ def test_every_shipped_config_loads_and_builds_its_encoders(path):
 
 
 def test_there_are_shipped_configs():
-    wanted = {"demo", "demo_audio_only", "voxceleb2_av", "voxceleb2_audio_only", "voxceleb2_av_large"}
+    wanted = {"demo", "demo_audio_only", "own", "voxceleb2_av", "voxceleb2_audio_only", "voxceleb2_av_large"}
     assert {path.stem for path in CONFIGS} >= wanted
 
 
@@ -113,9 +113,9 @@ def inherited(tmp_path, settings):
     """A config with two trial lists; returns a function that reads a child of it from text and overrides."""
     settings["data"]["trials"] = {"demo_O": "o.txt", "demo_H": "h.txt"}
     settings["cluster"] = {"num_clusters": 8, "weights": {"audio": 1.0, "face": 0.5}}
-    tiny.write_config(tmp_path / "base.yaml", settings)
 
     def read(text, *overrides):
+        tiny.write_config(tmp_path / "base.yaml", settings)
         (tmp_path / "child.yaml").write_text(f"inherit: base.yaml\n{text}\n")
         return load_config(tmp_path / "child.yaml", overrides)
 
@@ -140,6 +140,28 @@ def inherited(tmp_path, settings):
 )
 def test_null_takes_inherited_entries_out_of_a_free_dictionary(inherited, text, overrides, left):
     assert inherited(text, *overrides).data.trials.keys() == left
+
+
+@pytest.mark.parametrize(
+    ("text", "objective"),
+    [
+        ("{koleo: 0.1}", {"kind": "dino", "freeze_last_layer_epochs": 0, "koleo": 0.1}),
+        ("{kind: dino, koleo: 0.1}", {"kind": "dino", "freeze_last_layer_epochs": 0, "koleo": 0.1}),
+        ("{kind: sdpn, koleo: 0.2}", {"kind": "sdpn", "koleo": 0.2}),
+    ],
+)
+def test_a_group_of_another_kind_inherits_nothing(inherited, settings, text, objective):
+    """The base does not name the kind, and sets what SDPN does not have."""
+    settings["pretrain"]["objective"] = {"freeze_last_layer_epochs": 0}
+    tree = {"pretrain": {"objective": objective}}
+    found = inherited(f"pretrain: {{objective: {text}}}").pretrain.objective
+    assert found == parse_config({**settings, **tree}).pretrain.objective
+
+
+def test_another_architecture_inherits_nothing(inherited, settings):
+    settings["audio"] = {"encoder": {"architecture": "ecapa", "channels": 8, "embedding_dim": 24}}
+    found = inherited("audio: {encoder: {architecture: audio_resnet34, width: 4}}").audio.encoder
+    assert (found.architecture, found.width, found.embedding_dim) == ("audio_resnet34", 4, 256)
 
 
 def test_null_takes_out_through_a_chain_of_files(tmp_path, inherited):

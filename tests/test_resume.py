@@ -36,11 +36,11 @@ def leaves(node, prefix=""):
 
 
 @pytest.mark.parametrize("kind", ["kmeans", "metric"])
-@pytest.mark.parametrize("objective", ["dino", "sdpn"])
+@pytest.mark.parametrize("objective", ["dino", "sdpn", "contrastive"])
 @pytest.mark.parametrize("weights", [None, {"audio": 1.0, "face": 0.5}])
 def test_every_setting_has_the_reader_of_the_table(tree, kind, objective, weights):
     tree["cluster"] = {"kind": kind, "num_clusters": 8} | ({"weights": weights} if weights else {})
-    tree["pretrain"]["objective"]["kind"] = objective
+    tree["pretrain"]["objective"] = {"kind": objective}
     config = parse_config(tree)
     keys = leaves(config.model_dump(mode="json"))
     assert len(keys) > 150

@@ -27,7 +27,7 @@ def utterances(num: int, faces: bool = True) -> Utterances:
 
 
 @pytest.mark.parametrize("num", [2, 7, 8, 50, 500, 10_000, 1_092_009])
-@pytest.mark.parametrize("name", ["demo", "voxceleb2_av"])
+@pytest.mark.parametrize("name", ["demo", "own", "voxceleb2_av"])
 def test_what_is_scaled_to_the_data_passes_the_checks(num, name):
     data, file = utterances(num), find_config(Path(name))
     scaled = [f"{key}={value}" for key, value in scaled_settings(data, load_config(file)).items()]
@@ -60,6 +60,19 @@ def test_too_few_faces_are_left_out_and_do_not_change_the_clusters_of_the_sound(
 def test_without_faces_the_voice_is_trained_alone():
     config = load_config(find_config(Path("demo")))
     assert scaled_settings(utterances(50, faces=False), config)["modalities"] == ["audio"]
+
+
+@pytest.mark.parametrize("given", [(), ("--config", "demo")])
+def test_own_data_have_a_config_of_their_own(tmp_path, monkeypatch, capsys, given):
+    data, runs = tiny.make_data(tmp_path / "data"), list[Session]()
+    monkeypatch.setattr(recipe, "run", runs.append)
+    manifest = str(data / "train" / "manifest.parquet")
+    changes = [f"output={tmp_path / 'exp'}", "data.trials=null", "training.precision='no'"]
+    assert train.main([*given, "--data", manifest, *changes]) == 0
+    used = runs[0].config
+    assert used.pretrain.objective.kind == ("dino" if given else "sdpn")
+    assert used.data.train == Path(manifest)
+    assert f"{'demo' if given else 'own'}.yaml with" in capsys.readouterr().out
 
 
 def test_train_prints_what_it_scales_and_overrides_have_the_last_word(tmp_path, monkeypatch, capsys):

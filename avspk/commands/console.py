@@ -58,8 +58,8 @@ def add_model(parser: argparse.ArgumentParser, required: bool = True) -> None:
     parser.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: the GPU if there is one)")
 
 
-def add_config(parser: argparse.ArgumentParser, default: str | None = None) -> None:
-    """The option of every command that trains with one config."""
+def add_config(parser: argparse.ArgumentParser, default: str = "") -> None:
+    """The option of every command that trains with one config. `default`: in words, what is used without it."""
     names = ", ".join(shipped_names())
     text = f"a YAML file, or one that is shipped: {names}" + (f" (default: {default})" if default else "")
-    parser.add_argument("--config", type=Path, required=default is None, default=default and Path(default), help=text)
+    parser.add_argument("--config", type=Path, required=not default, help=text)

@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
     parser = argparse.ArgumentParser(
         prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    add_config(parser, default="demo")
+    add_config(parser, default="demo; with --data: own")
     parser.add_argument(
         "--data",
         type=Path,
@@ -40,7 +40,8 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
     from torch.distributed.elastic.multiprocessing.errors import record
 
     # record makes the launcher show the error of the process that failed first
-    record(_train)(args.config, args.overrides, args.data)
+    config = args.config or Path("demo" if args.data is None else "own")
+    record(_train)(config, args.overrides, args.data)
     return 0
 
 

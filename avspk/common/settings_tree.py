@@ -3,7 +3,8 @@
 These functions work for any settings class. avspk/config.py calls them for the settings of a run.
 
 Dictionaries with free keys (`data.trials`) are inherited entry by entry. `name: null` takes one entry out, and
-`data.trials: null` takes all out, in a file and in an override.
+`data.trials: null` takes all out, in a file and in an override. A group whose `kind` or `architecture` a file changes
+inherits nothing.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
 from avspk.common.settings import ConfigError, Settings
 from avspk.common.text_files import read_text
@@ -25,6 +27,8 @@ Tree = dict[str, Any]
 Differences = dict[str, tuple[Any, Any]]
 """Dotted key -> its two values."""
 Node = TypeVar("Node", bound=Settings)
+KIND_NAMES = ("kind", "architecture")
+"""Settings that choose between classes of settings with different keys."""
 
 
 def read_tree(model: type[Settings], path: Path, overrides: Iterable[str] = ()) -> Tree:
@@ -34,7 +38,7 @@ def read_tree(model: type[Settings], path: Path, overrides: Iterable[str] = ()) 
         inherited.
     """
     free = free_dictionaries(model)
-    tree = _read_yaml(path, free)
+    tree = _read_yaml(path, model)
     for override in overrides:
         key, separator, value = override.partition("=")
         if not separator or not key:
@@ -77,12 +81,27 @@ def free_dictionaries(model: type[Settings]) -> tuple[str, ...]:
     """Dotted keys of the settings that are dictionaries with free keys, or these or a word such as "auto"."""
     return tuple(
         key
-        for key, annotation in _fields(model)
-        if any(get_origin(one) is dict for one in (annotation, *get_args(annotation)))
+        for key, field in _fields(model)
+        if any(get_origin(one) is dict for one in (field.annotation, *get_args(field.annotation)))
     )
 
 
-def _read_yaml(path: Path, free: Collection[str], seen: tuple[Path, ...] = ()) -> Tree:
+@cache
+def default_kinds(model: type[Settings]) -> dict[str, str | None]:
+    """Dotted key of each group with a `kind` or `architecture` -> the name that it has by default; None: no default."""
+    named = {
+        key: field
+        for key, field in _fields(model)
+        if any(name in node.model_fields for node in _nodes(field.annotation) for name in KIND_NAMES)
+    }
+    defaults = {key: field.get_default(call_default_factory=True) for key, field in named.items()}
+    return {
+        key: next(filter(None, (getattr(default, name, None) for name in KIND_NAMES)), None)
+        for key, default in defaults.items()
+    }
+
+
+def _read_yaml(path: Path, model: type[Settings], seen: tuple[Path, ...] = ()) -> Tree:
     if path.resolve() in seen:
         raise ConfigError(f"{path} inherits from itself")
     if not path.exists():
@@ -95,8 +114,8 @@ def _read_yaml(path: Path, free: Collection[str], seen: tuple[Path, ...] = ()) -
     if parent is not None:
         if not isinstance(parent, str):
             raise ConfigError(f"{path}: inherit is {parent!r}, must be the path of one config, relative to this one")
-        base = _read_yaml(path.parent / parent, free, (*seen, path.resolve()))
-    return _merge(base, tree, str(path), free)
+        base = _read_yaml(path.parent / parent, model, (*seen, path.resolve()))
+    return _merge(base, tree, str(path), model)
 
 
 class _UniqueKeys(yaml.SafeLoader):
@@ -118,17 +137,24 @@ def _parse_yaml(text: str, source: str) -> Any:
         raise ConfigError(f"{source} is not valid YAML: {error}") from None
 
 
-def _merge(base: Tree, top: Tree, source: str, free: Collection[str], prefix: str = "") -> Tree:
-    """`base` with the values of `top`, node by node; see `_put` for nulls."""
+def _merge(base: Tree, top: Tree, source: str, model: type[Settings], prefix: str = "") -> Tree:
+    """`base` with the values of `top`, node by node; see `_put` for nulls. A group of another kind starts anew."""
     merged = dict(base)
     for key, value in top.items():
         path = f"{prefix}{key}"
         if isinstance(value, dict):
             node = base.get(key)
-            merged[key] = _merge(node if isinstance(node, dict) else {}, value, source, free, f"{path}.")
+            kept = node if isinstance(node, dict) and not _other_kind(node, value, path, model) else {}
+            merged[key] = _merge(kept, value, source, model, f"{path}.")
         else:
-            _put(merged, key, value, path, source, free)
+            _put(merged, key, value, path, source, free_dictionaries(model))
     return merged
+
+
+def _other_kind(old: Tree, new: Tree, path: str, model: type[Settings]) -> bool:
+    """Whether `new` names another kind or architecture of the group at `path` than `old`."""
+    kinds = default_kinds(model)
+    return path in kinds and any(name in new and new[name] != old.get(name, kinds[path]) for name in KIND_NAMES)
 
 
 def _put(node: Tree, key: Any, value: Any, path: str, source: str, free: Collection[str]) -> None:
@@ -190,11 +216,11 @@ def _explain(model: type[Settings], item: Any) -> str:
     return f"{key}: unknown key" + (f"; did you mean {nearest[0]}?" if nearest else "")
 
 
-def _fields(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted key and annotation of every setting below a node."""
+def _fields(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """Dotted key and definition of every setting below a node."""
     for name, field in model.model_fields.items():
         key = f"{prefix}.{name}" if prefix else name
-        yield key, field.annotation
+        yield key, field
         for node in _nodes(field.annotation):
             yield from _fields(node, key)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from avspk.models.encoder import Encoder
-from avspk.models.heads import CosineClassifier, DinoHead
+from avspk.models.heads import CosineClassifier, DinoHead, ProjectionHead
 
 
 class EncoderBranch(nn.Module):
@@ -44,6 +44,21 @@ class PrototypeBranch(EncoderBranch):
             bottleneck.unflatten(0, by_view),  # (V, B, E)
             self.head.prototypes(),
         )
+
+
+class ProjectionBranch(EncoderBranch):
+    """One modality's encoder and projection head."""
+
+    def __init__(self, encoder: Encoder, head: ProjectionHead) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.head = head
+
+    def forward(self, groups: list[Tensor], batch_size: int) -> Tensor:
+        """Groups of equally shaped views, each (n * B, ...) view-major -> (V, B, E), rows of unit length."""
+        embeddings = torch.cat([self.encoder(group) for group in groups])  # (V * B, D)
+        projected: Tensor = self.head(embeddings)
+        return projected.unflatten(0, (-1, batch_size))
 
 
 class ClassifierBranch(EncoderBranch):

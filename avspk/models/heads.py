@@ -1,4 +1,4 @@
-"""Heads for training: the DINO head and the cosine classifier."""
+"""Heads for training: projections of embeddings, and the cosine classifier."""
 
 import math
 
@@ -7,14 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-class DinoHead(nn.Module):
-    """Projection to `out_dim` prototypes: Caron et al., arXiv 2104.14294, with batch norm as in wespeaker's recipe.
+class ProjectionHead(nn.Module):
+    """Three linear layers, the first two with batch norm and GELU, then L2 normalisation."""
 
-    Three linear layers, the first two with batch norm and GELU, then L2 normalisation and the cosine with every
-    prototype, that is a weight-normalised linear layer whose gain g is fixed at 1 and therefore not stored.
-    """
-
-    def __init__(self, in_dim: int, hidden_dim: int = 2048, bottleneck_dim: int = 256, out_dim: int = 65536) -> None:
+    def __init__(self, in_dim: int, hidden_dim: int = 2048, bottleneck_dim: int = 256) -> None:
         super().__init__()
         self.projection = nn.Sequential(
             nn.Linear(in_dim, hidden_dim),
@@ -29,13 +25,24 @@ class DinoHead(nn.Module):
             if isinstance(layer, nn.Linear):
                 nn.init.trunc_normal_(layer.weight, std=0.02)
                 nn.init.zeros_(layer.bias)
-        self.prototype_weight = nn.Parameter(torch.empty(out_dim, bottleneck_dim))
-        # As in DINO's last layer: the default of nn.Linear. Only the directions affect the output.
-        nn.init.kaiming_uniform_(self.prototype_weight, a=math.sqrt(5))
 
     def forward(self, embeddings: Tensor) -> Tensor:
         """Embeddings (B, in_dim) -> bottleneck (B, bottleneck_dim), rows of unit length, float32."""
         return F.normalize(self.projection(embeddings).float(), dim=1)
+
+
+class DinoHead(ProjectionHead):
+    """Projection to `out_dim` prototypes: Caron et al., arXiv 2104.14294, with batch norm as in wespeaker's recipe.
+
+    After the projection, the cosine with every prototype, that is a weight-normalised linear layer whose gain g is
+    fixed at 1 and therefore not stored.
+    """
+
+    def __init__(self, in_dim: int, hidden_dim: int = 2048, bottleneck_dim: int = 256, out_dim: int = 65536) -> None:
+        super().__init__(in_dim, hidden_dim, bottleneck_dim)
+        self.prototype_weight = nn.Parameter(torch.empty(out_dim, bottleneck_dim))
+        # As in DINO's last layer: the default of nn.Linear. Only the directions affect the output.
+        nn.init.kaiming_uniform_(self.prototype_weight, a=math.sqrt(5))
 
     def prototypes(self) -> Tensor:
         """Prototypes (out_dim, bottleneck_dim), rows of unit length, float32."""
