@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from avspk.data.augmentation import AudioPolicy, ImagePolicy
 from avspk.data.batch import collate
-from avspk.data.crop_store import CropWriter
+from avspk.data.crop_store import CropStore, CropWriter
 from avspk.data.dataset import Example, ViewDataset
 from avspk.data.manifest import UTTERANCE_COLUMNS, Utterances
 from avspk.data.media import MediaError
@@ -55,9 +55,8 @@ def audio_views(corpus, policy=None, global_seconds=0.2):
 
 
 def face_views(corpus, policy=None):
-    return FaceViews(
-        corpus[0], corpus[0].root / "crops", {"global": FaceGroup(2, policy), "local": FaceGroup(3, policy)}
-    )
+    groups = {"global": FaceGroup(2, policy), "local": FaceGroup(3, policy)}
+    return FaceViews(corpus[0], CropStore(corpus[0].root / "crops"), groups)
 
 
 def assert_equal_trees(first, second):

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from avspk.common.extras import require
+from avspk.data.alignment import align
 from avspk.data.shards import OpenShards, Shard, ShardError, ShardWriter, num_whole
 
 CROP_SIZE = 112
@@ -78,12 +79,16 @@ class CropStore:
 
     Opening looks at file sizes only. Picklable, and safe to use on both sides of a fork.
 
+    Args:
+        folder: the store.
+        aligned: crops are read aligned by their landmarks, see avspk/data/alignment.py.
+
     Raises: CropStoreError if `folder` is not a crop store; MissingExtraError without torchvision.
     """
 
-    def __init__(self, folder: str | Path):
+    def __init__(self, folder: str | Path, aligned: bool = False):
         require("torchvision.io")  # here, before loader processes are forked: each would import it for itself
-        self._folder = Path(folder)
+        self._folder, self._aligned = Path(folder), aligned
         self._shards = sorted(path.stem for path in self._folder.glob("*.index"))
         if not self._shards:
             raise CropStoreError(f"{self._folder}: not a crop store (no *.index files)")
@@ -101,10 +106,11 @@ class CropStore:
         """
         data = self.read_jpeg(crop)
         try:
-            return decode_jpeg(data)
+            image = decode_jpeg(data)
         except (RuntimeError, ValueError) as error:  # ValueError: no bytes
             reason = str(error).strip().splitlines()[0]
             raise CropStoreError(f"{self._folder}: crop {crop} is damaged ({reason}); prepare it again") from error
+        return align(image, self.landmarks(crop)) if self._aligned else image
 
     def read_jpeg(self, crop: int) -> bytes:
         """Crop number `crop` as it is stored: the bytes of a JPEG file."""

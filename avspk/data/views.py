@@ -9,7 +9,6 @@ from __future__ import annotations
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -142,9 +141,9 @@ class AudioViews:
 class FaceViews:
     """Picks face crops, uint8 (112, 112, 3), and the parameters of their augmentation."""
 
-    def __init__(self, utterances: Utterances, crops: Path, groups: dict[str, FaceGroup]) -> None:
+    def __init__(self, utterances: Utterances, store: CropStore, groups: dict[str, FaceGroup]) -> None:
         self.groups = groups
-        self.store = CropStore(crops)
+        self.store = store
         self.first_crop = utterances.table["first_crop"].to_numpy()
         self.num_crops = utterances.table["num_crops"].to_numpy()
 

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from avspk.common.extras import require
@@ -40,6 +41,7 @@ class FaceSettings(ModalitySettings):
     encoder: FaceEncoderSettings = FaceEncoderSettings()
     views: FaceViewSettings = FaceViewSettings()
     refine_size: Count = 112
+    align: bool = Field(False, description="crops are aligned by the landmarks of eyes, nose and mouth [C]")
     refine_policy: Annotated[ImagePolicy, FirstReader.ROUNDS] = ImagePolicy(scale=(0.6, 1.0), grey=0.1, blur=0.2)
 
     def build(self, name: str, media: Media) -> FaceKit:
@@ -99,7 +101,7 @@ class FaceKit(ModalityKit):
         return embed_faces(
             encoder,
             lambda images: resize(images, None),
-            CropStore(self.media.crops),
+            self._store(),
             table["first_crop"].to_numpy()[rows],
             table["num_crops"].to_numpy()[rows],
             device,
@@ -108,4 +110,7 @@ class FaceKit(ModalityKit):
 
     def _views(self, groups: dict[str, FaceGroup]) -> FaceViews:
         wanted = {name: group for name, group in groups.items() if group.count}
-        return FaceViews(self.media.utterances, self.media.crops, wanted)
+        return FaceViews(self.media.utterances, self._store(), wanted)
+
+    def _store(self) -> CropStore:
+        return CropStore(self.media.crops, aligned=self.settings.align)
