@@ -1,6 +1,8 @@
 """Encoders, heads, pooling and cross-rank batch norm against naive references and published parameter counts."""
 
 import copy
+import math
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -175,6 +177,21 @@ def test_audio_encoders_take_any_length(architecture, num_frames):
 @pytest.mark.parametrize("side", [16, 56, 64, 112])
 def test_face_encoder_takes_any_size(side):
     assert FaceResNet34(**SMALL["face_resnet34"])(torch.randn(2, 3, side, side)).shape == (2, 16)
+
+
+@pytest.mark.parametrize(("grid", "side"), [(1, 4), (4, 4), (2, 4), (4, 3), (4, 7)])
+def test_a_grid_keeps_the_place(grid, side):
+    """The embedding of maps whose places are exchanged; a grid of 1 does not see it."""
+    encoder = FaceResNet34(**SMALL["face_resnet34"], grid=grid)
+    assert encoder.last_linear().in_features == 32 * grid**2
+    encoder.body = nn.Identity()
+    maps = torch.randn(3, 32, side, side)
+    rows = torch.linspace(0, side, grid + 1)
+    parts = [(int(a), math.ceil(b)) for a, b in pairwise(rows.tolist())]
+    means = torch.stack([maps[:, :, a:b, c:d].mean((2, 3)) for a, b in parts for c, d in parts], -1).flatten(1)
+    torch.testing.assert_close(encoder(maps), encoder.embed(means))
+    same = torch.allclose(encoder(maps), encoder(maps.flip(2, 3)), atol=1e-5)
+    assert same == (grid == 1)
 
 
 @pytest.mark.parametrize("num_mels", [20, 40, 77, 80])
