@@ -48,9 +48,7 @@ def pretrain(session: Session) -> Encoders:
         work = StageWork(session, folder)
         clusterer, truth = session.config.cluster.build(), session.truth
         stage = work.train(Pretrain(session.materials, settings, session.kits, clusterer, truth))
-        trained = f"{settings.objective.kind.upper()} pretraining, mean of the last teachers"
-        description = trained if settings.epochs else "stage 1 without training"
-        work.export(stage.teachers(), description, settings.recalibrate, stage.heads())
+        work.export(stage.teachers(), stage.description, settings.recalibrate, stage.heads())
         work.finish()
     return load_encoders(folder, session.kits)
 

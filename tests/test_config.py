@@ -7,6 +7,7 @@ import yaml
 
 from avspk.common.settings_tree import describe, differing_keys, flat_settings
 from avspk.config import Config, ConfigError, dump_config, load_config, parse_config
+from avspk.objectives.dino import DinoSettings
 
 CONFIGS = sorted(Path(__file__).parent.parent.glob("configs/*.yaml"))
 
@@ -252,5 +253,6 @@ def test_bad_override(tmp_path, settings):
 def test_defaults_are_the_papers_stage_one():
     config = Config.model_validate({"output": "exp", "data": {"train": "m.parquet"}})
     pretrain = config.pretrain
+    assert isinstance(pretrain.objective, DinoSettings)
     assert (pretrain.epochs, pretrain.batch_size, pretrain.objective.head.out_dim) == (150, 512, 65536)
     assert yaml.safe_load(dump_config(config))["audio"]["views"]["global_seconds"] == 3.0

@@ -118,7 +118,7 @@ def test_a_run_stopped_after_stage_one_has_a_page_and_twice_the_same_bytes(run: 
     first = write_report(folder).read_text()
     assert write_report(folder).read_text() == first
     text = " ".join(_parsed(first).text)
-    assert "Losses, entropies, schedules" in text
+    assert "Losses and schedules" in text
     assert "not been evaluated yet" in text
     assert "no round of clustering and gating yet" in text
 
@@ -168,7 +168,7 @@ def test_names_of_systems_and_stages() -> None:
     names = {"mean fbank": "mean_fbank", "stage 1 (DINO)": "stage_1_dino", "round 12": "round_12", "final": "final"}
     assert {name: slug(name) for name in names} == names
     assert stage_name("round12") == "Round 12"
-    assert stage_name("pretrain") == "Stage 1 (DINO)"
+    assert stage_name("pretrain") == "Stage 1"
 
 
 def test_det_curve_of_two_gaussians_is_the_straight_line_it_must_be() -> None:
@@ -484,8 +484,17 @@ def test_an_unfinished_run_says_how_far_it_is_and_that_the_command_continues_it(
 @pytest.mark.parametrize(
     ("key", "value", "advice"),
     [
-        ("data_wait", 0.6, "Stage 1 (DINO) spends 60 % of its time waiting for data. Raise training.workers"),
-        ("audio/teacher_entropy", float(np.log(2048)), "The audio teacher's targets are uniform"),
+        ("data_wait", 0.6, "Stage 1 spends 60 % of its time waiting for data. Raise training.workers"),
+        (
+            "audio/teacher_entropy",
+            float(np.log(2048)),
+            "nothing from audio: the posteriors of teacher are uniform",
+        ),
+        (
+            "face/student_entropy",
+            float(np.log(2048)),
+            "nothing from face: the posteriors of student are uniform",
+        ),
     ],
 )
 def test_trouble_in_the_log_becomes_advice(run: Path, tmp_path: Path, key: str, value: float, advice: str) -> None:
@@ -501,3 +510,21 @@ def test_repeatability_is_claimed_for_one_machine_only(page: str) -> None:
     text = " ".join(" ".join(_parsed(page).text).split())
     assert "On the same machine, with the same config, versions, seed, processes and threads, the run repeats" in text
     assert "the results differ like those of two seeds" in text
+
+
+def test_stage_one_without_prototypes_shows_what_is_found(run: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(run, tmp_path / "run")
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    config["pretrain"] = {"objective": {"kind": "contrastive", "head": {"bottleneck_dim": 128}}}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    records = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    gone = ("entropy", "center_norm", "teacher_temperature")
+    kept = [{key: value for key, value in record.items() if not key.endswith(gone)} for record in records]
+    kept = [one | {"audio/found": 0.5, "face/found": 0.4} if one["stage"] == "pretrain" else one for one in kept]
+    (folder / "log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in kept))
+    page = write_report(folder).read_text()
+    assert "Stage 1: contrastive" in page
+    assert "views that find their example" in page
+    assert "ln K" not in page
+    assert "norm of the centre" not in page
+    assert not any("next to nothing" in text for text in next_steps(Run(folder)))

@@ -29,6 +29,11 @@ def DefaultKind(kind: str) -> BeforeValidator:  # noqa: N802 - stands among pyda
     return BeforeValidator(lambda value: {"kind": kind, **value} if isinstance(value, dict) else value)
 
 
+def kind_title(kind: str) -> str:
+    """A kind as a reader expects it: acronyms such as DINO in capitals."""
+    return kind.upper() if len(kind) <= 4 else kind
+
+
 class FirstReader(Enum):
     """The first reader of a setting in a run. Later, the setting may not change; see avspk/pipeline/resume.py.
 

@@ -9,6 +9,7 @@ import pandas as pd
 import yaml
 
 from avspk.common.files import read_json
+from avspk.common.settings import kind_title
 from avspk.evaluation.run_folder import Run
 
 CARD = "README.md"
@@ -100,7 +101,9 @@ def _training(training_data: str | None, run: Run | None) -> str:
         lines.append("**Trained with true speaker labels.** An upper bound, not a result of the label-free method.")
     elif run is not None:
         no_labels = f"No {'other ' if run.sources else ''}speaker labels were used"
-        lines += [*run.card_sources, f"{no_labels}: DINO, then pseudo labels from clusters, gated by their losses."]
+        objective = kind_title(run.config.get("pretrain", {}).get("objective", {}).get("kind", "dino"))
+        then = "then pseudo labels from clusters, gated by their losses"
+        lines += [*run.card_sources, f"{no_labels}: {objective} in stage 1, {then}."]
     return "\n".join(lines)
 
 

@@ -24,7 +24,7 @@ from avspk.scoring.metrics import summarise
 METRIC_COLUMNS = ["system", "trials", "num_trials", "eer", "eer_low", "eer_high", "min_dcf_0.01", "min_dcf_0.05"]
 NOT_LEARNED = {"running_mean", "running_var", "num_batches_tracked", "training_mean"}
 STAGE_NAMES = {
-    "pretrain": "Stage 1 (DINO)",
+    "pretrain": "Stage 1",
     "final": "Last student",
     "large_margin": "Large margin",
     "evaluation": "Evaluation",

@@ -49,7 +49,7 @@ class Contrastive(Objective):
 
     def network(self, encoder: Encoder) -> ProjectionBranch:
         """The encoder with a projection head."""
-        return ProjectionBranch(encoder, self.settings.head.projection(encoder.embedding_dim))
+        return ProjectionBranch(encoder, self.settings.head.build(encoder.embedding_dim))
 
     def loss(self, student: Tensor, teacher: Tensor, step: int) -> tuple[Tensor, Figures]:
         """InfoNCE of student (V, B, E) against teacher (G, B, E), and the share of views that find their example."""

@@ -14,7 +14,7 @@ class ProjectionSettings(Settings):
     hidden_dim: Count = 2048
     bottleneck_dim: Count = 256
 
-    def projection(self, embedding_dim: int) -> ProjectionHead:
+    def build(self, embedding_dim: int) -> ProjectionHead:
         """The projection on embeddings of this size."""
         return ProjectionHead(embedding_dim, self.hidden_dim, self.bottleneck_dim)
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from avspk.common.files import write_json
+from avspk.common.settings import kind_title
 from avspk.data.noise import replace_folder
 from avspk.evaluation.calibrate import calibrate
 from avspk.evaluation.trial_set import format_table
@@ -27,7 +28,7 @@ MEAN_FBANK_UTTERANCES = 2000
 def trained_systems(session: Session) -> list[tuple[str, Path]]:
     """Display name and audio model of every trained system, in order."""
     config = session.config
-    objective = config.pretrain.objective.kind.upper()
+    objective = kind_title(config.pretrain.objective.kind)
     stages = session.files.systems(objective, config.rounds, config.large_margin.enabled, config.final is not None)
     return [(name, stage.model(VERIFIED)) for name, stage in stages]
 

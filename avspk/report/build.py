@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from avspk.common.files import whole_or_absent
+from avspk.common.settings import kind_title
 from avspk.evaluation.run_folder import Run, stage_name
 from avspk.modalities.base import VERIFIED
 from avspk.report import evaluation_plots, round_plots, training_plots
@@ -166,17 +167,22 @@ def _det_curves(run: Run) -> dict[str, dict[str, evaluation_plots.DetCurve]]:
 
 def _stage_one(run: Run) -> Section:
     objective = _setting(run.config, "pretrain.objective.kind") or "dino"
-    title = f"Stage 1: {objective.upper()}"
+    title = f"Stage 1: {kind_title(objective)}"
     steps, epochs = run.records("step", "pretrain"), run.records("epoch", "pretrain")
     if run.stage_one_source is not None:
         return Section("stage1", title, absent(f"Copied from {run.stage_one_source}; see the report of that run."))
     if steps.empty:
         return Section("stage1", title, absent("The log has no steps of stage 1."))
     prototypes = _setting(run.config, "pretrain.objective.head.out_dim")
-    body = figure_block(
-        "Losses, entropies, schedules",
+    healthy = (
         "Healthy: the teacher's entropy falls well below ln K, and the entropy of the mean target stays high. A "
-        "teacher at ln K has collapsed to uniform targets; a mean target near 0 has collapsed to a single prototype.",
+        "teacher at ln K has collapsed to uniform targets; a mean target near 0 has collapsed to a single prototype."
+        if prototypes
+        else "Healthy: the loss falls, and more views of the student find the teacher's view of their own example."
+    )
+    body = figure_block(
+        "Losses and schedules",
+        healthy,
         training_plots.stage_one_course(steps, run.modalities, prototypes),
     )
     if any(f"{modality}/label/nmi" in epochs for modality in run.modalities):

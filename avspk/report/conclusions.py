@@ -11,7 +11,7 @@ from avspk.evaluation.run_folder import Run, stage_name
 
 BASELINE = "mean fbank"
 WAITING = 0.2  # share of time without data above which the loader is the bottleneck [C]
-COLLAPSED = 0.98  # of ln K: a teacher with this entropy carries no information [C]
+COLLAPSED = 0.98  # of ln K: posteriors with this entropy carry no information [C]
 MISCALIBRATED = 0.05  # Cllr above its minimum, in bits, that is reported [C]
 
 
@@ -112,11 +112,14 @@ def _collapse(run: Run) -> Iterator[str]:
     prototypes = int((objective.get("head") or {}).get("out_dim", 0))
     steps = run.records("step", "pretrain")
     for modality in run.modalities if prototypes else ():
-        key = f"{modality}/teacher_entropy"
-        if key in steps and float(steps[key].iloc[-1]) > COLLAPSED * np.log(prototypes):
+        uniform = COLLAPSED * np.log(prototypes)
+        keys = {who: f"{modality}/{who}_entropy" for who in ("teacher", "student")}
+        last = {who: float(steps[key].iloc[-1]) for who, key in keys.items() if key in steps}
+        if found := [who for who, entropy in last.items() if entropy > uniform]:
             yield (
-                f"The {modality} teacher's targets are uniform (entropy at ln K): nothing is learned. Lower "
-                "pretrain.teacher_temperature or the learning rate."
+                f"Stage 1 learned next to nothing from {modality}: the posteriors of {' and '.join(found)} are uniform "
+                f"over the prototypes (entropy at ln K). Another objective may learn "
+                "(pretrain.objective={kind: contrastive}), or a lower temperature, or milder augmentation."
             )
 
 

@@ -23,8 +23,12 @@ SCHEDULES = {"lr": "learning rate", "momentum": "teacher momentum (EMA)", "teach
 def stage_one_course(steps: pd.DataFrame, modalities: Sequence[str], num_prototypes: int | None) -> "Figure":
     """Loss, entropies (nats) and centre norm of stage 1, one row per modality; the last row shows the schedules.
 
+    Panels of figures that the objective does not have are left out. Without prototypes, the share of views that find
+    their example takes the place of the entropies.
+
     `steps`: the step records of the pretrain stage. `num_prototypes` K draws ln K, the entropy of collapse to uniform.
     """
+    middle = "entropy (nats)" if num_prototypes else "views that find their example (%)"
     figure, axes = panels(len(modalities) + 1, 3, 3.6, 2.05, sharex=True)
     for row, modality in enumerate(modalities):
         colour = modality_colour(modality)
@@ -34,15 +38,19 @@ def stage_one_course(steps: pd.DataFrame, modalities: Sequence[str], num_prototy
         if num_prototypes:
             limit = {"color": LIGHT["muted"], "linewidth": 1, "linestyle": ":", "label": "ln K, the maximum"}
             axes[row, 1].axhline(np.log(num_prototypes), **limit)
+        _curve(axes[row, 1], steps, f"{modality}/found", scale=100, color=colour)
         axes[row, 1].set_ylim(bottom=0)
         _curve(axes[row, 2], steps, f"{modality}/center_norm", color=colour)
-        for panel, title in zip(axes[row], ("loss", "entropy (nats)", "norm of the centre"), strict=True):
+        for panel, title in zip(axes[row], ("loss", middle, "norm of the centre"), strict=True):
             panel.set_title(f"{modality}: {title}")
+            panel.set_visible(bool(panel.lines))
     for panel, (key, title) in zip(axes[-1], SCHEDULES.items(), strict=True):
         _curve(panel, steps, key, color=LIGHT["ink"])
         panel.set(title=title, xlabel="step")
         panel.ticklabel_format(axis="y", useOffset=False)
-    figure.legend(*axes[0, 1].get_legend_handles_labels(), loc="outside upper center", ncols=4)
+        panel.set_visible(bool(panel.lines))
+    if num_prototypes:
+        figure.legend(*axes[0, 1].get_legend_handles_labels(), loc="outside upper center", ncols=4)
     return figure
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from avspk.clusterers.base import Clusterer
 from avspk.common import distributed
 from avspk.common.schedules import cosine
+from avspk.common.settings import kind_title
 from avspk.config import PretrainSettings
 from avspk.data.batch import Batch, Groups
 from avspk.data.dataset import ViewDataset
@@ -205,6 +206,12 @@ class Pretrain(Stage):
                 raise CollapseError(f"{name}: {problem}")
 
     # Results and state.
+
+    @property
+    def description(self) -> str:
+        """What the teachers are, for their model folders."""
+        objective = kind_title(self.settings.objective.kind)
+        return f"{objective} pretraining, mean of the last teachers" if self.num_epochs else "stage 1 without training"
 
     def teachers(self) -> dict[str, Encoder]:
         """Modality -> encoder of the average teacher."""

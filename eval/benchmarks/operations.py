@@ -22,10 +22,11 @@ from avspk.common.shipped import find_config
 from avspk.config import Config, FinalSettings, LargeMarginSettings, load_config
 from avspk.data.media import SAMPLE_RATE
 from avspk.frontend.fbank import Fbank
-from avspk.models.audio_visual import ClassifierBranch, PrototypeBranch
+from avspk.models.audio_visual import ClassifierBranch, EncoderBranch, PrototypeOutput
 from avspk.models.encoder import Encoder
 from avspk.models.heads import CosineClassifier
 from avspk.models.registry import build_encoder
+from avspk.objectives.base import Course
 from benchmarks.corpus import PAPER, VOXCELEB2_SECONDS, VOXCELEB2_UTTERANCES
 from benchmarks.figures import Figure
 from benchmarks.measure import GIB
@@ -101,22 +102,30 @@ def _classification(
 
 def stage_one_step(config: Config, modality: str) -> float:
     """Operations of one example: student forward and backward, teacher forward, logits of both."""
-    branch = _prototype_branch(config, modality)
+    branch = _stage_one_branch(config, modality)
 
     def step() -> None:
         student = branch(_student_views(config, modality), BATCH)
         with torch.no_grad():
             teacher = branch(_views(config, modality)[:1], BATCH)
-            teacher.bottleneck @ teacher.prototypes.T
+            _logits(teacher, teacher)
         # The loss reduces to the logits of every view; its softmax is not a matrix product.
-        (student.bottleneck @ student.prototypes.T).sum().backward()
+        _logits(student, teacher).sum().backward()
 
     return _count(step) / BATCH
 
 
+def _logits(output: PrototypeOutput | Tensor, teacher: PrototypeOutput | Tensor) -> Tensor:
+    """Cosines with the prototypes; without prototypes, with the teacher's views of the batch."""
+    if isinstance(output, PrototypeOutput):
+        return output.bottleneck @ output.prototypes.T
+    assert isinstance(teacher, Tensor)
+    return output @ teacher.transpose(1, 2)
+
+
 def kept_for_backward(config: Config, modality: str) -> float:
     """Bytes per example: the increase for twice the batch, which leaves out the weights."""
-    branch = _prototype_branch(config, modality)
+    branch = _stage_one_branch(config, modality)
     kept = [_kept_bytes(partial(branch, _student_views(config, modality, n), n)) for n in (BATCH, 2 * BATCH)]
     return (kept[1] - kept[0]) / BATCH
 
@@ -157,9 +166,9 @@ def embedding_pass(config: Config, modality: str) -> float:
         return _count(lambda: encoder(whole))
 
 
-def _prototype_branch(config: Config, modality: str) -> PrototypeBranch:
-    encoder = _encoder(config, modality)
-    return PrototypeBranch(encoder, config.pretrain.objective.head.build(encoder.embedding_dim))
+def _stage_one_branch(config: Config, modality: str) -> EncoderBranch:
+    objective = config.pretrain.objective.build(Course(1, 1), torch.device("cpu"))
+    return objective.network(_encoder(config, modality))
 
 
 def _encoder(config: Config, modality: str) -> Encoder:
