@@ -254,6 +254,13 @@ def sdpn(data, folder, device):
     return tiny.pretrain(tiny.parts(tree, device))
 
 
+def contrastive(data, folder, device):
+    tree = tiny.tree(data, folder)
+    tree["pretrain"]["objective"] = {"kind": "contrastive", "head": {"hidden_dim": 32, "bottleneck_dim": 16}}
+    tree["pretrain"]["optimiser"] |= {"name": "sgd", "learning_rate": 0.05}
+    return tiny.pretrain(tiny.parts(tree, device))
+
+
 def refine(data, folder, device):
     """Half of the labels are doubtful and get corrected."""
     made = parts(data, folder, device)
@@ -278,7 +285,7 @@ def watched(stage, epoch, waits=None):
     return metrics + tiny.train(stage, [first + 1, first + 2], epoch)
 
 
-@pytest.mark.parametrize(("build", "epoch"), [(pretrain, 2), (sdpn, 0), (refine, 0)])
+@pytest.mark.parametrize(("build", "epoch"), [(pretrain, 2), (sdpn, 0), (contrastive, 0), (refine, 0)])
 def test_updates_are_those_of_a_cpu_and_wait_for_nothing(data, tmp_path, gpu, build, epoch):
     """Stage 1 with cluster-aware views; a round whose doubtful labels are corrected."""
     runs = {}

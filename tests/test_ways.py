@@ -40,7 +40,6 @@ SMALL = [
     "face.refine_size=32",
     "pretrain.objective.head.hidden_dim=32",
     "pretrain.objective.head.bottleneck_dim=16",
-    "pretrain.objective.head.out_dim=64",
     "pretrain.recalibrate.batches=1",
     "training.precision=no",
     "training.log_steps=1",
