@@ -459,6 +459,23 @@ def test_fine_tuning_starts_from_class_vectors_and_hears_clean_crops(data, tmp_p
     assert stage.loss(stage.model, batch, 0)[0].isfinite()
 
 
+@pytest.mark.parametrize(("num", "batch"), [(5, 4), (6, 6), (30, 6), (4, 4)])
+def test_few_trusted_labels_make_a_small_batch(data, tmp_path, caplog, num, batch):
+    """A gate may leave fewer labels than the large margin's batch of 6 holds; gradients are of two parts each."""
+    tree = tiny.tree(data, tmp_path)
+    tree["training"] |= {"accumulation": 2}
+    tree["large_margin"]["batch_size"] = 6
+    parts = tiny.parts(tree)
+    kit = parts.kits["audio"]
+    labels = np.where(np.arange(NUM) < num, LABELS, -1)
+    views = {"audio": kit.refine_views(0.8, augmented=False)}
+    settings = parts.config.large_margin
+    stage = Classify(parts.materials, "large_margin", settings, {"audio": kit}, views, {"audio": kit.encoder()}, labels)
+    assert stage.batch_size == batch
+    assert (f"large_margin: {num} labels to learn are fewer than one batch of 6" in caplog.text) == (batch < 6)
+    assert tiny.train(stage, [0], accumulation=2)[0]["audio/loss"].isfinite()
+
+
 def test_class_vectors_are_centred_means_of_unit_embeddings():
     """One class at a time; missing embeddings and labels of -1 do not count, an empty class is 0."""
     rng = np.random.default_rng(0)

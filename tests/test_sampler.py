@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from avspk.data.sampler import ClusterPositives, ExampleSampler
+from avspk.data.sampler import ClusterPositives, ExampleSampler, fitting_batch
 
 NUM, BATCH = 50, 12
 
@@ -194,6 +194,13 @@ def test_the_sampler_draws_positives_anew_every_epoch():
     epochs = [{example.index: example.sources["audio"] for example in flat(one.batches(epoch))} for epoch in (0, 1)]
     assert all(len(sources) == 3 for sources in epochs[0].values())
     assert any(epochs[0][index] != epochs[1][index] for index in epochs[0].keys() & epochs[1].keys())
+
+
+@pytest.mark.parametrize(
+    ("num", "parts", "batch"), [(12, 1, 12), (11, 1, 11), (11, 4, 8), (3, 4, 12), (1, 1, 12), (2, 2, 12), (99, 6, 12)]
+)
+def test_a_batch_fits_few_rows_and_divides_into_its_parts(num, parts, batch):
+    assert fitting_batch(12, num, parts) == batch
 
 
 def test_errors():

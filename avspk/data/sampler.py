@@ -43,6 +43,15 @@ class ClusterPositives:
         return [*members[~own].tolist(), *members[own].tolist()][: count - 1]
 
 
+def fitting_batch(batch_size: int, num_rows: int, parts: int) -> int:
+    """The batch size, or the largest multiple of `parts` (processes x accumulation) that fewer rows than it fill.
+
+    Batch norm needs two rows in each part. If there are fewer, the batch size stays, and `ExampleSampler` refuses it.
+    """
+    fits = num_rows // parts * parts
+    return fits if 2 * parts <= fits < batch_size else batch_size
+
+
 class ExampleSampler:
     """Batches of examples of one epoch for one rank, in an order that depends only on (seed, stage, epoch).
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,7 +15,7 @@ from avspk.common.schedules import ramp
 from avspk.config import ClassifySettings
 from avspk.data.batch import Batch
 from avspk.data.dataset import ViewDataset, ViewSampler
-from avspk.data.sampler import ExampleSampler
+from avspk.data.sampler import ExampleSampler, fitting_batch
 from avspk.modalities.base import ModalityKit, seeded
 from avspk.models.audio_visual import ClassifierBranch, ParallelBranches
 from avspk.models.ema import make_teacher, running_mean
@@ -22,6 +23,8 @@ from avspk.models.encoder import Encoder
 from avspk.models.heads import CosineClassifier
 from avspk.stages.base import Metrics, Stage
 from avspk.stages.materials import Materials
+
+logger = logging.getLogger(__name__)
 
 
 class Classify(Stage):
@@ -48,14 +51,22 @@ class Classify(Stage):
         """
         seed = materials.seed
         self.name, self.settings, self.kits, self.device = name, settings, kits, materials.device
-        self.num_epochs, self.optimiser, self.batch_size = settings.epochs, settings.optimiser, settings.batch_size
+        self.num_epochs, self.optimiser = settings.epochs, settings.optimiser
+        rows = np.flatnonzero(labels >= 0)
+        parts = distributed.world_size() * materials.training.accumulation
+        self.batch_size = fitting_batch(settings.batch_size, len(rows), parts)
+        if self.batch_size < settings.batch_size:
+            logger.warning(
+                "%s: %d labels to learn are fewer than one batch of %d; batches of %d",
+                *(name, len(rows), settings.batch_size, self.batch_size),
+            )
         self.class_loss = settings.loss.build()
         self.utterances = materials.utterances
         self.front_ends = {key: kit.front_end().to(self.device) for key, kit in kits.items()}
         self.dataset = ViewDataset(views, seed, name)
         usable = {key: kit.usable for key, kit in kits.items()}
         self.sampler = ExampleSampler(
-            np.flatnonzero(labels >= 0),
+            rows,
             self.batch_size,
             seed,
             name,
