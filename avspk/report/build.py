@@ -174,21 +174,30 @@ def _stage_one(run: Run) -> Section:
     if steps.empty:
         return Section("stage1", title, absent("The log has no steps of stage 1."))
     prototypes = _setting(run.config, "pretrain.objective.head.out_dim")
-    healthy = (
-        "Healthy: the teacher's entropy falls well below ln K, and the entropy of the mean target stays high. A "
-        "teacher at ln K has collapsed to uniform targets; a mean target near 0 has collapsed to a single prototype."
-        if prototypes
-        else "Healthy: the loss falls, and more views of the student find the teacher's view of their own example."
-    )
     body = figure_block(
         "Losses and schedules",
-        healthy,
+        _healthy(bool(prototypes), any(f"{modality}/found" in steps for modality in run.modalities)),
         training_plots.stage_one_course(steps, run.modalities, prototypes),
     )
     if any(f"{modality}/label/nmi" in epochs for modality in run.modalities):
         caption = "The clusters that positives are drawn from should agree better with the speakers each time."
         body += figure_block("Cluster-aware positives", caption, training_plots.cluster_course(epochs, run.modalities))
     return Section("stage1", title, body)
+
+
+def _healthy(prototypes: bool, found: bool) -> str:
+    """How the curves of stage 1 should look, for objectives with prototypes and for those that log what is found."""
+    if prototypes:
+        return (
+            "Healthy: the teacher's entropy falls well below ln K, and the entropy of the mean target stays high. A "
+            "teacher at ln K has collapsed to uniform targets; a mean target near 0 has collapsed to a single prototype."
+        )
+    if found:
+        return (
+            "Healthy: the loss falls, and more views of the student find the teacher's view of their own example. Both "
+            "jump once, when positives begin to come from clusters: these are harder."
+        )
+    return "Healthy: the loss falls."
 
 
 def _rounds(run: Run) -> list[Section]:
