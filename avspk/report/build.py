@@ -190,7 +190,7 @@ def _healthy(prototypes: bool, found: bool) -> str:
     if prototypes:
         return (
             "Healthy: the teacher's entropy falls well below ln K, and the entropy of the mean target stays high. A "
-            "teacher at ln K has collapsed to uniform targets; a mean target near 0 has collapsed to a single prototype."
+            "teacher at ln K has collapsed to uniform targets; a mean target near 0 to a single prototype."
         )
     if found:
         return (
