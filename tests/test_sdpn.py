@@ -229,6 +229,7 @@ def test_state_survives_a_checkpoint_in_the_middle(data, tmp_path):
 def test_settings(data):
     config = parse_config({"output": "exp", "data": {"train": "m"}, "pretrain": {"objective": {"kind": "sdpn"}}})
     objective = config.pretrain.objective
+    assert isinstance(objective, SdpnSettings)
     assert (objective.head.out_dim, objective.mean_entropy, objective.koleo) == (1024, 1.0, 0.1)
     assert config.audio.views.counts(objective.views) == (1, 4)
     for views, message in (({"global_crops": 1}, "audio.views.global_crops is 1"), ({"local_crops": 0}, "local_crops")):
