@@ -385,7 +385,8 @@ def load_config(path: Path | str, overrides: Iterable[str] = ()) -> Config:
     """Read a YAML file, its `inherit` chain and `key.path=value` overrides.
 
     A file adds to what it inherits, key by key; a group whose `kind` or `architecture` it changes inherits nothing. An
-    override replaces the value at its key. `null` takes an entry out of a dictionary with free keys.
+    override replaces the value at its key, and another `kind` the whole group. `null` takes an entry out of a
+    dictionary with free keys.
 
     Raises: ConfigError on a missing file, bad YAML, an unknown key (it names the nearest valid one), a bad value, or a
         null for an entry that is not inherited.

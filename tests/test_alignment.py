@@ -73,9 +73,12 @@ def test_the_map_has_the_least_squares():
         assert cost(other, shift + rng.normal(0, 0.05, 2)) > best
 
 
-def test_landmarks_at_one_point_change_nothing():
+@pytest.mark.parametrize(
+    "landmarks", [np.full((5, 2), 50), np.full((5, 2), np.nan), moved(scale=0.05), PLACES[[1, 0, 2, 4, 3]]]
+)
+def test_landmarks_that_are_no_face_change_nothing(landmarks):
     crop = with_dots(PLACES)
-    assert align(crop, np.full((5, 2), 50, np.float32)) is crop
+    assert align(crop, landmarks.astype(np.float32)) is crop
 
 
 def test_a_store_reads_aligned_crops(tmp_path):

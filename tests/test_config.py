@@ -159,10 +159,28 @@ def test_a_group_of_another_kind_inherits_nothing(inherited, settings, text, obj
     assert found == parse_config({**settings, **tree}).pretrain.objective
 
 
-def test_another_architecture_inherits_nothing(inherited, settings):
-    settings["audio"] = {"encoder": {"architecture": "ecapa", "channels": 8, "embedding_dim": 24}}
-    found = inherited("audio: {encoder: {architecture: audio_resnet34, width: 4}}").audio.encoder
-    assert (found.architecture, found.width, found.embedding_dim) == ("audio_resnet34", 4, 256)
+@pytest.mark.parametrize(
+    ("before", "width", "embedding_dim"), [("ecapa", 32, 256), ("audio_resnet34", 6, 24), ("audio_resnet18", 6, 24)]
+)
+def test_another_architecture_with_other_settings_inherits_nothing(inherited, settings, before, width, embedding_dim):
+    """ResNets of all sizes have the same settings. In a file and in an override."""
+    size = {"channels": 8} if before == "ecapa" else {"width": 6}
+    settings["audio"] = {"encoder": {"architecture": before, "embedding_dim": 24, **size}}
+    for text, overrides in (
+        ("audio: {encoder: {architecture: audio_resnet34}}", []),
+        ("", ["audio.encoder.architecture=audio_resnet34"]),
+    ):
+        found = inherited(text, *overrides).audio.encoder
+        assert (found.architecture, found.width, found.embedding_dim) == ("audio_resnet34", width, embedding_dim)
+
+
+def test_another_kind_in_an_override_replaces_the_group(inherited, settings):
+    settings["pretrain"]["objective"] = {"freeze_last_layer_epochs": 0, "head": {"hidden_dim": 32}}
+    overrides = ["pretrain.objective.kind=contrastive", "pretrain.objective.temperature=0.3"]
+    found = inherited("", *overrides).pretrain.objective
+    assert (found.kind, found.temperature, found.head.hidden_dim) == ("contrastive", 0.3, 2048)
+    found = inherited("", "pretrain.objective.kind=dino").pretrain.objective
+    assert (found.kind, found.head.hidden_dim) == ("dino", 32)
 
 
 def test_null_takes_out_through_a_chain_of_files(tmp_path, inherited):

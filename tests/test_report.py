@@ -1,4 +1,5 @@
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -488,12 +489,12 @@ def test_an_unfinished_run_says_how_far_it_is_and_that_the_command_continues_it(
         (
             "audio/teacher_entropy",
             float(np.log(2048)),
-            "nothing from audio: the posteriors of teacher are uniform",
+            "nothing from audio: the teacher's posteriors are uniform",
         ),
         (
             "face/student_entropy",
             float(np.log(2048)),
-            "nothing from face: the posteriors of student are uniform",
+            "nothing from face: the student's posteriors are uniform",
         ),
     ],
 )
@@ -527,4 +528,22 @@ def test_stage_one_without_prototypes_shows_what_is_found(run: Path, tmp_path: P
     assert "views that find their example" in page
     assert "ln K" not in page
     assert "norm of the centre" not in page
-    assert not any("next to nothing" in text for text in next_steps(Run(folder)))
+
+
+@pytest.mark.parametrize(("loss", "told"), [(math.log(32), True), (0.9 * math.log(32), False)])
+def test_a_student_that_finds_nothing_is_reported(run: Path, tmp_path: Path, loss: float, told: bool) -> None:
+    folder = shutil.copytree(run, tmp_path / "run")
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    config["pretrain"] = {"batch_size": 64, "objective": {"kind": "contrastive", "head": {"bottleneck_dim": 128}}}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config | {"training": {"accumulation": 2}}))
+    records = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    changed = [
+        record | {"face/loss": loss, "face/found": 0.03} if record["stage"] == "pretrain" else record
+        for record in records
+    ]
+    (folder / "log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in changed))
+    assert (
+        any("next to nothing from face: its loss is that of guessing" in one for one in next_steps(Run(folder))) == told
+    )
+    (folder / "pretrain" / "done.json").unlink()
+    assert not any("next to nothing" in text for text in next_steps(Run(folder))), "it may still learn"

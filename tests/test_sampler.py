@@ -197,7 +197,8 @@ def test_the_sampler_draws_positives_anew_every_epoch():
 
 
 @pytest.mark.parametrize(
-    ("num", "parts", "batch"), [(12, 1, 12), (11, 1, 11), (11, 4, 8), (3, 4, 12), (1, 1, 12), (2, 2, 12), (99, 6, 12)]
+    ("num", "parts", "batch"),
+    [(12, 1, 12), (11, 1, 8), (11, 2, 8), (11, 4, 8), (11, 3, 6), (3, 4, 12), (1, 1, 12), (2, 2, 12), (99, 6, 12)],
 )
 def test_a_batch_fits_few_rows_and_divides_into_its_parts(num, parts, batch):
     assert fitting_batch(12, num, parts) == batch

@@ -3,8 +3,8 @@
 These functions work for any settings class. avspk/config.py calls them for the settings of a run.
 
 Dictionaries with free keys (`data.trials`) are inherited entry by entry. `name: null` takes one entry out, and
-`data.trials: null` takes all out, in a file and in an override. A group whose `kind` or `architecture` a file changes
-inherits nothing.
+`data.trials: null` takes all out, in a file and in an override. A group whose `kind` or `architecture` changes to one
+with other settings starts anew, in both.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import difflib
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_origin
+from typing import Any, NamedTuple, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -43,7 +43,7 @@ def read_tree(model: type[Settings], path: Path, overrides: Iterable[str] = ()) 
         key, separator, value = override.partition("=")
         if not separator or not key:
             raise ConfigError(f"override {override!r} is not of the form key.path=value, e.g. pretrain.epochs=10")
-        _set(tree, _split(key, free), _parse_yaml(value, f"override {override!r}"), key, free)
+        _set(tree, _split(key, free), _parse_yaml(value, f"override {override!r}"), key, model)
     return tree
 
 
@@ -86,19 +86,25 @@ def free_dictionaries(model: type[Settings]) -> tuple[str, ...]:
     )
 
 
+class KindGroup(NamedTuple):
+    """A group of settings with a `kind` or `architecture`: its default name, and the names of each of its classes."""
+
+    default: str | None
+    classes: list[set[str]]
+
+
 @cache
-def default_kinds(model: type[Settings]) -> dict[str, str | None]:
-    """Dotted key of each group with a `kind` or `architecture` -> the name that it has by default; None: no default."""
-    named = {
-        key: field
-        for key, field in _fields(model)
-        if any(name in node.model_fields for node in _nodes(field.annotation) for name in KIND_NAMES)
-    }
-    defaults = {key: field.get_default(call_default_factory=True) for key, field in named.items()}
-    return {
-        key: next(filter(None, (getattr(default, name, None) for name in KIND_NAMES)), None)
-        for key, default in defaults.items()
-    }
+def kind_groups(model: type[Settings]) -> dict[str, KindGroup]:
+    """Dotted key -> group, of all groups with a `kind` or `architecture`."""
+    groups: dict[str, KindGroup] = {}
+    for key, field in _fields(model):
+        nodes = list(_nodes(field.annotation))
+        named = [node.model_fields[name] for node in nodes for name in KIND_NAMES if name in node.model_fields]
+        if named:
+            default = field.get_default(call_default_factory=True)
+            name = next(filter(None, (getattr(default, name, None) for name in KIND_NAMES)), None)
+            groups[key] = KindGroup(name, [set(get_args(one.annotation)) for one in named])
+    return groups
 
 
 def _read_yaml(path: Path, model: type[Settings], seen: tuple[Path, ...] = ()) -> Tree:
@@ -152,9 +158,12 @@ def _merge(base: Tree, top: Tree, source: str, model: type[Settings], prefix: st
 
 
 def _other_kind(old: Tree, new: Tree, path: str, model: type[Settings]) -> bool:
-    """Whether `new` names another kind or architecture of the group at `path` than `old`."""
-    kinds = default_kinds(model)
-    return path in kinds and any(name in new and new[name] != old.get(name, kinds[path]) for name in KIND_NAMES)
+    """Whether `new` names a kind or architecture of the group at `path` that is of another class than that of `old`."""
+    group = kind_groups(model).get(path)
+    if group is None:
+        return False
+    changes = [{old.get(name, group.default), new[name]} for name in KIND_NAMES if name in new]
+    return any(len(names) > 1 and not any(names <= known for known in group.classes) for names in changes)
 
 
 def _put(node: Tree, key: Any, value: Any, path: str, source: str, free: Collection[str]) -> None:
@@ -182,13 +191,17 @@ def _split(key: str, free: Collection[str]) -> list[str]:
     return key.split(".")
 
 
-def _set(tree: Tree, keys: Sequence[str], value: Any, path: str, free: Collection[str]) -> None:
+def _set(tree: Tree, keys: Sequence[str], value: Any, path: str, model: type[Settings]) -> None:
+    """Set a value. Another kind of a group replaces the group."""
+    above: Tree = {}
+    node = tree
     for key in keys[:-1]:
-        node = tree.setdefault(key, {})
+        above, node = node, node.setdefault(key, {})
         if not isinstance(node, dict):
             raise ConfigError(f"override {path}: {key} is a value, not a group of settings")
-        tree = node
-    _put(tree, keys[-1], value, path, "override", free)
+    if keys[-1] in KIND_NAMES and _other_kind(node, {keys[-1]: value}, ".".join(keys[:-1]), model):
+        node = above[keys[-2]] = {}
+    _put(node, keys[-1], value, path, "override", free_dictionaries(model))
 
 
 def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

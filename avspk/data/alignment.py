@@ -8,14 +8,16 @@ from PIL import Image
 # Eyes, nose, mouth corners in a crop of 112 x 112 pixels: the places that ArcFace's public code (insightface) uses [S].
 PLACES = np.array([[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]])
 
+SCALES = (0.25, 4.0)  # of a face in a crop against these places; preparation's margins make 0.3 and more
+
 
 def align(crop: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
     """A face crop uint8 (112, 112, 3), aligned by its landmarks (5, 2), x and y in its pixels. Outside it is black.
 
-    A crop whose landmarks are one point stays as it is.
+    A crop stays as it is if its landmarks cannot be those of a face in it: not finite, in one point, mirrored.
     """
     turn, shift = similarity(PLACES, landmarks.astype(np.float64))
-    if not turn.any():
+    if not SCALES[0] < np.hypot(*turn[0]) < SCALES[1]:  # false for NaN
         return crop
     size = crop.shape[1], crop.shape[0]
     # PIL asks where a pixel of the result comes from: the rows of the map from the result to the crop.

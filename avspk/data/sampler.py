@@ -44,12 +44,16 @@ class ClusterPositives:
 
 
 def fitting_batch(batch_size: int, num_rows: int, parts: int) -> int:
-    """The batch size, or the largest multiple of `parts` (processes x accumulation) that fewer rows than it fill.
+    """The batch size, or if there are fewer rows than that, the largest power of two that they fill.
 
-    Batch norm needs two rows in each part. If there are fewer, the batch size stays, and `ExampleSampler` refuses it.
+    So 1, 2, 4 ... `parts` (processes x accumulation) make equal batches; other numbers of parts need the next multiple
+    below. Batch norm needs two rows in each part. If there are fewer, the batch size stays, and `ExampleSampler`
+    refuses it.
     """
-    fits = num_rows // parts * parts
-    return fits if 2 * parts <= fits < batch_size else batch_size
+    if num_rows >= batch_size:
+        return batch_size
+    fits = (1 << num_rows.bit_length() >> 1) // parts * parts
+    return fits if fits >= 2 * parts else batch_size
 
 
 class ExampleSampler:

@@ -11,7 +11,8 @@ from avspk.evaluation.run_folder import Run, stage_name
 
 BASELINE = "mean fbank"
 WAITING = 0.2  # share of time without data above which the loader is the bottleneck [C]
-COLLAPSED = 0.98  # of ln K: posteriors with this entropy carry no information [C]
+COLLAPSED = {"teacher": 0.98, "student": 0.995}  # of ln K: posteriors with this entropy carry no information [C]
+UNFOUND = 0.98  # of ln N, the loss of a student that finds none of N examples [C]
 MISCALIBRATED = 0.05  # Cllr above its minimum, in bits, that is reported [C]
 
 
@@ -108,19 +109,27 @@ def _unfinished(run: Run) -> Iterator[str]:
 
 
 def _collapse(run: Run) -> Iterator[str]:
-    objective = (run.config.get("pretrain") or {}).get("objective") or {}
+    """Modalities from which a finished stage 1 learned nothing, by the mean over its last tenth."""
+    settings, steps = run.config.get("pretrain") or {}, run.records("step", "pretrain")
+    if steps.empty or "pretrain" not in run.seconds:
+        return
+    last = steps.tail(max(1, len(steps) // 10))
+    objective = settings.get("objective") or {}
     prototypes = int((objective.get("head") or {}).get("out_dim", 0))
-    steps = run.records("step", "pretrain")
-    for modality in run.modalities if prototypes else ():
-        uniform = COLLAPSED * np.log(prototypes)
-        keys = {who: f"{modality}/{who}_entropy" for who in ("teacher", "student")}
-        last = {who: float(steps[key].iloc[-1]) for who, key in keys.items() if key in steps}
-        if found := [who for who, entropy in last.items() if entropy > uniform]:
+    parts = (run.config.get("training") or {}).get("accumulation", 1)
+    examples = settings.get("batch_size", 0) // parts
+    advice = "In another output folder, try milder augmentation or a lower temperature"
+    for modality in run.modalities:
+        entropies = {who: f"{modality}/{who}_entropy" for who in COLLAPSED}
+        found = {who: float(last[key].mean()) for who, key in entropies.items() if prototypes and key in last}
+        if flat := [f"the {who}'s" for who, entropy in found.items() if entropy > COLLAPSED[who] * np.log(prototypes)]:
             yield (
-                f"Stage 1 learned next to nothing from {modality}: the posteriors of {' and '.join(found)} are uniform "
-                f"over the prototypes (entropy at ln K). Another objective may learn "
-                "(pretrain.objective={kind: contrastive}), or a lower temperature, or milder augmentation."
+                f"Stage 1 learned next to nothing from {modality}: {' and '.join(flat)} posteriors are uniform over "
+                f"the prototypes (entropy at ln K). {advice}, or 'pretrain.objective={{kind: contrastive}}'."
             )
+        lost = f"{modality}/found" in last and examples > 1
+        if lost and float(last[f"{modality}/loss"].mean()) > UNFOUND * np.log(examples):
+            yield f"Stage 1 learned next to nothing from {modality}: its loss is that of guessing. {advice}."
 
 
 def _waiting(run: Run) -> Iterator[str]:
