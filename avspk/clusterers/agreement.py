@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from avspk.clusterers.base import Embeddings
+from avspk.clusterers.joint import gather_rows
 from avspk.clusterers.kmeans import Reducer
 from avspk.common.extras import explained
 
@@ -77,11 +78,4 @@ def _sample(rows: Embeddings, labels: Tensor, rng: np.random.Generator, reducer:
     order = rng.permutation(np.flatnonzero(counts))
     chosen = order[: int(np.searchsorted(np.cumsum(counts[order]), MAX_ROWS)) + 1]
     mine = np.flatnonzero(np.isin(labels.cpu().numpy(), chosen))
-
-    def gathered(values: np.ndarray | Tensor) -> np.ndarray:
-        part = torch.as_tensor(values[mine]).to(labels.device, torch.float32)
-        missing = part.isnan().any(1, keepdim=True)
-        whole = reducer.gather(torch.cat([part.nan_to_num(), missing.float()], 1))
-        return whole[:, :-1].masked_fill(whole[:, -1:] > 0, torch.nan).cpu().numpy()
-
-    return {name: gathered(values) for name, values in rows.items()}, len(chosen)
+    return {name: gather_rows(values[mine], labels.device, reducer) for name, values in rows.items()}, len(chosen)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from avspk.clusterers.base import Embeddings
+from avspk.clusterers.kmeans import Reducer
 
 CHUNK_ROWS = 1 << 16  # rows read and scaled at once, to avoid a second copy of a million utterances
 Transform = Callable[[Tensor], Tensor]
@@ -83,6 +84,14 @@ def join(
         row = int((~observed.any(1)).nonzero()[0])
         raise ValueError(f"utterance {row} has no embedding in any of {list(weights)}: leave such utterances out")
     return JointRows(values, observed, sizes)
+
+
+def gather_rows(rows: np.ndarray | Tensor, device: torch.device | str, reducer: Reducer) -> np.ndarray:
+    """float32 rows (N, D) of all processes, from this process's (n, D); NaN rows are missing. Collective."""
+    part = (rows if isinstance(rows, Tensor) else torch.from_numpy(np.array(rows))).to(device, torch.float32)
+    missing = part.isnan().any(1, keepdim=True)
+    whole = reducer.gather(torch.cat([part.nan_to_num(), missing.float()], 1))
+    return whole[:, :-1].masked_fill(whole[:, -1:] > 0, torch.nan).cpu().numpy()
 
 
 def chunks(

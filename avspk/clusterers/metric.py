@@ -26,7 +26,8 @@ from avspk.clusterers.discriminant import discriminant_weights
 from avspk.clusterers.joint import JointRows, Transform, check_embeddings, chunks, join, missing_weight
 from avspk.clusterers.joint_kmeans import fit_kmeans, merged_labels, numbered
 from avspk.clusterers.kmeans import Reducer
-from avspk.clusterers.ward import ward
+from avspk.clusterers.number import agreed_number
+from avspk.clusterers.ward import Tree, ward
 from avspk.common.settings import Count, FirstReader, Positive, Probability, Settings
 
 NO_SPREAD = 1e-9  # of the variance, within clusters: rounding, as where the rows of each cluster are copies
@@ -44,7 +45,9 @@ class MetricSettings(Settings):
     first_reader: ClassVar = FirstReader.STAGE_ONE  # stage 1 clusters as well, with its own number of clusters
 
     kind: Literal["metric"] = "metric"
-    num_clusters: Annotated[Count, FirstReader.ROUNDS] = 7500
+    num_clusters: Annotated[Count | Literal["auto"], FirstReader.ROUNDS] = Field(
+        7500, description="auto: that at which the modalities agree best after stage 1, see number.py"
+    )
     refinements: int = Field(4, ge=0, description="clusterings after the first one, each in the metric of the last one")
     shrinkage: Probability = Field(0.1, description="of the within-cluster covariance towards its mean eigenvalue")
     weights: Annotated[dict[str, Positive] | Literal["auto"], FirstReader.JOINT_CLUSTERING] = Field(
@@ -65,6 +68,11 @@ class MetricSettings(Settings):
         """Reason why so many rows of these modalities cannot be clustered with these settings; empty if they can."""
         if self.weights != "auto" and (problem := missing_weight(self.weights, modalities)):
             return problem
+        if self.num_clusters == "auto" and num_rows > self.ward_rows:
+            return (
+                f"num_clusters is auto, which compares at most ward_rows={self.ward_rows} utterances one by one, and "
+                f"there are {num_rows}; give a number, such as 1.25 to 1.5 times the speakers that you expect"
+            )
         if num_rows <= self.ward_rows or num_clusters <= self.centroids <= num_rows:
             return ""
         return (
@@ -105,6 +113,25 @@ class MetricClusterer:
             labels = self._group(weigh(unit, check_embeddings(rows, weights)), num_clusters, seed, reducer)
         kind = "refined_weight" if refine else "weight"
         return numbered(labels, reducer, {f"{kind}/{name}": weight for name, weight in weights.items()})
+
+    def agreed_number(
+        self,
+        rows: Embeddings,
+        recordings: np.ndarray,
+        start: int,
+        *,
+        seed: int,
+        device: torch.device | str,
+        reducer: Reducer,
+    ) -> tuple[int, float]:
+        """See `number.agreed_number`. Each modality is clustered in the metric of `start` clusters of its own."""
+
+        def grow(name: str, values: np.ndarray) -> Tree:
+            alone, one = {name: values}, Reducer()
+            labels = torch.from_numpy(self(alone, start, seed=seed, device="cpu", reducer=one).labels)
+            return ward(self._unit_rows(alone, labels, "cpu", one).values.numpy())
+
+        return agreed_number(rows, recordings, start, grow, device, reducer)
 
     def _cluster(
         self,
@@ -237,7 +264,7 @@ def ward_labels(joint: JointRows, num_clusters: int, reducer: Reducer) -> Tensor
     labels = torch.zeros(len(rows), dtype=torch.int64, device=device)
     if reducer.rank == 0:
         points, observed = rows[:, :dim].cpu().numpy(), rows[:, dim:].cpu().numpy() > 0
-        found = ward(points, num_clusters, observed=observed, block_sizes=joint.block_sizes)
-        labels += torch.from_numpy(found).to(device)
+        tree = ward(points, observed=observed, block_sizes=joint.block_sizes)
+        labels += torch.from_numpy(tree.cut(num_clusters)).to(device)
     _, first = reducer.place(len(joint.values), device)
     return reducer.sum(labels)[first : first + len(joint.values)]

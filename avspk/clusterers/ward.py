@@ -12,6 +12,7 @@ for 50,000.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -21,15 +22,38 @@ Floats = NDArray[np.float32]
 CHUNK_ROWS = 1 << 10  # rows of the table filled at once
 
 
+@dataclass(frozen=True)
+class Tree:
+    """All merges of N points.
+
+    Attributes:
+        merges: (N - 1, 2) points that represent the merged clusters.
+        heights: (N - 1,) growth of the objective by each merge.
+    """
+
+    merges: NDArray[np.int64]
+    heights: Floats
+
+    def cut(self, num_clusters: int) -> NDArray[np.int64]:
+        """(N,) labels 0 .. K - 1, numbered by the first point of each cluster. With K >= N every point is its own.
+
+        Raises: ValueError if K is less than 1.
+        """
+        if num_clusters < 1:
+            raise ValueError(f"num_clusters must be at least 1; got {num_clusters}")
+        num = len(self.merges) + 1
+        lowest = np.argsort(self.heights, kind="stable")[: max(num - num_clusters, 0)]
+        return _components(num, self.merges[np.sort(lowest)])
+
+
 def ward(
     points: Floats,
-    num_clusters: int,
     *,
     counts: NDArray[np.int64] | None = None,
     observed: NDArray[np.bool_] | None = None,
     block_sizes: Sequence[int] = (),
-) -> NDArray[np.int64]:
-    """Merge points until `num_clusters` clusters are left.
+) -> Tree:
+    """Merge points until one cluster is left.
 
     Points that lack blocks are compared over the blocks that both have, scaled up as if the other blocks agreed
     equally.
@@ -42,28 +66,19 @@ def ward(
         observed: (N, B) bool, which blocks a point has; None: all.
         block_sizes: dimensions of the B blocks, with a sum of D; needed with `observed`.
 
-    Returns:
-        (N,) labels 0 .. K - 1, numbered by the first point of each cluster.
-
     Raises:
-        ValueError: if K is less than 1, or a point is not finite.
+        ValueError: if a point is not finite.
     """
-    if num_clusters < 1:
-        raise ValueError(f"num_clusters must be at least 1; got {num_clusters}")
     if not np.isfinite(points).all():
         raise ValueError("got points that are not finite, which have no distances")  # the search would never end
     num = len(points)
-    if num_clusters >= num:
-        return np.arange(num)
     sizes = np.ones(num, np.float32) if counts is None else counts.astype(np.float32)
     costs = _distances(points, observed, block_sizes)
     for start in range(0, num, CHUNK_ROWS):
         mine = sizes[start : start + CHUNK_ROWS, None]
         costs[start : start + CHUNK_ROWS] *= 2 * mine * sizes / (mine + sizes)
     np.fill_diagonal(costs, np.inf)
-    merges, heights = _nearest_neighbour_chain(costs, sizes)
-    lowest = np.argsort(heights, kind="stable")[: num - num_clusters]
-    return _components(num, merges[np.sort(lowest)])
+    return Tree(*_nearest_neighbour_chain(costs, sizes))
 
 
 def _distances(points: Floats, observed: NDArray[np.bool_] | None, block_sizes: Sequence[int]) -> Floats:

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
+from avspk.clusterers.metric import MetricClusterer
+from avspk.common import distributed
 from avspk.common.sources import sources
 from avspk.config import ClusterSettings, Config
 from avspk.data.manifest import Utterances
 from avspk.modalities.base import ModalityKit
+from avspk.pipeline.scaling import usual_number
 from avspk.run import PSEUDO
-from avspk.stages.cluster import cluster_embeddings
+from avspk.stages.cluster import cluster_embeddings, make_reducer
 from avspk.stages.materials import Materials
+
+NUMBER = "num_clusters"  # in the figures of a round: a number that was chosen
 
 
 @dataclass(frozen=True)
@@ -94,4 +100,30 @@ class ClusterLabeller:
         settings = self.settings.model_copy(update={"weights": weights}) if weights else self.settings
         usable = {name: kit.usable for name, kit in given.kits.items()}
         seed, device = given.materials.seed, given.materials.device
-        return cluster_embeddings(given.rows, usable, settings.build(), settings.num_clusters, seed, device)
+        number, agreement = self._number(given)
+        labels, notes = cluster_embeddings(given.rows, usable, settings.build(), number, seed, device)
+        return labels, notes | agreement
+
+    def _number(self, given: RoundInput) -> tuple[int, dict[str, float]]:
+        """Number of clusters, and the figures that it follows from. Later rounds keep the number of round 1.
+
+        After a round, the modalities agree because both were trained on its clusters.
+        """
+        number, utterances = self.settings.num_clusters, given.materials.utterances
+        if isinstance(number, int):
+            return number, {}
+        if NUMBER in given.first:
+            return int(given.first[NUMBER]), {NUMBER: given.first[NUMBER]}
+        start, clusterer = usual_number(len(utterances)), self.settings.build()
+        if len(given.rows) == 1:
+            return start, {NUMBER: start}
+        assert isinstance(clusterer, MetricClusterer)  # no other has "auto"
+        number, kappa = clusterer.agreed_number(
+            given.rows,
+            utterances.videos[distributed.local_share(len(utterances))],
+            start,
+            seed=given.materials.seed,
+            device=given.materials.device,
+            reducer=make_reducer(),
+        )
+        return number, {NUMBER: number} | ({} if math.isnan(kappa) else {"kappa": kappa})

@@ -23,6 +23,7 @@ from avspk.modalities.base import VERIFIED, ModalitySettings
 from avspk.pipeline.given import Content
 from avspk.pipeline.initial_models import is_unchanged
 from avspk.pipeline.resume import already_read, change_results
+from avspk.pipeline.scaling import usual_number
 from avspk.run import PSEUDO, RunFolder
 
 Arguments = ParamSpec("Arguments")
@@ -108,7 +109,7 @@ def size_problems(utterances: Utterances, config: Config) -> Iterator[str]:
                 f"{stage}.batch_size: {total} usable utterances are fewer than one batch of {size}; lower it to at "
                 f"most {total}"
             )
-    for key, clusters, name in _clusterings(config):
+    for key, clusters, name in _clusterings(config, total):
         members = usable[name]
         if name in missing:
             continue
@@ -124,7 +125,7 @@ def _stages(config: Config) -> list[str]:
     return ["pretrain", *(["refine", *trusted] if config.rounds else [])]
 
 
-def _clusterings(config: Config) -> Iterator[tuple[str, int, str]]:
+def _clusterings(config: Config, total: int) -> Iterator[tuple[str, int, str]]:
     """For each clustering: its setting, its number of clusters, and the modality that its utterances need."""
     if config.pretrain.cluster_aware.enabled:
         counts = config.pretrain.cluster_aware.num_clusters
@@ -132,7 +133,8 @@ def _clusterings(config: Config) -> Iterator[tuple[str, int, str]]:
         for modality in [VERIFIED] if config.pretrain.cluster_aware.joint else config.modalities:
             yield "pretrain.cluster_aware.num_clusters", max(counts) if isinstance(counts, list) else counts, modality
     if config.rounds > (config.refine.labels is not None):
-        yield "cluster.num_clusters", config.cluster.num_clusters, VERIFIED  # all utterances have it
+        number = config.cluster.num_clusters
+        yield "cluster.num_clusters", usual_number(total) if number == "auto" else number, VERIFIED  # which all have
 
 
 def initial_model_problems(config: Config) -> Iterator[str]:

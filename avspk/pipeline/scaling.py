@@ -14,21 +14,30 @@ LEAST_UPDATES = 480
 """[C] As many as in the demo: 16 epochs of 30 updates. With fewer updates a stage does not converge."""
 
 
+def usual_number(num_utterances: int) -> int:
+    """N^0.635 clusters of N utterances, at least 2, and N at most."""
+    return min(max(2, round(num_utterances**CLUSTER_POWER)), num_utterances)
+
+
 def scaled_settings(utterances: Utterances, config: Config) -> dict[str, object]:
     """Config key -> value for N utterances.
 
-    num_clusters: N^0.635. batch_size: the power of two nearest to the square root of N, from 8 to 512, and N at most.
-    epochs: the config's, or more, so that stage 1 and each round make at least 480 updates. modalities: those of the
-    config that at least num_clusters utterances have.
+    num_clusters: N^0.635; in the rounds, "auto" of the config stays if there are several modalities and N is not too
+    large for it. batch_size: the power of two nearest to the square root of N, from 8 to 512, and N at most. epochs:
+    the config's, or more, so that stage 1 and each round make at least 480 updates. modalities: those of the config
+    that at least num_clusters utterances have.
     """
     total = len(utterances)
-    clusters = min(max(2, round(total**CLUSTER_POWER)), total)
+    clusters = usual_number(total)
     usable = {name: int(one.usable(utterances).sum()) for name, one in config.modality_settings().items()}
     batch = min(max(2 ** round(math.log2(math.sqrt(total))), BATCHES[0]), BATCHES[1], total)
     final = ["final"] * (config.final is not None)
+    modalities = [name for name, number in usable.items() if number >= clusters]
+    auto = config.cluster.num_clusters == "auto" and len(modalities) > 1
+    auto = auto and not config.cluster.problem(clusters, total, modalities)
     scaled: dict[str, object] = {
-        "modalities": [name for name, number in usable.items() if number >= clusters],
-        "cluster.num_clusters": clusters,
+        "modalities": modalities,
+        "cluster.num_clusters": "auto" if auto else clusters,
         "pretrain.cluster_aware.num_clusters": clusters,
         **{f"{stage}.batch_size": batch for stage in ("pretrain", "refine", *final, "large_margin")},
     }
