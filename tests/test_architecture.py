@@ -33,7 +33,7 @@ USED = {
     "evaluation": {"common", "data", "inference", "run", "scoring"},
     "report": {"common", "evaluation", "judges", "modalities", "scoring"},
     "pipeline": {
-        *("common", "config", "data", "evaluation", "inference"),
+        *("clusterers", "common", "config", "data", "evaluation", "inference"),
         *("modalities", "run", "stages"),
     },
     "recipe": {"config", "pipeline", "report", "stages"},

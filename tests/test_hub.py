@@ -183,6 +183,15 @@ def test_a_downloaded_card_is_not_nested(tmp_path):
     assert model_card(folder, "owner/a", "mit").count("license: mit") == 1
 
 
+def test_an_encoder_of_waveforms_is_a_speaker_model(tmp_path):
+    """It has no filter bank, so its config has no features."""
+    folder = write_model(tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    takes = {"takes": "waveform", "frame_length": 400, "hop_length": 320}
+    (folder / "config.json").write_text(json.dumps({**config, "input": takes, "features": {}}))
+    assert "Speaker verification from sound" in model_card(folder, "owner/a", "mit")
+
+
 @pytest.mark.parametrize(("name", "reason"), [("face", "holds a face encoder"), ("none", "is not a model folder")])
 def test_folders_that_are_no_speaker_model(tmp_path, capsys, name, reason):
     folder = write_model(tmp_path / "m", "face") if name == "face" else tmp_path

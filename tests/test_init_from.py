@@ -3,6 +3,7 @@
 import re
 import shutil
 
+import numpy as np
 import pytest
 import tiny
 from test_pipeline import assert_same_weights, short, weights
@@ -11,8 +12,9 @@ from avspk import recipe
 from avspk.common.sources import card_name
 from avspk.config import ConfigError, parse_config
 from avspk.inference.checkpoint import load_tree, save_tree
+from avspk.inference.speaker_model import save_model
 from avspk.pipeline.session import Session
-from avspk.stages.initial import HEAD, head_weights
+from avspk.stages.initial import HEAD, head_weights, initial_encoder
 
 pytestmark = pytest.mark.usefixtures("one_thread", "undrawn")
 
@@ -130,6 +132,25 @@ def test_what_cannot_be_begun_with_is_said_at_once(first, tmp_path):
     tree["pretrain"]["epochs"] = 0
     with pytest.raises(ConfigError, match=r"pretrain\.init_from names no model for audio"):
         parse_config(tree)
+
+
+def test_other_inputs_than_those_of_the_model_are_named(first, tmp_path, caplog):
+    """They are no error: training can adapt a model to other features."""
+    data, model = first
+    tree = audio(data, tmp_path / "exp", model)
+    tree["audio"]["features"]["window"] = "povey"
+    tiny.pretrain(tiny.parts(tree))
+    assert f"{model} was trained on other inputs (there -> here): window hamming -> povey" in caplog.text
+
+    kit = tiny.parts(short(data, tmp_path / "exp")).kits["face"]
+    architecture, inputs = kit.describe_model()
+    save_model(tmp_path / "face", kit.encoder(), architecture, inputs, np.zeros(16, np.float32), "# card")
+    aligned = kit.settings.model_copy(update={"align": True}).build("face", kit.media)
+    caplog.clear()
+    initial_encoder(kit, tmp_path / "face")
+    assert caplog.text == ""
+    initial_encoder(aligned, tmp_path / "face")
+    assert "(there -> here): aligned False -> True" in caplog.text
 
 
 @pytest.mark.parametrize(

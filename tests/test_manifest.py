@@ -173,3 +173,8 @@ def test_recordings_are_videos_whoever_speaks():
     names = ["a/v1/1", "b/v2/1", "a/v1/2", "c/v1/7", "a/2", "b/3"]
     utterances = Utterances(pd.DataFrame({"utterance": names}), Path())
     np.testing.assert_array_equal(utterances.videos, [0, 1, 0, 0, 2, 2])
+
+
+def test_recordings_of_a_flat_folder_keep_their_names():
+    table = pd.DataFrame({"utterance": ["m1-1", "m1-2", "m2-1"], "recording": ["m1", "m1", "m2"]})
+    np.testing.assert_array_equal(Utterances(table, Path()).videos, [0, 0, 1])

@@ -466,6 +466,15 @@ def test_the_large_margin_section_explains_no_gate(page: str) -> None:
 
 
 @pytest.mark.usefixtures("undrawn")
+def test_a_number_of_clusters_that_was_found_is_said(run: Path, tmp_path: Path, page: str) -> None:
+    assert "agree best" not in page
+    folder = shutil.copytree(run, tmp_path / "run")
+    (folder / "round1" / "clustering.json").write_text(json.dumps({"num_clusters": 81, "kappa": 0.0734}))
+    assert "81 pseudo speakers: the number at which" in write_report(folder).read_text()
+    assert "kappa 0.07" in write_report(folder).read_text()
+
+
+@pytest.mark.usefixtures("undrawn")
 def test_an_unfinished_run_says_how_far_it_is_and_that_the_command_continues_it(run: Path, tmp_path: Path) -> None:
     assert Run(run).finished
     folder = shutil.copytree(run, tmp_path / "run")

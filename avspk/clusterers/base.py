@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -31,6 +31,19 @@ class Clustering:
     labels: np.ndarray
     num_clusters: int
     notes: dict[str, float]
+
+
+@runtime_checkable
+class FindsNumber(Protocol):
+    """A clusterer that can find the number of clusters itself, so its `num_clusters` may be "auto"."""
+
+    def number_problem(self, num_rows: int) -> str:
+        """Reason why the number cannot be found for so many utterances; empty if it can."""
+
+    def find_number(
+        self, rows: Embeddings, recordings: np.ndarray, *, seed: int, device: torch.device | str, reducer: Reducer
+    ) -> tuple[int, float]:
+        """Number of clusters, and how well the modalities agree there (kappa); see `number.agreed_number`."""
 
 
 class Clusterer(Protocol):

@@ -46,7 +46,7 @@ class MetricSettings(Settings):
 
     kind: Literal["metric"] = "metric"
     num_clusters: Annotated[Count | Literal["auto"], FirstReader.ROUNDS] = Field(
-        7500, description="auto: that at which the modalities agree best after stage 1, see number.py"
+        7500, description="auto: the number at which voices and faces agree best, see number.py"
     )
     refinements: int = Field(4, ge=0, description="clusterings after the first one, each in the metric of the last one")
     shrinkage: Probability = Field(0.1, description="of the within-cluster covariance towards its mean eigenvalue")
@@ -68,11 +68,6 @@ class MetricSettings(Settings):
         """Reason why so many rows of these modalities cannot be clustered with these settings; empty if they can."""
         if self.weights != "auto" and (problem := missing_weight(self.weights, modalities)):
             return problem
-        if self.num_clusters == "auto" and num_rows > self.ward_rows:
-            return (
-                f"num_clusters is auto, which compares at most ward_rows={self.ward_rows} utterances one by one, and "
-                f"there are {num_rows}; give a number, such as 1.25 to 1.5 times the speakers that you expect"
-            )
         if num_rows <= self.ward_rows or num_clusters <= self.centroids <= num_rows:
             return ""
         return (
@@ -114,24 +109,23 @@ class MetricClusterer:
         kind = "refined_weight" if refine else "weight"
         return numbered(labels, reducer, {f"{kind}/{name}": weight for name, weight in weights.items()})
 
-    def agreed_number(
-        self,
-        rows: Embeddings,
-        recordings: np.ndarray,
-        start: int,
-        *,
-        seed: int,
-        device: torch.device | str,
-        reducer: Reducer,
-    ) -> tuple[int, float]:
-        """See `number.agreed_number`. Each modality is clustered in the metric of `start` clusters of its own."""
+    def number_problem(self, num_rows: int) -> str:
+        """See `FindsNumber`."""
+        if num_rows <= self.settings.ward_rows:
+            return ""
+        return f"it is for at most {self.settings.ward_rows} utterances (cluster.ward_rows), and there are {num_rows}"
 
-        def grow(name: str, values: np.ndarray) -> Tree:
+    def find_number(
+        self, rows: Embeddings, recordings: np.ndarray, *, seed: int, device: torch.device | str, reducer: Reducer
+    ) -> tuple[int, float]:
+        """See `FindsNumber`. The trees are Ward's, of each modality in the metric of its own clusters."""
+
+        def grow(name: str, values: np.ndarray, start: int) -> Tree:
             alone, one = {name: values}, Reducer()
             labels = torch.from_numpy(self(alone, start, seed=seed, device="cpu", reducer=one).labels)
             return ward(self._unit_rows(alone, labels, "cpu", one).values.numpy())
 
-        return agreed_number(rows, recordings, start, grow, device, reducer)
+        return agreed_number(rows, recordings, grow, device, reducer)
 
     def _cluster(
         self,

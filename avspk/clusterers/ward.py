@@ -60,8 +60,7 @@ def ward(
     Points that share no block are as far apart as orthogonal points of their length.
 
     Args:
-        points: (N, D), zero where unobserved.
-        num_clusters: K >= 1. With K >= N every point is its own cluster.
+        points: (N, D), zero where unobserved; N >= 1.
         counts: (N,) weights of the points, such as the sizes of the clusters that they represent; None: 1 each.
         observed: (N, B) bool, which blocks a point has; None: all.
         block_sizes: dimensions of the B blocks, with a sum of D; needed with `observed`.

@@ -45,7 +45,7 @@ def _input(config: dict[str, Any]) -> str:
     """The input of the encoder."""
     rate, takes = config.get("sample_rate"), config["input"]["takes"]
     if takes == "image":
-        return "face crops"
+        return "face crops, aligned" if config["features"].get("aligned") else "face crops"
     if takes == "waveform":
         return f"waveforms, {rate} Hz, a frame every {config['input']['hop_length']} samples"
     return f"log mel, {rate} Hz  {_settings(config['features'])}" if takes == "features" else str(takes)

@@ -77,9 +77,14 @@ class Utterances:
     def videos(self) -> np.ndarray:
         """(N,) int64 number of each utterance's recording for training: without the speaker's folder.
 
-        Recordings of one name count as one, for any speakers.
+        Recordings of one name count as one, for any speakers. A recording that the manifest names without a folder
+        keeps its name. A single folder that stands for the recording may be the speaker's, so it tells nothing.
         """
-        return pd.factorize(pd.Series(self.recordings).str.partition("/")[2])[0].astype(np.int64)
+        names = pd.Series(self.recordings)
+        inner = names.str.partition("/")[2]
+        if "recording" in self.table:
+            inner = inner.where(names.str.contains("/"), names)
+        return pd.factorize(inner)[0].astype(np.int64)
 
     def missing_audio(self, rows: slice | None = None) -> list[Path]:
         """Places of these utterances (default: all) without sound: a check before a long job."""

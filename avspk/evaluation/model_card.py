@@ -33,8 +33,10 @@ def model_card(folder: Path, repo: str, license_id: str, training_data: str | No
     if missing:
         raise ValueError(f"{folder} is not a model folder: there is no {missing[0]} in it")
     config = read_json(folder / "config.json", {})
-    if not config.get("features"):
-        raise ValueError(f"{folder} holds a face encoder; speaker models are audio only")
+    takes = config.get("input", {"takes": "features" if config.get("features") else "image"})["takes"]  # format 1: none
+    if takes not in ("features", "waveform"):
+        other = "a face encoder" if takes == "image" else f"an encoder of {takes}"
+        raise ValueError(f"{folder} holds {other}; speaker models are audio only")
     run = _run_of(folder)
     metrics = _metrics_of(run)
     parts = [

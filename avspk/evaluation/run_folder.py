@@ -207,6 +207,11 @@ class Run:
         path = self.folder / stage / f"{name}.parquet"
         return pd.read_parquet(path) if path.exists() else None
 
+    def clustering(self, stage: str) -> dict[str, float]:
+        """Figures of a round's clustering; empty if none were written."""
+        found: dict[str, float] = read_json(self.files.round(int(stage.removeprefix("round"))).clustering, {})
+        return found
+
     def scores(self, system: str, trials: str) -> pd.DataFrame | None:
         """Columns enroll, test, score, label (1 = same speaker) of one system; None if there is no score file."""
         path = self.files.evaluation / score_file_name(system, trials)

@@ -219,7 +219,7 @@ def save_model(
 
     Args:
         architecture: arguments of `build_encoder`.
-        features: arguments of `Fbank`; empty for an encoder that takes no features.
+        features: how the inputs are made: arguments of `Fbank`, whether faces are aligned; may be empty.
         training_mean: (D,).
         card: Markdown.
     """

@@ -96,6 +96,10 @@ class AudioSettings(ModalitySettings):
         takes_features = self.encoder.takes == "features"
         return super().architecture() | ({"num_mels": self.num_mels} if takes_features else {})
 
+    def inputs(self) -> dict[str, Any]:
+        """See `ModalitySettings`; arguments of `Fbank`."""
+        return self.features.model_dump() if self.encoder.takes == "features" else {}
+
     def sound_input(self) -> SoundInput:
         """Waveforms (B, T) -> encoder inputs."""
         if self.encoder.takes == "waveform":
@@ -145,11 +149,6 @@ class AudioKit(ModalityKit):
             self.media.embed_seconds,
             self.media.workers,
         )
-
-    def describe_model(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """See `ModalityKit`."""
-        takes_features = self.settings.encoder.takes == "features"
-        return self.settings.architecture(), self.settings.features.model_dump() if takes_features else {}
 
     def _views(self, groups: dict[str, AudioGroup]) -> AudioViews:
         wanted = {name: group for name, group in groups.items() if group.count}

@@ -104,6 +104,10 @@ class ModalitySettings(Settings, ABC):
         """What a saved model says of its encoder: arguments of `avspk.models.registry.build_encoder`."""
         return self.encoder.model_dump(mode="json")  # lists, as they are read back
 
+    def inputs(self) -> dict[str, Any]:
+        """What a saved model says of how its inputs are made; empty if there is nothing to choose."""
+        return {}
+
     def build_encoder(self) -> Encoder:
         """Encoder with random weights, to be overwritten."""
         return self.encoder.build(self.num_mels)
@@ -164,8 +168,8 @@ class ModalityKit(ABC):
         """Embeddings of these utterances, (n, D) float32; NaN if the modality is missing."""
 
     def describe_model(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """What a saved model says of itself: its architecture, and arguments of `Fbank` (empty without one)."""
-        return self.settings.architecture(), {}
+        """What a saved model says of itself: architecture and inputs; see `ModalitySettings`."""
+        return self.settings.architecture(), self.settings.inputs()
 
 
 def build_kits(modalities: Mapping[str, ModalitySettings], media: Media) -> dict[str, ModalityKit]:

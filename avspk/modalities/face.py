@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -58,6 +58,10 @@ class FaceSettings(ModalitySettings):
         if not crops.is_dir():
             raise FileNotFoundError(f"no face crop store at {crops}; run `avspk prepare` or set data.crops")
         require("torchvision.io")
+
+    def inputs(self) -> dict[str, Any]:
+        """See `ModalitySettings`."""
+        return {"aligned": self.align}
 
     def example_inputs(self, batch_size: int) -> Tensor:
         """Images (B, 3, S, S)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,18 +10,20 @@ from typing import Protocol
 
 import numpy as np
 
-from avspk.clusterers.metric import MetricClusterer
+from avspk.clusterers.base import FindsNumber
+from avspk.clusterers.number import usual_number
 from avspk.common import distributed
 from avspk.common.sources import sources
-from avspk.config import ClusterSettings, Config
+from avspk.config import ClusterSettings, Config, ConfigError
 from avspk.data.manifest import Utterances
 from avspk.modalities.base import ModalityKit
-from avspk.pipeline.scaling import usual_number
 from avspk.run import PSEUDO
 from avspk.stages.cluster import cluster_embeddings, make_reducer
 from avspk.stages.materials import Materials
 
-NUMBER = "num_clusters"  # in the figures of a round: a number that was chosen
+NUMBER = "num_clusters"
+"""Among the figures of a round: a number of clusters that was found, or that of the labels that were given."""
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,13 @@ class ClusterLabeller:
         return config
 
     def check(self, utterances: Utterances, config: Config) -> None:
-        """See `Labeller`. Nothing to do: the sizes of all stages are checked together."""
+        """See `Labeller`. A number of clusters is checked together with the sizes of all stages."""
+        clusters = config.rounds > (config.refine.labels is not None)
+        if clusters and len(config.modalities) > 1 and (problem := number_problem(self.settings, len(utterances))):
+            raise ConfigError(
+                f"cluster.num_clusters is auto: {problem}. Give a number, such as 1.25 to 1.5 times the speakers that "
+                "you expect"
+            )
 
     def describe(self, stage: str, description: str) -> str:
         """See `Labeller`."""
@@ -109,21 +118,31 @@ class ClusterLabeller:
 
         After a round, the modalities agree because both were trained on its clusters.
         """
-        number, utterances = self.settings.num_clusters, given.materials.utterances
-        if isinstance(number, int):
-            return number, {}
+        if isinstance(self.settings.num_clusters, int):
+            return self.settings.num_clusters, {}
         if NUMBER in given.first:
             return int(given.first[NUMBER]), {NUMBER: given.first[NUMBER]}
-        start, clusterer = usual_number(len(utterances)), self.settings.build()
-        if len(given.rows) == 1:
-            return start, {NUMBER: start}
-        assert isinstance(clusterer, MetricClusterer)  # no other has "auto"
-        number, kappa = clusterer.agreed_number(
-            given.rows,
-            utterances.videos[distributed.local_share(len(utterances))],
-            start,
-            seed=given.materials.seed,
-            device=given.materials.device,
-            reducer=make_reducer(),
-        )
-        return number, {NUMBER: number} | ({} if math.isnan(kappa) else {"kappa": kappa})
+        utterances, clusterer = given.materials.utterances, self.settings.build()
+        if len(given.rows) > 1 and isinstance(clusterer, FindsNumber):
+            number, kappa = clusterer.find_number(
+                given.rows,
+                utterances.videos[distributed.local_share(len(utterances))],
+                seed=given.materials.seed,
+                device=given.materials.device,
+                reducer=make_reducer(),
+            )
+            if not math.isnan(kappa):
+                return number, {NUMBER: number, "kappa": kappa}
+        number = usual_number(len(utterances))
+        logger.info("%d clusters, the usual number: voices and faces do not tell a better one", number)
+        return number, {NUMBER: number}
+
+
+def number_problem(settings: ClusterSettings, num_utterances: int) -> str:
+    """Reason why this clusterer cannot find the number of clusters of so many utterances; empty if it need not."""
+    if isinstance(settings.num_clusters, int):
+        return ""
+    clusterer = settings.build()
+    if not isinstance(clusterer, FindsNumber):
+        return f"the clusterer {settings.kind} cannot find a number"
+    return clusterer.number_problem(num_utterances)

@@ -11,6 +11,7 @@ from typing import IO, Any, ParamSpec, TypeVar
 
 import torch
 
+from avspk.clusterers.number import usual_number
 from avspk.common import distributed
 from avspk.common.files import content_digest, hold_for_life, read_json, whole_or_absent, write_json
 from avspk.common.machine import commit, hardware, versions
@@ -23,7 +24,6 @@ from avspk.modalities.base import VERIFIED, ModalitySettings
 from avspk.pipeline.given import Content
 from avspk.pipeline.initial_models import is_unchanged
 from avspk.pipeline.resume import already_read, change_results
-from avspk.pipeline.scaling import usual_number
 from avspk.run import PSEUDO, RunFolder
 
 Arguments = ParamSpec("Arguments")

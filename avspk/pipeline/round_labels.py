@@ -11,7 +11,7 @@ from avspk.common.extras import explained
 from avspk.common.files import read_json, whole_or_absent, write_json
 from avspk.common.sources import card_name
 from avspk.pipeline.given import LABELS, Content, embeddings_key
-from avspk.pipeline.labellers import RoundInput
+from avspk.pipeline.labellers import NUMBER, RoundInput
 from avspk.pipeline.session import Session
 from avspk.run import StageFolder
 from avspk.stages.embedding_files import read_rows
@@ -41,7 +41,8 @@ def round_labels(session: Session, number: int, rows: dict[str, np.ndarray]) -> 
             labels, notes = session.labeller(RoundInput(rows, session.materials, session.kits, first))
         else:
             copy = session.files.given(LABELS, given[LABELS]["digest"])
-            labels, notes = np.load(distributed.wait_for_file(copy)), {}
+            labels = np.load(distributed.wait_for_file(copy))
+            notes = {NUMBER: int(labels.max()) + 1}  # later rounds take it if cluster.num_clusters is "auto"
         before = _uses(session.files.round(number - 1)) if number > 1 else None
         labels, use = hold_out(rows, labels, config.calibration, config.seed, session.materials.device, before)
         _require_enough(folder, use, config.refine.batch_size)

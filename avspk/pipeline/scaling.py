@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import math
 
+from avspk.clusterers.number import usual_number
 from avspk.config import Config
 from avspk.data.manifest import Utterances
+from avspk.pipeline.labellers import number_problem
 
-# [C] This power gives 75 clusters for the demo's 960 utterances, and 7,000 for VoxCeleb2's 1.1 million.
-CLUSTER_POWER = 0.635
 BATCHES = (8, 512)
 LEAST_UPDATES = 480
 """[C] As many as in the demo: 16 epochs of 30 updates. With fewer updates a stage does not converge."""
-
-
-def usual_number(num_utterances: int) -> int:
-    """N^0.635 clusters of N utterances, at least 2, and N at most."""
-    return min(max(2, round(num_utterances**CLUSTER_POWER)), num_utterances)
 
 
 def scaled_settings(utterances: Utterances, config: Config) -> dict[str, object]:
@@ -33,8 +28,7 @@ def scaled_settings(utterances: Utterances, config: Config) -> dict[str, object]
     batch = min(max(2 ** round(math.log2(math.sqrt(total))), BATCHES[0]), BATCHES[1], total)
     final = ["final"] * (config.final is not None)
     modalities = [name for name, number in usable.items() if number >= clusters]
-    auto = config.cluster.num_clusters == "auto" and len(modalities) > 1
-    auto = auto and not config.cluster.problem(clusters, total, modalities)
+    auto = config.cluster.num_clusters == "auto" and len(modalities) > 1 and not number_problem(config.cluster, total)
     scaled: dict[str, object] = {
         "modalities": modalities,
         "cluster.num_clusters": "auto" if auto else clusters,

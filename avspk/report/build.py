@@ -232,7 +232,7 @@ def _against_the_truth(epochs: Mapping[str, pd.DataFrame]) -> str:
 
 def _round(run: Run, stage: str) -> Section:
     if stage.startswith("round"):
-        return Section(stage, stage_name(stage), _maps(run, stage) + gate_blocks(run, stage))
+        return Section(stage, stage_name(stage), _number(run, stage) + _maps(run, stage) + gate_blocks(run, stage))
     model = (
         f"A new audio encoder{_encoder_of(run, stage)}."
         if stage == run.files.final.name
@@ -243,6 +243,19 @@ def _round(run: Run, stage: str) -> Section:
         "those of the other stages below."
     )
     return Section(stage, stage_name(stage), text_block(model + text))
+
+
+def _number(run: Run, stage: str) -> str:
+    """How many pseudo speakers there are, if the run found that, and why."""
+    found = run.clustering(stage)
+    if "kappa" in found:
+        return text_block(
+            f"{found['num_clusters']:,} pseudo speakers: the number at which the modalities agree best about which "
+            f"clips of two recordings show one person (Cohen's kappa {found['kappa']:.2f}; 0 is chance)."
+        )
+    if run.config.get("cluster", {}).get("num_clusters") == "auto" and "num_clusters" in found:
+        return text_block(f"{found['num_clusters']:,} pseudo speakers.")
+    return ""
 
 
 def _encoder_of(run: Run, stage: str) -> str:

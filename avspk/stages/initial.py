@@ -20,10 +20,19 @@ ENCODER = "encoder."
 
 
 def initial_encoder(kit: ModalityKit, init_from: Path | None) -> Encoder:
-    """Initial encoder of a modality: with random weights, or with those of the model folder `init_from`."""
+    """Initial encoder of a modality: with random weights, or with those of the model folder `init_from`.
+
+    A warning says how its inputs differ. Training can adapt the model to them, so this is no error.
+    """
     encoder = kit.encoder()
     if init_from is not None:
-        encoder.load_state_dict(load_encoder(init_from)[0].state_dict())
+        there, _, config = load_encoder(init_from)
+        encoder.load_state_dict(there.state_dict())
+        _, inputs = kit.describe_model()
+        before = {name: config["features"].get(name, value) for name, value in inputs.items()}
+        if before != inputs:
+            changes = [f"{name} {before[name]} -> {value}" for name, value in inputs.items() if before[name] != value]
+            logger.warning("%s was trained on other inputs (there -> here): %s", init_from, ", ".join(changes))
     return encoder
 
 
