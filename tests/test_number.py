@@ -133,6 +133,7 @@ def test_rounds_keep_the_number_of_round_one(tmp_path, monkeypatch, modalities):
     """Audio alone has no other modality to agree with and takes the usual number: 48 utterances, 12 clusters."""
     monkeypatch.setattr(recipe, "write_report", lambda folder: None)
     monkeypatch.setattr(clusterers.number, "LEAST_ROWS", 40)
+    monkeypatch.setattr(clusterers.number, "LEAST_KAPPA", -1.0)
     data = tiny.make_data(tmp_path / "data")
     tree = tiny.tree(data, tmp_path / "exp") | {"rounds": 2, "modalities": modalities}
     tree["cluster"] = {"kind": "metric", "num_clusters": "auto"}
