@@ -370,6 +370,11 @@ class Config(Settings):
         """Modality -> its settings, those of `modalities` in their order."""
         return {name: getattr(self, name) for name in self.modalities}
 
+    @property
+    def rounds_cluster(self) -> bool:
+        """Whether a round clusters embeddings: there is one that does not begin from given labels."""
+        return self.rounds > (self.refine.labels is not None)
+
     def with_verified_alone(self) -> Config:
         """The same config with the modality of the speaker model alone."""
         return self.model_copy(update={"modalities": [VERIFIED]})

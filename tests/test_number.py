@@ -203,11 +203,12 @@ def test_given_labels_give_the_number_of_later_rounds(tmp_path, monkeypatch):
 
 def test_trees_of_one_modality_are_grown_once(monkeypatch):
     """The candidates cost cuts, not clusterings."""
-    from avspk.clusterers import metric
+    from avspk.clusterers import metric, ward
 
     grown = []
-    original = metric.ward
-    monkeypatch.setattr(metric, "ward", lambda *given, **named: grown.append(1) or original(*given, **named))
+    original = ward.ward_tree
+    for module in (ward, metric):
+        monkeypatch.setattr(module, "ward_tree", lambda *given, **named: grown.append(1) or original(*given, **named))
     rows, recordings = corpus()
     find(rows, recordings)
     assert len(grown) == 2 * 3  # for each modality: a first clustering, a refinement, the tree

@@ -18,7 +18,7 @@ def points(num, dim=6, seed=0):
 def test_equals_scipy(num, clusters):
     rows = points(num)
     expected = fcluster(scipy_ward(rows.astype(np.float64)), clusters, "maxclust")
-    labels = ward(rows).cut(clusters)
+    labels = ward(rows, clusters)
     assert adjusted_rand_score(expected, labels) == 1
     assert len(np.unique(labels)) == clusters
 
@@ -27,30 +27,30 @@ def test_points_without_distances_are_refused():
     rows = points(10)
     rows[3, 2] = np.nan
     with pytest.raises(ValueError, match="not finite"):
-        ward(rows).cut(4)
+        ward(rows, 4)
 
 
 def test_a_point_of_weight_n_is_n_equal_points():
     rows, counts = points(60), np.random.default_rng(1).integers(1, 6, 60)
-    repeated = ward(np.repeat(rows, counts, 0)).cut(8)
-    assert adjusted_rand_score(repeated, np.repeat(ward(rows, counts=counts).cut(8), counts)) == 1
+    repeated = ward(np.repeat(rows, counts, 0), 8)
+    assert adjusted_rand_score(repeated, np.repeat(ward(rows, 8, counts=counts), counts)) == 1
 
 
 def test_labels_are_numbered_by_their_first_points():
-    labels = ward(points(50)).cut(9)
+    labels = ward(points(50), 9)
     assert list(dict.fromkeys(labels.tolist())) == list(range(9))
 
 
 def test_equal_points_still_make_the_number_of_clusters_asked_for():
     rows = np.repeat(points(3), 10, 0)
-    assert len(np.unique(ward(rows).cut(5))) == 5
-    assert adjusted_rand_score(np.repeat(np.arange(3), 10), ward(rows).cut(3)) == 1
+    assert len(np.unique(ward(rows, 5))) == 5
+    assert adjusted_rand_score(np.repeat(np.arange(3), 10), ward(rows, 3)) == 1
 
 
 def test_no_more_clusters_than_points():
-    np.testing.assert_array_equal(ward(points(4)).cut(9), np.arange(4))
+    np.testing.assert_array_equal(ward(points(4), 9), np.arange(4))
     with pytest.raises(ValueError, match="at least 1; got 0"):
-        ward(points(4)).cut(0)
+        ward(points(4), 0)
 
 
 def blocks(seed=0, per_speaker=12, noise=0.15):
@@ -93,7 +93,7 @@ def test_products_that_round_differently_have_an_end(monkeypatch):
     monkeypatch.setattr(module, "CHUNK_ROWS", 8)
     table = module._distances(rows, None, ())
     assert np.array_equal(table, table.T)
-    assert len(np.unique(ward(rows).cut(5))) == 5
+    assert len(np.unique(ward(rows, 5))) == 5
 
 
 @pytest.mark.parametrize("missing", [0.1, 0.5])
@@ -102,7 +102,7 @@ def test_points_without_a_block_join_their_own(missing):
     observed = np.ones((len(rows), 2), bool)
     observed[:, 1] = np.random.default_rng(2).random(len(rows)) > missing
     rows[~observed[:, 1], 8:] = 0
-    assert adjusted_rand_score(truth, ward(rows, observed=observed, block_sizes=(8, 5)).cut(10)) == 1
+    assert adjusted_rand_score(truth, ward(rows, 10, observed=observed, block_sizes=(8, 5))) == 1
 
 
 def test_speakers_without_a_block_at_all_are_clusters_of_their_own():
@@ -110,4 +110,4 @@ def test_speakers_without_a_block_at_all_are_clusters_of_their_own():
     observed = np.ones((len(rows), 2), bool)
     observed[truth < 4, 1] = False
     rows[~observed[:, 1], 8:] = 0
-    assert adjusted_rand_score(truth, ward(rows, observed=observed, block_sizes=(8, 5)).cut(10)) == 1
+    assert adjusted_rand_score(truth, ward(rows, 10, observed=observed, block_sizes=(8, 5))) == 1

@@ -102,7 +102,7 @@ def merged_labels(fit: Clusters, num_clusters: int, reducer: Reducer) -> Tensor:
     if reducer.rank == 0:
         filled = fit.counts > 0
         points, counts = fit.centroids[filled].cpu().numpy(), fit.counts[filled].cpu().numpy()
-        merge[filled] = torch.from_numpy(ward(points, counts=counts).cut(num_clusters)).to(merge)
+        merge[filled] = torch.from_numpy(ward(points, num_clusters, counts=counts)).to(merge)
     return reducer.sum(merge)[fit.labels]
 
 

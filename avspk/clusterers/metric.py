@@ -27,7 +27,7 @@ from avspk.clusterers.joint import JointRows, Transform, check_embeddings, chunk
 from avspk.clusterers.joint_kmeans import fit_kmeans, merged_labels, numbered
 from avspk.clusterers.kmeans import Reducer
 from avspk.clusterers.number import agreed_number
-from avspk.clusterers.ward import Tree, ward
+from avspk.clusterers.ward import Tree, ward, ward_tree
 from avspk.common.settings import Count, FirstReader, Positive, Probability, Settings
 
 NO_SPREAD = 1e-9  # of the variance, within clusters: rounding, as where the rows of each cluster are copies
@@ -123,7 +123,7 @@ class MetricClusterer:
         def grow(name: str, values: np.ndarray, start: int) -> Tree:
             alone, one = {name: values}, Reducer()
             labels = torch.from_numpy(self(alone, start, seed=seed, device="cpu", reducer=one).labels)
-            return ward(self._unit_rows(alone, labels, "cpu", one).values.numpy())
+            return ward_tree(self._unit_rows(alone, labels, "cpu", one).values.numpy())
 
         return agreed_number(rows, recordings, grow, device, reducer)
 
@@ -258,7 +258,7 @@ def ward_labels(joint: JointRows, num_clusters: int, reducer: Reducer) -> Tensor
     labels = torch.zeros(len(rows), dtype=torch.int64, device=device)
     if reducer.rank == 0:
         points, observed = rows[:, :dim].cpu().numpy(), rows[:, dim:].cpu().numpy() > 0
-        tree = ward(points, observed=observed, block_sizes=joint.block_sizes)
-        labels += torch.from_numpy(tree.cut(num_clusters)).to(device)
+        found = ward(points, num_clusters, observed=observed, block_sizes=joint.block_sizes)
+        labels += torch.from_numpy(found).to(device)
     _, first = reducer.place(len(joint.values), device)
     return reducer.sum(labels)[first : first + len(joint.values)]

@@ -35,18 +35,37 @@ class Tree:
     heights: Floats
 
     def cut(self, num_clusters: int) -> NDArray[np.int64]:
-        """(N,) labels 0 .. K - 1, numbered by the first point of each cluster. With K >= N every point is its own.
-
-        Raises: ValueError if K is less than 1.
-        """
-        if num_clusters < 1:
-            raise ValueError(f"num_clusters must be at least 1; got {num_clusters}")
+        """(N,) labels of K >= 1 clusters, 0 .. K - 1, numbered by the first point of each; N labels if K is larger."""
         num = len(self.merges) + 1
         lowest = np.argsort(self.heights, kind="stable")[: max(num - num_clusters, 0)]
         return _components(num, self.merges[np.sort(lowest)])
 
 
 def ward(
+    points: Floats,
+    num_clusters: int,
+    *,
+    counts: NDArray[np.int64] | None = None,
+    observed: NDArray[np.bool_] | None = None,
+    block_sizes: Sequence[int] = (),
+) -> NDArray[np.int64]:
+    """Merge points until `num_clusters` clusters are left; see `ward_tree` for the other arguments.
+
+    Returns:
+        (N,) labels 0 .. K - 1, numbered by the first point of each cluster. With K >= N every point is its own cluster.
+
+    Raises:
+        ValueError: if K is less than 1, or a point is not finite.
+    """
+    if num_clusters < 1:
+        raise ValueError(f"num_clusters must be at least 1; got {num_clusters}")
+    _require_finite(points)
+    if num_clusters >= len(points):
+        return np.arange(len(points))
+    return ward_tree(points, counts=counts, observed=observed, block_sizes=block_sizes).cut(num_clusters)
+
+
+def ward_tree(
     points: Floats,
     *,
     counts: NDArray[np.int64] | None = None,
@@ -68,8 +87,7 @@ def ward(
     Raises:
         ValueError: if a point is not finite.
     """
-    if not np.isfinite(points).all():
-        raise ValueError("got points that are not finite, which have no distances")  # the search would never end
+    _require_finite(points)
     num = len(points)
     sizes = np.ones(num, np.float32) if counts is None else counts.astype(np.float32)
     costs = _distances(points, observed, block_sizes)
@@ -78,6 +96,11 @@ def ward(
         costs[start : start + CHUNK_ROWS] *= 2 * mine * sizes / (mine + sizes)
     np.fill_diagonal(costs, np.inf)
     return Tree(*_nearest_neighbour_chain(costs, sizes))
+
+
+def _require_finite(points: Floats) -> None:
+    if not np.isfinite(points).all():
+        raise ValueError("got points that are not finite, which have no distances")  # the search would never end
 
 
 def _distances(points: Floats, observed: NDArray[np.bool_] | None, block_sizes: Sequence[int]) -> Floats:

@@ -11,6 +11,7 @@ import yaml
 from avspk.common.files import read_json
 from avspk.common.settings import kind_title
 from avspk.evaluation.run_folder import Run
+from avspk.inference.speaker_model import other_encoder
 
 CARD = "README.md"
 MODEL_FILES = ("config.json", "model.safetensors")
@@ -34,8 +35,7 @@ def model_card(folder: Path, repo: str, license_id: str, training_data: str | No
         raise ValueError(f"{folder} is not a model folder: there is no {missing[0]} in it")
     config = read_json(folder / "config.json", {})
     takes = config.get("input", {"takes": "features" if config.get("features") else "image"})["takes"]  # format 1: none
-    if takes not in ("features", "waveform"):
-        other = "a face encoder" if takes == "image" else f"an encoder of {takes}"
+    if other := other_encoder(takes):
         raise ValueError(f"{folder} holds {other}; speaker models are audio only")
     run = _run_of(folder)
     metrics = _metrics_of(run)

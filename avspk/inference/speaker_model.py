@@ -312,14 +312,20 @@ def load_model(name: Path | str, device: str | torch.device | None = None) -> Sp
     """
     folder, device = find_model(name), find_device(device)
     encoder, mean, config = load_encoder(folder)
-    if (takes := config["input"]["takes"]) not in ("features", "waveform"):
-        other = "a face encoder" if takes == "image" else f"an encoder of {takes}"
+    if other := other_encoder(config["input"]["takes"]):
         raise CheckpointError(f"{folder} holds {other}; speaker verification here is audio only")
     try:
         sound_input = _sound_input(config)
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{folder / CONFIG}, features: {error}") from error
     return SpeakerModel(encoder, sound_input, mean, config, device, load_calibration(folder))
+
+
+def other_encoder(takes: str) -> str:
+    """Name of an encoder of inputs other than sound; empty for one of sound."""
+    if takes in ("features", "waveform"):
+        return ""
+    return "a face encoder" if takes == "image" else f"an encoder of {takes}"
 
 
 def _sound_input(config: dict[str, Any]) -> SoundInput:

@@ -80,8 +80,8 @@ class ClusterLabeller:
 
     def check(self, utterances: Utterances, config: Config) -> None:
         """See `Labeller`. A number of clusters is checked together with the sizes of all stages."""
-        clusters = config.rounds > (config.refine.labels is not None)
-        if clusters and len(config.modalities) > 1 and (problem := number_problem(self.settings, len(utterances))):
+        finds = config.rounds_cluster and len(config.modalities) > 1
+        if finds and (problem := number_problem(self.settings, len(utterances))):
             raise ConfigError(
                 f"cluster.num_clusters is auto: {problem}. Give a number, such as 1.25 to 1.5 times the speakers that "
                 "you expect"

@@ -132,7 +132,7 @@ def _clusterings(config: Config, total: int) -> Iterator[tuple[str, int, str]]:
         # Joint clusters hold all utterances, since all have audio.
         for modality in [VERIFIED] if config.pretrain.cluster_aware.joint else config.modalities:
             yield "pretrain.cluster_aware.num_clusters", max(counts) if isinstance(counts, list) else counts, modality
-    if config.rounds > (config.refine.labels is not None):
+    if config.rounds_cluster:
         number = config.cluster.num_clusters
         yield "cluster.num_clusters", usual_number(total) if number == "auto" else number, VERIFIED  # which all have
 

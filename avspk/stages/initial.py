@@ -28,10 +28,10 @@ def initial_encoder(kit: ModalityKit, init_from: Path | None) -> Encoder:
     if init_from is not None:
         there, _, config = load_encoder(init_from)
         encoder.load_state_dict(there.state_dict())
-        _, inputs = kit.describe_model()
-        before = {name: config["features"].get(name, value) for name, value in inputs.items()}
-        if before != inputs:
-            changes = [f"{name} {before[name]} -> {value}" for name, value in inputs.items() if before[name] != value]
+        before, inputs = config["features"], kit.settings.inputs()
+        differing = [name for name, value in inputs.items() if before.get(name, value) != value]
+        if differing:
+            changes = [f"{name} {before[name]} -> {inputs[name]}" for name in differing]
             logger.warning("%s was trained on other inputs (there -> here): %s", init_from, ", ".join(changes))
     return encoder
 
