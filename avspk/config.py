@@ -86,11 +86,6 @@ class ClusterAwareSettings(Settings):
     other_recordings: bool = Field(False, description="utterances of other recordings (videos) come first [C]")
     teacher_alone: bool = Field(False, description="the long crops come from the example's first utterance alone [C]")
 
-    @property
-    def is_joint(self) -> bool:
-        """Whether modalities depend on each other in stage 1."""
-        return self.enabled and self.joint
-
 
 class RecalibrateSettings(Settings):
     """Batch-norm statistics measured over clean crops before a stage's model is used; see stages/recalibrate.py [C]."""
@@ -369,6 +364,12 @@ class Config(Settings):
     def modality_settings(self) -> dict[str, ModalitySettings]:
         """Modality -> its settings, those of `modalities` in their order."""
         return {name: getattr(self, name) for name in self.modalities}
+
+    @property
+    def stage_one_is_joint(self) -> bool:
+        """Whether the modalities depend on each other in stage 1."""
+        settings = self.pretrain.cluster_aware
+        return settings.enabled and settings.joint and len(self.modalities) > 1
 
     @property
     def rounds_cluster(self) -> bool:

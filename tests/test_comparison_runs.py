@@ -28,6 +28,7 @@ from avspk.pipeline import comparison_runs
 from avspk.pipeline.comparison_runs import RunError, plan_runs, train_all
 from avspk.pipeline.labellers import RoundInput
 from avspk.pipeline.session import Session
+from avspk.pipeline.stage_one import stage_one_differences
 from avspk.pipeline.variants import VARIANTS
 
 ROOT = Path(__file__).parent.parent
@@ -117,6 +118,31 @@ def test_one_stage_one_a_seed_and_everything_from_it(configs, tmp_path):
         assert {run.stage_one for run in others} == {first.output}
         assert {run.refine.epochs for run in others} == {9}
     assert len({run.settings.output for run in runs}) == 16
+
+
+def test_methods_whose_modalities_are_clustered_together_have_a_stage_one_of_their_own(configs, tmp_path):
+    runs = plan_runs(configs, [0], VARIANTS, tmp_path, ["pretrain.cluster_aware.joint=true"])
+    both, audio, *others = runs
+    assert [(run.settings.modalities, run.settings.rounds, run.settings.stage_one) for run in (both, audio)] == [
+        (["audio", "face"], 0, None),
+        (["audio"], 0, None),
+    ]
+    assert (both.method, both.against) == ("stage 1 only, audio + face", "multi-modal DLG-LC")
+    assert (audio.method, audio.against) == ("stage 1 only, audio", "single-modal DLG-LC")
+    assert len(others) == 7
+    for run in others:
+        start = both if run.method.startswith("multi") else audio
+        assert run.settings.stage_one == start.settings.output, run.method
+        assert stage_one_differences(start.settings, run.settings) == [], run.method
+
+
+def test_the_upper_bound_of_an_audio_visual_config_has_a_stage_one_that_it_can_copy(configs, tmp_path):
+    """It has audio alone, and joint clusters tie the audio-visual stage 1 to the face."""
+    runs = {run.method: run.settings for run in plan_runs(configs[1:], [0], VARIANTS, tmp_path)}
+    assert runs["supervised (audio)"].stage_one == runs["stage 1 only"].output
+    joint = plan_runs(configs[1:], [0], VARIANTS, tmp_path, ["pretrain.cluster_aware.joint=true"])
+    runs = {run.method: run.settings for run in joint}
+    assert runs["supervised (audio)"].stage_one == runs["stage 1 only, audio"].output
 
 
 def test_stage_one_alone_has_no_last_student(configs, tmp_path):

@@ -101,6 +101,8 @@ def test_stage_one_reads_the_weights_if_it_clusters_all_modalities_together(tree
     assert first_reader("cluster.weights", config) is reader
     assert first_reader("cluster.weights.audio", config) is reader
     assert first_reader("cluster.num_clusters", config) is FirstReader.ROUNDS
+    alone = parse_config(tree | {"modalities": ["audio"]})
+    assert first_reader("cluster.weights", alone) is FirstReader.ROUNDS, "one modality has no weight to choose"
 
 
 @pytest.mark.parametrize(

@@ -138,6 +138,8 @@ def test_joint_clusters_tie_the_modalities_and_their_weights_to_stage_one(data):
     first, alone = parse_config(tree), parse_config(tree | {"modalities": ["audio"]})
     (line,) = stage_one_differences(first, alone)
     assert line == "modalities: ['audio', 'face'], clustered together, -> ['audio']"
+    assert stage_one_differences(alone, alone) == []
+    assert stage_one_differences(alone, first) == ["modalities: ['audio'] lacks face"]
     other = parse_config(tree | {"cluster": tree["cluster"] | {"weights": {"audio": 1.0, "face": 0.5}}})
     (line,) = stage_one_differences(first, other)
     assert "cluster.weights" in line

@@ -73,26 +73,27 @@ def plan_runs(
 ) -> list[PlannedRun]:
     """The runs in training order, seed by seed. The first config is the reference.
 
-    Stage 1 is trained once per seed, with the config that has the most modalities: they are independent in stage 1.
+    Stage 1 is trained once per seed, with all modalities: they are independent in stage 1. If they are clustered
+    together there, methods with fewer modalities have a stage 1 of their own.
 
     Raises:
-        ConfigError: if a config does not load, has no trial lists or sets what the plan sets, or if the configs do not
-            train the same stage 1.
+        ConfigError: if a config does not load, has no trial lists or sets what the plan sets, or if the stage 1s of the
+            configs differ in more than their modalities.
     """
     for override in overrides:
         if override.partition("=")[0] in PLANNED:
             raise ConfigError(f"{override!r}: a comparison chooses seeds and folders itself; see --seeds and --out")
     loaded = [load_config(path, overrides) for path in configs]
-    widest = max(range(len(configs)), key=lambda number: len(loaded[number].modalities))
-    _require_comparable(configs, loaded, widest)
+    _require_comparable(configs, loaded)
     methods = list(_methods(_names(configs, loaded), configs, variants))
-    reference = methods[0].name
-    start = _Method(STAGE_ONE_ONLY, reference, TRAIN, configs[widest], STAGE_ONE_SETTINGS)
+    starts = _starts(methods, overrides)
     runs = []
     for seed in seeds:
-        first = start.run(seed, out, overrides, shown=STAGE_ONE in variants)
-        shared = f"stage_one={first.settings.output}"
-        runs += [first, *(method.run(seed, out, (*overrides, shared)) for method in methods)]
+        first = {start: start.run(seed, out, overrides, shown=STAGE_ONE in variants) for start in starts.values()}
+        runs += first.values()
+        for method in methods:
+            stage_one = first[starts[method]].settings.output
+            runs.append(method.run(seed, out, (*overrides, f"stage_one={stage_one}")))
     return runs
 
 
@@ -121,15 +122,35 @@ def _methods(names: Sequence[str], configs: Sequence[Path], variants: Sequence[s
         yield _Method("supervised (audio)", full[0], TRAIN_SUPERVISED, configs[0], SUPERVISED_SETTINGS)
 
 
-def _require_comparable(configs: Sequence[Path], loaded: Sequence[Config], widest: int) -> None:
+def _starts(methods: Sequence[_Method], overrides: Sequence[str]) -> dict[_Method, _Method]:
+    """The stage 1 that each method starts from. Methods share one if they would train the same."""
+    loaded = {method: load_config(method.config, (*overrides, *method.changes)) for method in methods}
+    widest_first = sorted(methods, key=lambda method: -len(loaded[method].modalities))
+    groups: dict[_Method, list[_Method]] = {}
+    for method in widest_first:
+        fitting = (one for one in groups if not stage_one_differences(loaded[one], loaded[method]))
+        groups.setdefault(next(fitting, method), []).append(method)
+    starts = {}
+    for widest, group in groups.items():
+        modalities = loaded[widest].modalities
+        name = STAGE_ONE_ONLY if len(groups) == 1 else f"{STAGE_ONE_ONLY}, {' + '.join(modalities)}"
+        changes = (f"modalities=[{', '.join(modalities)}]", *STAGE_ONE_SETTINGS)
+        against = next(method.name for method in methods if method in group)
+        starts |= dict.fromkeys(group, _Method(name, against, TRAIN, widest.config, changes))
+    return starts
+
+
+def _require_comparable(configs: Sequence[Path], loaded: Sequence[Config]) -> None:
+    """All need trial lists, and the same stage 1 on their modalities."""
+    widest = max(range(len(configs)), key=lambda number: len(loaded[number].modalities))
     for path, config in zip(configs, loaded, strict=True):
         if not config.data.trials:
             raise ConfigError(f"{path}: data.trials is empty; a comparison needs trial lists")
-        differences = stage_one_differences(loaded[widest], config)
-        if differences:
+        narrowed = loaded[widest].model_copy(update={"modalities": config.modalities})
+        if differences := stage_one_differences(narrowed, config):
             raise ConfigError(
                 f"{path} and {configs[widest]} train different stage 1s:\n  " + "\n  ".join(differences)
-                + "\nA comparison needs the same stage 1 for all methods"
+                + "\nStage 1 may differ in its modalities alone"
             )  # fmt: skip
 
 

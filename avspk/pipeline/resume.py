@@ -26,7 +26,7 @@ def first_reader(key: str, config: Config) -> FirstReader:
         node = getattr(node, part)
         found = declared(field, node) or found
     if found is FirstReader.JOINT_CLUSTERING:
-        return FirstReader.STAGE_ONE if config.pretrain.cluster_aware.is_joint else FirstReader.ROUNDS
+        return FirstReader.STAGE_ONE if config.stage_one_is_joint else FirstReader.ROUNDS
     return found
 
 

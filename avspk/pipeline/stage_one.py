@@ -31,7 +31,7 @@ def stage_one_differences(first: Config, second: Config, known: Collection[str] 
     }
     matter = {key: both for key, both in differing.items() if first_reader(key, second) is FirstReader.STAGE_ONE}
     missing = [name for name in second.modalities if name not in first.modalities]
-    if first.pretrain.cluster_aware.is_joint and set(first.modalities) != set(second.modalities):
+    if first.stage_one_is_joint and set(first.modalities) != set(second.modalities):
         return [*describe(matter), f"modalities: {first.modalities}, clustered together, -> {second.modalities}"]
     return describe(matter) + [f"modalities: {first.modalities} lacks {name}" for name in missing]
 
