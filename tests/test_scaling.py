@@ -70,7 +70,7 @@ def test_own_data_have_a_config_of_their_own(tmp_path, monkeypatch, capsys, give
     changes = [f"output={tmp_path / 'exp'}", "data.trials=null", "training.precision='no'"]
     assert train.main([*given, "--data", manifest, *changes]) == 0
     used = runs[0].config
-    assert used.pretrain.objective.kind == ("dino" if given else "contrastive")
+    assert used.refine.judge.gate.floor == (0.7 if given else 0.3)
     assert used.data.train == Path(manifest)
     assert f"{'demo' if given else 'own'}.yaml with" in capsys.readouterr().out
 

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parent.parent
 def test_shipped_configs_are_found_by_name_from_anywhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert shipped_names() == [
-        *("demo", "demo_audio_only", "own", "voxceleb2_audio_only", "voxceleb2_av", "voxceleb2_av_large")
+        *("demo", "demo_audio_only", "demo_dino", "own", "voxceleb2_audio_only", "voxceleb2_av", "voxceleb2_av_large")
     ]
     for given in ("demo", "demo.yaml", "configs/demo.yaml"):
         assert load_config(find_config(Path(given))).output == Path("exp/demo")
