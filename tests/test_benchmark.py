@@ -50,7 +50,7 @@ TINY = {
     "peer_training": "batch=2 dino_batch=4 channels=8 outputs=64 hidden=16 frames=20 files=2 noises=4 turns=1",
     "peer_embedding": "files=4 share_a_length=2 channels=8 cold_turns=1",
     "peer_scoring": "scores=2000 slow_scores=200 replicates=5 their_replicates=2 shrink=100 turns=1",
-    "operations": "pseudo_speakers=10 config=voxceleb2_av_large",
+    "operations": "pseudo_speakers=10 config=demo_dino overrides=[final.encoder.architecture=audio_resnet18]",
     "full_size": "utterances=1000 speakers=30 clusters=20 centroids=60 iterations=2 labels=40",
 }
 ON_A_GPU = {  # measured only there
