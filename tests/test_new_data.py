@@ -29,7 +29,7 @@ def make_corpus(folder: Path, name: str, seed: int) -> list[str]:
 def stage_one(folder: Path, name: str, data: list[str], epochs: int, *settings: str) -> float:
     """EER in percent after stage 1 of this many epochs."""
     settings = (f"output={name}", f"pretrain.epochs={epochs}", *SETTINGS, *data, *settings)
-    avspk(folder, "train", "--config", "demo", *settings)
+    avspk(folder, "train", "--config", "demo_dino", *settings)
     results = json.loads((folder / name / "metrics.json").read_text())
     (eer,) = (result["eer"] for result in results if result["system"].startswith("stage 1"))
     return eer
