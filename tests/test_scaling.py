@@ -37,7 +37,7 @@ def test_what_is_scaled_to_the_data_passes_the_checks(num, name):
 
 
 def test_the_demo_is_scaled_to_itself_and_voxceleb_nearly():
-    demo, full = load_config(find_config(Path("demo"))), load_config(find_config(Path("voxceleb2_av")))
+    demo, full = load_config(find_config(Path("demo_dino"))), load_config(find_config(Path("voxceleb2_av")))
     found = scaled_settings(utterances(960), demo)
     assert abs(found["cluster.num_clusters"] - demo.cluster.num_clusters) <= 5
     assert (found["pretrain.batch_size"], found["pretrain.epochs"]) == (demo.pretrain.batch_size, demo.pretrain.epochs)
