@@ -6,7 +6,8 @@ Runs that are finished; the first one is the reference:
     avspk compare --runs "audio=exp/audio_s*" "audio + face=exp/av_s*"     # several seeds each
 
 Configs to train, with their references (--variants): stage 1 only, no gate, gate only, a supervised upper
-bound. Stage 1 is trained once per seed, and all start from it. After an interruption the same command continues:
+bound. Stage 1 is trained once per seed; if it clusters the modalities together, once for each set of modalities.
+After an interruption the same command continues:
 
     avspk compare --configs demo_audio_only demo --seeds 0 1 2 \\
         --out exp/comparison [key.path=value ...]

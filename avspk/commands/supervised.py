@@ -2,6 +2,8 @@
 
     accelerate launch -m avspk.commands.supervised --config CONFIG stage_one=exp/av output=exp/supervised
 
+If stage 1 clusters the modalities together, `stage_one` must be a run with a stage 1 of audio alone.
+
 It shows what perfect labels would give: the same stage-1 encoder, rounds and fine-tuning as the method, audio only,
 but with the speakers instead of clusters, and without gate and correction. It is a reference for other numbers,
 never a result of the method. `avspk train` has no setting for it and refuses to continue such a run.

@@ -11,7 +11,7 @@ from avspk.pipeline.labellers import number_problem
 
 BATCHES = (8, 512)
 LEAST_UPDATES = 480
-"""[C] As many as in configs/demo_dino.yaml: 16 epochs of 30 updates. With fewer, DINO does not converge there."""
+"""[C] As many as in configs/demo_dino.yaml: 16 epochs of 30 updates."""
 
 
 def scaled_settings(utterances: Utterances, config: Config) -> dict[str, object]:
