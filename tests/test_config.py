@@ -31,8 +31,8 @@ def test_every_shipped_config_loads_and_builds_its_encoders(path):
 
 
 def test_there_are_shipped_configs():
-    wanted = {"demo", "demo_audio_only", "own", "voxceleb2_av", "voxceleb2_audio_only", "voxceleb2_av_large"}
-    assert {path.stem for path in CONFIGS} >= wanted
+    full = {"voxceleb2_av", "voxceleb2_audio_only", "voxceleb2_av_large"}
+    assert {path.stem for path in CONFIGS} >= {"demo", "demo_audio_only", "demo_dino", "own", *full}
 
 
 def test_the_large_config_differs_in_its_last_student_alone():
@@ -40,6 +40,18 @@ def test_the_large_config_differs_in_its_last_student_alone():
     differing = differing_keys(first, second)
     assert {key.split(".")[0] for key in differing} == {"final", "output"}
     assert differing["final.encoder.architecture"][1] == "audio_resnet221"
+
+
+def test_the_demo_with_dino_differs_in_stage_one_and_its_schedule_alone():
+    """It inherits the demo: what is tuned there must not move the figures of DINO."""
+    demo, dino = (load_config(CONFIGS[0].parent / f"{name}.yaml") for name in ("demo", "demo_dino"))
+    stage_one = ("face.align", "face.encoder.grid", "face.views.local_", "pretrain.", "cluster.refine_weights")
+    schedule = ("output", "refine.epochs", "large_margin.epochs")
+    assert [key for key in differing_keys(demo, dino) if not key.startswith((*stage_one, *schedule))] == []
+    assert dino.pretrain.objective.kind == "dino"
+    assert not dino.pretrain.cluster_aware.joint
+    assert not dino.cluster.refine_weights
+    assert (dino.pretrain.epochs, dino.refine.epochs, dino.large_margin.epochs) == (16, 16, 3)
 
 
 def test_audio_only_configs_differ_in_modalities_and_output_alone():
