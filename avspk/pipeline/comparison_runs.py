@@ -89,10 +89,10 @@ def plan_runs(
     starts = _starts(methods, overrides)
     runs = []
     for seed in seeds:
-        first = {start: start.run(seed, out, overrides, shown=STAGE_ONE in variants) for start in starts.values()}
-        runs += first.values()
+        trained = {start: start.run(seed, out, overrides, shown=STAGE_ONE in variants) for start in starts.values()}
+        runs += trained.values()
         for method in methods:
-            stage_one = first[starts[method]].settings.output
+            stage_one = trained[starts[method]].settings.output
             runs.append(method.run(seed, out, (*overrides, f"stage_one={stage_one}")))
     return runs
 

@@ -130,7 +130,7 @@ def _clusterings(config: Config, total: int) -> Iterator[tuple[str, int, str]]:
     if config.pretrain.cluster_aware.enabled:
         counts = config.pretrain.cluster_aware.num_clusters
         # Joint clusters hold all utterances, since all have audio.
-        for modality in [VERIFIED] if config.pretrain.cluster_aware.joint else config.modalities:
+        for modality in [VERIFIED] if config.stage_one_is_joint else config.modalities:
             yield "pretrain.cluster_aware.num_clusters", max(counts) if isinstance(counts, list) else counts, modality
     if config.rounds_cluster:
         number = config.cluster.num_clusters
