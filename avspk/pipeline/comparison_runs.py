@@ -87,7 +87,7 @@ def plan_runs(
     _require_comparable(configs, loaded)
     methods = list(_methods(_names(configs, loaded), configs, variants))
     starts = _starts(methods, overrides)
-    runs = []
+    runs: list[PlannedRun] = []
     for seed in seeds:
         trained = {start: start.run(seed, out, overrides, shown=STAGE_ONE in variants) for start in starts.values()}
         runs += trained.values()
@@ -130,7 +130,7 @@ def _starts(methods: Sequence[_Method], overrides: Sequence[str]) -> dict[_Metho
     for method in widest_first:
         fitting = (one for one in groups if not stage_one_differences(loaded[one], loaded[method]))
         groups.setdefault(next(fitting, method), []).append(method)
-    starts = {}
+    starts: dict[_Method, _Method] = {}
     for widest, group in groups.items():
         modalities = loaded[widest].modalities
         name = STAGE_ONE_ONLY if len(groups) == 1 else f"{STAGE_ONE_ONLY}, {' + '.join(modalities)}"
