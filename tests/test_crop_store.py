@@ -7,6 +7,7 @@ import pytest
 import readers
 from PIL import Image, ImageFilter
 
+from avspk.data import crop_store
 from avspk.data.crop_store import (
     CROP_SIZE,
     INDEX_RECORD,
@@ -101,6 +102,21 @@ def test_a_writer_goes_back_to_what_the_caller_knows_of(tmp_path):
     assert [round(level(store, crop)) for crop in range(len(store))] == [0, 1, 9]
     with pytest.raises(CropStoreError, match="expected 4 stored entries"):
         CropWriter(tmp_path, "a", keep=4)
+
+
+@pytest.mark.parametrize("room", [20, 19])
+def test_kept_crops_are_read_from_the_disk_once_if_all_fit(tmp_path, monkeypatch, room):
+    monkeypatch.setattr(crop_store, "KEPT_BYTES", room * CROP_SIZE * CROP_SIZE * 3)
+    fill(tmp_path, {"a": 15, "b": 5})
+    store, plain = CropStore(tmp_path, keep=True), CropStore(tmp_path)
+    first = [store.read(crop).copy() for crop in range(20)]
+    for shard in "ab":
+        (tmp_path / f"{shard}.jpegs").write_bytes(bytes((tmp_path / f"{shard}.jpegs").stat().st_size))
+    if room == 20:
+        assert all(np.array_equal(store.read(crop), first[crop]) for crop in range(20))
+    for damaged in (plain,) if room == 20 else (plain, store):
+        with pytest.raises(CropStoreError, match="crop 17 is damaged"):
+            damaged.read(17)
 
 
 def test_damaged_bytes_are_named(tmp_path):

@@ -18,6 +18,7 @@ from avspk.data.shards import OpenShards, Shard, ShardError, ShardWriter, num_wh
 CROP_SIZE = 112
 JPEG_QUALITY = 90
 SUFFIX = "jpegs"
+KEPT_BYTES = 1 << 29  # 14,000 crops
 # `end`: bytes of the shard up to and with this crop. `landmarks`: x, y of eyes, nose, mouth corners in the crop.
 INDEX_RECORD = np.dtype([("end", "<u8"), ("landmarks", "<f4", (5, 2))])
 
@@ -82,11 +83,12 @@ class CropStore:
     Args:
         folder: the store.
         aligned: crops are read aligned by their landmarks, see avspk/data/alignment.py.
+        keep: crops stay in memory once they are read, if all of them fit in KEPT_BYTES.
 
     Raises: CropStoreError if `folder` is not a crop store; MissingExtraError without torchvision.
     """
 
-    def __init__(self, folder: str | Path, aligned: bool = False):
+    def __init__(self, folder: str | Path, aligned: bool = False, keep: bool = False):
         require("torchvision.io")  # here, before loader processes are forked: each would import it for itself
         self._folder, self._aligned = Path(folder), aligned
         self._shards = sorted(path.stem for path in self._folder.glob("*.index"))
@@ -95,15 +97,25 @@ class CropStore:
         counts = [num_whole(self._folder / shard, SUFFIX, INDEX_RECORD) for shard in self._shards]
         self._firsts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
         self._open = OpenShards(SUFFIX, INDEX_RECORD)
+        self._keep = keep and len(self) * CROP_SIZE * CROP_SIZE * 3 <= KEPT_BYTES
+        self._kept: dict[int, np.ndarray] = {}
 
     def __len__(self) -> int:
         return int(self._firsts[-1])
 
     def read(self, crop: int) -> np.ndarray:
-        """Crop number `crop` as uint8 (CROP_SIZE, CROP_SIZE, 3) RGB.
+        """Crop number `crop` as uint8 (CROP_SIZE, CROP_SIZE, 3) RGB, not to be changed.
 
         Raises: CropStoreError if there is no such crop or its bytes are damaged.
         """
+        image = self._kept.get(crop)
+        if image is None:
+            image = self._decoded(crop)
+            if self._keep:
+                self._kept[crop] = image
+        return image
+
+    def _decoded(self, crop: int) -> np.ndarray:
         data = self.read_jpeg(crop)
         try:
             image = decode_jpeg(data)

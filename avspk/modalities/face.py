@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -105,7 +106,7 @@ class FaceKit(ModalityKit):
         return embed_faces(
             encoder,
             lambda images: resize(images, None),
-            self._store(),
+            self._store,
             table["first_crop"].to_numpy()[rows],
             table["num_crops"].to_numpy()[rows],
             device,
@@ -114,7 +115,9 @@ class FaceKit(ModalityKit):
 
     def _views(self, groups: dict[str, FaceGroup]) -> FaceViews:
         wanted = {name: group for name, group in groups.items() if group.count}
-        return FaceViews(self.media.utterances, self._store(), wanted)
+        return FaceViews(self.media.utterances, self._store, wanted)
 
+    @cached_property
     def _store(self) -> CropStore:
-        return CropStore(self.media.crops, aligned=self.settings.align)
+        # Without loader processes this one reads each crop many times. Loader processes would each keep all crops.
+        return CropStore(self.media.crops, aligned=self.settings.align, keep=self.media.workers == 0)
