@@ -141,8 +141,23 @@ def test_the_upper_bound_of_an_audio_visual_config_has_a_stage_one_that_it_can_c
     runs = {run.method: run.settings for run in plan_runs(configs[1:], [0], VARIANTS, tmp_path)}
     assert runs["supervised (audio)"].stage_one == runs["stage 1 only"].output
     joint = plan_runs(configs[1:], [0], VARIANTS, tmp_path, ["pretrain.cluster_aware.joint=true"])
-    runs = {run.method: run.settings for run in joint}
-    assert runs["supervised (audio)"].stage_one == runs["stage 1 only, audio"].output
+    by_name = {run.method: run for run in joint}
+    alone = by_name["stage 1 only, audio"]
+    assert by_name["supervised (audio)"].settings.stage_one == alone.settings.output
+    assert alone.against == "multi-modal DLG-LC"
+
+
+@pytest.mark.parametrize("variants", [(), VARIANTS])
+@pytest.mark.parametrize("order", [slice(None), slice(None, None, -1)])
+def test_the_starts_do_not_depend_on_the_order_or_on_what_is_shown(configs, tmp_path, order, variants):
+    runs = plan_runs(configs[order], [0], variants, tmp_path, ["pretrain.cluster_aware.joint=true"])
+    starts = {run.method: run for run in runs if run.settings.rounds == 0}
+    assert list(starts) == ["stage 1 only, audio + face", "stage 1 only, audio"]
+    assert {run.shown for run in starts.values()} == {bool(variants)}
+    full = {run.method: run.settings for run in runs if run.method.endswith("DLG-LC")}
+    for method, start in zip(("multi-modal DLG-LC", "single-modal DLG-LC"), starts.values(), strict=True):
+        assert full[method].stage_one == start.settings.output
+        assert start.against == method
 
 
 def test_stage_one_alone_has_no_last_student(configs, tmp_path):
@@ -203,9 +218,10 @@ def test_plans_that_cannot_be_made(configs, tmp_path, overrides, message):
 def test_configs_that_start_differently_are_refused(configs, tmp_path):
     other = tmp_path / "other.yaml"
     other.write_text(f"inherit: {configs[0]}\npretrain: {{objective: {{head: {{out_dim: 32}}}}}}\n")
-    message = r"other\.yaml and .*av\.yaml train different stage 1s:\n  pretrain\.objective\.head\.out_dim"
-    with pytest.raises(ConfigError, match=message):
-        plan_runs([other, configs[1]], [0], [], tmp_path)
+    message = r"other\.yaml and .*av\.yaml differ in settings of stage 1:\n  pretrain\.objective\.head\.out_dim"
+    for joint in ("false", "true"):
+        with pytest.raises(ConfigError, match=message):
+            plan_runs([other, configs[1]], [0], [], tmp_path, [f"pretrain.cluster_aware.joint={joint}"])
 
 
 def test_methods_of_equal_modalities_are_named_after_their_files(configs, tmp_path):

@@ -1,4 +1,4 @@
-"""A config scaled to the data: it runs for any number of utterances, and equals the demo's for the demo's number."""
+"""A config scaled to the data: it runs for any number of utterances, and equals demo_dino.yaml for the number of its own."""
 
 import json
 from pathlib import Path
@@ -36,7 +36,7 @@ def test_what_is_scaled_to_the_data_passes_the_checks(num, name):
     assert config.pretrain.epochs * max(1, num // config.pretrain.batch_size) >= 480
 
 
-def test_the_demo_is_scaled_to_itself_and_voxceleb_nearly():
+def test_the_dino_demo_is_scaled_to_itself_and_voxceleb_nearly():
     demo, full = load_config(find_config(Path("demo_dino"))), load_config(find_config(Path("voxceleb2_av")))
     found = scaled_settings(utterances(960), demo)
     assert abs(found["cluster.num_clusters"] - demo.cluster.num_clusters) <= 5

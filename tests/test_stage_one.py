@@ -139,6 +139,9 @@ def test_joint_clusters_tie_the_modalities_and_their_weights_to_stage_one(data):
     (line,) = stage_one_differences(first, alone)
     assert line == "modalities: ['audio', 'face'], clustered together, -> ['audio']"
     assert stage_one_differences(alone, alone) == []
+    apart = parse_config(settings(data, Path("a"), modalities=["audio"]) | {"cluster": tree["cluster"]})
+    assert not apart.pretrain.cluster_aware.joint
+    assert stage_one_differences(alone, apart) == stage_one_differences(apart, alone) == []
     assert stage_one_differences(alone, first) == ["modalities: ['audio'] lacks face"]
     other = parse_config(tree | {"cluster": tree["cluster"] | {"weights": {"audio": 1.0, "face": 0.5}}})
     (line,) = stage_one_differences(first, other)

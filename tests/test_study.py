@@ -89,7 +89,7 @@ def test_true_speakers_are_trained_by_their_own_command_alone(base, tmp_path):
         ({"rungs": [{"name": "a", "start": "DINO", "settings": ["seed=3"]}]}, r"'seed=3': remove it; the plan sets"),
         (
             {"rungs": [{"name": "a", "start": "DINO", "settings": ["pretrain.epochs=9"]}]},
-            r"and its start .* train different stage 1s",
+            r"and its start .* differ in settings of stage 1",
         ),
         ({"rung": []}, "rung"),
     ],

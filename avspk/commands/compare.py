@@ -12,7 +12,7 @@ After an interruption the same command continues:
     avspk compare --configs demo_audio_only demo --seeds 0 1 2 \\
         --out exp/comparison [key.path=value ...]
 
-A ladder of methods from one file, whose rungs may start from different stage 1s (format: avspk/pipeline/study.py):
+A ladder of methods from one file, whose rungs may have different starts (format: avspk/pipeline/study.py):
 
     avspk compare --study demo --seeds 0 1 2 --out exp/study
 

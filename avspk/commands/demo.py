@@ -1,6 +1,6 @@
 """The whole method on a synthetic corpus: makes it, prepares it, trains, evaluates and writes a report.
 
-It takes 12 to 18 minutes on two cores, and 2.5 GiB below the current folder. After an interruption the same command
+It takes 11 to 18 minutes on two cores, and 2.5 GiB below the current folder. After an interruption the same command
 continues.
 """
 

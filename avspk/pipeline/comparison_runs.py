@@ -73,12 +73,12 @@ def plan_runs(
 ) -> list[PlannedRun]:
     """The runs in training order, seed by seed. The first config is the reference.
 
-    Stage 1 is trained once per seed, with all modalities: they are independent in stage 1. If they are clustered
-    together there, methods with fewer modalities have a stage 1 of their own.
+    Methods share a stage 1 of all modalities, one for each seed. If it clusters the modalities together, methods with
+    fewer modalities have a stage 1 of their own.
 
     Raises:
-        ConfigError: if a config does not load, has no trial lists or sets what the plan sets, or if the stage 1s of the
-            configs differ in more than their modalities.
+        ConfigError: if a config does not load, has no trial lists or sets what the plan sets, or if the configs differ
+            in settings of stage 1 other than their modalities.
     """
     for override in overrides:
         if override.partition("=")[0] in PLANNED:
@@ -123,7 +123,7 @@ def _methods(names: Sequence[str], configs: Sequence[Path], variants: Sequence[s
 
 
 def _starts(methods: Sequence[_Method], overrides: Sequence[str]) -> dict[_Method, _Method]:
-    """The stage 1 that each method starts from. Methods share one if they would train the same."""
+    """The stage 1 that each method starts from. Methods share one if it is what both would train."""
     loaded = {method: load_config(method.config, (*overrides, *method.changes)) for method in methods}
     widest_first = sorted(methods, key=lambda method: -len(loaded[method].modalities))
     groups: dict[_Method, list[_Method]] = {}
@@ -135,7 +135,8 @@ def _starts(methods: Sequence[_Method], overrides: Sequence[str]) -> dict[_Metho
         modalities = loaded[widest].modalities
         name = STAGE_ONE_ONLY if len(groups) == 1 else f"{STAGE_ONE_ONLY}, {' + '.join(modalities)}"
         changes = (f"modalities=[{', '.join(modalities)}]", *STAGE_ONE_SETTINGS)
-        against = next(method.name for method in methods if method in group)
+        shown = [method.name for method in methods if method in group and method.module == TRAIN]
+        against = shown[0] if shown else methods[0].name  # true speakers are no reference for what knows none
         starts |= dict.fromkeys(group, _Method(name, against, TRAIN, widest.config, changes))
     return starts
 
@@ -149,8 +150,8 @@ def _require_comparable(configs: Sequence[Path], loaded: Sequence[Config]) -> No
         narrowed = loaded[widest].model_copy(update={"modalities": config.modalities})
         if differences := stage_one_differences(narrowed, config):
             raise ConfigError(
-                f"{path} and {configs[widest]} train different stage 1s:\n  " + "\n  ".join(differences)
-                + "\nStage 1 may differ in its modalities alone"
+                f"{path} and {configs[widest]} differ in settings of stage 1:\n  " + "\n  ".join(differences)
+                + "\nGive both configs the same settings of stage 1; only their modalities may differ"
             )  # fmt: skip
 
 

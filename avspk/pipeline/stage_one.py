@@ -20,10 +20,12 @@ def stage_one_differences(first: Config, second: Config, known: Collection[str] 
     """Settings that make the stage 1s of two configs different, as `key: first -> second`.
 
     Paths at the keys in `known` are ignored: their content is compared elsewhere. The second config may have fewer
-    modalities, unless they are clustered together: otherwise modalities are independent in stage 1.
+    modalities if the first does not cluster them together: then they are independent in stage 1.
     """
     unused = (f"{name}." for name in second.modality_names() if name not in second.modalities)
     ignored, unread = ("stage_one", "modalities", *known), tuple(unused)
+    if not (first.stage_one_is_joint or second.stage_one_is_joint):
+        ignored += ("pretrain.cluster_aware.joint",)
     differing = {
         key: values
         for key, values in differing_keys(first, second).items()

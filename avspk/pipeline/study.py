@@ -94,7 +94,7 @@ def _planned(settings: Iterable[str]) -> Iterator[str]:
 def plan_study(path: Path, seeds: Sequence[int], out: Path, overrides: Sequence[str] = ()) -> list[PlannedRun]:
     """The runs in training order, seed by seed.
 
-    Raises: ConfigError if the study cannot be read, or if a rung and its start train different stage 1s.
+    Raises: ConfigError if the study cannot be read, or if a rung and its start differ in settings of stage 1.
     """
     study = read_study(path)
     for problem in _planned(overrides):
@@ -132,6 +132,7 @@ def _runs_of_seed(study: Study, base: Path, seed: int, out: Path, everywhere: Se
 def _require_same_start(run: PlannedRun, start: PlannedRun) -> None:
     if differences := stage_one_differences(load_config(start.config, start.overrides), run.settings):
         raise ConfigError(
-            f"rung {run.method!r} and its start {start.method!r} train different stage 1s:\n  "
+            f"rung {run.method!r} and its start {start.method!r} differ in settings of stage 1:\n  "
             + "\n  ".join(differences)
+            + "\nGive the start the same settings"
         )
