@@ -1,4 +1,4 @@
-"""A config scaled to the data: it runs for any number of utterances, and equals demo_dino.yaml for the number of its own."""
+"""A config scaled to the data: it runs for any number of utterances, and equals demo_dino.yaml for its own number."""
 
 import json
 from pathlib import Path
