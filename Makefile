@@ -24,7 +24,9 @@ demo: setup
 	$(BIN)/python tools/prepare_voxceleb.py --raw $(DEMO)/corpus/voxceleb2 --out $(DEMO)/vox2
 	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no tools/train_av.py
 
-# In as many processes as there are cores; `python -m pytest -q` runs the same tests in one.
+# In as many processes as there are cores; `python -m pytest -q` runs the same tests in one. The tests start some hundred
+# processes, and each would compile the package again if Python were told not to keep what it compiles.
+test test-long: export PYTHONDONTWRITEBYTECODE =
 test: setup
 	$(BIN)/python -m pytest -q -n logical --maxprocesses 4 --dist worksteal
 

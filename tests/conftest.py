@@ -9,15 +9,31 @@ import pytest
 import torch
 from hypothesis import settings
 
-from avspk.report import style
+from avspk.report import embedding_map, style
 
 settings.register_profile("avspk", deadline=None)  # a busy machine is no failure
 settings.load_profile("avspk")
 
 
+# Their fixtures take the longest. At the end of the list, several workers would each take some of a module's tests.
+FIRST = ("test_ways.py", "test_comparison_runs.py", "test_pipeline.py")
+
+
+def pytest_collection_modifyitems(items):
+    """Modules with an expensive fixture go first."""
+    items.sort(key=lambda item: item.path.name not in FIRST)
+
+
 def pytest_collection_finish():
     """Every stage of a run collects garbage; what is imported is none."""
     gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _frozen():
+    """What a module has imported or built for all its tests is no garbage either."""
+    yield
     gc.freeze()
 
 
@@ -28,7 +44,13 @@ def _threads():
 
 
 @pytest.fixture
-def undrawn(monkeypatch):
+def unmapped(monkeypatch):
+    """Reports whose maps show two of the dimensions: t-SNE takes longer than tiny runs."""
+    monkeypatch.setattr(embedding_map, "_tsne", lambda vectors: vectors[:, :2])
+
+
+@pytest.fixture
+def undrawn(monkeypatch, unmapped):
     """Reports with empty frames for figures, whose drawing takes longer than tiny runs. All else is written as ever."""
     monkeypatch.setattr(style, "to_svg", lambda figure: "<svg></svg>")
 

@@ -41,7 +41,7 @@ def judge_parts(settings):
 CHANGES = (
     "refine.epochs=2",
     "rounds=1",
-    "pretrain.epochs=2",
+    "pretrain.epochs=1",
     "refine.judge.gate.rule=either",
     "large_margin.batch_size=2",
 )

@@ -137,6 +137,7 @@ def test_rounds_keep_the_number_of_round_one(tmp_path, monkeypatch, modalities):
     data = tiny.make_data(tmp_path / "data")
     tree = tiny.tree(data, tmp_path / "exp") | {"rounds": 2, "modalities": modalities}
     tree["cluster"] = {"kind": "metric", "num_clusters": "auto"}
+    tree["pretrain"]["epochs"] = tree["refine"]["epochs"] = 1
     recipe.run(Session(parse_config(tree)))
     notes = [json.loads((tmp_path / "exp" / f"round{k}" / "clustering.json").read_text()) for k in (1, 2)]
     assert notes[0]["num_clusters"] == notes[1]["num_clusters"]
@@ -196,7 +197,8 @@ def test_given_labels_give_the_number_of_later_rounds(tmp_path, monkeypatch):
     labels = pd.DataFrame({"utterance": names, "label": names.str[2:7].astype(int) % 5})
     labels.to_csv(tmp_path / "labels.tsv", sep="\t", index=False)
     tree = tiny.tree(data, tmp_path / "exp") | {"rounds": 2, "cluster": {"kind": "metric", "num_clusters": "auto"}}
-    tree["refine"]["labels"] = str(tmp_path / "labels.tsv")
+    tree["refine"] |= {"labels": str(tmp_path / "labels.tsv"), "epochs": 1}
+    tree["pretrain"]["epochs"] = 1
     recipe.run(Session(parse_config(tree)))
     assert json.loads((tmp_path / "exp" / "round2" / "clustering.json").read_text())["num_clusters"] == 5
 

@@ -101,6 +101,7 @@ def test_drawings_have_no_colour_of_their_own_so_that_they_follow_the_theme(page
     assert names <= set(PALETTE)
 
 
+@pytest.mark.usefixtures("unmapped")
 def test_an_audio_only_run_speaks_of_no_face(tmp_path: Path) -> None:
     text = " ".join(_parsed(write_report(write_run(tmp_path / "demo", ["audio"], rounds=1)).read_text()).text)
     assert not re.search(r"\bface\b", text)
@@ -108,6 +109,7 @@ def test_an_audio_only_run_speaks_of_no_face(tmp_path: Path) -> None:
     assert "one modality against the other" not in text
 
 
+@pytest.mark.usefixtures("unmapped")
 def test_a_run_stopped_after_stage_one_has_a_page_and_twice_the_same_bytes(run: Path, tmp_path: Path) -> None:
     folder = tmp_path / "stopped"
     shutil.copytree(run, folder)
@@ -124,6 +126,7 @@ def test_a_run_stopped_after_stage_one_has_a_page_and_twice_the_same_bytes(run: 
     assert "no round of clustering and gating yet" in text
 
 
+@pytest.mark.usefixtures("unmapped")
 def test_a_round_without_its_arrays_and_an_evaluation_without_scores(run: Path, tmp_path: Path) -> None:
     folder = tmp_path / "bare"
     shutil.copytree(run, folder)
@@ -315,6 +318,7 @@ def test_an_upper_bound_and_a_copied_stage_one_are_said_to_be_so(run: Path, tmp_
     assert "Copied from exp/av; see the report of that run." in other
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_what_a_run_took_from_elsewhere_is_said_instead(run: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(run, tmp_path / "run")
     config = yaml.safe_load((folder / "config.yaml").read_text())
@@ -347,6 +351,7 @@ def test_the_thresholds_of_the_calibration_are_those_of_bayes(run: Path) -> None
     assert thresholds["prior 0.05"] == pytest.approx((np.log(19) - 3.0) / 0.2)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_page_says_what_the_calibration_was_fitted_on(tmp_path: Path) -> None:
     """Also without trials, where nothing else on the page tells."""
     folder = write_run(tmp_path / "demo", ["audio"], rounds=1)
@@ -431,6 +436,7 @@ def judge_jointly(folder: Path) -> None:
     (folder / "log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
 
 
+@pytest.mark.usefixtures("unmapped")
 def test_a_joint_gate_is_drawn_over_what_it_read(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The verdicts of training are on the two sides of the drawn threshold, in the histogram and in the plane."""
     folder = shutil.copytree(run, tmp_path / "run")
@@ -522,6 +528,7 @@ def test_repeatability_is_claimed_for_one_machine_only(page: str) -> None:
     assert "the results differ like those of two seeds" in text
 
 
+@pytest.mark.usefixtures("unmapped")
 def test_stage_one_without_prototypes_shows_what_is_found(run: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(run, tmp_path / "run")
     config = yaml.safe_load((folder / "config.yaml").read_text())

@@ -132,25 +132,24 @@ def with_student(data, output):
 KINDS = {"brief": (brief, 0), "with_student": (with_student, 0), "whole": (whole, 2)}
 
 
-@pytest.mark.parametrize("kind", ["brief", *(pytest.param(kind, marks=pytest.mark.long) for kind in list(KINDS)[1:])])
+@pytest.mark.long
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_kill_before_and_after_every_rename_changes_nothing(data, tmp_path, kind):
     """The same command again and again: each time it reaches the next file, or passes it."""
     settings, every = KINDS[kind]
-    stride = 2 if kind == "brief" else 1  # in brief, every second file
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
     outputs, ended = [], False
     assert mortal.run(write(data, undisturbed, settings, checkpoint_steps=every))[0]
     config = write(data, killed, settings, checkpoint_steps=every)
     while not ended:
-        place = (stride, "before") if len(outputs) % 2 == 0 else (1, "after")
-        ended, output = mortal.run(config, *place)
+        ended, output = mortal.run(config, 1, "after" if len(outputs) % 2 else "before")
         outputs.append(output)
         assert len(outputs) < 400, output
     print(f"\n{kind}: {len(outputs)} runs")
-    assert len(outputs) > 40 // stride
+    assert len(outputs) > 40
     used = set(resumptions(outputs))
     assert {"pretrain", "round1"} <= {stage for stage, _ in used}
-    assert len(used) >= 4 // stride, "as many checkpoints as there are epochs"
+    assert len(used) > 3, "as many checkpoints as there are epochs"
     assert_same_results(killed, undisturbed)
     assert not [path for path in killed.rglob("*") if path.suffix in (".part", ".torn")]
 
