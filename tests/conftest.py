@@ -8,8 +8,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported; commands that t
 import pytest
 import torch
 from hypothesis import settings
-
-from avspk.report import embedding_map, style
+from undrawn import leave_undrawn, leave_unmapped
 
 settings.register_profile("avspk", deadline=None)  # a busy machine is no failure
 settings.load_profile("avspk")
@@ -46,13 +45,13 @@ def _threads():
 @pytest.fixture
 def unmapped(monkeypatch):
     """Reports whose maps show two of the dimensions: t-SNE takes longer than tiny runs."""
-    monkeypatch.setattr(embedding_map, "_tsne", lambda vectors: vectors[:, :2])
+    leave_unmapped(monkeypatch)
 
 
 @pytest.fixture
-def undrawn(monkeypatch, unmapped):
+def undrawn(monkeypatch):
     """Reports with empty frames for figures, whose drawing takes longer than tiny runs. All else is written as ever."""
-    monkeypatch.setattr(style, "to_svg", lambda figure: "<svg></svg>")
+    leave_undrawn(monkeypatch)
 
 
 @pytest.fixture(scope="module")

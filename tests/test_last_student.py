@@ -10,6 +10,7 @@ import tiny
 import torch
 from test_pipeline import assert_same_weights, settings_of, weights
 from test_preflight import kill_in, settings
+from undrawn import leave_undrawn
 
 from avspk import load_model, recipe
 from avspk.config import ConfigError, load_config, parse_config
@@ -48,11 +49,13 @@ def finished(data, tmp_path_factory):
     base, output = (tmp_path_factory.mktemp("exp") / name for name in ("base", "student"))
     tree = settings_of(data, base, rounds=1)
     tree["large_margin"]["enabled"] = False
-    recipe.run(Session(parse_config(tree)))
-    shutil.copytree(base, output)
-    tree |= {"output": str(output), "final": student(tree)}
-    tree["large_margin"]["enabled"] = True
-    rows = recipe.run(Session(parse_config(tree)))
+    with pytest.MonkeyPatch.context() as patch:
+        leave_undrawn(patch)
+        recipe.run(Session(parse_config(tree)))
+        shutil.copytree(base, output)
+        tree |= {"output": str(output), "final": student(tree)}
+        tree["large_margin"]["enabled"] = True
+        rows = recipe.run(Session(parse_config(tree)))
     return base, output, tree, rows
 
 

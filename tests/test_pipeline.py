@@ -188,6 +188,7 @@ def test_a_folder_is_one_runs_at_a_time(data, tmp_path):
     os.kill(child, signal.SIGKILL)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_flat_folder_trains_the_same_weights_and_shows_no_truth(data, tmp_path):
     """Same media, same order, no speakers in the names: bit-identical weights; only trials contain speakers."""
     recipe.run(Session(parse_config(short(data, tmp_path / "a"))))

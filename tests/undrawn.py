@@ -6,12 +6,25 @@ The report is written as ever, from the same files. What is drawn is in test_rep
 import sys
 from collections.abc import Sequence
 
+import pytest
+
 from avspk.commands.train import main
-from avspk.report import style
+from avspk.report import embedding_map, style
+
+
+def leave_undrawn(patch: pytest.MonkeyPatch) -> None:
+    """Empty frames for figures, and maps of two of the dimensions."""
+    patch.setattr(style, "to_svg", lambda figure: "<svg></svg>")
+    leave_unmapped(patch)
+
+
+def leave_unmapped(patch: pytest.MonkeyPatch) -> None:
+    """Maps of two of the dimensions, because t-SNE takes longer than tiny runs."""
+    patch.setattr(embedding_map, "_tsne", lambda vectors: vectors[:, :2])
 
 
 def train(arguments: Sequence[str] | None = None) -> int:
-    style.to_svg = lambda figure: "<svg></svg>"
+    leave_undrawn(pytest.MonkeyPatch())
     return main(arguments)
 
 
