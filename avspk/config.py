@@ -246,7 +246,7 @@ class TrainingSettings(Settings):
     )
     processes: Count | None = Field(None, description="stop unless exactly this many processes were launched")
     threads: Count | None = Field(None, description="CPU threads of each process; default: cores / processes")
-    workers: int = Field(8, ge=0, description="loader processes per rank")
+    workers: int = Field(8, ge=0, description="loader processes per rank; 0: it reads by itself, a small corpus once")
     timeout_minutes: Positive = Field(30.0, description="a process that waits longer for another one ends the run")
     sync_batchnorm: bool = True
     accumulation: Count = Field(
