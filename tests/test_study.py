@@ -105,6 +105,14 @@ def test_shipped_studies_can_be_planned(tmp_path):
         assert len({run.settings.output for run in runs}) == len(runs)
 
 
+def test_true_speakers_are_trained_for_as_long_as_their_names_say(tmp_path):
+    runs = {run.method: run.settings for run in plan_study(find_study(Path("demo")), [0], tmp_path)}
+    usual, twice = runs["true speakers"], runs["true speakers, twice as long"]
+    assert usual.refine.epochs == runs["audio + face"].refine.epochs
+    assert twice.refine.epochs == 2 * usual.refine.epochs
+    assert twice.large_margin.epochs == usual.large_margin.epochs
+
+
 def test_an_override_that_the_plan_sets_is_refused(base, tmp_path):
     with pytest.raises(ConfigError, match="'seed=7': remove it"):
         plan_study(write(base), [0], tmp_path, ["seed=7"])
