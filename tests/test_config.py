@@ -42,23 +42,24 @@ def test_the_large_config_differs_in_its_last_student_alone():
     assert differing["final.encoder.architecture"][1] == "audio_resnet221"
 
 
-def test_the_demo_with_dino_differs_in_stage_one_and_its_schedule_alone():
+def test_the_demo_with_dino_differs_in_stage_one_its_schedule_and_correction_alone():
     """It inherits the demo: what is tuned there must not move the figures of DINO."""
     demo, dino = (load_config(CONFIGS[0].parent / f"{name}.yaml") for name in ("demo", "demo_dino"))
     stage_one = ("face.align", "face.encoder.grid", "face.views.local_", "pretrain.", "cluster.refine_weights")
-    schedule = ("output", "refine.epochs", "large_margin.epochs")
+    schedule = ("output", "refine.epochs", "large_margin.epochs", "refine.judge.correction.enabled")
     assert [key for key in differing_keys(demo, dino) if not key.startswith((*stage_one, *schedule))] == []
     assert dino.pretrain.objective.kind == "dino"
     assert not dino.pretrain.cluster_aware.joint
     assert not dino.cluster.refine_weights
+    assert (demo.refine.judge.correction.enabled, dino.refine.judge.correction.enabled) == (False, True)
     assert (dino.pretrain.epochs, dino.refine.epochs, dino.large_margin.epochs) == (16, 16, 3)
 
 
-def test_the_config_for_own_data_differs_in_paths_number_and_schedule_alone():
+def test_the_config_for_own_data_differs_in_paths_number_schedule_and_judge_alone():
     """It inherits the demo: what is tuned there for two cores must not shorten the training on own data."""
     demo, own = (load_config(CONFIGS[0].parent / f"{name}.yaml") for name in ("demo", "own"))
     schedule = {"pretrain.epochs", "refine.epochs", "large_margin.epochs"}
-    gate = {"refine.judge.gate.fallback", "refine.judge.gate.floor"}
+    gate = {"refine.judge.gate.fallback", "refine.judge.gate.floor", "refine.judge.correction.enabled"}
     others = {key for key in differing_keys(demo, own) if not key.startswith("data.")} - {"output"}
     assert others == schedule | gate | {"cluster.num_clusters"}
     assert (own.pretrain.epochs, own.refine.epochs, own.large_margin.epochs) == (22, 24, 3)
