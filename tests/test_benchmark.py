@@ -57,7 +57,7 @@ ON_A_GPU = {  # measured only there
     "clustering": "large_rows=900 large_clusters=9 large_iterations=2",
     "training": "turns=1 steps_a_turn=2 feed_examples=8 noise_share=0.15",
 }
-SLOW = {"preparation", "peer_embedding"}  # these make a corpus or start processes
+SLOW = {"preparation", "peer_embedding", "operations", "full_size"}  # make a corpus, start processes, count long steps
 SMALL_MODEL = (
     ".overrides=[audio.encoder.architecture=ecapa,audio.encoder.channels=8,audio.encoder.aggregate_channels=8,audio.encoder.scale=2,"
     "pretrain.objective.head.hidden_dim=16,pretrain.objective.head.out_dim=64]"

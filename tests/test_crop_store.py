@@ -142,7 +142,7 @@ def test_decoded_pixels_equal_pillows(shape):
     np.testing.assert_array_equal(decoded, np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=pytest.mark.long)])
 def test_many_processes_read_one_store(tmp_path, method):
     store = fill(tmp_path, {"a": 60, "b": 40})
     level(store, 0), level(store, 99)  # the parent's descriptors are open before the children start

@@ -294,14 +294,14 @@ def test_a_decoder_that_dies_costs_its_file(embed, sounds, tmp_path, monkeypatch
 
 def test_a_busy_consumer_is_no_hang(monkeypatch, tmp_path):
     """While the model computes, the readers wait for it, and say nothing for long."""
-    monkeypatch.setattr(reader_pool, "HANG_SECONDS", 1.0)
+    monkeypatch.setattr(reader_pool, "HANG_SECONDS", 0.8)
     paths = [tmp_path / str(number) for number in range(3)]
     with reader_pool.ReaderPool(lambda path: [np.full(200_000, 0.5, np.float32)], paths, 2) as pool:
-        time.sleep(1.5)  # idle readers are not silent
+        time.sleep(1.2)  # idle readers are not silent
         events = []
         for event in pool:
             events.append(event)
-            time.sleep(1.2)
+            time.sleep(0.9)
     ends = [event for event in events if isinstance(event, reader_pool.End)]
     assert sorted(end.index for end in ends) == list(range(3))
     assert [end.error for end in ends] == [None] * 3

@@ -124,6 +124,7 @@ def test_only_trusted_labels_reach_the_student(data, tmp_path, monkeypatch, with
 # Interruptions and changed settings.
 
 
+@pytest.mark.long  # checkpoints of all stages are the same, see test_pipeline.py
 def test_a_student_that_is_killed_goes_on(data, tmp_path, monkeypatch, without_drawing):
     """Bit for bit, its mean of last weights as well."""
     trees = {name: settings(data, tmp_path / name, rounds=1) for name in ("killed", "undisturbed")}

@@ -84,6 +84,7 @@ def test_an_exception_in_one_rank_ends_the_other_and_is_shown_first(config, tmp_
     assert_cause_comes_first(errors, "ArithmeticError: only this process meets it")
 
 
+@pytest.mark.long  # of one process: test_training.py
 def test_sigterm_to_the_launcher_saves_one_state_of_both(config, tmp_path):
     """It forwards the signal to the groups of all ranks, with their loader workers, and kills after 30 seconds."""
     process = launch(config, "training.workers=1", "training.checkpoint_steps=0", processes=2)
