@@ -324,7 +324,8 @@ def _setting_rows(config: Mapping[str, Any]) -> list[list[str]]:
     """The most important settings."""
     asked = ["modalities", "rounds", "pretrain.epochs", "pretrain.batch_size", "pretrain.optimiser.learning_rate",
              "pretrain.objective.head.out_dim", "cluster.num_clusters", "refine.epochs", "refine.scale",
-             "refine.margin", "refine.judge.gate.rule", "refine.judge.correction.rule",
+             "refine.margin", "refine.judge.gate.enabled", "refine.judge.gate.rule", "refine.judge.correction.enabled",
+             "refine.judge.correction.rule",
              "final.encoder.architecture", "final.epochs", "large_margin.epochs"]  # fmt: skip
     found = {key: _setting(config, key) for key in asked}
     return [[f"<code>{key}</code>", escape(str(value))] for key, value in found.items() if value is not None]
