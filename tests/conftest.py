@@ -45,13 +45,13 @@ def _threads():
 @pytest.fixture
 def unmapped(monkeypatch):
     """Reports whose maps show two of the dimensions: t-SNE takes longer than tiny runs."""
-    leave_unmapped(monkeypatch)
+    leave_unmapped(monkeypatch.setattr)
 
 
 @pytest.fixture
 def undrawn(monkeypatch):
     """Reports with empty frames for figures, whose drawing takes longer than tiny runs. All else is written as ever."""
-    leave_undrawn(monkeypatch)
+    leave_undrawn(monkeypatch.setattr)
 
 
 @pytest.fixture(scope="module")

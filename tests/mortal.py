@@ -1,4 +1,4 @@
-"""A training run that kills itself at a rename, or not: `mortal.py CONFIG NUMBER MOMENT`, without drawings."""
+"""A training run that kills itself at a rename, or not: `mortal.py CONFIG MOMENT`, without drawings."""
 
 from __future__ import annotations
 
@@ -13,27 +13,26 @@ import forked
 import undrawn
 
 
-def run(config: Path, dies_at: int = 0, moment: str = "before") -> tuple[bool, str]:
-    """Whether it ended well, and what it wrote; otherwise it was killed `moment` the rename number `dies_at`.
+def run(config: Path, moment: str = "never") -> tuple[bool, str]:
+    """Whether it ended well, and what it wrote; otherwise it was killed "before" or "after" its first rename.
 
     A rename that puts a file in place of an equal one does not count: nobody could tell when it happened.
     """
     environment = {**os.environ, "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
-    done = forked.run([__file__, str(config), str(dies_at), moment], env=environment)
+    done = forked.run([__file__, str(config), moment], env=environment)
     assert done.returncode in (0, -signal.SIGKILL), done.stderr
     return done.returncode == 0, done.stdout + done.stderr
 
 
-def mortal(rename: Callable[..., None], count: list[int], dies_at: int, moment: str) -> Callable[..., None]:
-    """`rename`, which ends the process immediately before or after the chosen one of those that count."""
+def mortal(rename: Callable[..., None], moment: str) -> Callable[..., None]:
+    """`rename`, which ends the process immediately before or after the first one that counts."""
 
     def call(source: Any, target: Any, **options: Any) -> None:
-        count[0] += not equal(Path(source), Path(target))
-        last = count[0] == dies_at and not equal(Path(source), Path(target))
-        if last and moment == "before":
+        counts = not equal(Path(source), Path(target))
+        if counts and moment == "before":
             os.kill(os.getpid(), signal.SIGKILL)
         rename(source, target, **options)
-        if last:
+        if counts and moment == "after":
             os.kill(os.getpid(), signal.SIGKILL)
 
     return call
@@ -44,7 +43,6 @@ def equal(first: Path, second: Path) -> bool:
 
 
 if __name__ == "__main__":
-    count = [0]
     for name in ("rename", "replace"):
-        setattr(os, name, mortal(getattr(os, name), count, int(sys.argv[2]), sys.argv[3]))
+        setattr(os, name, mortal(getattr(os, name), sys.argv[2]))
     sys.exit(undrawn.train(["--config", sys.argv[1]]))

@@ -50,7 +50,7 @@ def finished(data, tmp_path_factory):
     tree = settings_of(data, base, rounds=1)
     tree["large_margin"]["enabled"] = False
     with pytest.MonkeyPatch.context() as patch:
-        leave_undrawn(patch)
+        leave_undrawn(patch.setattr)
         recipe.run(Session(parse_config(tree)))
         shutil.copytree(base, output)
         tree |= {"output": str(output), "final": student(tree)}

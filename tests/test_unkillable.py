@@ -142,14 +142,14 @@ def test_a_kill_before_and_after_every_rename_changes_nothing(data, tmp_path, ki
     assert mortal.run(write(data, undisturbed, settings, checkpoint_steps=every))[0]
     config = write(data, killed, settings, checkpoint_steps=every)
     while not ended:
-        ended, output = mortal.run(config, 1, "after" if len(outputs) % 2 else "before")
+        ended, output = mortal.run(config, "after" if len(outputs) % 2 else "before")
         outputs.append(output)
         assert len(outputs) < 400, output
     print(f"\n{kind}: {len(outputs)} runs")
     assert len(outputs) > 40
     used = set(resumptions(outputs))
     assert {"pretrain", "round1"} <= {stage for stage, _ in used}
-    assert len(used) > 3, "as many checkpoints as there are epochs"
+    assert len(used) >= 4, "as many checkpoints as there are epochs"
     assert_same_results(killed, undisturbed)
     assert not [path for path in killed.rglob("*") if path.suffix in (".part", ".torn")]
 

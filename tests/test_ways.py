@@ -78,7 +78,7 @@ def run_command(line):
     output = io.StringIO()
     with contextlib.redirect_stdout(output), pytest.MonkeyPatch.context() as patch:
         if words[1] == "train":  # figures are drawn by the page's `avspk report`
-            leave_undrawn(patch)
+            leave_undrawn(patch.setattr)
         if interrupted:  # the page stops this run
             patch.setattr(Trainer, "_save", stop)
             with pytest.raises(KeyboardInterrupt):

@@ -4,27 +4,26 @@ The report is written as ever, from the same files. What is drawn is in test_rep
 """
 
 import sys
-from collections.abc import Sequence
-
-import pytest
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from avspk.commands.train import main
 from avspk.report import embedding_map, style
 
 
-def leave_undrawn(patch: pytest.MonkeyPatch) -> None:
-    """Empty frames for figures, and maps of two of the dimensions."""
-    patch.setattr(style, "to_svg", lambda figure: "<svg></svg>")
-    leave_unmapped(patch)
+def leave_undrawn(change: Callable[[Any, str, Any], None] = setattr) -> None:
+    """Empty frames for figures, and maps of two of the dimensions. A test gives its monkeypatch's `setattr`."""
+    change(style, "to_svg", lambda figure: "<svg></svg>")
+    leave_unmapped(change)
 
 
-def leave_unmapped(patch: pytest.MonkeyPatch) -> None:
+def leave_unmapped(change: Callable[[Any, str, Any], None]) -> None:
     """Maps of two of the dimensions, because t-SNE takes longer than tiny runs."""
-    patch.setattr(embedding_map, "_tsne", lambda vectors: vectors[:, :2])
+    change(embedding_map, "_tsne", lambda vectors: vectors[:, :2])
 
 
 def train(arguments: Sequence[str] | None = None) -> int:
-    leave_undrawn(pytest.MonkeyPatch())
+    leave_undrawn()
     return main(arguments)
 
 

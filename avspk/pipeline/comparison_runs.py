@@ -135,8 +135,9 @@ def _starts(methods: Sequence[_Method], overrides: Sequence[str]) -> dict[_Metho
         modalities = loaded[widest].modalities
         name = STAGE_ONE_ONLY if len(groups) == 1 else f"{STAGE_ONE_ONLY}, {' + '.join(modalities)}"
         changes = (f"modalities=[{', '.join(modalities)}]", *STAGE_ONE_SETTINGS)
-        shown = [method.name for method in methods if method in group and method.module == TRAIN]
-        against = shown[0] if shown else methods[0].name  # true speakers are no reference for what knows none
+        # True speakers are no reference for what knows none.
+        from_it = (method.name for method in methods if method in group and method.module == TRAIN)
+        against = next(from_it, methods[0].name)
         starts |= dict.fromkeys(group, _Method(name, against, TRAIN, widest.config, changes))
     return starts
 
