@@ -7,18 +7,21 @@
 
 import json
 import re
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Annotated
+from typing import Annotated, ClassVar, Literal, get_args
 
 import numpy as np
 import pytest
 import tiny
 import torch
-from pydantic import Field
+from pydantic import Field, TypeAdapter
+from torch import nn
 from torchaudio.models import wavlm_model
 
 from avspk import config
+from avspk.clusterers.base import Clustering
 from avspk.clusterers.joint_kmeans import JointKmeansSettings
 from avspk.config import Config, ConfigError, PretrainSettings, RefineSettings, parse_config
 from avspk.frontend.waveform import Waveform
@@ -30,9 +33,12 @@ from avspk.modalities.audio import AudioSettings
 from avspk.models import registry
 from avspk.models.ecapa import EcapaSettings
 from avspk.models.ema import make_teacher
+from avspk.models.encoder import Encoder, EncoderSettings
+from avspk.models.resnet import FaceResNetSettings
 from avspk.objectives.dino import DinoSettings
 from avspk.objectives.losses import AamSettings
 from avspk.pipeline.labellers import ClusterLabeller, RoundInput
+from avspk.stages.cluster import cluster_embeddings
 from avspk.stages.refine import Refine
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -60,8 +66,51 @@ class WithToyObjective(PretrainSettings):
     objective: Annotated[DinoSettings | objective.ToySettings, Field(discriminator="kind")]  # the line
 
 
+class ComputingSettings(EncoderSettings):
+    """An encoder that computes with tensors in its constructor, keeps one outside its buffers, and has dropout."""
+
+    architecture: Literal["computing"] = "computing"
+
+    def build(self, num_mels):
+        return Computing(num_mels)
+
+
+class Computing(Encoder):
+    def __init__(self, num_mels):
+        super().__init__()
+        self.embedding_dim = 16
+        self.gain = float(torch.hann_window(num_mels).sum())
+        self.window = torch.hann_window(num_mels)
+        self.layers = nn.Sequential(nn.Linear(num_mels, 16), nn.Dropout(0.5))
+
+    def forward(self, features):
+        return self.layers((features * self.window / self.gain).mean(1))
+
+
+class WindowSettings(ComputingSettings):
+    """An encoder that can be built without values, but keeps a tensor outside its buffers."""
+
+    architecture: Literal["window"] = "window"
+
+    def build(self, num_mels):
+        return Window(num_mels)
+
+
+class Window(Encoder):
+    def __init__(self, num_mels):
+        super().__init__()
+        self.embedding_dim = 16
+        self.window = torch.hann_window(num_mels)
+        self.layer = nn.Linear(num_mels, 16)
+
+    def forward(self, features):
+        return self.layer((features * self.window).mean(1))
+
+
 class WithAnEncoder(AudioSettings):
-    encoder: Annotated[EcapaSettings | encoder.FrozenSettings, Field(discriminator="architecture")]  # the line
+    encoder: Annotated[
+        EcapaSettings | encoder.FrozenSettings | ComputingSettings, Field(discriminator="architecture")
+    ]  # the line
 
 
 class WithAJudgeAndALoss(RefineSettings):
@@ -85,7 +134,7 @@ def data(tmp_path_factory):
 @pytest.fixture
 def tree(data, tmp_path, monkeypatch):
     monkeypatch.setattr(config, "Config", ConfigWithToys)
-    for kind in (encoder.FrozenSettings, modality.LoudnessEncoderSettings):
+    for kind in (encoder.FrozenSettings, modality.LoudnessEncoderSettings, ComputingSettings, WindowSettings):
         monkeypatch.setitem(registry.ENCODERS, registry.architectures_of(kind)[0], kind)
     settings = tiny.tree(data, tmp_path / "exp")
     settings["pretrain"]["objective"] = {"kind": "toy", "momentum": 0.9}
@@ -125,7 +174,9 @@ def test_an_objective_gets_the_views_it_asked_for(tree):
 
 def test_settings_of_an_objective_are_as_strict_as_all(tree):
     tree["pretrain"]["objective"]["momentun"] = 0.5
-    with pytest.raises(ConfigError, match=r"momentun: unknown key; did you mean pretrain\.objective\.momentum"):
+    with pytest.raises(
+        ConfigError, match=r"objective\.momentun: unknown key of toy, which has momentum; did you mean mom"
+    ):
         parse_config(tree)
 
 
@@ -169,6 +220,28 @@ def test_a_saved_model_whose_encoder_now_takes_something_else_is_refused(tree, t
     (tmp_path / "config.json").write_text(text.replace("320", "160"))
     with pytest.raises(CheckpointError, match=r"trained on .*'hop_length': 160.* takes .*'hop_length': 320"):
         load_model(tmp_path, "cpu")
+
+
+@pytest.mark.parametrize("settings", [ComputingSettings(), WindowSettings()])
+def test_a_saved_encoder_is_loaded_whatever_its_constructor_computes(tree, tmp_path, settings):
+    made = settings.build(20).eval()
+    architecture = {"architecture": settings.architecture, "num_mels": 20}
+    save_model(tmp_path, made, architecture, {}, np.zeros(16, np.float32), "# card")
+    features = torch.randn(2, 30, 20)
+    torch.testing.assert_close(load_encoder(tmp_path)[0].eval()(features), made(features))
+
+
+def test_what_a_network_draws_follows_from_seed_and_step(tree, tmp_path):
+    """Dropout in a resumed run, with another state of torch's generator, is that of the run without interruption."""
+    tree |= {"modalities": ["audio"], "audio": tree["audio"] | {"encoder": {"architecture": "computing"}}}
+    first, second = build(tree), build(tree)
+    tiny.train(first, [0, 1])
+    torch.manual_seed(1)
+    left, right = go_on(first, second, tmp_path / "state.safetensors")
+    assert left == right
+    first.seed += 1  # the same crops, another dropout
+    left, right = go_on(first, second, tmp_path / "state.safetensors")
+    assert left != right
 
 
 def test_a_clusterer_labels_all_utterances(tree):
@@ -253,6 +326,49 @@ def test_a_loss_of_the_rounds_trains(tree, tmp_path):
     assert abs(additive - first_loss("aam", 0.5)) > 0.1
     del tree["refine"]["loss"]
     assert parse_config(tree).refine.loss == AamSettings()
+
+
+def test_a_loss_without_one_value_a_row_is_refused(tree, tmp_path):
+    tree |= {"modalities": ["audio"]}
+    stage = refine(tree, tmp_path)
+    stage.class_loss = lambda *given: class_loss.additive_margin(*given).mean()
+    with pytest.raises(ValueError, match=r"the loss 'aam' has the shape \(\); it must have one value for each of the"):
+        tiny.train(stage, [0])
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([0, 2, 2, 4], r"3 different labels from 0 to 4; they must be 0 to 2 without gaps"),
+        ([0, 1, 2], r"labels of shape \(3,\) for 4 utterances"),
+        ([-1, -1, -1, -1], "left out all utterances"),
+        ([-1, 0, 1, -1], None),
+    ],
+)
+def test_labels_of_a_clusterer_are_checked(labels, message):
+    def found(rows, num_clusters, **_):
+        return Clustering(np.array(labels), 3, {})
+
+    rows, usable = {"audio": np.zeros((4, 2))}, {"audio": np.ones(4, bool)}
+    with pytest.raises(ValueError, match=message) if message else nullcontext():
+        given, _ = cluster_embeddings(rows, usable, found, 3, 0, torch.device("cpu"))
+        assert given.tolist() == labels
+
+
+def test_a_second_encoder_of_faces_is_one_line():
+    class Other(EncoderSettings):
+        architecture: Literal["other_face"] = "other_face"
+        takes: ClassVar = "image"
+
+        def build(self, num_mels):
+            raise AssertionError
+
+    *_, default = get_args(registry.FaceEncoderSettings)
+    union = Annotated[FaceResNetSettings | Other, Field(discriminator="architecture"), default]
+    assert registry.members_of(union) == (FaceResNetSettings, Other)
+    faces = TypeAdapter(union)
+    assert faces.validate_python({"width": 8}) == FaceResNetSettings(width=8)
+    assert faces.validate_python({"architecture": "other_face"}) == Other()
 
 
 def test_a_third_modality_goes_through_both_stages(tree, tmp_path):

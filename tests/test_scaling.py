@@ -11,6 +11,7 @@ import torch
 from test_pipeline import settings_of
 
 from avspk import recipe
+from avspk.clusterers.number import usual_number
 from avspk.commands import train
 from avspk.common.shipped import find_config
 from avspk.config import load_config
@@ -90,4 +91,16 @@ def test_train_prints_what_it_scales_and_overrides_have_the_last_word(tmp_path, 
     assert used.pretrain.batch_size == 8
     assert "48 utterances" in shown
     assert f"cluster.num_clusters={used.cluster.num_clusters}" in shown
-    assert "pretrain.epochs=80" in shown
+    assert "refine.epochs=80" in shown
+    assert "pretrain.epochs" not in shown, "the number that was given is used"
+
+
+@pytest.mark.parametrize(("clusters", "number"), [("{kind: kmeans}", "N"), ("{kind: kmeans, num_clusters: 7}", 7)])
+def test_another_clusterer_keeps_the_number_for_the_data(tmp_path, monkeypatch, clusters, number):
+    data, runs = tiny.make_data(tmp_path / "data"), list[Session]()
+    monkeypatch.setattr(recipe, "run", runs.append)
+    manifest = str(data / "train" / "manifest.parquet")
+    changes = [f"output={tmp_path / 'exp'}", "data.trials=null", "training.precision='no'", f"cluster={clusters}"]
+    assert train.main(["--data", manifest, *changes]) == 0
+    used = runs[0].config.cluster
+    assert (used.kind, used.num_clusters) == ("kmeans", usual_number(48) if number == "N" else number)

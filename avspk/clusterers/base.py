@@ -24,6 +24,8 @@ Embeddings = Mapping[str, np.ndarray | Tensor]
 class Clustering:
     """Pseudo labels (n,) int64 of this process's utterances, 0 .. num_clusters - 1 without gaps over all processes.
 
+    -1 leaves an utterance out: no round trains it. `numbered` in joint_kmeans.py removes gaps, but takes no -1.
+
     num_clusters: less than requested only if embeddings coincide.
     notes: figures for the log, by name. `weight/<modality>` of round 1 becomes the setting `weights` of later rounds.
     """

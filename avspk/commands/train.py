@@ -69,22 +69,27 @@ def build(config: Path, overrides: list[str], data: Path | None = None) -> Sessi
     try:
         file = find_config(config)
         if data is not None:
-            overrides = [*_fitting(file, data), *overrides]
+            overrides = [*overrides, *_fitting(file, overrides, data)]
         return Session(load_config(file, overrides))
     except (ConfigError, ValueError, OSError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
 
 
-def _fitting(file: Path, data: Path) -> list[str]:
-    """Overrides for the size of a manifest, which are printed once."""
+def _fitting(file: Path, overrides: list[str], data: Path) -> list[str]:
+    """More overrides, for the size of a manifest, which are printed once. What the given overrides set is left out."""
+    from avspk.common.settings_tree import overridden_keys
     from avspk.config import load_config
     from avspk.data.manifest import read_utterances
     from avspk.pipeline.scaling import scaled_settings
 
-    utterances, config = read_utterances(data), load_config(file)
-    scaled = [f"{key}={json.dumps(value)}" for key, value in scaled_settings(utterances, config).items()]
-    scaled += [f"data.train={data}"]
-    scaled += [f"data.trials.{name}=null" for name, path in (config.data.trials or {}).items() if not path.is_file()]
+    utterances, config, given = read_utterances(data), load_config(file, overrides), overridden_keys(overrides)
+    fitting = {**scaled_settings(utterances, config), "data.train": str(data)}
+    scaled = [f"{key}={json.dumps(value)}" for key, value in fitting.items() if key not in given]
+    scaled += [
+        f"data.trials.{name}=null"
+        for name, path in (config.data.trials or {}).items()
+        if f"data.trials.{name}" not in given and not path.is_file()
+    ]
     if os.environ.get("RANK", "0") == "0":
         print(f"{data}: {len(utterances)} utterances; {file.name} with", *scaled, sep="\n  ", flush=True)
     return scaled

@@ -24,9 +24,9 @@ Range = Annotated[tuple[float, float], AfterValidator(ordered)]
 PositiveRange = Annotated[tuple[Positive, Positive], AfterValidator(ordered)]
 
 
-def DefaultKind(kind: str) -> BeforeValidator:  # noqa: N802 - stands among pydantic's annotations
-    """Set the default `kind` of a union that is discriminated by `kind`."""
-    return BeforeValidator(lambda value: {"kind": kind, **value} if isinstance(value, dict) else value)
+def DefaultKind(kind: str, key: str = "kind") -> BeforeValidator:  # noqa: N802 - stands among pydantic's annotations
+    """Set the default of `key`, which chooses between the members of a union."""
+    return BeforeValidator(lambda value: {key: kind, **value} if isinstance(value, dict) else value)
 
 
 def kind_title(kind: str) -> str:

@@ -39,12 +39,14 @@ def read_tree(model: type[Settings], path: Path, overrides: Iterable[str] = ()) 
     """
     free = free_dictionaries(model)
     tree = _read_yaml(path, model)
-    for override in overrides:
-        key, separator, value = override.partition("=")
-        if not separator or not key:
-            raise ConfigError(f"override {override!r} is not of the form key.path=value, e.g. pretrain.epochs=10")
-        _set(tree, _split(key, free), _parse_yaml(value, f"override {override!r}"), key, model)
+    for key, value in _parse_overrides(overrides):
+        _set(tree, _split(key, free), value, key, model)
     return tree
+
+
+def overridden_keys(overrides: Iterable[str]) -> set[str]:
+    """Dotted keys that `key.path=value` overrides set, those inside a group too."""
+    return {leaf for key, value in _parse_overrides(overrides) for leaf, _ in _leaves(value, key)}
 
 
 def validate(model: type[Node], tree: Tree, source: str) -> Node:
@@ -105,6 +107,15 @@ def kind_groups(model: type[Settings]) -> dict[str, KindGroup]:
             name = next(filter(None, (getattr(default, name, None) for name in KIND_NAMES)), None)
             groups[key] = KindGroup(name, [set(get_args(one.annotation)) for one in named])
     return groups
+
+
+def _parse_overrides(overrides: Iterable[str]) -> Iterator[tuple[str, Any]]:
+    """Key and value of each override."""
+    for override in overrides:
+        key, separator, value = override.partition("=")
+        if not separator or not key:
+            raise ConfigError(f"override {override!r} is not of the form key.path=value, e.g. pretrain.epochs=10")
+        yield key, _parse_yaml(value, f"override {override!r}")
 
 
 def _read_yaml(path: Path, model: type[Settings], seen: tuple[Path, ...] = ()) -> Tree:
@@ -212,12 +223,68 @@ def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         yield prefix, tree
 
 
+class _Place(NamedTuple):
+    """Dotted key of an error, the class of settings that holds it, and all classes that may stand in this place."""
+
+    key: str
+    chosen: type[BaseModel] | None
+    choices: list[type[BaseModel]]
+
+
+def _place(model: type[Settings], loc: Sequence[Any]) -> _Place:
+    """The place of an error. pydantic's `loc` also names the chosen member of a union, which is no part of the key."""
+    choices: list[type[BaseModel]] = [model]
+    chosen, keys = choices, []
+    for part in loc:
+        tagged = [node for node in choices if part in _names(node)]
+        if tagged and part not in chosen[0].model_fields:
+            chosen = tagged
+        elif not _is_type(part):
+            keys.append(str(part))
+            if part is not loc[-1]:
+                fields = [node.model_fields[part] for node in chosen if part in node.model_fields]
+                choices = [node for field in fields for node in _nodes(field.annotation)]
+                chosen = choices
+    return _Place(".".join(keys), chosen[0] if len(chosen) == 1 else None, choices)
+
+
+def _is_type(part: Any) -> bool:
+    """Whether a part of pydantic's `loc` is a type instead of a key: constrained-int, literal['auto'], dict[...]."""
+    return isinstance(part, str) and ("[" in part or part.startswith("constrained-"))
+
+
+def _names(node: type[BaseModel]) -> tuple[str, ...]:
+    """The values of `kind` or `architecture` that choose this class."""
+    return tuple(
+        name for key in KIND_NAMES if key in node.model_fields for name in get_args(node.model_fields[key].annotation)
+    )
+
+
 def _explain(model: type[Settings], item: Any) -> str:
     """A line for one of pydantic's errors."""
-    key = ".".join(str(part) for part in item["loc"])
+    place = _place(model, item["loc"])
+    key = place.key
     if item["type"] != "extra_forbidden":
         shown = "" if item["type"] == "missing" else f" (got {str(item['input'])[:80]!r})"
         return f"{key or 'config'}: {item['msg']}{shown}"
+    if place.chosen is not None and _names(place.chosen):
+        return f"{key}: {_explain_choice(place.chosen, place.choices, key.split('.')[-1])}"
+    return f"{key}: unknown key{_nearest(model, key)}"
+
+
+def _explain_choice(chosen: type[BaseModel], choices: Sequence[type[BaseModel]], last: str) -> str:
+    """Why a part that is chosen by its kind does not have the setting `last`, and which settings it has."""
+    own = [name for name in chosen.model_fields if name not in KIND_NAMES]
+    others = [name for node in choices if last in node.model_fields for name in _names(node)]
+    below = {key.split(".")[-1]: key for key, _ in _fields(chosen)}
+    nearest = difflib.get_close_matches(last, below, n=1)
+    hint = f"; did you mean {below[nearest[0]]}?" if nearest else ""
+    hint = f"; {', '.join(others)} would have it" if others else hint
+    return f"unknown key of {_names(chosen)[0]}, which has {', '.join(own) or 'none'}{hint}"
+
+
+def _nearest(model: type[Settings], key: str) -> str:
+    """The known key that is most like an unknown one, as the end of a message."""
     known = sorted({key for key, _ in _fields(model)})
     last = key.split(".")[-1]
     moved = [name for name in known if name.split(".")[-1] == last]  # the same name in another group
@@ -226,7 +293,7 @@ def _explain(model: type[Settings], item: Any) -> str:
         or difflib.get_close_matches(key, known, n=1)
         or difflib.get_close_matches(last, known, n=1, cutoff=0.4)
     )
-    return f"{key}: unknown key" + (f"; did you mean {nearest[0]}?" if nearest else "")
+    return f"; did you mean {nearest[0]}?" if nearest else ""
 
 
 def _fields(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:

@@ -152,18 +152,35 @@ Module = TypeVar("Module", bound=torch.nn.Module)
 def build_with_weights(build: Callable[[], Module], state: Mapping[str, Tensor], source: str) -> Module:
     """Call `build()` and give the module a copy of these weights on the CPU; skips random initialisation if possible.
 
-    It is not possible if a module computes a tensor that is not in `state`. Raises CheckpointError, see `load_weights`.
+    It is not possible if the module computes with tensors in its constructor, or keeps one that is not in `state`.
+    Raises CheckpointError, see `load_weights`.
     """
     # Copies have the memory layout of a module's own weights, because the layout decides how kernels round.
     weights = {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in state.items()}
-    with torch.device("meta"):
-        module = build()
-    load_weights(module, weights, source, assign=True)
-    if any(tensor.is_meta for tensor in chain(module.parameters(), module.buffers())):
+    module = outline(build)
+    if module is not None:
+        load_weights(module, weights, source, assign=True)
+    if module is None or _lacks_a_tensor(module):
         with torch.random.fork_rng(devices=[]):
             module = build()
         load_weights(module, weights, source)
     return module
+
+
+def outline(build: Callable[[], Module]) -> Module | None:
+    """`build()` without memory for its tensors; None if it computes with tensors that have values, as filters do."""
+    try:
+        with torch.device("meta"):
+            return build()
+    except RuntimeError:
+        return None
+
+
+def _lacks_a_tensor(module: torch.nn.Module) -> bool:
+    """Whether a parameter, a buffer or another attribute has no values."""
+    attributes = (value for part in module.modules() for value in vars(part).values())
+    tensors = chain(module.parameters(), module.buffers(), attributes)
+    return any(isinstance(value, Tensor) and value.is_meta for value in tensors)
 
 
 def load_weights(module: torch.nn.Module, state: dict[str, Tensor], source: str, assign: bool = False) -> None:

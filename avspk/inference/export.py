@@ -63,8 +63,8 @@ def export_onnx(model: SpeakerModel, path: Path, form: ExportForm = ExportForm()
     The metadata contain the keys that sherpa-onnx reads, and under "avspk", as JSON, the rest of what a cosine needs:
     config
     (with the arguments of `Fbank`), training_mean (D,), whether it is already subtracted, and calibration or null.
-    Raises ExportError if the onnx packages are missing, if features are requested and the encoder takes waveforms, or
-    if the embeddings differ; then no file is left.
+    Raises ExportError if the onnx packages are missing, if features are requested and the encoder takes waveforms, if
+    torch cannot export the encoder, or if the embeddings differ; then no file is left.
     """
     require_packages()
     if isinstance(model.sound_input, Waveform) and not form.waveform:
@@ -93,12 +93,17 @@ def _write(module: DeployedEncoder, model: SpeakerModel, form: ExportForm, path:
 
     shape = (2, SAMPLE_RATE) if form.waveform else input_shape(model.sound_input, form, 2, 200)
     axes = {form.input_name: {0: "B", 1: "samples" if form.waveform else "T"}, OUTPUT: {0: "B"}}
-    with _quiet():
-        # The exporter from before torch.export: the new one writes at least operator set 18.
-        torch.onnx.export(
-            module, (torch.zeros(shape),), str(path), input_names=[form.input_name], output_names=[OUTPUT],
-            dynamic_axes=axes, opset_version=OPSET, dynamo=False,
-        )  # fmt: skip
+    try:
+        with _quiet():
+            # The exporter from before torch.export: the new one writes at least operator set 18.
+            torch.onnx.export(
+                module, (torch.zeros(shape),), str(path), input_names=[form.input_name], output_names=[OUTPUT],
+                dynamic_axes=axes, opset_version=OPSET, dynamo=False,
+            )  # fmt: skip
+    except RuntimeError as error:
+        raise ExportError(
+            f"torch cannot export this encoder with ONNX operator set {OPSET}: {_first_line(error)}"
+        ) from error
     graph = onnx.load(path)
     onnx.helper.set_model_props(graph, metadata(model, form))
     onnx.checker.check_model(graph)
@@ -146,7 +151,10 @@ def _check(module: DeployedEncoder, path: Path, form: ExportForm, sound_input: S
     """Largest difference over several batch sizes and lengths."""
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
+    try:
+        session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
+    except Exception as error:  # its exceptions have no common base
+        raise ExportError(f"onnxruntime does not load the exported encoder: {_first_line(error)}") from error
     rng = np.random.default_rng(0)
     largest = 0.0
     for batch, frames in CHECKED_SHAPES:
@@ -154,7 +162,13 @@ def _check(module: DeployedEncoder, path: Path, form: ExportForm, sound_input: S
         inputs = rng.normal(scale=0.1 if form.waveform else 3, size=shape).astype(np.float32)
         features = sound_input(torch.from_numpy(inputs)) if form.waveform else torch.from_numpy(inputs)
         wanted = _reference(module, features).numpy()
-        (found,) = session.run([OUTPUT], {form.input_name: inputs})
+        try:
+            (found,) = session.run([OUTPUT], {form.input_name: inputs})
+        except Exception as error:  # as above
+            raise ExportError(
+                f"the exported encoder does not run on inputs {shape}: {_first_line(error)}. Its graph may hold the "
+                f"batch size or the length of the example that torch traced"
+            ) from error
         difference = float(np.abs(found - wanted).max()) if found.shape == wanted.shape else float("inf")
         if not difference <= TOLERANCE * np.abs(wanted).max():
             raise ExportError(
@@ -163,6 +177,11 @@ def _check(module: DeployedEncoder, path: Path, form: ExportForm, sound_input: S
             )
         largest = max(largest, difference)
     return largest
+
+
+def _first_line(error: Exception) -> str:
+    """The beginning of a message."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
 def _reference(module: DeployedEncoder, features: Tensor) -> Tensor:

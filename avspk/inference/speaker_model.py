@@ -21,7 +21,7 @@ from avspk.data.sound_check import SoundCheck
 from avspk.data.sound_store import SoundStore
 from avspk.frontend.fbank import Fbank
 from avspk.frontend.waveform import SoundInput, Waveform
-from avspk.inference.checkpoint import CheckpointError, build_with_weights, load_tree, save_tree
+from avspk.inference.checkpoint import CheckpointError, build_with_weights, load_tree, outline, save_tree
 from avspk.inference.embed import embed_audio, heard_samples, inference
 from avspk.inference.hub import find_model
 from avspk.models.encoder import Encoder
@@ -253,10 +253,11 @@ def load_encoder(folder: Path | str) -> tuple[Encoder, np.ndarray, dict[str, Any
             raise TypeError(f"features are {config['features']!r}, not a table")
         if config.setdefault("input", takes) != takes:  # folders of format 1 have no such key
             raise ValueError(f"its encoder was trained on {config['input']}; here {architecture} takes {takes}")
-        with torch.device("meta"):
-            build_encoder(**architecture)  # checks the settings before weights are read
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        outline(lambda: build_encoder(**architecture))  # checks the settings before weights are read
+    except (OSError, UnicodeError, json.JSONDecodeError, KeyError, TypeError) as error:
         raise CheckpointError(f"{folder} is not a model folder (want {CONFIG} and {WEIGHTS}): {error}") from error
+    except ValueError as error:
+        raise CheckpointError(f"the model in {folder} cannot be built here: {error}") from error
     tree = load_tree(folder / WEIGHTS)
     if not {"encoder", "training_mean"} <= tree.keys():
         raise CheckpointError(f"{folder / WEIGHTS} holds {', '.join(tree)}; want encoder and training_mean")

@@ -8,18 +8,18 @@ Its media must be prepared with the utterances: see `Media`, and `avspk.data`.
 
 from __future__ import annotations
 
-import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from avspk.common.seeding import seeded
 from avspk.common.settings import Count, FirstReader, Settings
 from avspk.data.dataset import ViewSampler
 from avspk.data.manifest import Utterances
@@ -28,7 +28,6 @@ from avspk.data.views import GroupedViews
 from avspk.models.encoder import Encoder, EncoderSettings
 from avspk.objectives.base import ViewPlan
 
-Module = TypeVar("Module", bound=nn.Module)
 VERIFIED = "audio"
 """The modality of the speaker model: all utterances have it, and every run trains it."""
 
@@ -175,10 +174,3 @@ class ModalityKit(ABC):
 def build_kits(modalities: Mapping[str, ModalitySettings], media: Media) -> dict[str, ModalityKit]:
     """Modality -> its kit, in the order of the modalities."""
     return {name: settings.build(name, media) for name, settings in modalities.items()}
-
-
-def seeded(build: Callable[[], Module], seed: int, *key: str) -> Module:
-    """`build()` with torch's generator seeded by (seed, key); the global generator is restored."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(zlib.crc32(repr((seed, *key)).encode()))
-        return build()

@@ -24,6 +24,7 @@ from avspk.inference.embed import embed_faces
 from avspk.modalities.base import CropCounts, Media, ModalityKit, ModalitySettings
 from avspk.models.encoder import Encoder
 from avspk.models.registry import FaceEncoderSettings
+from avspk.models.resnet import FaceResNetSettings
 from avspk.objectives.base import ViewPlan
 
 
@@ -39,7 +40,7 @@ class FaceViewSettings(CropCounts):
 class FaceSettings(ModalitySettings):
     """The face modality."""
 
-    encoder: FaceEncoderSettings = FaceEncoderSettings()
+    encoder: FaceEncoderSettings = FaceResNetSettings()
     views: FaceViewSettings = FaceViewSettings()
     refine_size: Count = 112
     align: bool = Field(False, description="crops are aligned by the landmarks of eyes, nose and mouth [C]")

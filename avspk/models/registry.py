@@ -6,12 +6,15 @@ from typing import Annotated, Any, get_args
 
 from pydantic import Field
 
+from avspk.common.settings import DefaultKind
 from avspk.models.ecapa import EcapaSettings
 from avspk.models.encoder import Encoder, EncoderSettings
 from avspk.models.resnet import AudioResNetSettings, FaceResNetSettings
 
-AudioEncoderSettings = Annotated[EcapaSettings | AudioResNetSettings, Field(discriminator="architecture")]
-FaceEncoderSettings = FaceResNetSettings
+AudioEncoderSettings = Annotated[
+    EcapaSettings | AudioResNetSettings, Field(discriminator="architecture"), DefaultKind("ecapa", "architecture")
+]
+FaceEncoderSettings = Annotated[FaceResNetSettings, DefaultKind("face_resnet34", "architecture")]
 
 
 def architectures_of(kind: type[EncoderSettings]) -> tuple[str, ...]:
@@ -19,9 +22,15 @@ def architectures_of(kind: type[EncoderSettings]) -> tuple[str, ...]:
     return get_args(kind.model_fields["architecture"].annotation)
 
 
+def members_of(union: Any) -> tuple[type[EncoderSettings], ...]:
+    """The settings classes of an annotated union, or of an annotated class alone."""
+    inner = get_args(union)[0]
+    return get_args(inner) or (inner,)
+
+
 ENCODERS: dict[str, type[EncoderSettings]] = {
     name: kind
-    for kind in (*get_args(get_args(AudioEncoderSettings)[0]), FaceEncoderSettings)
+    for kind in (*members_of(AudioEncoderSettings), *members_of(FaceEncoderSettings))
     for name in architectures_of(kind)
 }
 
@@ -29,7 +38,7 @@ ENCODERS: dict[str, type[EncoderSettings]] = {
 def encoder_kind(architecture: str) -> type[EncoderSettings]:
     """Settings class of this name. Raises ValueError if there is none."""
     if architecture not in ENCODERS:
-        raise ValueError(f"got architecture {architecture!r}; valid ones are {', '.join(ENCODERS)}")
+        raise ValueError(f"this installation has no encoder {architecture!r}; it has {', '.join(ENCODERS)}")
     return ENCODERS[architecture]
 
 

@@ -30,6 +30,7 @@ class Stage(ABC):
     """
 
     name: str
+    seed: int
     num_epochs: int
     model: ParallelBranches[Any]
     optimiser: OptimiserSettings

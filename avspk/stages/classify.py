@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from avspk.common import distributed
 from avspk.common.schedules import ramp
+from avspk.common.seeding import seeded
 from avspk.config import ClassifySettings
 from avspk.data.batch import Batch
 from avspk.data.dataset import ViewDataset, ViewSampler
 from avspk.data.sampler import ExampleSampler, fitting_batch
-from avspk.modalities.base import ModalityKit, seeded
+from avspk.modalities.base import ModalityKit
 from avspk.models.audio_visual import ClassifierBranch, ParallelBranches
 from avspk.models.ema import make_teacher, running_mean
 from avspk.models.encoder import Encoder
@@ -49,7 +50,7 @@ class Classify(Stage):
             labels: (N,) pseudo labels, -1: not used in training.
             classes: modality -> initial class vectors (C, D). Unknown ones are 0 and start at random; None: all do.
         """
-        seed = materials.seed
+        seed = self.seed = materials.seed
         self.name, self.settings, self.kits, self.device = name, settings, kits, materials.device
         self.num_epochs, self.optimiser = settings.epochs, settings.optimiser
         rows = np.flatnonzero(labels >= 0)
@@ -113,10 +114,20 @@ class Classify(Stage):
         metrics: Metrics = {"margin": margin}
         total = torch.zeros((), device=self.device)
         for name in self.kits:
-            loss = self.mean_loss(name, self.class_loss(cosines[name], labels, margin, self.settings.scale), index)
+            loss = self.mean_loss(name, self.losses(cosines[name], labels, margin), index)
             metrics[f"{name}/loss"] = loss.detach()
             total = total + loss
         return total, metrics
+
+    def losses(self, cosines: Tensor, labels: Tensor, margin: float) -> Tensor:
+        """Loss (B,) of each row of cosines (B, C). Raises: ValueError on a loss of another shape, such as a mean."""
+        losses: Tensor = self.class_loss(cosines, labels, margin, self.settings.scale)
+        if losses.shape != labels.shape:
+            raise ValueError(
+                f"the loss {self.settings.loss.kind!r} has the shape {tuple(losses.shape)}; it must have one value for "
+                f"each of the {len(labels)} rows: reduction='none'"
+            )
+        return losses
 
     def cosines(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Modality -> cosines (B, C) between the augmented views and the class vectors."""

@@ -21,13 +21,16 @@ def cluster_embeddings(
     seed: int,
     device: torch.device,
 ) -> tuple[np.ndarray, dict[str, float]]:
-    """Pseudo labels (N,) int64 of all utterances, -1 for one without any modality, and the clusterer's notes.
+    """Pseudo labels (N,) int64 of all utterances, and the clusterer's notes.
 
-    Collective: every rank gets the same labels.
+    An utterance without any modality has -1, and so has one that the clusterer left out. Collective: every rank gets
+    the same labels.
 
     Args:
         rows: modality -> (n, D_m), this rank's contiguous share of the embeddings.
         usable: modality -> (N,) bool, which utterances have the modality.
+
+    Raises: ValueError if the clusterer's labels are not those of a `Clustering`.
     """
     some = np.logical_or.reduce([usable[name] for name in rows])
     share = distributed.local_share(len(some))
@@ -35,9 +38,26 @@ def cluster_embeddings(
     # If every utterance has audio, nothing is copied here, and memory-mapped rows stay on the disk.
     present = {name: values if some[share].all() else values[some[share]] for name, values in rows.items()}
     result = clusterer(present, num_clusters, seed=seed, device=device, reducer=make_reducer())
+    if result.labels.shape != mine.shape:
+        raise ValueError(f"the clusterer gave labels of shape {result.labels.shape} for {len(mine)} utterances")
     labels = torch.zeros(len(some), dtype=torch.int64, device=device)
     labels[torch.from_numpy(mine).to(device)] = torch.from_numpy(result.labels).to(device) + 1
-    return distributed.sum_over_ranks(labels).cpu().numpy() - 1, result.notes
+    everyone = distributed.sum_over_ranks(labels).cpu().numpy() - 1
+    _require_numbered(everyone)
+    return everyone, result.notes
+
+
+def _require_numbered(labels: np.ndarray) -> None:
+    """Raise a ValueError unless the labels are 0, 1, ... without gaps, and -1."""
+    found = np.unique(labels[labels != -1])
+    if len(found) == 0:
+        raise ValueError("the clusterer left out all utterances: each of its labels is -1")
+    if found[0] != 0 or found[-1] != len(found) - 1:
+        raise ValueError(
+            f"the clusterer gave {len(found)} different labels from {found[0]} to {found[-1]}; they must be 0 to "
+            f"{len(found) - 1} without gaps, and -1 for utterances that are left out; see `numbered` in "
+            "avspk/clusterers/joint_kmeans.py"
+        )
 
 
 def make_reducer() -> Reducer:

@@ -13,13 +13,14 @@ from torch import Tensor, nn
 from avspk.clusterers.base import Clusterer
 from avspk.common import distributed
 from avspk.common.schedules import cosine
+from avspk.common.seeding import seeded
 from avspk.common.settings import kind_title
 from avspk.config import PretrainSettings
 from avspk.data.batch import Batch, Groups
 from avspk.data.dataset import ViewDataset
 from avspk.data.sampler import ClusterPositives, ExampleSampler
 from avspk.data.views import rows_of_views
-from avspk.modalities.base import ModalityKit, seeded
+from avspk.modalities.base import ModalityKit
 from avspk.models.audio_visual import EncoderBranch, ParallelBranches
 from avspk.models.ema import ema_update, make_teacher, running_mean
 from avspk.models.encoder import Encoder

@@ -84,7 +84,7 @@ class Refine(Classify):
         metrics: Metrics = {"margin": margin}
         total = torch.zeros((), device=self.device)
         for column, name in enumerate(self.kits):
-            loss = trust * self.class_loss(cosines[name], labels, margin, self.settings.scale)
+            loss = trust * self.losses(cosines[name], labels, margin)
             if replaced is not None:
                 loss = loss.index_add(0, *self._replaced_loss(cosines[name], replaced, column))
             self._record(column, index, cosines[name].detach(), labels)
@@ -125,7 +125,7 @@ class Refine(Classify):
     @torch.no_grad()
     def _record(self, column: int, index: Tensor, cosines: Tensor, labels: Tensor) -> None:
         # The judge compares losses of different steps, so all use the full margin instead of the step's margin.
-        values = self.class_loss(cosines, labels, self.settings.margin, self.settings.scale)
+        values = self.losses(cosines, labels, self.settings.margin)
         present = self.here(list(self.present.values())[column][index])
         self.ledger.record_losses(column, self.here(index), torch.where(present, values, torch.nan))
 

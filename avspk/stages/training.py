@@ -19,6 +19,7 @@ from avspk.common import distributed
 from avspk.common.extras import explained
 from avspk.common.progress import Progress
 from avspk.common.runlog import RunLog
+from avspk.common.seeding import seed_of
 from avspk.config import OptimiserSettings, TrainingSettings
 from avspk.data.batch import Batch
 from avspk.inference.checkpoint import CheckpointError, CheckpointFolder, load_weights
@@ -132,8 +133,10 @@ class Trainer:
         """Gradients of the mean loss over the equal parts of the batch. Ranks sum them after the last part."""
         parts = batch.split(self.settings.accumulation)
         results: list[Metrics] = []
-        for part in parts:
-            last = len(results) + 1 == len(parts)
+        for place, part in enumerate(parts):
+            last = place + 1 == len(parts)
+            # What a network draws itself, such as dropout, follows from the position too; each rank has its own.
+            torch.manual_seed(seed_of(stage.seed, stage.name, step, place, distributed.rank()))
             with nullcontext() if last else self.accelerator.no_sync(model):
                 with self.accelerator.autocast():
                     loss, metrics = stage.loss(model, part, step)
