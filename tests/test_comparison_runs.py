@@ -147,6 +147,14 @@ def test_the_upper_bound_of_an_audio_visual_config_has_a_stage_one_that_it_can_c
     assert alone.against == "multi-modal DLG-LC"
 
 
+@pytest.mark.parametrize("given", ["refine.labels=labels.tsv", "pretrain.embeddings.audio=audio.npy"])
+def test_the_upper_bound_of_a_config_with_given_labels_is_known_as_finished(configs, tmp_path, given):
+    """It reads no labels that are given, so its folder names none."""
+    runs = {run.method: run.settings for run in plan_runs(configs[1:], [0], VARIANTS, tmp_path, [given])}
+    supervised = runs["supervised (audio)"]
+    assert SpeakerLabeller().settle(supervised) == supervised
+
+
 @pytest.mark.parametrize("variants", [(), VARIANTS])
 @pytest.mark.parametrize("order", [slice(None), slice(None, None, -1)])
 def test_the_starts_do_not_depend_on_the_order_or_on_what_is_shown(configs, tmp_path, order, variants):

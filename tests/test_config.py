@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import pytest
@@ -297,3 +298,33 @@ def test_defaults_are_the_papers_stage_one():
     assert isinstance(pretrain.objective, DinoSettings)
     assert (pretrain.epochs, pretrain.batch_size, pretrain.objective.head.out_dim) == (150, 512, 65536)
     assert yaml.safe_load(dump_config(config))["audio"]["views"]["global_seconds"] == 3.0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            "pretrain.objective={kind: dino, sharpening: 0.2}",
+            r"^  pretrain\.objective\.sharpening: unknown key of dino, ",
+        ),
+        ("pretrain.objective={kind: dino, sharpening: 0.2}", "; sdpn would have it$"),
+        ("audio.encoder.chanels=8", r"^  audio\.encoder\.chanels: unknown key of ecapa.*; did you mean channels\?$"),
+        (
+            "refine.judge.floor=0.5",
+            r"^  refine\.judge\.floor: unknown key of gate_and_correction.*you mean gate\.floor\?$",
+        ),
+        ("cluster.num_clusters=many", r"^  cluster\.num_clusters: Input should be 'auto'"),
+    ],
+)
+def test_an_unknown_key_of_a_part_is_explained(change, message):
+    with pytest.raises(ConfigError) as error:
+        load_config(CONFIGS[0].parent / "voxceleb2_av.yaml", [change])
+    assert any(re.search(message, line) for line in str(error.value).splitlines()), error.value
+
+
+def test_an_encoder_without_a_name_is_the_default_one():
+    changes = ["audio.encoder={channels: 256}", "face.encoder={width: 32}", "final.encoder={channels: 1024}"]
+    config = load_config(CONFIGS[0].parent / "voxceleb2_av.yaml", changes)
+    assert (config.audio.encoder.architecture, config.audio.encoder.channels) == ("ecapa", 256)
+    assert (config.face.encoder.architecture, config.face.encoder.width) == ("face_resnet34", 32)
+    assert config.final.encoder.channels == 1024

@@ -84,6 +84,15 @@ def test_store_shares_the_files_between_processes(files, tmp_path, monkeypatch, 
     monkeypatch.setattr(embedding_store.distributed, "rank", lambda: me.rank)
     monkeypatch.setattr(embedding_store.distributed, "world_size", lambda: processes)
     monkeypatch.setattr(embedding_store.distributed, "barrier", meet.wait)
+    of_first = []
+
+    def from_rank_zero(value):
+        if me.rank == 0:
+            of_first.append(value)
+        meet.wait()
+        return of_first[-1]
+
+    monkeypatch.setattr(embedding_store.distributed, "from_rank_zero", from_rank_zero)
     counters, results = [Counter() for _ in range(processes)], {}
 
     def process(rank):

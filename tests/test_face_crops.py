@@ -125,6 +125,18 @@ def test_a_frame_the_detector_stumbles_over_does_not_cost_its_batch(detector, mo
     assert [len(faces.boxes) for faces in detector([good, bad, good], 40)] == [1, 0, 1]
 
 
+@pytest.mark.parametrize(
+    "message", ["cuDNN error: CUDNN_STATUS_NOT_INITIALIZED", "CUDA error: CUBLAS_STATUS_ALLOC_FAILED"]
+)
+def test_a_failing_device_is_no_clip_without_a_face(detector, monkeypatch, message):
+    def fail(frames: torch.Tensor, landmarks: bool):
+        raise RuntimeError(f"{message} when calling a kernel")
+
+    monkeypatch.setattr(detector._mtcnn, "detect", fail)
+    with pytest.raises(RuntimeError, match=message):
+        detector([draw_faces()], 40)
+
+
 def test_cut_faces_over_clips_of_all_kinds(detector):
     clips = [
         talking_head(10),

@@ -16,7 +16,13 @@ from torchvision.models.resnet import Bottleneck
 
 from avspk.models.ecapa import EcapaSettings, EcapaTdnn, Res2Conv
 from avspk.models.heads import CosineClassifier, DinoHead
-from avspk.models.norm import CrossRankBatchNorm, freeze_batchnorm_statistics, joint_moments, synchronise_batchnorm
+from avspk.models.norm import (
+    CrossRankBatchNorm,
+    average_statistics,
+    freeze_batchnorm_statistics,
+    joint_moments,
+    synchronise_batchnorm,
+)
 from avspk.models.pooling import AttentiveStatisticsPooling, StatisticsPooling
 from avspk.models.registry import build_encoder
 from avspk.models.resnet import (
@@ -454,6 +460,10 @@ def run_rank(rank: int, folder: str) -> None:
     result |= {name: value.detach() for name, value in model.state_dict().items()}
     model.eval()
     result["eval"] = model(inputs).detach()
+    apart = norm_model()
+    apart(inputs)
+    average_statistics(apart)
+    result |= {f"averaged/{name}": value for name, value in apart.named_buffers()}
     torch.save(result, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
@@ -468,6 +478,13 @@ def test_two_processes_equal_one_with_the_joint_batch(tmp_path: Path):
     expected |= {f"{name}.grad": parameter.grad for name, parameter in model.named_parameters()}
     expected |= {name: value.detach() for name, value in model.state_dict().items()}
     expected["eval"] = model.eval()(inputs).detach()
+    apart = [norm_model() for _ in range(2)]
+    for part, own in zip(apart, (inputs[:3], inputs[3:]), strict=True):
+        part(own)
+    both = zip(apart[0].named_buffers(), apart[1].buffers(), strict=True)
+    expected |= {
+        f"averaged/{name}": (one + other) / 2 if one.is_floating_point() else one for (name, one), other in both
+    }
 
     assert expected.keys() == first.keys()
     for name, value in expected.items():

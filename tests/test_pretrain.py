@@ -8,9 +8,12 @@ import pytest
 import tiny
 import torch
 from reference import ClippedSgd, assert_same_course
+from thread_ranks import Ranks
 
 from avspk.data.views import rows_of_views
 from avspk.inference.checkpoint import load_tree, load_weights, save_tree
+from avspk.objectives import collapse
+from avspk.objectives.collapse import CollapseWatch
 from avspk.objectives.dino import DinoSettings
 from avspk.stages import pretrain
 from avspk.stages.pretrain import CollapseError
@@ -209,6 +212,22 @@ def test_collapsed_targets_stop_the_run_after_the_patience(data, kind):
     watch(stage, range(2))
     with pytest.raises(CollapseError, match=r"audio: the teacher's targets .* for 3 steps .* ln 64 = 4\.16"):
         watch(stage, range(1))
+
+
+def test_all_ranks_see_the_same_collapse(monkeypatch):
+    """The targets of one rank are uniform, those of the other one are not: together they are not."""
+    ranks, patience = Ranks(2), 1
+    monkeypatch.setattr(collapse.distributed, "mean_over_ranks", lambda value: ranks.sum(value) / 2)
+    targets = [torch.full((1, 4, 8), 1 / 8), torch.eye(8)[None, :4]]
+
+    def look(rank):
+        watch = CollapseWatch(8, patience, torch.device("cpu"))
+        watch.note(targets[rank])
+        return watch.look(), watch.problem()
+
+    (first, problem), (second, other) = ranks.run(look)
+    assert first == second
+    assert problem == other == ""
 
 
 def test_a_healthy_step_starts_the_count_again(data):

@@ -25,6 +25,11 @@ def kits(tmp_path_factory):
     return tiny.parts(tiny.tree(data, data / "unused")).kits
 
 
+def test_the_noise_is_not_copied_to_the_device_for_clean_crops(kits):
+    assert kits["audio"].front_end(augmented=False).augment is None
+    assert kits["audio"].front_end().augment is not None
+
+
 def statistics(module):
     return {name: value for name, value in module.state_dict().items() if "running" in name}
 

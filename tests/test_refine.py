@@ -236,6 +236,7 @@ def test_the_judge_hears_the_mean_of_the_model_on_a_longer_clean_view(data, tmp_
     assert not torch.equal(mean["branches.audio.classifier.weight"], after["branches.audio.classifier.weight"])
     for name, value in stage.encoders()["audio"].state_dict().items():
         assert torch.equal(value, mean[f"branches.audio.encoder.{name}"]), name
+    assert torch.equal(stage.classifiers()["audio"]["weight"], mean["branches.audio.classifier.weight"])
     heard = []
     stage.mean["audio"].register_forward_hook(lambda module, inputs, output: heard.append((inputs[0], output)))
     batch = next(stage.batches(0, 0, workers=0))

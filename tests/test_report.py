@@ -524,8 +524,8 @@ def test_trouble_in_the_log_becomes_advice(run: Path, tmp_path: Path, key: str, 
 
 def test_repeatability_is_claimed_for_one_machine_only(page: str) -> None:
     text = " ".join(" ".join(_parsed(page).text).split())
-    assert "On the same machine, with the same config, versions, seed, processes and threads, the run repeats" in text
-    assert "the results differ like those of two seeds" in text
+    assert "On the CPUs of the same machine, with the same config, versions, seed, processes and threads, the" in text
+    assert "results differ like those of two seeds" in text
 
 
 @pytest.mark.usefixtures("unmapped")

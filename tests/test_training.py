@@ -20,7 +20,8 @@ from avspk.config import ConfigError, OptimiserSettings, parse_config
 from avspk.inference.checkpoint import CheckpointFolder, load_tree
 from avspk.pipeline.session import Session
 from avspk.stages import training
-from avspk.stages.finiteness import NonFiniteLossError
+from avspk.stages.finiteness import FiniteGuard, NonFiniteLossError
+from avspk.stages.pretrain import Pretrain
 from avspk.stages.refine import Refine
 from avspk.stages.training import build_optimiser, load_optimiser
 
@@ -159,6 +160,19 @@ def test_sigterm_saves_and_the_same_command_goes_on(data, tmp_path):
     assert_same_weights(weights(tmp_path / "undisturbed" / name), weights(folder / name))
 
 
+def test_a_resumed_epoch_logs_what_it_began_with(pipeline, monkeypatch):
+    monkeypatch.setattr(Pretrain, "begin_epoch", lambda stage, epoch: {"label/nmi": 0.25 + epoch})
+    folder = CheckpointFolder(pipeline.folder / "a", 9)
+    pipeline.trainer.run(tiny.pretrain(pipeline), folder)
+    for path in sorted(folder.folder.iterdir())[1:]:
+        path.unlink()
+    pipeline.trainer.opening = {}  # as in a new process
+    train_again(pipeline, folder)
+    logged = [record["label/nmi"] for record in tiny.records(pipeline.folder) if record["kind"] == "epoch"]
+    half = len(logged) // 2
+    assert logged == 2 * [0.25 + epoch for epoch in range(half)]
+
+
 SLOW_EPOCH = """
 import sys, time
 sys.path.insert(0, {tools!r})
@@ -270,14 +284,20 @@ def test_a_device_skips_a_bad_update_and_the_host_hears_of_it_in_time(data, tmp_
 
 
 def test_fused_and_watched_updates_are_the_plain_ones(data, tmp_path, monkeypatch):
-    weights = []
+    weights, guards = [], []
+
+    def guard(*given):
+        guards.append(FiniteGuard(*given))
+        return guards[-1]
+
+    monkeypatch.setattr(training, "FiniteGuard", guard)
     for deferred in (False, True):
         pipeline = Session(parse_config(short(data, tmp_path / str(deferred), modalities=["audio"])))
         if deferred:
             defer(monkeypatch)
         stage = tiny.pretrain(pipeline)
         pipeline.trainer.run(stage, CheckpointFolder(tmp_path / f"checkpoints {deferred}", 2))
-        assert pipeline.trainer.guard.deferred == deferred
+        assert guards[-1].deferred == deferred
         weights.append(snapshot(stage.teacher))
     for name, value in weights[0].items():
         torch.testing.assert_close(weights[1][name], value, rtol=1e-3, atol=1e-4)

@@ -265,8 +265,8 @@ def _explain(model: type[Settings], item: Any) -> str:
     place = _place(model, item["loc"])
     key = place.key
     if item["type"] != "extra_forbidden":
-        shown = "" if item["type"] == "missing" else f" (got {str(item['input'])[:80]!r})"
-        return f"{key or 'config'}: {item['msg']}{shown}"
+        shown = "" if item["type"] == "missing" or not key else f" (got {str(item['input'])[:80]!r})"
+        return f"{key or 'config'}: {item['msg'].removeprefix('Value error, ')}{shown}"
     if place.chosen is not None and _names(place.chosen):
         return f"{key}: {_explain_choice(place.chosen, place.choices, key.split('.')[-1])}"
     return f"{key}: unknown key{_nearest(model, key)}"

@@ -89,12 +89,11 @@ class FaceDetector:
         ratio = np.array([frames[0].shape[1] / scaled.shape[2], frames[0].shape[0] / scaled.shape[1]], np.float32)
         try:
             found = zip(*self._mtcnn.detect(scaled, landmarks=True), strict=True)
-        except (torch.OutOfMemoryError, torch.AcceleratorError):
-            raise
-        except (IndexError, RuntimeError, ValueError):
+        except (IndexError, RuntimeError, ValueError) as error:
+            if _is_of_the_device(error):
+                raise
             # MTCNN fails on frames too small for its pyramid and on candidates outside of the picture. One such frame
-            # must
-            # not fail the whole batch.
+            # must not fail the whole batch.
             if len(frames) == 1:
                 return [_NO_FACES]
             return [self._detect([frame])[0] for frame in frames]
@@ -114,6 +113,14 @@ class FaceDetector:
         probabilities = np.asarray(probabilities, np.float32)
         good = (probabilities >= self._min_probability) & np.isfinite(boxes).all(1) & (face_sides(boxes) > 0)
         return Faces(boxes[good] * np.tile(ratio, 2), landmarks[good] * ratio, probabilities[good])
+
+
+def _is_of_the_device(error: Exception) -> bool:
+    """Whether the device failed, not the detector. Some failures of cuDNN and cuBLAS are plain RuntimeErrors."""
+    named = any(
+        name in str(error).lower() for name in ("cuda", "cudnn", "cublas", "miopen", "hip error", "mps backend")
+    )
+    return named or isinstance(error, (torch.OutOfMemoryError, torch.AcceleratorError))
 
 
 _NO_FACES = Faces(np.zeros((0, 4), np.float32), np.zeros((0, 5, 2), np.float32), np.zeros(0, np.float32))

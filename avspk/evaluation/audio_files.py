@@ -38,7 +38,7 @@ class AudioFiles:
 def usable_files(
     lists: Sequence[TrialList], wav_root: Path, wav_scp: Path | None = None, allow_missing: bool = False
 ) -> tuple[AudioFiles, list[TrialList]]:
-    """All files of the lists, each decoded once, and the lists; prints the counts of each list.
+    """All files of the lists, measured, and the lists; prints the counts of each list. Every process measures all.
 
     With `allow_missing` the lists are returned without the trials of unusable files, marked incomplete.
     Raises: MissingFilesError if there are such files and they are not allowed, or if no file can be used.

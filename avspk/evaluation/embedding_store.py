@@ -33,9 +33,9 @@ class EmbeddingStore:
         All processes of a launch must call this: each gets an equal share of the files, and all get the whole result.
         """
         keys = [_key(path) for path in paths]
-        known = self._keys()
-        missing = [(key, path) for key, path in dict(zip(keys, paths, strict=True)).items() if key not in known]
-        distributed.barrier()  # no process writes before all have read
+        # Of the main process, for all: caches of nodes may differ. No process writes before it has read.
+        absent = set(distributed.from_rank_zero(sorted(set(keys) - self._keys().keys())))
+        missing = [(key, path) for key, path in dict(zip(keys, paths, strict=True)).items() if key in absent]
         for start in range(0, len(missing), FILES_PER_SAVE):
             self._add(missing[start : start + FILES_PER_SAVE], embed)
         distributed.wait_until(lambda: self._keys().keys() >= set(keys), str(self._index))

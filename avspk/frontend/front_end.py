@@ -12,9 +12,9 @@ from avspk.frontend.waveform import SoundInput
 
 
 class AudioFrontEnd(nn.Module):
-    """int16 segments -> reverberation, noise, equaliser -> encoder inputs."""
+    """int16 segments -> reverberation, noise, equaliser -> encoder inputs. Without `augment`, only clean views."""
 
-    def __init__(self, augment: AudioAugment, sound_input: SoundInput) -> None:
+    def __init__(self, augment: AudioAugment | None, sound_input: SoundInput) -> None:
         super().__init__()
         self.augment = augment
         self.sound_input = sound_input
@@ -27,6 +27,7 @@ class AudioFrontEnd(nn.Module):
         """
         waveforms = view_major(group.signal).float() / 32768  # (n * B, T)
         if augmented and group.augmentation is not None:
+            assert self.augment is not None
             waveforms = self.augment(waveforms, {key: view_major(value) for key, value in group.augmentation.items()})
         inputs: Tensor = self.sound_input(waveforms)
         return inputs

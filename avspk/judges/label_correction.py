@@ -32,7 +32,9 @@ class CorrectionSettings(Settings):
     rule: Rule = Field("agree", description="how the modalities' clean posteriors are combined [C]")
     hard: bool = False
     weighted: bool = Field(False, description="the weight of a target is its top probability, not 1 [C]")
-    align_prior: bool = Field(False, description="posterior times class prior over mean posterior, normalised [C]")
+    align_prior: bool = Field(
+        False, description="posterior times class prior over mean posterior [C]; a mean of each process"
+    )
 
 
 def sharpen(probabilities: Tensor, temperature: float) -> Tensor:

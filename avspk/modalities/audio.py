@@ -133,9 +133,10 @@ class AudioKit(ModalityKit):
             groups["clean"] = AudioGroup(1, clean_seconds, None)
         return self._views(groups)
 
-    def front_end(self) -> nn.Module:
+    def front_end(self, augmented: bool = True) -> nn.Module:
         """See `ModalityKit`."""
-        return AudioFrontEnd(AudioAugment(self.media.noise), self.settings.sound_input())
+        augment = AudioAugment(self.media.noise) if augmented else None
+        return AudioFrontEnd(augment, self.settings.sound_input())
 
     def embed(self, encoder: Encoder, rows: slice) -> np.ndarray:
         """See `ModalityKit`."""

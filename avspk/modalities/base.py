@@ -156,10 +156,11 @@ class ModalityKit(ABC):
         """
 
     @abstractmethod
-    def front_end(self) -> nn.Module:
+    def front_end(self, augmented: bool = True) -> nn.Module:
         """Module (name of a group, group, augmented=True) -> encoder inputs (n * B, ...), view-major.
 
-        See `avspk.frontend.front_end`.
+        See `avspk.frontend.front_end`. `augmented` False: it is for clean views alone, so it need not hold the noise,
+        which are gigabytes on the device.
         """
 
     @abstractmethod

@@ -93,7 +93,7 @@ class FaceKit(ModalityKit):
         """See `ModalityKit`. A clean view is the whole training crop: there is no longer one."""
         return self._views({"refine": FaceGroup(1, self.settings.refine_policy if augmented else None)})
 
-    def front_end(self) -> nn.Module:
+    def front_end(self, augmented: bool = True) -> nn.Module:
         """See `ModalityKit`."""
         views = self.settings.views
         return FaceFrontEnd(

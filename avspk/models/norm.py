@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from avspk.common import distributed
+
 
 class _SumOverRanks(torch.autograd.Function):
     """All-reduce whose gradient is the all-reduce of the gradients: every rank's loss depends on every rank's term."""
@@ -184,3 +186,14 @@ def freeze_batchnorm_statistics(module: nn.Module) -> None:
     for layer in module.modules():
         if isinstance(layer, _BatchNorm):
             layer.track_running_stats = False
+
+
+@torch.no_grad()
+def average_statistics(module: nn.Module) -> None:
+    """Replace running averages by their mean over all ranks, where each rank normalises by its own part. Collective."""
+    layers = [layer for layer in module.modules() if isinstance(layer, _BatchNorm)]
+    buffers = [value for layer in layers for value in (layer.running_mean, layer.running_var) if value is not None]
+    if buffers and distributed.world_size() > 1:
+        means = distributed.mean_over_ranks(torch.cat(buffers))
+        for buffer, mean in zip(buffers, means.split([len(buffer) for buffer in buffers]), strict=True):
+            buffer.copy_(mean)

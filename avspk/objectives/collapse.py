@@ -31,7 +31,9 @@ class CollapseWatch:
         """Once per step: judge its targets. Entropies in nats for the log, of one target and of the mean target."""
         mean, sharpness = (torch.stack(values).mean(0) for values in zip(*self.parts, strict=True))
         self.parts.clear()
-        diversity = losses.entropy(distributed.mean_over_ranks(mean))
+        # All processes must come to the same answer, so both figures are those of the global batch.
+        figures = distributed.mean_over_ranks(torch.cat([mean, sharpness[None]]))
+        diversity, sharpness = losses.entropy(figures[:-1]), figures[-1]
         ceiling = math.log(self.num_outputs)
         collapsed = (sharpness > 0.99 * ceiling) | (diversity < 0.05 * ceiling)
         self.count = torch.where(collapsed, self.count + 1, torch.zeros_like(self.count))

@@ -22,7 +22,10 @@ from avspk.pipeline.stage_one import stage_one_differences
 from avspk.pipeline.variants import ABLATIONS, STAGE_ONE, SUPERVISED
 
 FULL = ("refine.judge.gate.enabled=true", "refine.judge.correction.enabled=true")
-SUPERVISED_SETTINGS = ("modalities=[audio]", *ABLATIONS["no-gate"][1])  # what training on true speakers enforces
+SUPERVISED_SETTINGS = (  # what training on true speakers enforces
+    *("modalities=[audio]", "refine.labels=null", "pretrain.embeddings=null"),
+    *ABLATIONS["no-gate"][1],
+)
 STAGE_ONE_ONLY = "stage 1 only"
 STAGE_ONE_SETTINGS = ("rounds=0", "final=null")  # a last student needs rounds
 PATIENCE = 60.0  # seconds that a training has to stop

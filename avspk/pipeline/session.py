@@ -43,7 +43,7 @@ from avspk.stages.training import Trainer
 from avspk.stages.truth import Truth
 
 with explained():
-    from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs, PartialState
+    from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
     from accelerate.utils import ProjectConfiguration, parse_flag_from_env
 
 logger = logging.getLogger(__name__)
@@ -170,13 +170,13 @@ def _trials(config: Config, checks: Checks) -> TrialSet | None:
 
 def _join_processes(settings: TrainingSettings) -> torch.device:
     """Connect the launched processes. Returns the device of this process."""
-    patience = InitProcessGroupKwargs(timeout=timedelta(minutes=settings.timeout_minutes))
-    return PartialState(parse_flag_from_env("ACCELERATE_USE_CPU"), **patience.to_kwargs()).device
+    patience = timedelta(minutes=settings.timeout_minutes)
+    return PartialState(parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=patience).device
 
 
 def _accelerator(settings: TrainingSettings, folder: Path, precision: str) -> Accelerator:
-    # With joint batch norm all ranks already have the same averages.
-    data_parallel = DistributedDataParallelKwargs(broadcast_buffers=not settings.sync_batchnorm)
+    # All ranks have the same averages of batch norm after each update; see `Trainer.update`.
+    data_parallel = DistributedDataParallelKwargs(broadcast_buffers=False)
     return Accelerator(
         mixed_precision=precision,
         kwargs_handlers=[data_parallel],

@@ -309,8 +309,8 @@ def _wall_times(seconds: Mapping[str, float]) -> str:
 
 def _provenance(run: Run) -> Section:
     lead = (
-        "On the same machine, with the same config, versions, seed, processes and threads, the run repeats bit for "
-        "bit. On another machine or with another number of threads, sums are rounded differently, and the results "
+        "On the CPUs of the same machine, with the same config, versions, seed, processes and threads, the run repeats "
+        "bit for bit. On a GPU, another machine or with other threads, sums are rounded differently, and results "
         "differ like those of two seeds: expect tenths of a point of EER."
     )
     body = "<h3>Data, models, machine</h3>" + facts_table(run)

@@ -172,8 +172,8 @@ class Classify(Stage):
         return (self._mean() if self.num_averaged else self.kept).encoders()
 
     def classifiers(self) -> dict[str, dict[str, Tensor]]:
-        """Modality -> classifier weights: averaged if the encoder is averaged, else the last ones."""
-        left = self._mean() if self.num_averaged else self.model
+        """Modality -> weights of the classifier that belongs to the encoder of `encoders`."""
+        left = self._mean() if self.num_averaged else self.kept
         return {name: dict(branch.classifier.state_dict()) for name, branch in left.items()}
 
     def state_dict(self) -> dict[str, Any]:

@@ -46,7 +46,7 @@ def recalibrate(encoder: nn.Module, kit: ModalityKit, settings: RecalibrateSetti
         num_workers=media.workers,
         collate_fn=collate,
     )
-    front_end = kit.front_end().to(media.device)
+    front_end = kit.front_end(augmented=False).to(media.device)
     groups = (move(batch.groups[kit.name]["refine"], media.device) for batch in loader)
     recalibrate_on(encoder.to(media.device), (front_end("refine", group, augmented=False) for group in groups))
 

@@ -23,6 +23,7 @@ from avspk.common.seeding import seed_of
 from avspk.config import OptimiserSettings, TrainingSettings
 from avspk.data.batch import Batch
 from avspk.inference.checkpoint import CheckpointError, CheckpointFolder, load_weights
+from avspk.models.norm import average_statistics
 from avspk.stages.base import Metrics, Stage
 from avspk.stages.finiteness import FiniteGuard
 from avspk.stages.loss_scale import LossScale
@@ -44,6 +45,7 @@ class Trainer:
     """Runs stages. The position in a run is (epoch, step in the epoch); everything else follows from it."""
 
     guard: FiniteGuard  # of the current stage
+    opening: Metrics  # what the current epoch of the stage began with
 
     def __init__(self, accelerator: Accelerator, settings: TrainingSettings, log: RunLog) -> None:
         self.accelerator = accelerator
@@ -71,13 +73,15 @@ class Trainer:
             progress.resume(epoch * stage.steps_per_epoch + done)
             while epoch < stage.num_epochs:
                 # Embedding and clustering take hours. SIGTERM ends them immediately: there is nothing new to save.
-                opening = stage.begin_epoch(epoch) if done == 0 else {}
+                if done == 0:
+                    self.opening = stage.begin_epoch(epoch)
                 with self._saving_on_sigterm(stage):
                     self._train_epoch(stage, model, optimiser, checkpoints, epoch, done, progress)
                     closing = stage.end_epoch(epoch)
-                    self._log_epoch(stage, epoch, opening | closing)
+                    self._log_epoch(stage, epoch, self.opening | closing)
                     epoch, done = epoch + 1, 0
                     self._save(stage, optimiser, checkpoints, epoch, 0)
+        del self.guard  # it holds the optimiser
         self.accelerator.free_memory()
         return self.started
 
@@ -125,6 +129,8 @@ class Trainer:
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
         self.loss_scale.update()
+        if not self.settings.sync_batchnorm:
+            average_statistics(stage.model)
         stage.after_update(step)
         metrics |= {"lr": learning_rate, "gradient_norm": gradient_norm}
         return metrics if scale is None else {**metrics, "loss_scale": scale}
@@ -157,6 +163,7 @@ class Trainer:
         load_optimiser(optimiser, state["optimiser"])
         stage.load_state_dict(state["stage"])
         self.loss_scale.load_state_dict(state.get("loss_scale"))  # missing in older checkpoints
+        self.opening = state.get("opening", {})  # likewise
         if state["steps_per_epoch"] != stage.steps_per_epoch:
             raise ValueError(
                 f"{stage.name}: the checkpoint has {state['steps_per_epoch']} steps per epoch, this run "
@@ -203,6 +210,7 @@ class Trainer:
         state = {
             "epoch": epoch,
             "done": done,
+            "opening": self.opening,
             "steps_per_epoch": stage.steps_per_epoch,
             "conditions": self._conditions(),
             "seconds": time.monotonic() - self.started,
