@@ -14,8 +14,8 @@ _CELLS, _DIRECTIONS = 4, 8  # of the gradients: cells a side, directions in each
 _GRADIENTS = 3.0  # [C] weight: on real talking heads it separates changes of person from changes of light best
 OTHER = 0.4
 """[C] Distance from which two consecutive pictures show another person or scene. Crops of one clip, up to a second
-apart,
-differ by at most 0.23 (12 real clips, 110 synthetic ones); 95 % of crops of two real clips by more than 0.43."""
+apart, differ by at most 0.23 (12 real clips, 110 synthetic ones); 95 % of crops of two real clips by more than
+0.43."""
 
 
 def appearances(pictures: np.ndarray) -> np.ndarray:

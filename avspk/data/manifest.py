@@ -30,9 +30,8 @@ _TRIAL_LABELS = {"1": 1, "0": 0, "target": 1, "nontarget": 0}
 
 @dataclass(frozen=True)
 class Utterances:
-    """Utterances of one corpus: `table` has UTTERANCE_COLUMNS, and optionally ORIGIN_COLUMNS; its audio paths start
-    from
-    `root`.
+    """Utterances of one corpus: `table` has UTTERANCE_COLUMNS, and optionally ORIGIN_COLUMNS; its audio paths
+    start from `root`.
 
     Training identifies an utterance by its row number. `first_crop` and `num_crops` say which crops of the crop
     store show its face: numbers first_crop .. first_crop + num_crops - 1, or -1 and 0 if there is no usable face.

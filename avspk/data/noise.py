@@ -153,8 +153,7 @@ def fit_to_memory(pack: NoisePack, max_gigabytes: float) -> NoisePack:
     """A copy of at most `max_gigabytes` (10^9 bytes) that keeps as many different sounds as possible.
 
     RIRs are thinned evenly to at most a quarter of the budget. Categories share the rest equally; what one does not
-    need
-    goes to the others. Within a category the longest recordings are cut to one common length around their middle:
+    need goes to the others. Within a category the longest recordings are cut to one common length around their middle:
     variety helps augmentation, more minutes of the same file do not.
     """
     if pack.samples.nbytes + pack.rirs.nbytes <= max_gigabytes * 1e9:

@@ -57,8 +57,7 @@ def pack_sound(settings: PackSettings, advance: Callable[[int], None] = lambda r
     """Pack what is not packed yet; returns the new manifest's path. `advance` receives the number of finished rows.
 
     Raises: PackingError if the folder was begun with other settings or is in use; WorkerError, with the worker's
-    message,
-    if a recording is missing, damaged or not as long as the manifest says, or the disk is full; ManifestError.
+    message, if a recording is missing, damaged or not as long as the manifest says, or the disk is full; ManifestError.
     """
     utterances = read_utterances(settings.manifest)
     folder = settings.out / FOLDER

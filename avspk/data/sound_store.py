@@ -65,8 +65,7 @@ class SoundStore:
         """A segment as mono float32 (num_samples,) in [-1, 1] at 16 kHz, shorter if the sound ends before.
 
         Raises: MediaError naming the place if it cannot be read, has no sound in the segment, has fewer than `total`
-        samples
-        in all, or has values that are not finite.
+        samples in all, or has values that are not finite.
         """
         return self.at(place).read(start, num_samples, total)
 

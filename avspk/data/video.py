@@ -43,9 +43,8 @@ class VideoReader:
     """The pictures of a file's best video stream, in the order and at the times at which a player shows them.
 
     Pictures that edit lists hide do not count. The packets are read once without decoding, then only the packets for
-    the
-    wanted frames are decoded: memory does not grow with the length. `alive` is called for every packet, so a supervisor
-    can distinguish long work from a decoder that hangs. A context manager: it keeps the file open.
+    the wanted frames are decoded: memory does not grow with the length. `alive` is called for every packet, so a
+    supervisor can distinguish long work from a decoder that hangs. A context manager: it keeps the file open.
     """
 
     def __init__(self, path: str | Path, max_side: int | None = None, alive: Callable[[], None] = lambda: None):

@@ -78,8 +78,7 @@ def check_trials(table: pd.DataFrame, source: str) -> tuple[str, ...]:
     """Notes on a table of trials (label, enroll, test): repeated trials.
 
     Raises: ManifestError if the label of a VoxCeleb trial contradicts its speakers, if a trial appears with both
-    labels,
-    or if all are of one kind.
+    labels, or if all are of one kind.
     """
     if "enroll" not in table:
         return ()

@@ -61,8 +61,9 @@ def export_onnx(model: SpeakerModel, path: Path, form: ExportForm = ExportForm()
     """Write the model as one file for any B and any length; returns the largest difference from PyTorch.
 
     The metadata contain the keys that sherpa-onnx reads, and under "avspk", as JSON, the rest of what a cosine needs:
-    config
-    (with the arguments of `Fbank`), training_mean (D,), whether it is already subtracted, and calibration or null.
+    config (with the arguments of `Fbank`), training_mean (D,), whether it is already subtracted, and calibration or
+    null.
+
     Raises ExportError if the onnx packages are missing, if features are requested and the encoder takes waveforms, if
     torch cannot export the encoder, or if the embeddings differ; then no file is left.
     """

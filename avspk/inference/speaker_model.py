@@ -70,8 +70,7 @@ class SpeakerModel:
 
         Sound of more than 320 s is split into equal parts, each shorter than that, and the mean of their embeddings is
         returned; a file is read part by part, so memory does not grow with its length. Sound under a quarter of a
-        second is
-        repeated to a second.
+        second is repeated to a second.
 
         Raises MediaError (a ValueError) on a file that cannot be read, and on sound that is empty, silent, constant,
         not finite or far beyond full scale; ValueError on an array without a rate or with another shape or type. Warns

@@ -4,8 +4,7 @@ EER: ours by interpolation over grouped ties; scikit-learn's ROC curve and its n
 `binary_eer`; speechbrain's `EER`, which compares every score with every threshold: it is timed on a few scores, and the
 time is scaled by the square of their number. All must agree to a thousandth on these scores. Bootstrap: ours resamples
 speakers and gives all metrics; torchmetrics' `BootStrapper` resamples trials, which makes intervals that are too
-narrow,
-and gives the EER; a few replicates are timed and scaled up.
+narrow, and gives the EER; a few replicates are timed and scaled up.
 """
 
 from __future__ import annotations
