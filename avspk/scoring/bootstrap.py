@@ -180,15 +180,21 @@ def paired_difference(
 ) -> Difference:
     """Compare two systems' scores (T,) on the list of `bootstrap`: `metric` of the first minus that of the second.
 
-    Both use the same resampled speakers. The p value is the share of replicates beyond zero, doubled, and at least
-    2 / (R + 1), because R replicates cannot show less (Davison and Hinkley, 1997).
+    Both use the same resampled speakers.
     """
     differences = bootstrap.metrics(first)[metric] - bootstrap.metrics(second)[metric]
     differences = differences[~np.isnan(differences)]
     point = summarise(first, bootstrap.labels)[metric] - summarise(second, bootstrap.labels)[metric]
-    tail = min(np.sum(differences <= 0), np.sum(differences >= 0))
-    p_value = min(1.0, 2 * (1 + tail) / (1 + len(differences)))
-    return Difference(point, *interval(differences), float(p_value))
+    return Difference(point, *interval(differences), p_value(differences))
+
+
+def p_value(draws: FloatArray) -> float:
+    """The share of replicates (R,) of a difference beyond zero, doubled.
+
+    At least 2 / (R + 1), because R replicates cannot show less (Davison and Hinkley, 1997).
+    """
+    tail = min(np.sum(draws <= 0), np.sum(draws >= 0))
+    return float(min(1.0, 2 * (1 + tail) / (1 + len(draws))))
 
 
 def evaluate_scores(

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from avspk.scoring.bootstrap import Difference, interval
+from avspk.scoring.bootstrap import Difference, interval, p_value
 
 FloatArray = NDArray[np.float64]
 
@@ -58,9 +58,7 @@ def difference_of_seeds(
     else:
         draws = _with_seed_noise(points_1, draws_1, rng) - _with_seed_noise(points_2, draws_2, rng)
     draws = draws[~np.isnan(draws)]
-    tail = min(np.sum(draws <= 0), np.sum(draws >= 0))
-    p_value = min(1.0, 2 * (1 + tail) / (1 + len(draws)))
-    return Difference(float(points_1.mean() - points_2.mean()), *interval(draws), float(p_value))
+    return Difference(float(points_1.mean() - points_2.mean()), *interval(draws), p_value(draws))
 
 
 def _with_seed_noise(points: FloatArray, draws: FloatArray, rng: np.random.Generator) -> FloatArray:
