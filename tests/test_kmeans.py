@@ -7,6 +7,7 @@ import pytest
 import torch
 from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score
+from thread_ranks import Ranks, ThreadReducer
 
 from avspk.clusterers import kmeans as module
 from avspk.clusterers.kmeans import DistributedReducer, Reducer, kmeans
@@ -197,6 +198,13 @@ def test_shapes_are_checked():
         kmeans(torch.zeros(10, 3), 2, seed=0, observed=torch.ones(10, 2, dtype=torch.bool), block_sizes=(2, 2))
     with pytest.raises(ValueError, match="rows x blocks"):
         kmeans(torch.zeros(10, 3), 2, seed=0, observed=torch.ones(9, 2, dtype=torch.bool), block_sizes=(1, 2))
+
+
+@pytest.mark.parametrize(("first", "second", "number"), [([3, -1], [0, 2], 4), ([], [5], 6), ([-1], [-1], 0)])
+def test_the_number_of_labels_is_that_of_the_largest(first, second, number):
+    """Tables of one row for each label are no larger with more processes."""
+    ranks, shares = Ranks(2), [torch.tensor(part, dtype=torch.int64) for part in (first, second)]
+    assert ranks.run(lambda rank: ThreadReducer(ranks, rank).num_labels(shares[rank])) == [number, number]
 
 
 def cluster_share(rank, folder, shares):

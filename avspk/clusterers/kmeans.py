@@ -36,9 +36,7 @@ class Reducer:
 
     def place(self, num_rows: int, device: torch.device | str) -> tuple[int, int]:
         """Return the number of rows of all processes, and the number of rows before this process's `num_rows`."""
-        shares = torch.zeros(self.size, dtype=torch.int64, device=device)
-        shares[self.rank] = num_rows
-        shares = self.sum(shares)
+        shares = self._of_each(num_rows, device)
         return int(shares.sum()), int(shares[: self.rank].sum())
 
     def gather(self, rows: Tensor) -> Tensor:
@@ -50,7 +48,13 @@ class Reducer:
 
     def num_labels(self, labels: Tensor) -> int:
         """Return a number above every label (n,) of all processes, the same on each; -1 is no label."""
-        return int(self.sum(labels.max() + 1 if len(labels) else labels.new_zeros(())))
+        return int(self._of_each(int(labels.max()) + 1 if len(labels) else 0, labels.device).max())
+
+    def _of_each(self, number: int, device: torch.device | str) -> Tensor:
+        """Return the numbers of all processes (size,) int64, the same on each."""
+        numbers = torch.zeros(self.size, dtype=torch.int64, device=device)
+        numbers[self.rank] = number
+        return self.sum(numbers)
 
 
 class DistributedReducer(Reducer):
