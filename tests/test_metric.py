@@ -171,6 +171,24 @@ def test_two_processes_equal_one(settings):
     assert first.num_clusters == second.num_clusters == whole.num_clusters
 
 
+@pytest.mark.parametrize("settings", [{}, {"ward_rows": 100, "centroids": 100}])
+def test_machines_whose_eigenvectors_have_other_signs_agree(settings, monkeypatch):
+    """Signs of eigenvectors are arbitrary, so kinds of machines may differ. Here the second process has others."""
+    embeddings, _ = corpus()
+    whole, ranks, eigh = cluster(embeddings, **settings), Ranks(2), torch.linalg.eigh
+
+    def other_signs(matrix):
+        values, vectors = eigh(matrix)
+        return values, -vectors if getattr(ranks.here, "rank", 0) else vectors
+
+    def work(rank):
+        share = {name: rows[rank * 240 : (rank + 1) * 240] for name, rows in embeddings.items()}
+        return cluster(share, reducer=ThreadReducer(ranks, rank), **settings).labels
+
+    monkeypatch.setattr(torch.linalg, "eigh", other_signs)
+    np.testing.assert_array_equal(np.concatenate(ranks.run(work)), whole.labels)
+
+
 def test_too_many_clusters():
     with pytest.raises(ValueError, match="481 clusters of 480 rows"):
         cluster(corpus()[0], 481)

@@ -46,6 +46,10 @@ class Reducer:
         whole[first : first + len(rows)] = rows
         return self.sum(whole)
 
+    def from_first(self, tensor: Tensor) -> Tensor:
+        """Return the first process's tensor on all processes, in case their arithmetic differs."""
+        return self.sum(tensor.clone() if self.rank == 0 else torch.zeros_like(tensor))
+
     def num_labels(self, labels: Tensor) -> int:
         """Return a number above every label (n,) of all processes, the same on each; -1 is no label."""
         return int(self._of_each(int(labels.max()) + 1 if len(labels) else 0, labels.device).max())
@@ -148,7 +152,7 @@ def kmeans(
     centroids = start
     if centroids is None:
         sample = _draw_sample(rows, num_clusters, samples_per_cluster, generator, reducer)
-        centroids = _from_first(_plus_plus(_candidates(sample, num_clusters), num_clusters, generator), reducer)
+        centroids = reducer.from_first(_plus_plus(_candidates(sample, num_clusters), num_clusters, generator))
     norms = torch.linalg.vector_norm(rows.values, dim=1).square()
     labels, errors = _assign(rows, norms, centroids)
     objective, iteration = _total(errors, reducer), 0
@@ -233,11 +237,6 @@ def _candidates(sample: Rows, num_clusters: int) -> Tensor:
         return sample.values[complete]
     means = sample.values.sum(0) / sample.per_dimension(sample.observed.sum(0).clamp(min=1))  # (D,)
     return torch.where(sample.per_dimension(sample.observed) > 0, sample.values, means)
-
-
-def _from_first(tensor: Tensor, reducer: Reducer) -> Tensor:
-    """Return the first process's tensor on all processes, in case their arithmetic differs."""
-    return reducer.sum(tensor.clone() if reducer.rank == 0 else torch.zeros_like(tensor))
 
 
 def _assign(rows: Rows, norms: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor]:

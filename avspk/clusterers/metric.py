@@ -145,10 +145,12 @@ class MetricClusterer:
         self, rows: Embeddings, labels: Tensor | None, device: torch.device | str, reducer: Reducer
     ) -> JointRows:
         """Unit blocks in the metric of earlier labels (n,); without these, in that of all rows."""
-        spreads = {name: measure_spread(values, name, labels, device, reducer) for name, values in rows.items()}
-        transforms = {
-            name: _affine(spread.mean, self._whitener(spread, labels is not None)) for name, spread in spreads.items()
-        }
+        transforms = {}
+        for name, values in rows.items():
+            spread = measure_spread(values, name, labels, device, reducer)
+            # That of the first process: signs and axes of equal eigenvalues may differ between machines.
+            matrix = reducer.from_first(self._whitener(spread, labels is not None))
+            transforms[name] = _affine(spread.mean, matrix)
         return join(rows, dict.fromkeys(rows, 1.0), device, transforms)
 
     def _cluster_once(self, rows: Rows, weights: Mapping[str, float], num_clusters: int) -> np.ndarray:

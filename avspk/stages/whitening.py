@@ -54,12 +54,12 @@ def _whiten(
         logger.info("%s: not whitened, because the embedding is not the output of a linear layer with a bias", modality)
         return None
     mine = torch.tensor(labels[distributed.local_share(len(labels))], device=device)
-    spread = measure_spread(rows, modality, mine, device, make_reducer())
+    reducer = make_reducer()
+    spread = measure_spread(rows, modality, mine, device, reducer)
     if spread.within.trace() <= NO_SPREAD * spread.total.trace():
         return None
-    matrix = within_whitener(spread.within, shrinkage)
-    # That of the first process: the axes of equal eigenvalues may differ between machines.
-    matrix = distributed.sum_over_ranks(matrix if distributed.rank() == 0 else torch.zeros_like(matrix))
+    # That of the first process: signs and axes of equal eigenvalues may differ between machines.
+    matrix = reducer.from_first(within_whitener(spread.within, shrinkage))
     # The mean squared length of a centred embedding stays: the optimiser's settings were chosen for it.
     matrix = matrix * (spread.total.trace() / (matrix.T @ spread.total @ matrix).trace()).sqrt()
     absorb(last, spread.mean, matrix)
