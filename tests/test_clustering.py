@@ -10,6 +10,7 @@ from avspk.clusterers import joint, joint_kmeans
 from avspk.clusterers.joint import check_embeddings, join
 from avspk.clusterers.joint_kmeans import JointKmeansSettings
 from avspk.clusterers.kmeans import Reducer
+from avspk.clusterers.metric import ward_labels
 
 EVEN = {"audio": 1.0, "face": 1.0}
 
@@ -125,9 +126,36 @@ def test_merging_subclusters():
     assert adjusted_rand_score(truth, result.labels) > 0.95
 
 
+def test_centroids_are_merged_by_the_modalities_that_their_rows_have():
+    """Most centroids have no row with a face. They are merged as well as all rows are."""
+    embeddings, truth = corpus(1000, 50, noise=0.7)
+    embeddings["face"][np.random.default_rng(0).random(1000) < 0.7] = np.nan
+    merged = joint_cluster(embeddings, EVEN, 50, seed=0, centroids=400)
+    rows = join(embeddings, EVEN, "cpu")
+    alone = ward_labels(rows, 50, Reducer())
+    reached, whole = (normalized_mutual_info_score(truth, labels) for labels in (merged.labels, alone))
+    assert reached > whole - 0.02
+
+
+def test_what_no_row_of_a_centroid_has_is_never_read():
+    """K-means keeps any old value there."""
+    embeddings, _ = corpus()
+    embeddings["face"][np.random.default_rng(0).random(400) < 0.7] = np.nan
+    rows = join(embeddings, EVEN, "cpu")
+    fit = joint_kmeans.fit_kmeans(rows, 150, 0, 30, Reducer())
+    labels = joint_kmeans.merged_labels(fit, rows, 12, Reducer())
+    seen = torch.stack([rows.observed[fit.labels == number].any(0) for number in range(150)])
+    assert not seen.all()
+    old = ~seen.repeat_interleave(torch.tensor(rows.block_sizes), 1)
+    for value in (0.0, 9.0):
+        fit.centroids[old] = value
+        assert torch.equal(joint_kmeans.merged_labels(fit, rows, 12, Reducer()), labels)
+
+
 def test_the_first_process_merges_for_all(monkeypatch):
     """Two processes, half of the rows each: same clusters as one process, only the first one used the memory."""
     embeddings, _ = corpus()
+    embeddings["face"][::2] = np.nan
     whole = joint_cluster(embeddings, EVEN, 12, seed=0, centroids=60)
     ranks, merged, half = Ranks(2), [], len(embeddings["audio"]) // 2
 

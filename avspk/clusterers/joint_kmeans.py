@@ -69,7 +69,7 @@ class JointKmeans:
             for attempt in range(self.settings.restarts)
         ]
         best = min(fits, key=lambda fit: fit.objective)
-        labels = best.labels if subclusters is None else merged_labels(best, num_clusters, reducer)
+        labels = best.labels if subclusters is None else merged_labels(best, joint, num_clusters, reducer)
         return numbered(labels, reducer, {"objective": best.objective})
 
 
@@ -88,22 +88,44 @@ def fit_kmeans(joint: JointRows, num_clusters: int, seed: int, num_iterations: i
     )
 
 
-def merged_labels(fit: Clusters, num_clusters: int, reducer: Reducer) -> Tensor:
+def merged_labels(fit: Clusters, joint: JointRows, num_clusters: int, reducer: Reducer) -> Tensor:
     """Labels (n,) after Ward's method has merged the centroids, each weighted by the size of its cluster.
 
     Only the first process merges: distances between 50,000 centroids take 10 GB, and a node has many processes.
+
+    Args:
+        fit: k-means of the joint rows.
+        joint: this process's rows.
+        num_clusters: at most the number of centroids.
+        reducer: sums over the processes.
 
     Raises:
         ValueError: if there are fewer centroids than clusters.
     """
     if len(fit.centroids) < num_clusters:
         raise ValueError(f"{len(fit.centroids)} centroids cannot be merged to {num_clusters} clusters: ask for more")
+    observed = _observed(fit, joint, reducer)
     merge = torch.zeros_like(fit.counts)
     if reducer.rank == 0:
         filled = fit.counts > 0
-        points, counts = fit.centroids[filled].cpu().numpy(), fit.counts[filled].cpu().numpy()
-        merge[filled] = torch.from_numpy(ward(points, num_clusters, counts=counts)).to(merge)
+        # K-means keeps an old value in a block that none of a cluster's rows has: it tells nothing.
+        sizes = torch.tensor(joint.block_sizes, device=observed.device)
+        points = fit.centroids.masked_fill(~observed.repeat_interleave(sizes, 1), 0)
+        found = ward(
+            points[filled].cpu().numpy(),
+            num_clusters,
+            counts=fit.counts[filled].cpu().numpy(),
+            observed=observed[filled].cpu().numpy(),
+            block_sizes=joint.block_sizes,
+        )
+        merge[filled] = torch.from_numpy(found).to(merge)
     return reducer.sum(merge)[fit.labels]
+
+
+def _observed(fit: Clusters, joint: JointRows, reducer: Reducer) -> Tensor:
+    """Which blocks each centroid has (K, M) bool: those of any of its rows, on any process."""
+    seen = torch.zeros(len(fit.centroids), len(joint.block_sizes), dtype=torch.int64, device=joint.values.device)
+    return reducer.sum(seen.index_add_(0, fit.labels, joint.observed.long())) > 0
 
 
 def numbered(labels: Tensor, reducer: Reducer, notes: Mapping[str, float]) -> Clustering:

@@ -175,7 +175,7 @@ class MetricClusterer:
         if total <= self.settings.ward_rows:
             return ward_labels(joint, num_clusters, reducer)
         fit = fit_kmeans(joint, self.settings.centroids, seed, self.settings.iterations, reducer)
-        return merged_labels(fit, num_clusters, reducer)
+        return merged_labels(fit, joint, num_clusters, reducer)
 
 
 def weigh(joint: JointRows, weights: Mapping[str, float]) -> JointRows:
