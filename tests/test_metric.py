@@ -135,12 +135,55 @@ def test_one_modality_has_no_weights_to_correct():
     np.testing.assert_array_equal(plain.labels, refined.labels)
 
 
-def test_large_corpora_are_judged_by_whole_clusters(monkeypatch):
+@pytest.mark.parametrize("clusters", [1, 40, 200, 5000])
+def test_large_corpora_are_judged_by_some_rows_of_many_clusters(clusters):
+    labels = np.random.default_rng(1).permutation(np.arange(30_000) % clusters)
+    rows = agreement._draw(labels, np.random.default_rng(0))
+    sizes = np.bincount(labels[rows], minlength=clusters)
+    assert len(rows) == len(np.unique(rows)) == 2000
+    each = {1: 2000, 40: 50, 200: 12, 5000: 6}[clusters]
+    assert (sizes > 0).sum() == -(-2000 // each)
+    assert sizes.max() == each
+
+
+def test_all_rows_of_a_small_corpus_are_judged():
+    assert agreement._draw(np.zeros(2000, int), np.random.default_rng(0)).tolist() == list(range(2000))
+
+
+def test_processes_draw_the_rows_of_one(monkeypatch):
     monkeypatch.setattr(agreement, "MAX_ROWS", 100)
     embeddings, truth = corpus()
-    rows, number = agreement._sample(embeddings, torch.from_numpy(truth), np.random.default_rng(0), Reducer())
-    assert number == 3
-    assert rows["audio"].shape == (120, 12)
+    embeddings["face"][::5] = np.nan
+    labels, ranks = torch.from_numpy(truth), Ranks(2)
+    whole, number = agreement._sample(embeddings, labels, np.random.default_rng(0), Reducer())
+    assert (len(whole["audio"]), number) == (100, 9)
+
+    def work(rank):
+        part = slice(170) if rank == 0 else slice(170, None)
+        mine = {name: rows[part] for name, rows in embeddings.items()}
+        return agreement._sample(mine, labels[part], np.random.default_rng(0), ThreadReducer(ranks, rank))
+
+    for sample, found in ranks.run(work):
+        assert found == number
+        for name, rows in sample.items():
+            np.testing.assert_array_equal(rows, whole[name])
+
+
+def test_weights_that_nothing_tells_apart_are_equal():
+    """Clusters that any weights find."""
+    embeddings, truth = corpus()
+    rows = {name: 100 * np.eye(12)[truth] + 1e-3 * values[:, :1] for name, values in embeddings.items()}
+    assert cluster(rows, weights="auto").notes == {"weight/audio": 1, "weight/face": 1}
+
+
+def test_more_centroids_than_rows_that_are_judged(monkeypatch):
+    """Where k-means clusters the corpus, Ward's method clusters the few rows that tell the weights."""
+    monkeypatch.setattr(agreement, "MAX_ROWS", 120)
+    settings = {"ward_rows": 80, "centroids": 200}
+    assert MetricSettings(**settings).problem(12, 480, ["audio", "face"]) == ""
+    embeddings, truth = corpus()
+    found = cluster(embeddings, weights="auto", **settings)
+    assert normalized_mutual_info_score(truth, found.labels) > 0.9
 
 
 def test_many_rows_take_centroids():

@@ -21,7 +21,10 @@ from avspk.common.extras import explained
 
 CANDIDATES = (0.35, 0.5, 0.7, 1.0, 1.4)
 PARTS, SHARE = 8, 0.8  # random parts that are compared pairwise, and the share of the rows in each
-MAX_ROWS = 2_000  # whole clusters are drawn until they have this many rows
+MAX_ROWS = 2_000  # of larger corpora, this many random rows are compared
+CLUSTER_ROWS = 12
+"""[C] Rows of one cluster, at most; more where all clusters together have fewer than MAX_ROWS. 2,000 rows of whole
+clusters would be 14 clusters of VoxCeleb2, which any weights separate."""
 Rows = dict[str, np.ndarray]
 Cluster = Callable[[Rows, Mapping[str, float], int], np.ndarray]
 """Rows (n, D_m) by modality, weights, number of clusters -> labels (n,)."""
@@ -32,11 +35,12 @@ def agreement_weights(
 ) -> dict[str, float]:
     """Modality -> weight, 1 for the first one.
 
-    Each further modality in turn gets the candidate with the best mean adjusted Rand index; the others are fixed.
+    Each further modality in turn gets the candidate with the best mean adjusted Rand index; the others are fixed. Of
+    equal ones, the nearest to 1 wins: without evidence, modalities weigh the same.
 
     Args:
         rows: this process's share of the embeddings.
-        labels: (n,) a first clustering of the rows; whole clusters of it are drawn, so speakers stay complete.
+        labels: (n,) a first clustering of the rows; rows are drawn by its clusters, so speakers have several.
         cluster: clusters the rows of one process; called only in the first process.
         seed: for the draws.
         reducer: sums over the processes.
@@ -47,7 +51,9 @@ def agreement_weights(
     if reducer.rank == 0:
         weights = dict.fromkeys(names, 1.0)
         for name in names[1:]:
-            trials = [{**weights, name: candidate} for candidate in CANDIDATES]
+            # `max` takes the first of equal ones.
+            nearest_first = sorted(CANDIDATES, key=lambda candidate: abs(np.log(candidate)))
+            trials = [{**weights, name: candidate} for candidate in nearest_first]
             weights = max(trials, key=lambda trial: _agreement(sample, trial, num_clusters, cluster, seed))
         chosen += torch.tensor(list(weights.values()), dtype=torch.float64).to(chosen.device)
     return dict(zip(names, reducer.sum(chosen).tolist(), strict=True))
@@ -73,9 +79,25 @@ def _agreement(sample: Rows, weights: Mapping[str, float], num_clusters: int, cl
 
 
 def _sample(rows: Embeddings, labels: Tensor, rng: np.random.Generator, reducer: Reducer) -> tuple[Rows, int]:
-    """Rows of whole clusters, of all processes in order, and the number of these clusters."""
-    counts = reducer.sum(torch.bincount(labels, minlength=reducer.num_labels(labels))).cpu().numpy()
-    order = rng.permutation(np.flatnonzero(counts))
-    chosen = order[: int(np.searchsorted(np.cumsum(counts[order]), MAX_ROWS)) + 1]
-    mine = np.flatnonzero(np.isin(labels.cpu().numpy(), chosen))
-    return {name: gather_rows(values[mine], labels.device, reducer) for name, values in rows.items()}, len(chosen)
+    """Drawn rows of all processes in order, and the number of their clusters."""
+    whole = reducer.gather(labels[:, None]).flatten().cpu().numpy()
+    drawn = _draw(whole, rng)
+    _, first = reducer.place(len(labels), labels.device)
+    mine = drawn[(drawn >= first) & (drawn < first + len(labels))] - first
+    sample = {name: gather_rows(values[mine], labels.device, reducer) for name, values in rows.items()}
+    return sample, len(np.unique(whole[drawn]))
+
+
+def _draw(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Increasing numbers of at most MAX_ROWS drawn rows, from the labels (N,) of all."""
+    if len(labels) <= MAX_ROWS:
+        return np.arange(len(labels))
+    clusters = rng.permutation(np.unique(labels))
+    each = max(CLUSTER_ROWS, MAX_ROWS // len(clusters))
+    drawn = np.empty(0, np.int64)
+    for cluster in clusters:
+        if len(drawn) >= MAX_ROWS:
+            break
+        members = rng.permutation(np.flatnonzero(labels == cluster))
+        drawn = np.concatenate([drawn, members[:each]])
+    return np.sort(drawn[:MAX_ROWS])

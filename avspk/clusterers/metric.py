@@ -98,10 +98,10 @@ class MetricClusterer:
         given, several = self.settings.weights, len(rows) > 1
         refine = self.settings.refine_weights and several
         weights = {name: 1.0 if given == "auto" else given[name] for name in rows}
-        labels = self._cluster(rows, weights, None, num_clusters, seed, device, reducer)
+        labels = self._cluster(rows, weights, num_clusters, seed, device, reducer)
         if given == "auto" and several:
             weights = agreement_weights(rows, labels, self._cluster_once, seed, reducer)
-            labels = self._cluster(rows, weights, None, num_clusters, seed, device, reducer)
+            labels = self._cluster(rows, weights, num_clusters, seed, device, reducer)
         for _ in range(self.settings.refinements):
             unit = self._unit_rows(rows, labels, device, reducer)
             weights = discriminant_weights(unit, weights, labels, reducer) if refine else weights
@@ -131,15 +131,14 @@ class MetricClusterer:
         self,
         rows: Embeddings,
         weights: Mapping[str, float],
-        labels: Tensor | None,
         num_clusters: int,
         seed: int,
         device: torch.device | str,
         reducer: Reducer,
     ) -> Tensor:
-        """Labels (n,) in the metric of earlier labels (n,); without these, in that of all rows."""
+        """Labels (n,) in the metric of all rows."""
         used = check_embeddings(rows, weights)
-        return self._group(weigh(self._unit_rows(rows, labels, device, reducer), used), num_clusters, seed, reducer)
+        return self._group(weigh(self._unit_rows(rows, None, device, reducer), used), num_clusters, seed, reducer)
 
     def _unit_rows(
         self, rows: Embeddings, labels: Tensor | None, device: torch.device | str, reducer: Reducer
@@ -154,10 +153,14 @@ class MetricClusterer:
         return join(rows, dict.fromkeys(rows, 1.0), device, transforms)
 
     def _cluster_once(self, rows: Rows, weights: Mapping[str, float], num_clusters: int) -> np.ndarray:
-        """Labels of few rows in one process, with one refinement of the metric; used to compare candidate weights."""
+        """Labels of few rows in one process, with one refinement of the metric; used to compare candidate weights.
+
+        Always by Ward's method: there may be fewer rows than `centroids`.
+        """
+        used, one = check_embeddings(rows, weights), Reducer()
         labels: Tensor | None = None
         for _ in range(2):
-            labels = self._cluster(rows, weights, labels, num_clusters, 0, "cpu", Reducer())
+            labels = ward_labels(weigh(self._unit_rows(rows, labels, "cpu", one), used), num_clusters, one)
         assert labels is not None
         return labels.numpy()
 
