@@ -308,3 +308,26 @@ def test_devices_that_there_are_not(avspk, folder, sounds):
     status, _, errors = avspk("verify", *sounds, "--model", folder, "--device", "cuda:77")
     assert status == 2
     assert errors[0].startswith("error: there is no device 'cuda:77' here; valid are cpu")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["threshold", "--scores", "x", "--false-alarm", "nan"],
+            "'nan' is not a number between 0 and 1, both excluded",
+        ),
+        (["threshold", "--scores", "x", "--false-alarm", "0.1", "1"], "'1' is not a number between 0 and 1"),
+        (["noise", "--out", "x", "--generate", "--rir-seconds", "0"], "'0' is not a number above 0"),
+        (["prepare", "--raw", "x", "--out", "y", "--max-seconds", "nan"], "'nan' is not a number, 0 or more"),
+        (["prepare", "--raw", "x", "--out", "y", "--min-seconds", "-1"], "'-1' is not a number, 0 or more"),
+        (
+            ["score", "a.wav", "--enrolment", "e", "--model", "m", "--out", "x.tsv", "--at-least", "inf"],
+            "'inf' is not a number",
+        ),
+    ],
+)
+def test_numbers_that_cannot_be_used_are_refused_at_once(capsys, arguments, message):
+    with pytest.raises(SystemExit):
+        main(arguments)
+    assert message in capsys.readouterr().err

@@ -195,6 +195,8 @@ def test_contradictions_of_a_list():
     good = trials((1, "id10001/v/1.wav", "id10001/w/1.wav"), (0, "id10001/v/1.wav", "id10002/w/1.wav"))
     assert check_trials(good, "list") == ()
     assert check_trials(pd.concat([good, good[:1]], ignore_index=True), "list") == ("1 trials appear more than once",)
+    itself = pd.concat([good, trials((1, "id10001/v/1.wav", "id10001/v/1.wav"))], ignore_index=True)
+    assert check_trials(itself, "list") == ("1 trials compare a file with itself",)
     with pytest.raises(ManifestError, match="list: 1 labels contradict the speakers; trial 2 is '1 id10001"):
         check_trials(good.assign(label=[1, 1]), "list")
     for label in (0, 1):

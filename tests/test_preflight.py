@@ -9,6 +9,7 @@ from test_pipeline import assert_same_weights, short, weights
 
 from avspk import recipe
 from avspk.config import ConfigError, load_config, parse_config
+from avspk.data.crop_store import CropStoreError
 from avspk.data.manifest import Utterances, read_utterances, write_utterances
 from avspk.data.noise import generate_noise_pack, read_noise_pack
 from avspk.inference.checkpoint import CheckpointFolder
@@ -202,6 +203,12 @@ def test_results_of_other_settings_do_not_stand_beside_the_new_ones(data, tmp_pa
         ("cluster.centroids", 7, r"cluster\.centroids is 7; .* merged to 8 clusters; valid: 8 to 48, or 0 for none"),
         ("cluster.weights", "{audio: 1}", r"cluster\.weights are for \['audio'\]; face needs one as well"),
         ("cluster.centroids", 48, r"cluster\.centroids is 48; they are made of 47 .* face"),
+        ("cluster.num_clusters", 1, r"cluster\.num_clusters is 1; one cluster tells no speakers apart: take 2 or more"),
+        ("audio.encoder.scale", 3, r"audio\.encoder: .*scale"),
+        ("face.encoder.blocks", "[0,0,0,0]", r"face\.encoder: .*four positive"),
+        ("audio.refine_seconds", 0.001, r"audio\.refine_seconds is 0\.001; a crop needs at least one frame, 0\.025 s"),
+        ("large_margin.seconds", 0.02, r"large_margin\.seconds is 0\.02; a crop needs"),
+        ("audio.views.local_seconds", 0.01, r"audio\.views\.local_seconds is 0\.01; a crop needs"),
     ],
 )
 def test_sizes_that_the_data_cannot_fill(data, tmp_path, key, value, message):
@@ -226,6 +233,17 @@ def test_a_modality_that_nobody_has(data, tmp_path):
     tree = tiny.tree(data, tmp_path / "exp")
     tree["data"]["train"] = str(tmp_path / "manifest.parquet")
     with pytest.raises(ConfigError, match="none of 48 utterances has the modality face; see the preparation's summary"):
+        Session(parse_config(tree))
+
+
+def test_a_manifest_of_other_crops_is_refused(data, tmp_path):
+    table = read_utterances(data / "train" / "manifest.parquet").table
+    table["audio"] = [str(data / "train" / name) for name in table["audio"]]
+    table.loc[table["num_crops"] > 0, "first_crop"] += 1000
+    write_utterances(table, tmp_path / "manifest.parquet")
+    tree = tiny.tree(data, tmp_path / "exp")
+    tree["data"] |= {"train": str(tmp_path / "manifest.parquet"), "crops": str(data / "train" / "crops")}
+    with pytest.raises(CropStoreError, match=r"has \d+ crops, the manifest names 1\d+: they are of two preparations"):
         Session(parse_config(tree))
 
 

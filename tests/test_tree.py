@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from avspk.data import tree
-from avspk.data.tree import Rejected, files_below
+from avspk.data.tree import Rejected, files_below, media_below
 
 
 def make(root: Path, *paths: str) -> Path:
@@ -123,6 +123,16 @@ def test_folders_without_numbers_are_told_apart(tmp_path, monkeypatch):
     found = files_below(tmp_path)
     assert found.media == ["a/1.wav", "b/1.wav"]
     assert [one.path for one in found.rejected] == ["c"]
+
+
+def test_sound_that_cannot_be_reached_is_named_where_a_folder_is_given(tmp_path, caplog):
+    (tmp_path / "a.wav").touch()
+    (tmp_path / "round.wav").symlink_to("trip.wav")
+    (tmp_path / "trip.wav").symlink_to("round.wav")
+    (tmp_path / "notes.pdf").touch()
+    assert media_below(tmp_path) == [tmp_path / "a.wav"]
+    named = [record.getMessage().split(" is left out")[0] for record in caplog.records]
+    assert named == [str(tmp_path / "round.wav"), str(tmp_path / "trip.wav")]
 
 
 def test_unreadable_folders_are_named(tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -48,6 +49,40 @@ def count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number, 1 or more")
     return int(text)
+
+
+def finite(text: str) -> float:
+    """Type of an option that is any number. Raises: ArgumentTypeError unless it is one, and finite."""
+    return _number(text, -math.inf, "a number")
+
+
+def not_negative(text: str) -> float:
+    """Type of an option that is a length or a size. Raises: ArgumentTypeError unless it is a number, 0 or more."""
+    return _number(text, 0.0, "a number, 0 or more")
+
+
+def positive(text: str) -> float:
+    """Type of an option that is a length which must be there. Raises: ArgumentTypeError unless it is above 0."""
+    return _number(text, math.ulp(0.0), "a number above 0")
+
+
+def share(text: str) -> float:
+    """Type of an option that is a probability. Raises: ArgumentTypeError unless it is between 0 and 1, without both."""
+    wanted = "a number between 0 and 1, both excluded"
+    value = _number(text, math.ulp(0.0), wanted)
+    if value >= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}")
+    return value
+
+
+def _number(text: str, least: float, wanted: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not (math.isfinite(value) and value >= least):
+        raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}")
+    return value
 
 
 def add_model(parser: argparse.ArgumentParser, required: bool = True) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from avspk.commands.console import count
+from avspk.commands.console import count, positive
 from avspk.common.extras import explained, require
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def parse(arguments: Sequence[str] | None, prog: str | None = None) -> argparse.
     parser.add_argument("--bootstrap", type=count, default=1000, help="replicates of the 95 %% intervals")
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap and of the training sample")
     parser.add_argument("--cache", type=Path, help="folder of embeddings to reuse; default: `cache` in --out")
-    parser.add_argument("--batch-seconds", type=float, default=320.0, help="of audio in one batch")
+    parser.add_argument("--batch-seconds", type=positive, default=320.0, help="of audio in one batch")
     parser.add_argument("--workers", type=int, default=4, help="processes that read files, for each GPU")
     parser.add_argument("--kaldi", action="store_true", help="also write embeddings as Kaldi ark and scp")
     args = parser.parse_args(arguments)

@@ -16,6 +16,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from avspk.commands.console import positive
 from avspk.common.files import whole_or_absent
 from avspk.common.progress import track
 from avspk.data.preparation_settings import CATEGORIES
@@ -37,7 +38,7 @@ def parse(arguments: Sequence[str] | None, prog: str | None) -> argparse.Namespa
                         help=f"more recordings, under one of {', '.join(CATEGORIES)}; may be repeated")  # fmt: skip
     parser.add_argument("--generate", action="store_true", help="procedural noise, music, RIRs where none are given")
     parser.add_argument("--seed", type=int, default=0, help="of what is generated (default 0)")
-    parser.add_argument("--rir-seconds", type=float, default=1.0, help="kept of each response (default 1.0)")
+    parser.add_argument("--rir-seconds", type=positive, default=1.0, help="kept of each response (default 1.0)")
     return parser.parse_args(arguments)
 
 

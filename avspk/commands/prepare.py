@@ -13,6 +13,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import get_args
 
+from avspk.commands.console import not_negative
 from avspk.data.preparation_settings import MAX_SECONDS, FaceSettings, PackFormat
 
 
@@ -51,7 +52,9 @@ def parse(arguments: Sequence[str] | None, prog: str | None) -> argparse.Namespa
         default=faces.face_tracked,
         help="clips follow one face, so detection on few frames is enough (auto: yes for square ones)",
     )
-    parser.add_argument("--margin", type=float, default=faces.margin, help="of a crop, share of the face (%(default)s)")
+    parser.add_argument(
+        "--margin", type=not_negative, default=faces.margin, help="of a crop, share of the face (%(default)s)"
+    )
     parser.add_argument("--require-face", action="store_true", help="leave out clips without a face")
     parser.add_argument(
         "--pack",
@@ -62,7 +65,7 @@ def parse(arguments: Sequence[str] | None, prog: str | None) -> argparse.Namespa
     )
     parser.add_argument(
         "--max-seconds",
-        type=float,
+        type=not_negative,
         help=f"longer recordings are cut into parts, at cuts of the picture and pauses of the sound; 0: never "
         f"({MAX_SECONDS:g}; VoxCeleb 0)",
     )
@@ -72,7 +75,7 @@ def parse(arguments: Sequence[str] | None, prog: str | None) -> argparse.Namespa
         default=None,
         help="leave out clips that show several people (yes; VoxCeleb no)",
     )
-    parser.add_argument("--min-seconds", type=float, default=1.0, help="shorter sound is rejected (%(default)s)")
+    parser.add_argument("--min-seconds", type=not_negative, default=1.0, help="shorter sound is rejected (%(default)s)")
     parsed = parser.parse_args(arguments)
     if parsed.raw is None and parsed.list is None:
         parser.error("give --raw, a folder, or --list, a file")

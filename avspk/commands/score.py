@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from avspk.commands.console import add_model, count, guarded
+from avspk.commands.console import add_model, count, finite, guarded
 from avspk.commands.vectors import Vectors, speaker_means
 
 
@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
     add_model(parser)
     text = "lines `speaker sound score`; X.npy: the matrix (sounds, speakers), with a file of its names"
     parser.add_argument("--out", type=_out, required=True, metavar="X.tsv", help=text)
-    parser.add_argument("--at-least", type=float, metavar="T", help="write only scores of at least T, to X.tsv")
+    parser.add_argument("--at-least", type=finite, metavar="T", help="write only scores of at least T, to X.tsv")
     parser.add_argument("--cohort", help="other speakers' sounds: scores become AS-norm")
     parser.add_argument("--top-n", type=count, default=300, help="cohort scores that AS-norm keeps (%(default)s)")
     args = parser.parse_args(arguments)

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from avspk.commands.console import add_model, complain, count, guarded
+from avspk.commands.console import add_model, complain, count, guarded, share
 from avspk.commands.vectors import Vectors
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
     parser.add_argument("--wav-scp", type=Path, help="Kaldi's `name path`, if names are not paths")
     parser.add_argument("--cohort", help="other speakers' sounds, a list or a table: scores become AS-norm")
     parser.add_argument("--top-n", type=count, default=300, help="cohort scores that AS-norm keeps (%(default)s)")
-    parser.add_argument("--false-alarm", type=float, nargs="+", default=[0.05, 0.01, 0.001], metavar="RATE",
+    parser.add_argument("--false-alarm", type=share, nargs="+", default=[0.05, 0.01, 0.001], metavar="RATE",
                         help="accepted share of different-speaker trials (0.05 0.01 0.001)")  # fmt: skip
     args = parser.parse_args(arguments)
     if args.trials and not args.model:

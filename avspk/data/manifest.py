@@ -158,9 +158,11 @@ def _format_of(path: Path) -> str:
 
 
 def _read_parquet(path: Path) -> pd.DataFrame:
+    from pyarrow import ArrowException
+
     try:
         return pd.read_parquet(path)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ArrowException) as error:
         raise ManifestError(f"{path}: not a readable parquet file ({error})") from error
 
 

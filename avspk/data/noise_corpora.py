@@ -46,6 +46,8 @@ def find_sounds(folder: Path, category: str) -> list[SoundFile]:
     """Every sound file under `folder`, sorted, as recordings of one category; NoisePackError if there is none."""
     if category not in CATEGORIES:
         raise NoisePackError(f"category {category!r} for {folder}; valid: {', '.join(CATEGORIES)}")
+    if not folder.is_dir():
+        raise NoisePackError(f"no folder {folder}, which should hold recordings of {category}")
     paths = media_below(folder)
     if not paths:
         raise NoisePackError(f"{folder} has no sound files ({_SUFFIXES_SHOWN})")

@@ -7,6 +7,7 @@ resumes from its own journal, and the last step joins the units in order: the re
 import hashlib
 import json
 import logging
+import math
 import os
 import shutil
 import time
@@ -85,6 +86,10 @@ class PreparationSettings:
             raise ValueError(f"shard is {self.shard[0]}/{self.shard[1]}, must be from 1/n to n/n")
         if self.workers is not None and self.workers < 1:
             raise ValueError(f"workers is {self.workers}, must be at least 1")
+        for name in ("min_seconds", "max_seconds"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < math.inf:
+                raise ValueError(f"{name} is {value:g}, must be 0 or more, and finite")
         if self.max_seconds and self.max_seconds < 2 * self.min_seconds:
             raise ValueError(f"max_seconds is {self.max_seconds:g}, must be 0 or at least twice min_seconds")
 

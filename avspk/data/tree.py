@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections import Counter
@@ -11,6 +12,7 @@ from pathlib import Path
 from avspk.common.text_files import printable
 from avspk.data.suffixes import MEDIA_SUFFIXES
 
+logger = logging.getLogger(__name__)
 PLAN = "preparation.json"
 """File that marks a folder as the output of a preparation."""
 
@@ -35,24 +37,30 @@ class TreeFiles:
     """Files below a folder, with paths relative to it.
 
     `media`: sorted paths with the suffix of a sound or video file. `rejected`: files that are neither media nor
-    clutter. `ignored`: kind of clutter -> number of files or folders. `output`: path of the folder that was not
-    searched, None if it is not below.
+    clutter. `unreadable`: those of them that may be media, but the system does not let read. `ignored`: kind of clutter
+    -> number of files or folders. `output`: path of the folder that was not searched, None if it is not below.
     """
 
     media: list[str] = field(default_factory=list)
     rejected: list[Rejected] = field(default_factory=list)
+    unreadable: list[Rejected] = field(default_factory=list)
     ignored: Counter[str] = field(default_factory=Counter)
     output: str | None = None
 
 
 def media_below(root: Path) -> list[Path]:
-    """Sound and video files below a folder, sorted; [] if it is not one.
+    """Sound and video files below a folder, sorted; [] if it is not one. A warning names what cannot be read.
 
     Preparation looks at the same files, but here outputs of other preparations are taken, too.
 
     Raises: OSError if the folder cannot be listed.
     """
-    return sorted(root / path for path in files_below(root, prepared=True).media) if root.is_dir() else []
+    if not root.is_dir():
+        return []
+    found = files_below(root, prepared=True)
+    for one in found.unreadable:
+        logger.warning("%s/%s is left out: %s", root, one.path, one.reason)
+    return sorted(root / path for path in found.media)
 
 
 def files_below(root: Path, output: Path | None = None, prepared: bool = False) -> TreeFiles:
@@ -94,7 +102,7 @@ class _Search:
                         inside = [self._take(folder, entry) for entry in sorted(entries, key=lambda entry: entry.name)]
                     pending += [path for path in reversed(inside) if path is not None]
             except OSError as error:
-                self._reject(folder, f"folder cannot be read: {error.strerror}")
+                self._reject(folder, f"folder cannot be read: {error.strerror}", unreadable=True)
 
     def leads_to_output(self, link: str) -> bool:
         """Whether a link to a folder points to the output or into it."""
@@ -141,11 +149,14 @@ class _Search:
             else:
                 self._reject(path, _why_not(entry))
         except OSError as error:  # for example a link to itself
-            self._reject(path, f"cannot be read: {error.strerror}")
+            self._reject(path, f"cannot be read: {error.strerror}", unreadable=True)
         return None
 
-    def _reject(self, path: str, reason: str) -> None:
-        self.found.rejected.append(Rejected(printable(path), printable(reason)))
+    def _reject(self, path: str, reason: str, unreadable: bool = False) -> None:
+        rejected = Rejected(printable(path), printable(reason))
+        self.found.rejected.append(rejected)
+        if unreadable:
+            self.found.unreadable.append(rejected)
 
 
 def _identity(folder: str) -> object:

@@ -75,7 +75,7 @@ def _map_unique(function: Callable[[str], str], names: NDArray[np.str_]) -> NDAr
 
 
 def check_trials(table: pd.DataFrame, source: str) -> tuple[str, ...]:
-    """Notes on a table of trials (label, enroll, test): repeated trials.
+    """Notes on a table of trials (label, enroll, test): repeated trials, and trials of a file against itself.
 
     Raises: ManifestError if the label of a VoxCeleb trial contradicts its speakers, if a trial appears with both
     labels, or if all are of one kind.
@@ -97,7 +97,12 @@ def check_trials(table: pd.DataFrame, source: str) -> tuple[str, ...]:
             f"{source}: {num_targets} targets and {len(table) - num_targets} non-targets: error rates need at least "
             "one of each"
         )
-    return (f"{repeated.sum():,} trials appear more than once",) if repeated.any() else ()
+    with_itself = int((table["enroll"] == table["test"]).sum())
+    notes = {
+        f"{repeated.sum():,} trials appear more than once": repeated.any(),
+        f"{with_itself:,} trials compare a file with itself": with_itself,
+    }
+    return tuple(note for note, applies in notes.items() if applies)
 
 
 def _is_voxceleb(name: str) -> bool:

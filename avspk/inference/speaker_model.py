@@ -250,6 +250,11 @@ def load_encoder(folder: Path | str) -> tuple[Encoder, np.ndarray, dict[str, Any
         takes = encoder_kind(architecture["architecture"]).describe_input()
         if not isinstance(config["features"], dict):
             raise TypeError(f"features are {config['features']!r}, not a table")
+        if (rate := config.get("sample_rate", SAMPLE_RATE)) != SAMPLE_RATE:
+            raise ValueError(f"its sample rate is {rate}; this version has {SAMPLE_RATE}")
+        mels, taken = config["features"].get("num_mels"), architecture.get("num_mels", 80)
+        if mels not in (None, taken):
+            raise ValueError(f"its features have {mels} mel bands, its encoder takes {taken}")
         if config.setdefault("input", takes) != takes:  # folders of format 1 have no such key
             raise ValueError(f"its encoder was trained on {config['input']}; here {architecture} takes {takes}")
         outline(lambda: build_encoder(**architecture))  # checks the settings before weights are read

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from avspk.common.extras import require
 from avspk.common.settings import Count, FirstReader
 from avspk.data.augmentation import ImagePolicy
-from avspk.data.crop_store import CropStore
+from avspk.data.crop_store import CropStore, CropStoreError
 from avspk.data.dataset import ViewSampler
 from avspk.data.manifest import Utterances
 from avspk.data.views import FaceGroup, FaceViews, GroupedViews
@@ -60,6 +60,9 @@ class FaceSettings(ModalitySettings):
         if not crops.is_dir():
             raise FileNotFoundError(f"no face crop store at {crops}; run `avspk prepare` or set data.crops")
         require("torchvision.io")
+        ends, there = utterances.table[["first_crop", "num_crops"]].sum(axis=1).max(), len(CropStore(crops))
+        if ends > there:
+            raise CropStoreError(f"{crops} has {there} crops, the manifest names {ends}: they are of two preparations")
 
     def inputs(self) -> dict[str, Any]:
         """See `ModalitySettings`."""

@@ -53,7 +53,7 @@ class Res2Conv(nn.Module):
         super().__init__()
         if scale < 2 or channels % scale:
             raise ValueError(
-                f"got {channels} channels in {scale} groups; use 2 or more groups that divide the channels"
+                f"got {channels} channels in {scale} groups (scale); use 2 or more groups that divide the channels"
             )
         width = channels // scale
         self.convs = nn.ModuleList(ConvReluNorm(width, width, kernel_size, dilation) for _ in range(scale - 1))

@@ -15,11 +15,12 @@ from avspk.clusterers.number import usual_number
 from avspk.common import distributed
 from avspk.common.files import content_digest, hold_for_life, read_json, whole_or_absent, write_json
 from avspk.common.machine import commit, hardware, versions
-from avspk.common.settings_tree import Differences, describe, differing_keys
+from avspk.common.settings_tree import Differences, describe, differing_keys, flat_settings
 from avspk.common.trackers import tracker_problems
 from avspk.config import Config, ConfigError, dump_config, load_config
 from avspk.data.manifest import Utterances
 from avspk.data.media import SAMPLE_RATE
+from avspk.inference.checkpoint import outline
 from avspk.modalities.base import VERIFIED, ModalitySettings
 from avspk.pipeline.given import Content
 from avspk.pipeline.initial_models import is_unchanged
@@ -29,6 +30,7 @@ from avspk.run import PSEUDO, RunFolder
 Arguments = ParamSpec("Arguments")
 Checked = TypeVar("Checked")
 RESULTS = ("metrics.json", "report.html")
+CROP_LENGTHS = ("global_seconds", "local_seconds", "refine_seconds", "clean_seconds", "seconds")  # ends of keys
 PACKAGES = ("avspk", "torch", "torchvision", "torchaudio", "accelerate", "numpy", "scikit-learn", "pandas")
 
 
@@ -93,6 +95,23 @@ def launch_problems(config: Config, device: torch.device) -> Iterator[str]:
             )
 
 
+def part_problems(config: Config) -> Iterator[str]:
+    """Problems with the sizes of encoders, and crops of sound that are shorter than one frame."""
+    parts = {f"{name}.encoder": one for name, one in config.modality_settings().items()}
+    if config.final is not None:
+        parts["final.encoder"] = config.audio.model_copy(update={"encoder": config.final.encoder})
+    for key, settings in parts.items():
+        try:
+            with torch.random.fork_rng(devices=[]):
+                outline(settings.build_encoder)
+        except ValueError as error:
+            yield f"{key}: {error}"
+    shortest = config.audio.sound_input().frame_length / SAMPLE_RATE
+    for key, value in flat_settings(config).items():
+        if key.rpartition(".")[2] in CROP_LENGTHS and isinstance(value, (int, float)) and value < shortest:
+            yield f"{key} is {value:g}; a crop needs at least one frame, {shortest:g} s"
+
+
 def size_problems(utterances: Utterances, config: Config) -> Iterator[str]:
     """Problems with modalities, batch sizes and numbers of clusters on this data, found before a stage begins."""
     total = len(utterances)
@@ -113,7 +132,9 @@ def size_problems(utterances: Utterances, config: Config) -> Iterator[str]:
         members = usable[name]
         if name in missing:
             continue
-        if clusters > members:
+        if clusters < 2:
+            yield f"{key} is {clusters}; one cluster tells no speakers apart: take 2 or more"
+        elif clusters > members:
             yield f"{key} is {clusters}, but only {members} utterances have the modality {name}: take 1 to {members}"
         elif problem := config.cluster.problem(clusters, members, config.modalities):
             yield f"cluster.{problem} ({key}, modality {name})"

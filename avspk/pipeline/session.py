@@ -33,6 +33,7 @@ from avspk.pipeline.preflight import (
     initial_model_problems,
     launch_problems,
     manifest_digest,
+    part_problems,
     size_problems,
 )
 from avspk.pipeline.stage_one import copy_stage_one, require_stage_one
@@ -116,6 +117,7 @@ class Session:
         config = self.config
         checks = Checks()
         checks.note(launch_problems(config, device))
+        checks.note(part_problems(config))
         checks.note(initial_model_problems(config))
         noise = checks(read_noise_pack, config.data.noise) if config.data.noise is not None else None
         given: list[Given | None] = []
