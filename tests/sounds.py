@@ -100,6 +100,19 @@ def with_chunk(name: bytes, size: int, before: bytes) -> Callable[[bytes], bytes
     return edit
 
 
+def joined(*writes: Write) -> Write:
+    """Writes one file after the other into the same one, as `cat` does."""
+
+    def write(path: Path) -> None:
+        parts = []
+        for write_one in writes:
+            write_one(path)
+            parts.append(path.read_bytes())
+        path.write_bytes(b"".join(parts))
+
+    return write
+
+
 def with_tag(content: bytes) -> bytes:
     """Edit: an ID3v2.4 tag with a title before everything."""
     return b"ID3\4\0\0\0\0\1\0TIT2\0\0\0\5\0\0\3name" + bytes(113) + content
@@ -144,6 +157,12 @@ EXACT: dict[str, Write] = {
     "odd_data_and_list.wav": edited(_odd, with_chunk(b"LIST", 9, b"")),
     "list_before_data.wav": edited(_wav(), with_chunk(b"LIST", 9, b"data")),
     "list_after_data.wav": edited(_wav(), with_chunk(b"LIST", 9, b"")),
+    "chunks_behind.wav": edited(edited(_wav(), with_chunk(b"id3 ", 9000, b"")), with_chunk(b"PAD ", 5000, b"")),
+    "bext_behind.rf64": edited(with_libsndfile("RF64"), with_chunk(b"bext", 9000, b"")),
+    "annotated.aiff": edited(with_libsndfile("AIFF"), lambda aiff: aiff + b"ANNO\0\0\x20\0" + bytes(0x2000)),
+    "info_behind.caf": edited(
+        with_libsndfile("CAF"), lambda caf: caf + b"info" + struct.pack(">Q", 9000) + bytes(9000)
+    ),
     "bext.wav": edited(_wav(), with_chunk(b"bext", 602, b"fmt ")),
     "tagged.wav": edited(_wav(), with_tag),
     "tagged.flac": edited(_FLAC, with_tag),

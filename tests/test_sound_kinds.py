@@ -13,7 +13,18 @@ import soundfile
 import tiny
 from clips import RATE
 from small_model import write_model
-from sounds import EXACT, LOSSY, RESAMPLED, edited, speech, with_bytes, with_ffmpeg, with_flac_length, with_libsndfile
+from sounds import (
+    EXACT,
+    LOSSY,
+    RESAMPLED,
+    edited,
+    joined,
+    speech,
+    with_bytes,
+    with_ffmpeg,
+    with_flac_length,
+    with_libsndfile,
+)
 
 from avspk.cli import main as avspk
 from avspk.data import preparation, sound, sound_decoding
@@ -125,6 +136,15 @@ def two_rates(path: Path) -> None:
     path.write_bytes(adts(path, "stereo") + adts(path, "mono", 44100))
 
 
+def two_chunks_of_sound(wav: bytes) -> bytes:
+    return wav + wav[wav.index(b"data") :]
+
+
+def short(form: str):
+    """Writer of a sound that is short enough to pass for a small rest."""
+    return lambda path: soundfile.write(path, speech(seconds=0.02), RATE, format=form)
+
+
 FLAC, MP3 = with_libsndfile("FLAC"), with_ffmpeg("libmp3lame", form="mp3")
 REFUSED = {
     "antiphase.wav": (antiphase, "the channels cancel each other"),
@@ -151,6 +171,18 @@ REFUSED = {
             ("W64", b"data", 16, 8, "little"),
         )
     },
+    **{
+        f"joined_{number}.{form.lower()}": (
+            joined(with_libsndfile(form), second),
+            "the (WAV|AIFF|CAF|W64) header announces 320[0-9]+ bytes of sound, another sound follows",
+        )
+        for form in ("WAV", "RF64", "AIFF", "CAF", "W64")
+        for number, second in enumerate((with_libsndfile(form), short(form)))
+    },
+    "two_data.wav": (edited(with_libsndfile("WAV"), two_chunks_of_sound), "the WAV header announces 32000 bytes of"),
+    "chained_vorbis.ogg": (joined(LOSSY["vorbis.ogg"], LOSSY["vorbis.ogg"]), "holds several Ogg streams one after"),
+    "chained_opus.ogg": (joined(LOSSY["opus.ogg"], LOSSY["opus.ogg"]), "holds several Ogg streams one after"),
+    "chained_flac.ogg": (joined(EXACT["flac.ogg"], EXACT["flac.ogg"]), "holds several Ogg streams one after"),
     "not_updated.rf64": (
         edited(with_libsndfile("RF64"), with_sound_length(b"ds64", 16, 8, "little")),
         "the WAV header announces 16000 bytes of sound, 16000 more follow",
@@ -183,7 +215,7 @@ REFUSED = {
 }
 USED = ("streamed_ones.flac", "pipe_zero.wav", "pipe_ones.wav", "44100_hz.wav", "mp3_named.wav", "m4a_named.wav")
 USED += ("flac.ogg", "opus.ogg", "g726_in.wav", "six_channels.wav", "pipe_zeros.rf64", "pipe_no_length.au")
-USED += ("alac_of_ffmpeg.caf",)
+USED += ("alac_of_ffmpeg.caf", "chunks_behind.wav", "bext_behind.rf64", "annotated.aiff", "info_behind.caf")
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,8 @@ _FLV_TAGS = frozenset({8, 9, 18})  # sound, picture, text
 _MOST_TAGS = 16
 _REMAINS = 1 << 12  # bytes after the sound that are not worth a question
 _CHUNK_NAME = re.compile(rb"[A-Za-z0-9][A-Za-z0-9_ ]{3}")
+_JOINED_NAMES = frozenset({b"RIFF", b"RIFX", b"RF64", b"BW64", b"riff", b"FORM", b"caff"})  # a whole file begins so
+_SOUND_NAMES = frozenset({b"data", b"SSND"})  # of WAV, W64 and CAF; of AIFF
 _MOST_PARTS = 1 << 17  # chunks, boxes or objects read before a file's end counts as unknown
 _SPHERE_CODINGS = frozenset({"pcm", "ulaw", "mu-law", "alaw"})
 
@@ -56,7 +58,8 @@ def require_whole(file: BinaryIO) -> None:
 def announced(file: BinaryIO, size: int) -> Extent | None:
     """End of a file according to its header; None if it gives none. Recognised by content, not by suffix.
 
-    Raises: ContainerError for an MP4 file without an index, and for a compressed NIST SPHERE file.
+    Raises: ContainerError for an MP4 file without an index, a compressed NIST SPHERE file, and a file with several
+    sounds, one after the other, of which the decoders would read only one.
     """
     tags = _tags(file)
     content = _Rest(file, tags)
@@ -162,6 +165,7 @@ def _riff(file: _Rest, size: int) -> Extent | None:
         if name == b"data":
             length = large if large and length == 0xFFFFFFFF else length
             _require_no_rest(file, "WAV", size, start, length)
+            _require_one_sound("WAV", _chunks(file, size, start + length + length % 2, order), length)
             if sizes and _unknown(length):  # of the file, the sound, and a number of samples that is not needed
                 return Extent("WAV", size, (Patch(sizes, struct.pack("<3Q", size - 8, size - start, 0)),))
             # Some writers also count the headers as data.
@@ -185,30 +189,54 @@ def _require_no_rest(file: _Rest, kind: str, size: int, start: int, length: int,
         )
 
 
+def _require_one_sound(kind: str, behind: Iterator[tuple[bytes, int, int]], length: int) -> None:
+    """Rejects files that were joined (`cat a.wav b.wav`), and several chunks of sound: only one would be read.
+
+    `behind`: the chunks after `length` bytes of sound, looked at up to something that is not a chunk.
+    """
+    if _unknown(length):
+        return
+    for name in (name[:4] for name, *_ in behind):
+        if name in _JOINED_NAMES | _SOUND_NAMES:
+            raise ContainerError(
+                f"the {kind} header announces {length} bytes of sound, another sound follows, as if files were joined; "
+                "split them"
+            )
+        if not _CHUNK_NAME.match(name):
+            return
+
+
 def _w64(file: _Rest, size: int) -> Extent | None:
     """Sony Wave64: names of 16 bytes, lengths of 8 that include this header of 24, chunks at multiples of 8."""
-    position = 40
+    for name, start, length in _w64_chunks(file, size, 40):
+        if name == _W64_DATA:
+            if _unknown(length):
+                lengths = {16: size, start - 8: size - start + 24}
+                return Extent("W64", size, tuple(Patch(at, struct.pack("<Q", one)) for at, one in lengths.items()))
+            _require_no_rest(file, "W64", size, start, length, 8)
+            _require_one_sound("W64", _w64_chunks(file, size, start + -(-length // 8) * 8), length)
+            return Extent("W64", start + length)
+    return None
+
+
+def _w64_chunks(file: _Rest, size: int, first: int) -> Iterator[tuple[bytes, int, int]]:
+    """Name, start and length of the content of each chunk from `first` on."""
+    position = first
     for _ in range(_MOST_PARTS):
         if position + 24 > size:
-            return None
+            return
         file.seek(position)
         head = file.read(24)
-        length = int.from_bytes(head[16:], "little")
-        if head[:16] == _W64_DATA:
-            length = max(0, length - 24)
-            if _unknown(length):
-                lengths = {16: size, position + 16: size - position}
-                return Extent("W64", size, tuple(Patch(at, struct.pack("<Q", one)) for at, one in lengths.items()))
-            _require_no_rest(file, "W64", size, position + 24, length, 8)
-            return Extent("W64", position + 24 + length)
-        position += max(24, -(-length // 8) * 8)
-    return None
+        length = max(24, int.from_bytes(head[16:], "little"))
+        yield head[:16], position + 24, length - 24
+        position += -(-length // 8) * 8
 
 
 def _aiff(file: _Rest, size: int) -> Extent | None:
     for name, start, length in _chunks(file, size, 12, "big"):
         if name == b"SSND":
             _require_no_rest(file, "AIFF", size, start, length)
+            _require_one_sound("AIFF", _chunks(file, size, start + length + length % 2, "big"), length)
             return _extent("AIFF", start, length)
     return None
 
@@ -217,6 +245,7 @@ def _caf(file: _Rest, size: int) -> Extent | None:
     for name, start, length in _chunks(file, size, 8, "big", wide=True):
         if name == b"data":
             _require_no_rest(file, "CAF", size, start, length)
+            _require_one_sound("CAF", _chunks(file, size, start + length, "big", wide=True), length)
             return _extent("CAF", start, length)
     return None
 
@@ -333,6 +362,7 @@ def _flv_tag(file: _Rest, position: int) -> int:
 
 def _ogg(file: _Rest, size: int) -> Extent | None:
     """The last page (RFC 3533, section 6): the only one that can be incomplete."""
+    _require_one_chain(file, size)
     begin = max(0, size - _OGG_PAGE)
     file.seek(begin)
     tail = file.read()
@@ -342,6 +372,27 @@ def _ogg(file: _Rest, size: int) -> Extent | None:
     table = tail[at + 27 : at + 27 + tail[at + 26]] if at + 26 < len(tail) else b""
     whole_table = at + 26 < len(tail) and len(table) == tail[at + 26]
     return Extent("Ogg", begin + at + 27 + len(table) + sum(table) + (not whole_table) * _OGG_PAGE)
+
+
+def _require_one_chain(file: _Rest, size: int) -> None:
+    """Rejects streams one after the other (RFC 3533, section 4: chained): libsndfile would read only the first.
+
+    Streams that begin together, such as picture and sound, are one chain. FFmpeg reads on, but not sample by sample.
+    """
+    position, begun = 0, False
+    for _ in range(_MOST_PARTS):
+        file.seek(position)
+        head = file.read(27)
+        if len(head) < 27 or head[:5] != b"OggS\0":
+            return
+        begins = bool(head[5] & 2)
+        if begun and begins:
+            raise ContainerError(
+                f"holds several Ogg streams one after the other, only the first {position} of {size} bytes would be "
+                "read; convert it with ffmpeg -i FILE FILE.flac"
+            )
+        begun |= not begins
+        position += 27 + head[26] + sum(file.read(head[26]))
 
 
 def _mp3(file: _Rest) -> Extent | None:
