@@ -391,6 +391,12 @@ def test_the_number_of_channels_may_change(tmp_path, layouts):
         assert np.abs(np.fft.rfft(part)).argmax() * RATE / len(part) == pytest.approx(200, abs=2)
 
 
+def test_an_ogg_recording_of_a_live_stream_has_no_last_page(tmp_path):
+    """Recorders of streams stop without the page that is marked as the last. It cannot be told from a cut there."""
+    edited(LOSSY["opus.ogg"], lambda ogg: ogg[: ogg.rindex(b"OggS")])(tmp_path / "x.ogg")
+    assert len(read_audio(tmp_path / "x.ogg")) == pytest.approx(RATE, abs=1_600)
+
+
 @pytest.mark.parametrize("tail", [b"\x08", b"ID3" + bytes(40), b"\x09\x00\x00(c) someone", bytes(100)])
 def test_other_data_may_follow_a_whole_flv(tmp_path, tail):
     edited(with_ffmpeg("aac"), lambda content: content + tail)(tmp_path / "x.flv")
