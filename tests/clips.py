@@ -6,6 +6,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+from av.stream import Disposition
 from PIL import Image, ImageDraw, ImageFilter
 
 RATE = 16_000
@@ -20,6 +21,20 @@ def corpus_sizes(training_clips: int) -> list[str]:
     """Options of `avspk corpus` for a corpus of a few seconds: two identities on each side, one training session."""
     sizes = {"training-identities": 2, "training-sessions": 1, "training-clips": training_clips, "test-identities": 2}
     return [word for name, value in sizes.items() for word in (f"--{name}", str(value))]
+
+
+def write_tracks(path: Path, sounds: list[np.ndarray], default: int | None, codec: str = "aac") -> Path:
+    """Write mono waveforms as the sound tracks of a file, one of them marked as the default one, or none."""
+    with av.open(str(path), "w") as container:
+        tracks = [container.add_stream(codec, rate=RATE, layout="mono") for _ in sounds]
+        for number, track in enumerate(tracks):
+            track.disposition = Disposition.default if number == default else Disposition(0)
+        for track, sound in zip(tracks, sounds, strict=True):
+            frame = av.AudioFrame.from_ndarray(sound[None], format="fltp", layout="mono")
+            frame.sample_rate, frame.pts, frame.time_base = RATE, 0, Fraction(1, RATE)
+            for part in (frame, None):
+                container.mux(track.encode(part))
+    return path
 
 
 def numbered_frames(count: int = 25, height: int = 64, width: int = 96) -> np.ndarray:

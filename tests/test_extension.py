@@ -24,10 +24,11 @@ from avspk import config
 from avspk.clusterers.base import Clustering
 from avspk.clusterers.joint_kmeans import JointKmeansSettings
 from avspk.config import Config, ConfigError, PretrainSettings, RefineSettings, parse_config
+from avspk.data.media import AudioWarning
 from avspk.frontend.waveform import Waveform
 from avspk.inference.checkpoint import load_tree, load_weights, save_tree
 from avspk.inference.export import ExportError, export_onnx
-from avspk.inference.speaker_model import AudioWarning, CheckpointError, load_encoder, load_model, save_model
+from avspk.inference.speaker_model import CheckpointError, load_encoder, load_model, save_model
 from avspk.judges.gated_correction import GatedCorrectionSettings
 from avspk.modalities.audio import AudioSettings
 from avspk.models import registry

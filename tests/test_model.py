@@ -16,11 +16,11 @@ from scipy.signal import resample_poly
 from small_model import CALIBRATION, voice, write_model, write_sound
 
 from avspk import load_model
-from avspk.data.media import MediaError
+from avspk.data.media import AudioWarning, MediaError
 from avspk.data.sound import read_audio
 from avspk.inference import speaker_model as module
 from avspk.inference.checkpoint import CheckpointError, save_tree
-from avspk.inference.speaker_model import AudioWarning, load_calibration, load_encoder
+from avspk.inference.speaker_model import load_calibration, load_encoder
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import soundfile
 import tiny
-from clips import RATE
+from clips import RATE, tone, write_tracks
 from small_model import write_model
 from sounds import (
     EXACT,
@@ -29,7 +29,7 @@ from sounds import (
 from avspk.cli import main as avspk
 from avspk.data import preparation, sound, sound_decoding
 from avspk.data.manifest import UTTERANCE_COLUMNS, Utterances, read_utterances
-from avspk.data.media import MediaError
+from avspk.data.media import AudioWarning, MediaError
 from avspk.data.noise import read_noise_pack
 from avspk.data.preparation import PreparationSettings, prepare
 from avspk.data.sound import audio_num_samples, read_audio, read_first_channel, read_sound, write_wav
@@ -389,6 +389,43 @@ def test_the_number_of_channels_may_change(tmp_path, layouts):
     assert first.std() == pytest.approx(second.std(), rel=0.02)
     for part in (first, second):
         assert np.abs(np.fft.rfft(part)).argmax() * RATE / len(part) == pytest.approx(200, abs=2)
+
+
+def pitch(sound: np.ndarray) -> float:
+    return float(np.abs(np.fft.rfft(sound)).argmax()) * RATE / len(sound)
+
+
+@pytest.mark.parametrize(("default", "used"), [(0, 1), (1, 2), (None, 1)])
+@pytest.mark.parametrize("suffix", ["mkv", "mp4"])
+def test_the_default_track_is_used_and_the_others_are_named(tmp_path, suffix, default, used):
+    path = write_tracks(tmp_path / f"x.{suffix}", [tone(1.0, 300), tone(1.5, 900)], default)
+    with pytest.warns(AudioWarning, match=f"x.{suffix}: 2 sound tracks, only track {used} is used"):
+        sound = read_sound(path)
+    assert pitch(sound) == pytest.approx({1: 300, 2: 900}[used], abs=3)
+    assert len(sound) == pytest.approx(RATE * (0.5 + used / 2), abs=2_100)
+    with pytest.warns(AudioWarning):
+        assert audio_num_samples(path) == len(sound)
+
+
+def test_preparation_names_files_with_several_tracks(tmp_path, monkeypatch):
+    (tmp_path / "raw").mkdir()
+    for name in ("x.mkv", "z.mka"):
+        write_tracks(tmp_path / "raw" / name, [tone(1.0, 300), speech()], 1)
+    write_wav(tmp_path / "raw" / "y.wav", speech())
+    monkeypatch.setattr(preparation, "run_tasks", here)
+    summary = prepare(PreparationSettings(tmp_path / "raw", tmp_path / "out", min_seconds=0.5))
+    assert summary.utterances == 3
+    note = "2 sound tracks, only track 2 is used"
+    rejected = read_rejected(tmp_path / "out" / "rejected.tsv")
+    assert rejected == {"x.mkv": f"no video stream; its sound is kept; {note}", "z.mka": note}
+
+
+def test_embedding_warns_once_of_several_tracks(tmp_path, capsys):
+    model, path = write_model(tmp_path / "model"), write_tracks(tmp_path / "x.mka", [tone(1.0, 300), speech()], 1)
+    assert avspk(["embed", "--model", str(model), str(path), "--out", str(tmp_path / "e.npy")]) == 0
+    assert [line for line in capsys.readouterr().err.splitlines() if "tracks" in line] == [
+        f"warning: {path}: 2 sound tracks, only track 2 is used"
+    ]
 
 
 def test_an_ogg_recording_of_a_live_stream_has_no_last_page(tmp_path):

@@ -17,9 +17,9 @@ def guarded(command: Callable[[argparse.Namespace], int], args: argparse.Namespa
 
     Of the warnings only those about sound are shown. Errors that are not the user's keep their traceback.
     """
+    from avspk.data.media import AudioWarning
     from avspk.inference.checkpoint import CheckpointError
     from avspk.inference.export import ExportError
-    from avspk.inference.speaker_model import AudioWarning
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -14,6 +14,10 @@ class MediaError(ValueError):
     """A media file cannot be used; the message is the reason, without the path."""
 
 
+class AudioWarning(UserWarning):
+    """Sound that can be used, but whose score is less reliable, or that is not all the sound of its file."""
+
+
 @contextmanager
 def decoder_errors() -> Iterator[None]:
     """Turns every error of a media library, of any type, into a MediaError with its reason."""
@@ -41,11 +45,13 @@ def require_file(path: Path) -> None:
             require_whole(file)
 
 
-def first(streams: Any, kind: str) -> Any:
-    """The first stream of a kind. Raises: MediaError if there is none."""
-    if not streams:
-        raise MediaError(f"no {kind} stream")
-    return streams[0]
+def sound_stream(container: Any) -> Any:
+    """The sound stream that a player plays: the default one, else the first. Raises: MediaError if there is none."""
+    from av.stream import Disposition
+
+    if not container.streams.audio:
+        raise MediaError("no audio stream")
+    return max(container.streams.audio, key=lambda one: bool(one.disposition & Disposition.default))
 
 
 def reason(error: Exception) -> str:

@@ -6,6 +6,7 @@ does not confirm is cut off and made again, so a unit ends with the same bytes h
 
 import json
 import time
+import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -22,7 +23,7 @@ from avspk.data.clips import Clip
 from avspk.data.crop_store import CropWriter
 from avspk.data.cutting import Span, parts_of, shots_of
 from avspk.data.face_crops import FaceCrops, FaceDetector, cut_faces
-from avspk.data.media import SAMPLE_RATE, MediaError
+from avspk.data.media import SAMPLE_RATE, AudioWarning, MediaError
 from avspk.data.one_person import MainPerson, main_persons
 from avspk.data.preparation_settings import FaceSettings, PackFormat
 from avspk.data.prepared_sound import PreparedSound, prepared_sound
@@ -297,6 +298,7 @@ class _Opener:
     reporter: Reporter
     rejected: list[Rejected]
     left_out: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+    notes: dict[str, str] = field(default_factory=dict)
 
     def __call__(
         self, kind: Literal["sound", "picture"], path: str, read: Callable[[Path], Any], consequence: str = ""
@@ -312,10 +314,20 @@ class _Opener:
         file = self.recipe.raw / path
         self.reporter.entering(item, PATIENCE + file_size(file) / _SLOWEST[kind])
         try:
-            return read(file)
+            return self._read_and_note(file, path, read)
         except MediaError as error:
             self.reject(path, str(error), consequence)
             return None
+
+    def _read_and_note(self, file: Path, path: str, read: Callable[[Path], Any]) -> Any:
+        """Result of `read`; what it warns of is noted."""
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("always", AudioWarning)
+            content = read(file)
+        for warning in caught:
+            self.notes[path] = str(warning.message).removeprefix(f"{file}: ")
+        return content
 
     def leave_out(self, part: _Part, reason: str) -> None:
         """Record why a part, or some of its content, cannot be used."""
@@ -325,11 +337,18 @@ class _Opener:
             self.reject(part.clip.video or part.source, reason)
 
     def sum_up(self, clips: Iterable[Clip]) -> None:
-        """Name the clips with parts that were left out."""
+        """Name the clips with parts, and the files with tracks, that were left out."""
         for clip in clips:
             if reasons := self.left_out.get(clip.utterance):
                 parts = "; ".join(f"{reason} ({count})" for reason, count in sorted(reasons.items()))
                 self.reject(clip.video or clip.sounds[0], f"of its parts: {parts}")
+        self._add_notes()
+
+    def _add_notes(self) -> None:
+        """Record the notes, behind the reason if a file has one."""
+        reasons = {one.path: f"{one.reason}; " for one in self.rejected}
+        self.rejected[:] = [one for one in self.rejected if one.path not in self.notes]
+        self.rejected += [Rejected(path, reasons.get(path, "") + note) for path, note in self.notes.items()]
 
     def reject(self, path: str, reason: str, consequence: str = "") -> None:
         """Record why a file cannot be used; only the first reason is kept."""

@@ -7,6 +7,7 @@ wrong, and files whose header gives no length.
 import io
 import os
 import struct
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -16,7 +17,7 @@ import numpy as np
 import soundfile
 
 from avspk.data.containers import Patch, is_mpeg_audio, true_lengths
-from avspk.data.media import SAMPLE_RATE, MediaError, decoder_errors, first, reason, require_file
+from avspk.data.media import SAMPLE_RATE, AudioWarning, MediaError, decoder_errors, reason, require_file, sound_stream
 from avspk.data.resampling import require_rate, resampled
 from avspk.data.sound_check import ChannelSum
 
@@ -156,7 +157,7 @@ def _libsndfile_pieces(file: soundfile.SoundFile, path: Path) -> Iterator[np.nda
 def _goes_on(path: Path, count: int) -> bool:
     """Whether a FLAC file holds frames after so many samples. libsndfile stops at the number in the header."""
     with closing(_av_open(path)) as container:
-        stream = first(container.streams.audio, "audio")
+        stream = sound_stream(container)
         return any((packet.pts or 0) >= count for packet in container.demux(stream))
 
 
@@ -187,7 +188,8 @@ def _av_pieces(path: Path, first_channel: bool) -> Iterator[np.ndarray]:
     channels = ChannelSum()
     mix = _first_channel if first_channel else channels.mix
     with closing(_av_open(path)) as container:
-        stream = first(container.streams.audio, "audio")
+        stream = sound_stream(container)
+        _warn_of_other_tracks(path, container.streams.audio, stream)
         if container.format.name == "caf" and stream.codec_context.name == "alac":
             # The last frame is as long as its sound. FFmpeg would cut off once more what it lacks of a full frame.
             stream.codec_context.flags2 |= Flags2.skip_manual
@@ -201,6 +203,13 @@ def _av_pieces(path: Path, first_channel: bool) -> Iterator[np.ndarray]:
                 frame = _mono_frame(mix(_channels(frame)), frame)
             yield from (_packed(part)[:, 0] for part in resampler.resample(frame))
     channels.finish()
+
+
+def _warn_of_other_tracks(path: Path, tracks: Sequence[Any], used: Any) -> None:
+    """Warn that a file has other sound, such as other languages."""
+    if len(tracks) > 1:
+        number = 1 + [one.index for one in tracks].index(used.index)
+        warnings.warn(f"{path}: {len(tracks)} sound tracks, only track {number} is used", AudioWarning, stacklevel=2)
 
 
 def _av_open(path: Path) -> Any:

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from avspk.common.files import content_digest, whole_or_absent
-from avspk.data.media import SAMPLE_RATE, MediaError
+from avspk.data.media import SAMPLE_RATE, AudioWarning, MediaError
 from avspk.data.resampling import resample
 from avspk.data.sound_check import SoundCheck
 from avspk.data.sound_store import SoundStore
@@ -35,10 +35,6 @@ HEADERS_AT_ONCE = 16  # threads that read the files' lengths: on network storage
 SHORT_SECONDS = 1.0  # shorter sound hardly identifies a voice and gives a warning
 CLIPPED_SHARE = 0.001  # [C] share of clipped samples that gives a warning
 Floats = NDArray[np.float32]
-
-
-class AudioWarning(UserWarning):
-    """Sound that can be embedded, but whose score is less reliable."""
 
 
 class SpeakerModel:
