@@ -104,10 +104,10 @@ def test_long_sound_is_cut_in_its_pauses():
 
 
 def test_cuts_of_the_picture_are_found_and_not_bridged():
-    def read_at(seconds: np.ndarray) -> np.ndarray:
-        return np.stack([face_of(1 if second < 8.3 else 2 if second < 300 else 3) for second in seconds])
+    def read_at(places: np.ndarray) -> np.ndarray:
+        return np.stack([face_of(1 if second < 8.3 else 2 if second < 300 else 3) for second in places / RATE])
 
-    shots = shots_of(read_at, 400 * RATE)
+    shots = shots_of(read_at, 400 * RATE, (0, 400 * RATE))
     assert [(begin / RATE, end / RATE) for begin, end in shots] == [(0, 8.0), (8.5, 299.5), (300, 400)]
     assert parts_of(np.zeros(400 * RATE, np.float32), 500, shots) == shots
 

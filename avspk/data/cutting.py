@@ -15,6 +15,7 @@ _FRAME = SAMPLE_RATE // 100  # samples
 _PAUSE = 30  # consecutive quiet frames
 _PICTURES_A_SECOND = 2
 _WINDOW = 512  # pictures in memory at once
+_SHORT = SAMPLE_RATE  # [C] samples without a picture, before or after it, that are no span of their own
 
 
 def parts_of(waveform: np.ndarray, max_seconds: float, shots: Sequence[Span] | None = None) -> list[Span]:
@@ -49,21 +50,31 @@ def _cut_at_pauses(levels: np.ndarray, begin: int, end: int, longest: int) -> It
     yield begin, end
 
 
-def shots_of(read_at: Callable[[np.ndarray], np.ndarray], num_samples: int) -> list[Span]:
-    """Spans of the recording's samples without a cut in the picture; `read_at` gives the frames at times (n,).
+def shots_of(read_at: Callable[[np.ndarray], np.ndarray], num_samples: int, shown: Span) -> list[Span]:
+    """Spans of the recording's samples without a cut in the picture; `read_at` gives the frames at samples (n,).
 
-    Two pictures a second are compared. The time between two that differ belongs to neither shot.
+    Two pictures a second are compared. The time between two that differ belongs to neither shot. There is a picture
+    during the samples `shown`: the sound before or after it is a span of its own, unless it is short.
     """
+    first = shown[0] if shown[0] >= _SHORT else 0
+    last = shown[1] if shown[1] <= num_samples - _SHORT else num_samples
+    if first >= last:
+        return [(0, num_samples)]
+    before, after = [(0, first)] * (first > 0), [(last, num_samples)] * (last < num_samples)
+    return [*before, *_shots_between(read_at, first, last), *after]
+
+
+def _shots_between(read_at: Callable[[np.ndarray], np.ndarray], first: int, last: int) -> list[Span]:
     step = SAMPLE_RATE // _PICTURES_A_SECOND
-    places = np.arange(0, num_samples, step)
+    places = np.arange(first, last, step)
     cuts: list[int] = []
     before = None
     for start in range(0, len(places), _WINDOW):
         window = places[start : start + _WINDOW]
-        found = appearances(read_at(window / SAMPLE_RATE))
-        last = found[:1] if before is None else before
-        changed = differences(found, np.concatenate([last, found[:-1]])) >= OTHER
+        found = appearances(read_at(window))
+        previous = found[:1] if before is None else before
+        changed = differences(found, np.concatenate([previous, found[:-1]])) >= OTHER
         cuts += window[changed].tolist()
         before = found[-1:]
-    borders = [0, *(border for cut in cuts for border in (cut - step, cut)), num_samples]
+    borders = [first, *(border for cut in cuts for border in (cut - step, cut)), last]
     return list(zip(borders[::2], borders[1::2], strict=True))

@@ -23,6 +23,7 @@ from avspk.data.clips import Clip
 from avspk.data.crop_store import CropWriter
 from avspk.data.cutting import Span, parts_of, shots_of
 from avspk.data.face_crops import FaceCrops, FaceDetector, cut_faces
+from avspk.data.film import Film
 from avspk.data.media import SAMPLE_RATE, AudioWarning, MediaError
 from avspk.data.one_person import MainPerson, main_persons
 from avspk.data.preparation_settings import FaceSettings, PackFormat
@@ -31,7 +32,7 @@ from avspk.data.shards import MAX_SHARDS
 from avspk.data.sound import read_sound
 from avspk.data.sound_check import check_sound
 from avspk.data.tree import Rejected
-from avspk.data.video import VideoReader
+from avspk.data.video import Looks, VideoReader
 from avspk.data.worker_pool import PATIENCE, Reporter, Task
 
 # Clips that share batches of the detector; an interruption loses at most one such batch.
@@ -178,14 +179,20 @@ def _shard_writer(recipe: Recipe, unit: Unit, num_crops: int) -> CropWriter | No
 class _Part:
     """A possible utterance: a clip or, if that is long, part number `number` of it, from 1.
 
-    `waveform` (n,) of the clip's file `source`; `frames` None if there is no picture.
+    `waveform` (n,) of the clip's file `source`; `looks` at its picture, with times in samples of `waveform`, None if
+    there is no picture that can be decoded.
     """
 
     clip: Clip
     source: str
     waveform: np.ndarray
-    frames: np.ndarray | None
+    looks: Looks | None
     number: int = 0
+
+    @property
+    def frames(self) -> list[np.ndarray]:
+        """The frames in a list, which is empty if there are none."""
+        return [] if self.looks is None or not len(self.looks.frames) else [self.looks.frames]
 
     @property
     def utterance(self) -> str:
@@ -206,9 +213,9 @@ def _prepare_batch(
     crops: list[FaceCrops] = []
     for parts in batched((part for clip in clips for part in _parts(clip, opener)), BATCH_CLIPS):
         reporter.entering(None)
-        persons = iter(_persons(recipe, [part.frames for part in parts if part.frames is not None], device))
+        persons = iter(_persons(recipe, [frames for part in parts for frames in part.frames], device))
         for part in parts:
-            found = _take(part, next(persons) if part.frames is not None else None, opener, sounds)
+            found = _take(part, next(persons) if part.frames else None, opener, sounds)
             if found is not None:
                 result.rows.append(found[0])
                 crops += found[1:]
@@ -231,8 +238,8 @@ def _take(
         opener.leave_out(part, person.problem)
         return None
     num_crops = len(person.crops.crops) if person else 0
-    if person and not num_crops:
-        opener.leave_out(part, "no face found" + recipe.sound_kept)
+    if part.looks is not None and not num_crops:
+        opener.leave_out(part, ("no face found" if part.frames else "no picture at its time") + recipe.sound_kept)
     if not num_crops and recipe.require_face:
         return None
     begin, end = (round(share * len(part.waveform)) for share in (person.kept if person else (0, 1)))
@@ -255,16 +262,16 @@ def _parts(clip: Clip, opener: "_Opener") -> Iterator[_Part]:
         return
     source, waveform = sound
     if not recipe.max_seconds or len(waveform) <= recipe.max_seconds * SAMPLE_RATE:
-        yield _Part(clip, source, waveform, _take_frames(clip, opener))
+        yield _Part(clip, source, waveform, _take_looks(clip, opener, len(waveform)))
         return
     spans = parts_of(waveform, recipe.max_seconds, _shots(clip, opener, len(waveform)))
-    with _Film(clip, opener) as film:
+    with _LongFilm(clip, opener) as film:
         for number, (begin, end) in enumerate(spans, 1):
             part = _Part(clip, source, waveform[begin:end].copy(), None, number)
             if problem := _problem(part.waveform, recipe):
                 opener.leave_out(part, problem.partition(":")[0])
             else:
-                yield replace(part, frames=film.frames(begin, end))
+                yield replace(part, looks=film.looks(begin, end))
 
 
 def _problem(waveform: np.ndarray, recipe: Recipe) -> str:
@@ -281,7 +288,8 @@ def _shots(clip: Clip, opener: "_Opener", num_samples: int) -> list[Span] | None
 
     def read(path: Path) -> list[Span]:
         with VideoReader(path, THUMBNAIL, opener.reporter.alive) as video:
-            return shots_of(video.read_at, num_samples)
+            film = Film(video)
+            return shots_of(film.read_at, num_samples, film.span)
 
     if clip.video is None:
         return None
@@ -367,31 +375,28 @@ def _take_sound(clip: Clip, opener: _Opener) -> tuple[str, np.ndarray] | None:
     return None
 
 
-def _take_frames(clip: Clip, opener: _Opener) -> np.ndarray | None:
+def _take_looks(clip: Clip, opener: _Opener, num_samples: int) -> Looks | None:
     """The frames for the face detector; None if the clip has no picture that can be decoded."""
     faces = opener.recipe.faces
 
-    def read(path: Path) -> np.ndarray:
+    def read(path: Path) -> Looks:
         with VideoReader(path, faces.max_side, opener.reporter.alive) as video:
-            return video.sample(faces.crops_per_clip)
+            return Film(video).sample(faces.crops_per_clip, num_samples)
 
     if clip.video is None:
         return None
-    frames: np.ndarray | None = opener("picture", clip.video, read, opener.recipe.sound_kept)
-    return frames
+    looks: Looks | None = opener("picture", clip.video, read, opener.recipe.sound_kept)
+    return looks
 
 
-class _Film:
-    """The picture of a long clip, if it has one that can be decoded; its packets are read once.
-
-    Times are in samples of the sound, which starts with the first frame.
-    """
+class _LongFilm:
+    """The picture of a long clip, if it has one that can be decoded; its packets are read once."""
 
     def __init__(self, clip: Clip, opener: _Opener) -> None:
         self._clip, self._opener = clip, opener
         self._video: VideoReader | None = None
 
-    def __enter__(self) -> "_Film":
+    def __enter__(self) -> "_LongFilm":
         faces, alive = self._opener.recipe.faces, self._opener.reporter.alive
         if self._clip.video is not None:
             self._video = self._ask(lambda path: VideoReader(path, faces.max_side, alive))
@@ -401,12 +406,13 @@ class _Film:
         if self._video is not None:
             self._video.__exit__()
 
-    def frames(self, begin: int, end: int) -> np.ndarray | None:
+    def looks(self, begin: int, end: int) -> Looks | None:
         """The frames for the face detector, in the middles of equal parts of a span."""
-        count = self._opener.recipe.faces.crops_per_clip
-        times = (begin + (end - begin) * (np.arange(count) + 0.5) / count) / SAMPLE_RATE
-        video = self._video
-        return None if video is None else self._ask(lambda _: video.read_at(times))
+        if self._video is None:
+            return None
+        film, count = Film(self._video), self._opener.recipe.faces.crops_per_clip
+        looks: Looks | None = self._ask(lambda _: film.looks(count, begin, end))
+        return looks
 
     def _ask(self, read: Callable[[Path], Any]) -> Any:
         return self._opener("picture", str(self._clip.video), read, self._opener.recipe.sound_kept)

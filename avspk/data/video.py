@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -37,6 +37,13 @@ def read_frames(path: str | Path, numbers: Sequence[int] | np.ndarray, max_side:
 
 class _DisorderError(Exception):
     """Frames arrived in another order than their time stamps: the container does not know when they are shown."""
+
+
+class Looks(NamedTuple):
+    """Frames uint8 (n, H, W, 3) RGB, and when each of them is looked at (n,), ascending."""
+
+    frames: np.ndarray
+    times: np.ndarray
 
 
 class VideoReader:
@@ -74,24 +81,45 @@ class VideoReader:
         """When each frame is shown, ascending, float64 (num_frames,), on the time line of the file."""
         return np.array(self._timeline.times) * float(self._source.time_base)
 
+    @property
+    def span(self) -> tuple[float, float]:
+        """Seconds at which the first frame appears and the last one disappears, on the time line of the file."""
+        tick = float(self._source.time_base)
+        return self._timeline.times[0] * tick, self._timeline.end * tick
+
     def sample(self, count: int) -> np.ndarray:
         """At most `count` different frames, shown in the middles of as many equal parts of the time.
 
         Returns and raises the same as `read`.
         """
-        return self._read_as_is(lambda: self._timeline.numbers_at_even_times(count))
+        return self.looks(count).frames
 
-    def read_at(self, seconds: np.ndarray) -> np.ndarray:
-        """The frame on the screen at each of these times (n,), in seconds after the first frame.
+    def looks(self, count: int, begin: float | None = None, end: float | None = None) -> Looks:
+        """`sample` of the time from `begin` to `end`, by default of all, with times in seconds as in `seconds`.
 
-        Returns and raises the same as `read`.
+        The time of a frame that is met in several parts is the mean of their middles. Raises the same as `read`.
         """
+        tick = float(self._source.time_base)
+        looked = np.zeros(0), np.zeros(0)
 
         def numbers() -> np.ndarray:
-            shown = self.seconds
-            return (np.searchsorted(shown - shown[0], seconds, side="right") - 1).clip(0)
+            nonlocal looked
+            line = self._timeline
+            first = line.times[0] if begin is None else begin / tick
+            last = line.end if end is None else end / tick
+            looked = line.at_even_times(count, first, last)
+            return np.unique(looked[0])
 
-        return self._read_as_is(numbers)
+        frames = self._read_as_is(numbers)
+        chosen, times = looked
+        return Looks(frames, np.array([times[chosen == number].mean() for number in np.unique(chosen)]) * tick)
+
+    def read_at(self, seconds: np.ndarray) -> np.ndarray:
+        """The frame on the screen at each of these times (n,), in seconds as in `seconds`.
+
+        Before the first frame it is the first, after the last the last. Returns and raises the same as `read`.
+        """
+        return self._read_as_is(lambda: (np.searchsorted(self.seconds, seconds, side="right") - 1).clip(0))
 
     def _read_as_is(self, numbers: Callable[[], np.ndarray]) -> np.ndarray:
         """The frames that `numbers` selects from those that can be decoded."""

@@ -63,9 +63,17 @@ class Timeline:
 
         Ascending, without repetition. Exact: in a video of constant rate it is the picture floor((k + 1/2) n / count).
         """
-        begin, length = self.times[0], self.end - self.times[0]
-        doubled = [2 * count * (time - begin) for time in self.times]
-        return np.unique([bisect_right(doubled, (2 * k + 1) * length) - 1 for k in range(count)])
+        return np.unique(self.at_even_times(count, self.times[0], self.end)[0])
+
+    def at_even_times(self, count: int, begin: float, end: float) -> tuple[np.ndarray, np.ndarray]:
+        """Middles of `count` equal parts of the time from `begin` to `end`: the pictures on the screen, and when.
+
+        Numbers (count,) and times (count,), in ticks. Outside of the pictures' time it is the first or the last one.
+        """
+        scaled = [2 * count * time for time in self.times]
+        middles = [2 * count * begin + (2 * k + 1) * (end - begin) for k in range(count)]
+        numbers = [max(0, bisect_right(scaled, middle) - 1) for middle in middles]
+        return np.array(numbers), np.array(middles) / (2 * count)
 
     def runs(self, numbers: Sequence[int]) -> list[Run]:
         """The least decoding that gives the pictures `numbers` (ascending): each from the last key frame before it."""

@@ -1,0 +1,62 @@
+"""The picture of a video on the time axis of its sound."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from avspk.data.cutting import Span
+from avspk.data.media import SAMPLE_RATE
+from avspk.data.video import Looks, VideoReader
+
+_NEARLY = 0.5  # [C] s by which a picture may outlast the sound at either end and is still looked at as a whole
+_NO_FRAMES = np.zeros((0, 1, 1, 3), np.uint8)
+
+
+class Film:
+    """The pictures of an open video; times are in samples of its sound, which starts with the first frame."""
+
+    def __init__(self, video: VideoReader) -> None:
+        self._video = video
+        self._origin = video.span[0]
+
+    @property
+    def span(self) -> Span:
+        """The sound's samples during which there is a picture; they may lie outside of the sound."""
+        begin, end = ((second - self._origin) * SAMPLE_RATE for second in self._video.span)
+        return round(begin), round(end)
+
+    def read_at(self, places: np.ndarray) -> np.ndarray:
+        """The frame on the screen at each of these samples (n,), or the nearest one; raises as `VideoReader.read`."""
+        return self._video.read_at(places / SAMPLE_RATE + self._origin)
+
+    def sample(self, count: int, num_samples: int) -> Looks:
+        """At most `count` different frames of a whole recording, while there is sound; none if there is none then.
+
+        A picture that hardly outlasts the sound is looked at as a whole. Raises: MediaError.
+        """
+        begin, end = self.span
+        nearly = round(_NEARLY * SAMPLE_RATE)
+        if begin >= -nearly and end <= num_samples + nearly:
+            found = self._video.looks(count)
+        elif (first := max(0, begin)) < (last := min(end, num_samples)):
+            found = self._video.looks(count, first / SAMPLE_RATE + self._origin, last / SAMPLE_RATE + self._origin)
+        else:
+            return Looks(_NO_FRAMES, np.zeros(0))
+        return Looks(found.frames, (found.times - self._origin) * SAMPLE_RATE)
+
+    def looks(self, count: int, begin: int, end: int) -> Looks:
+        """The frames in the middles of `count` equal parts of a span, without the times at which there is no picture.
+
+        Times count from `begin`. Raises: MediaError.
+        """
+        times = begin + (end - begin) * (np.arange(count) + 0.5) / count
+        times = times[self._shows(times)]
+        if not len(times):
+            return Looks(_NO_FRAMES, times)
+        frames = self.read_at(times)
+        shown = self._shows(times)  # reading may have found that announced frames do not exist
+        return Looks(frames[shown], times[shown] - begin)
+
+    def _shows(self, places: np.ndarray) -> np.ndarray:
+        begin, end = self.span
+        return (places >= begin) & (places < end)

@@ -1,0 +1,81 @@
+"""Faces and sound of an utterance are from the same time, whatever a container says about its streams' times."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from clips import code_of, coded_frames, talking_head, tone, write_clip
+from test_preparation import Workers, rejected, use
+
+from avspk.data.cutting import shots_of
+from avspk.data.film import Film
+from avspk.data.manifest import read_utterances
+from avspk.data.media import SAMPLE_RATE
+from avspk.data.preparation import PreparationSettings, prepare
+from avspk.data.preparation_settings import FaceSettings
+from avspk.data.video import VideoReader
+
+FRAME = SAMPLE_RATE // 25  # samples
+
+
+def codes(frames: np.ndarray) -> list[int]:
+    return [code_of(frame) for frame in frames]
+
+
+def prepared(raw: Path, out: Path, monkeypatch: pytest.MonkeyPatch, max_seconds: float) -> dict[str, tuple[int, int]]:
+    """Number of samples and crops by utterance."""
+    use(monkeypatch, Workers())
+    settings = PreparationSettings(raw, out, FaceSettings(crops_per_clip=4), max_seconds=max_seconds)
+    prepare(settings)
+    table = read_utterances(out / "manifest.parquet").table
+    return dict(zip(table["utterance"], zip(table["num_samples"], table["num_crops"], strict=True), strict=True))
+
+
+def test_after_the_picture_ends_there_are_no_frames(tmp_path):
+    with VideoReader(write_clip(tmp_path / "x.mp4", coded_frames(50), tone())) as video:
+        film = Film(video)
+        assert film.span == (0, 50 * FRAME)
+        assert codes(film.looks(4, 0, 50 * FRAME).frames) == [6, 18, 31, 43]
+        half = film.looks(4, 25 * FRAME, 75 * FRAME)
+        assert codes(half.frames) == [31, 43]
+        assert half.times.tolist() == pytest.approx([6.25 * FRAME, 18.75 * FRAME])
+        assert len(film.looks(4, 50 * FRAME, 90 * FRAME).frames) == 0
+
+
+def test_a_last_frame_counts_as_long_as_it_lasts(tmp_path):
+    times = [0, 1, 2, 3, 5, 50, 75]
+    with VideoReader(write_clip(tmp_path / "x.mp4", coded_frames(7), times=times)) as video:
+        end = Film(video).span[1]
+        assert end > 75 * FRAME
+        assert codes(Film(video).looks(3, 0, 75 * FRAME).frames) == [4, 4, 5]
+        assert codes(Film(video).looks(1, 75 * FRAME, end).frames) == [6]
+
+
+def test_a_picture_that_outlasts_the_sound_is_looked_at_while_there_is_sound(tmp_path):
+    with VideoReader(write_clip(tmp_path / "x.mp4", coded_frames(100))) as video:
+        assert codes(Film(video).sample(4, 50 * FRAME).frames) == [6, 18, 31, 43]
+        for hardly in (90, 100, 110):
+            assert np.array_equal(Film(video).sample(4, hardly * FRAME).frames, video.sample(4))
+
+
+def test_the_end_of_the_picture_is_a_cut():
+    def read_at(places: np.ndarray) -> np.ndarray:
+        assert 0 <= places.min() <= places.max() < 5 * SAMPLE_RATE
+        return np.zeros((len(places), 40, 40, 3), np.uint8)
+
+    def shots(begin: float, end: float) -> list[tuple[float, float]]:
+        found = shots_of(read_at, 5 * SAMPLE_RATE, (round(begin * SAMPLE_RATE), round(end * SAMPLE_RATE)))
+        return [(first / SAMPLE_RATE, last / SAMPLE_RATE) for first, last in found]
+
+    assert shots(0, 5) == shots(0.9, 4.1) == shots(-3, 9) == shots(-3, 0) == shots(7, 9) == [(0, 5)]
+    assert shots(0, 3.5) == [(0, 3.5), (3.5, 5)]
+    assert shots(1.25, 3.5) == [(0, 1.25), (1.25, 3.5), (3.5, 5)]
+
+
+def test_sound_after_the_end_of_the_picture_has_no_crops(tmp_path, monkeypatch):
+    write_clip(tmp_path / "raw" / "x.mp4", talking_head(50), tone(6.0))
+    found = prepared(tmp_path / "raw", tmp_path / "out", monkeypatch, max_seconds=3.0)
+    assert [crops for _, crops in found.values()] == [4, 0, 0]
+    assert found["x_0001"][0] == 50 * FRAME
+    assert sum(samples for samples, _ in found.values()) == pytest.approx(6 * SAMPLE_RATE, abs=2048)
+    assert rejected(tmp_path / "out") == {"x.mp4": "of its parts: no picture at its time; its sound is kept (2)"}
