@@ -1,10 +1,11 @@
 """One person per clip: long recordings are cut, clips of several people keep one or are rejected, others stay whole."""
 
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
-from clips import write_clip
+from clips import tone, write_clip
 from PIL import Image
 from test_preparation import Workers, rejected, use
 
@@ -17,6 +18,8 @@ from avspk.data.face_crops import Faces
 from avspk.data.manifest import read_utterances
 from avspk.data.one_person import MainPerson, choose_person
 from avspk.data.preparation import PreparationSettings, prepare
+from avspk.data.sound import read_audio
+from avspk.data.video import read_frames
 
 RATE = 16_000
 
@@ -44,20 +47,20 @@ def choice(*shown: list[tuple[int, int, int]]) -> MainPerson:
 
 def test_a_person_who_walks_and_turns_away_stays_one():
     found = choice(*[[(1, 30 * step, 60)] if step not in (3, 4) else [] for step in range(10)])
-    assert (found.problem, found.kept, len(found.crops.crops)) == ("", (0.0, 1.0), 8)
+    assert (found.problem, found.kept, len(found.crops.crops)) == ("", (None, None), 8)
 
 
 def test_who_takes_anothers_place_is_cut_away():
     found = choice(*[[(1 if step < 6 else 2, 100, 60)] for step in range(10)])
     assert found.problem == ""
-    assert found.kept == (0.0, pytest.approx(0.55))
+    assert found.kept == (None, 5)
     assert np.abs(found.crops.crops.astype(int) - np.asarray(Image.fromarray(face_of(1)).resize((112, 112)))).mean() < 9
     assert len(found.crops.crops) == 6
 
 
 def test_a_glance_at_somebody_costs_its_crop_alone():
     found = choice(*[[(2 if step == 5 else 1, 100, 60)] for step in range(10)])
-    assert (found.problem, found.kept, len(found.crops.crops)) == ("", (0.0, 1.0), 9)
+    assert (found.problem, found.kept, len(found.crops.crops)) == ("", (None, None), 9)
 
 
 @pytest.mark.parametrize(
@@ -144,3 +147,18 @@ def test_a_meeting_of_four_does_not_become_one_utterance(meeting, tmp_path, monk
     assert rejected(tmp_path / "out").keys() == {"beside.mp4"}
     assert rejected(tmp_path / "out")["beside.mp4"].startswith("several people")
     assert summary.utterances == 5
+
+
+def test_the_kept_time_is_in_seconds_whatever_the_length_of_the_sound(meeting, tmp_path, monkeypatch):
+    use(monkeypatch, Workers())
+    pictures = read_frames(meeting / "long" / "after.mp4", range(100))
+    pictures = np.concatenate([pictures, pictures[:49:-1]])  # one for 2 s, another for 4 s
+    for seconds in (5, 12):
+        write_clip(tmp_path / "raw" / f"{seconds}.mp4", pictures, np.concatenate([tone(2), 0.1 * tone(seconds - 2)]))
+    prepare(PreparationSettings(tmp_path / "raw", tmp_path / "out"))
+    utterances = read_utterances(tmp_path / "out/manifest.parquet")
+    for number, seconds in enumerate((12, 5)):  # in the order of the names
+        loudness = np.abs(read_audio(utterances.audio_path(number)))
+        assert loudness.max() < 0.2  # nothing of the other voice
+        assert len(loudness) / RATE == pytest.approx(seconds - 2.2, abs=0.3)
+        assert re.search(f"one is kept, 2.[0-5] to {seconds}.[01] s", rejected(tmp_path / "out")[f"{seconds}.mp4"])

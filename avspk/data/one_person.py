@@ -33,17 +33,17 @@ _LIKE_SIZE = 0.6  # [C] share of the person's size from which another face count
 _OTHERS = 0.3  # [C] frames that may show others, as a share of the person's
 _AWAY = 2  # consecutive frames that show only others; a single one is a short view of the audience
 _LEAST = 3  # frames that must show the person if others are seen
-_WHOLE = (0.0, 1.0)
 
 
 class MainPerson(NamedTuple):
-    """Crops of a clip's person, the range (shares of its time) in which nobody else is seen, and the problem, if any.
+    """Crops of a clip's person, the time in which nobody else is seen, and the problem, if any.
 
+    `kept`: numbers of the frames, the person's own, with which this time begins and ends; None where the clip does.
     With a `problem` there are no crops, and the clip cannot be used.
     """
 
     crops: FaceCrops
-    kept: tuple[float, float] = _WHOLE
+    kept: tuple[int | None, int | None] = (None, None)
     problem: str = ""
 
 
@@ -103,7 +103,8 @@ def choose_person(frames: np.ndarray, faces: Sequence[Faces], margin: float) -> 
         return _several(f"others next to or in place of the main face in {num_others} of {end - begin} frames")
     if others.any() and len(chosen) < min(_LEAST, len(frames)):
         return _several(f"nobody is seen alone in {_LEAST} of {len(frames)} frames")
-    return MainPerson(_cut(frames, faces, chosen, margin), _share_of_time(chosen, begin, end, len(frames)))
+    kept = (min(chosen) if begin > 0 else None), (max(chosen) if end < len(frames) else None)
+    return MainPerson(_cut(frames, faces, chosen, margin), kept)
 
 
 def _several(how: str) -> MainPerson:
@@ -162,14 +163,6 @@ def _longest_stretch(there: np.ndarray, away: np.ndarray) -> tuple[int, int]:
     stretches = list(zip(borders[::2], borders[1::2], strict=True))
     begin, end = max(stretches, key=lambda stretch: int(there[stretch[0] : stretch[1]].sum()))
     return int(begin), int(end)
-
-
-def _share_of_time(chosen: dict[int, int], begin: int, end: int, num: int) -> tuple[float, float]:
-    """Frames are in the middle of equal parts of the time. A cut stretch ends at the person's own first or last
-    frame."""
-    first = 0.0 if begin == 0 else (min(chosen) + 0.5) / num
-    last = 1.0 if end == num else (max(chosen) + 0.5) / num
-    return first, last
 
 
 def _cut(frames: np.ndarray, faces: Sequence[Faces], chosen: dict[int, int], margin: float) -> FaceCrops:

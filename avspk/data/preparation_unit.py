@@ -242,7 +242,7 @@ def _take(
         opener.leave_out(part, ("no face found" if part.frames else "no picture at its time") + recipe.sound_kept)
     if not num_crops and recipe.require_face:
         return None
-    begin, end = (round(share * len(part.waveform)) for share in (person.kept if person else (0, 1)))
+    begin, end = _kept(part, person)
     waveform, whole = part.waveform[begin:end], end - begin == len(part.waveform)
     if not whole and (problem := _problem(waveform, recipe)):
         opener.leave_out(part, f"several people, and alone {problem}")
@@ -253,6 +253,20 @@ def _take(
     audio = sounds.put(part.utterance, recipe.raw / part.source, waveform, whole and not part.number)
     row = Row(part.utterance, audio, len(waveform), num_crops, clip.speaker, clip.recording)
     return (row, person.crops) if person and num_crops else (row,)
+
+
+def _kept(part: _Part, person: MainPerson | None) -> Span:
+    """The samples of a part in which nobody else is seen."""
+    num = len(part.waveform)
+    if person is None or part.looks is None:
+        return 0, num
+    first, last = person.kept
+    begin = 0 if first is None else _within(part.looks.times[first], num)
+    return begin, num if last is None else _within(part.looks.times[last], num)
+
+
+def _within(place: float, num_samples: int) -> int:
+    return min(max(0, round(place)), num_samples)
 
 
 def _parts(clip: Clip, opener: "_Opener") -> Iterator[_Part]:
