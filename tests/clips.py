@@ -78,10 +78,13 @@ def write_clip(
     container_options: dict[str, str] | None = None,
     ticks: int = 25,
     sound_codec: str = "aac",
+    sound_begin: float = 0.0,
+    gap: tuple[float, float] = (0.0, 0.0),
 ) -> Path:
     """Write frames uint8 (n, H, W, 3) at 25 fps (or at `times`, in 1/`ticks` s) and a mono waveform.
 
-    The suffix selects the container. `options` are the encoder's: g (pictures between key frames), bf (B-frames).
+    The suffix selects the container. The sound begins at `sound_begin`; after its second gap[0], gap[1] s have neither
+    sound nor packets. `options` are the encoder's: g (pictures between key frames), bf (B-frames).
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w", options=container_options or {}) as container:
@@ -107,7 +110,8 @@ def write_clip(
         if audio is not None and sound is not None:
             for start in range(0, len(sound), 1024):
                 block = av.AudioFrame.from_ndarray(sound[None, start : start + 1024], format="fltp", layout="mono")
-                block.sample_rate, block.pts, block.time_base = rate, start, Fraction(1, rate)
+                later = sound_begin + (gap[1] if start >= gap[0] * rate else 0)
+                block.sample_rate, block.pts, block.time_base = rate, start + round(later * rate), Fraction(1, rate)
                 container.mux(audio.encode(block))
             container.mux(audio.encode(None))
     return path

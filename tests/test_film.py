@@ -13,6 +13,7 @@ from avspk.data.manifest import read_utterances
 from avspk.data.media import SAMPLE_RATE
 from avspk.data.preparation import PreparationSettings, prepare
 from avspk.data.preparation_settings import FaceSettings
+from avspk.data.sound import read_sound_of_video
 from avspk.data.video import VideoReader
 
 FRAME = SAMPLE_RATE // 25  # samples
@@ -70,6 +71,53 @@ def test_the_end_of_the_picture_is_a_cut():
     assert shots(0, 5) == shots(0.9, 4.1) == shots(-3, 9) == shots(-3, 0) == shots(7, 9) == [(0, 5)]
     assert shots(0, 3.5) == [(0, 3.5), (3.5, 5)]
     assert shots(1.25, 3.5) == [(0, 1.25), (1.25, 3.5), (3.5, 5)]
+
+
+@pytest.mark.parametrize("late", ["sound", "picture", "neither"])
+@pytest.mark.parametrize("suffix", ["mp4", "mov", "mkv", "ts", "flv", "mpg"])
+def test_the_streams_begin_when_the_file_says(tmp_path, suffix, late):
+    """A sound that gets loud at 2 s is compared with the frame on the screen then."""
+    path = tmp_path / f"x.{suffix}"
+    first, begin = (25 if late == "picture" else 0), (1.0 if late == "sound" else 0.0)
+    sound = np.concatenate([0.01 * tone(2.0 - begin), tone()])
+    codecs = {"codec": "mpeg2video", "sound_codec": "mp2"} if suffix == "mpg" else {}
+    times = list(range(first, 75))
+    write_clip(path, coded_frames(75 - first, first=first), sound, times=times, sound_begin=begin, **codecs)
+    heard = read_sound_of_video(path)
+    loud = int(np.argmax(np.abs(heard.waveform) > 0.2))
+    with VideoReader(path) as video:
+        film = Film(video, heard.begin)
+        assert codes(film.looks(1, loud, loud + 1).frames)[0] == pytest.approx(50, abs=2)
+        if late == "neither":
+            assert film.span[0] == pytest.approx(0, abs=0.07 * SAMPLE_RATE)
+        if late == "picture":
+            assert film.span[0] == pytest.approx(SAMPLE_RATE, abs=0.1 * SAMPLE_RATE)
+            assert len(film.looks(4, 0, SAMPLE_RATE // 2).frames) == 0
+        if late == "sound":
+            assert min(codes(film.sample(4, len(heard.waveform)).frames)) > 25
+
+
+def test_small_offsets_and_sound_of_another_file_count_as_none(tmp_path):
+    times = list(range(3, 28))
+    with VideoReader(write_clip(tmp_path / "x.mkv", coded_frames(25), times=times)) as video:
+        assert Film(video).span == Film(video, 0.08).span == Film(video, 0.16).span == (0, 25 * FRAME)
+        assert Film(video, 0.0).span == (3 * FRAME, 28 * FRAME)
+
+
+def test_what_is_heard_before_the_picture_is_no_ones(tmp_path, monkeypatch):
+    picture, sound = talking_head(50), tone(4.0)
+    write_clip(tmp_path / "raw" / "late.mkv", picture, sound, times=list(range(50, 100)))
+    write_clip(tmp_path / "raw" / "never.mkv", picture[:25], sound, sound_begin=3.0)
+    write_clip(tmp_path / "raw" / "short.mkv", picture, sound[:SAMPLE_RATE], sound_begin=1.0)
+    found = prepared(tmp_path / "raw", tmp_path / "out", monkeypatch, max_seconds=3.0)
+    assert {name: crops for name, (_, crops) in found.items()} == {
+        **{"late_0001": 0, "late_0002": 4, "never_0001": 0, "never_0002": 0, "short": 4}
+    }
+    assert found["late_0001"][0] == pytest.approx(2 * SAMPLE_RATE, abs=0.1 * SAMPLE_RATE)
+    assert rejected(tmp_path / "out") == {
+        "late.mkv": "of its parts: no picture at its time; its sound is kept (1)",
+        "never.mkv": "of its parts: no picture at its time; its sound is kept (2)",
+    }
 
 
 def test_sound_after_the_end_of_the_picture_has_no_crops(tmp_path, monkeypatch):

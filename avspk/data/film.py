@@ -8,16 +8,23 @@ from avspk.data.cutting import Span
 from avspk.data.media import SAMPLE_RATE
 from avspk.data.video import Looks, VideoReader
 
+_TOGETHER = 0.05  # [C] s between the first frame and the sound that count as none: about a frame, or a coder's delay
 _NEARLY = 0.5  # [C] s by which a picture may outlast the sound at either end and is still looked at as a whole
 _NO_FRAMES = np.zeros((0, 1, 1, 3), np.uint8)
 
 
 class Film:
-    """The pictures of an open video; times are in samples of its sound, which starts with the first frame."""
+    """The pictures of an open video; times are in samples of its sound.
 
-    def __init__(self, video: VideoReader) -> None:
+    `sound_begin`: when the sound begins, in seconds on the time line of the file. None, for a sound of another file or
+    without times: with the first frame.
+    """
+
+    def __init__(self, video: VideoReader, sound_begin: float | None = None) -> None:
         self._video = video
-        self._origin = video.span[0]
+        self._origin = first = video.span[0]
+        if sound_begin is not None and video.is_timed and abs(sound_begin - first) > _TOGETHER:
+            self._origin = sound_begin
 
     @property
     def span(self) -> Span:

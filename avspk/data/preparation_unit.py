@@ -29,7 +29,7 @@ from avspk.data.one_person import MainPerson, main_persons
 from avspk.data.preparation_settings import FaceSettings, PackFormat
 from avspk.data.prepared_sound import PreparedSound, prepared_sound
 from avspk.data.shards import MAX_SHARDS
-from avspk.data.sound import read_sound
+from avspk.data.sound import TimedSound, read_sound, read_sound_of_video
 from avspk.data.sound_check import check_sound
 from avspk.data.tree import Rejected
 from avspk.data.video import Looks, VideoReader
@@ -271,15 +271,16 @@ def _within(place: float, num_samples: int) -> int:
 
 def _parts(clip: Clip, opener: "_Opener") -> Iterator[_Part]:
     """The clip, or its parts if it is long."""
-    sound, recipe = _take_sound(clip, opener), opener.recipe
-    if sound is None:
+    found, recipe = _take_sound(clip, opener), opener.recipe
+    if found is None:
         return
-    source, waveform = sound
+    source, sound = found
+    waveform = sound.waveform
     if not recipe.max_seconds or len(waveform) <= recipe.max_seconds * SAMPLE_RATE:
-        yield _Part(clip, source, waveform, _take_looks(clip, opener, len(waveform)))
+        yield _Part(clip, source, waveform, _take_looks(clip, opener, sound))
         return
-    spans = parts_of(waveform, recipe.max_seconds, _shots(clip, opener, len(waveform)))
-    with _LongFilm(clip, opener) as film:
+    spans = parts_of(waveform, recipe.max_seconds, _shots(clip, opener, sound))
+    with _LongFilm(clip, opener, sound.begin) as film:
         for number, (begin, end) in enumerate(spans, 1):
             part = _Part(clip, source, waveform[begin:end].copy(), None, number)
             if problem := _problem(part.waveform, recipe):
@@ -297,13 +298,13 @@ def _problem(waveform: np.ndarray, recipe: Recipe) -> str:
     return ""
 
 
-def _shots(clip: Clip, opener: "_Opener", num_samples: int) -> list[Span] | None:
+def _shots(clip: Clip, opener: "_Opener", sound: TimedSound) -> list[Span] | None:
     """Spans between cuts of the picture; None without a picture that can be decoded."""
 
     def read(path: Path) -> list[Span]:
         with VideoReader(path, THUMBNAIL, opener.reporter.alive) as video:
-            film = Film(video)
-            return shots_of(film.read_at, num_samples, film.span)
+            film = Film(video, sound.begin)
+            return shots_of(film.read_at, len(sound.waveform), film.span)
 
     if clip.video is None:
         return None
@@ -378,24 +379,30 @@ class _Opener:
             self.rejected.append(Rejected(path, reason + consequence))
 
 
-def _take_sound(clip: Clip, opener: _Opener) -> tuple[str, np.ndarray] | None:
-    """The first usable sound's source and waveform; None if there is none."""
+def _take_sound(clip: Clip, opener: _Opener) -> tuple[str, TimedSound] | None:
+    """The first usable sound and its source; None if there is none. The time of one in a file of its own is unknown."""
+    limits = opener.recipe.min_seconds, opener.recipe.silence_db
+
+    def of_video(path: Path) -> TimedSound:
+        return read_sound_of_video(path, *limits)
+
+    def alone(path: Path) -> TimedSound:
+        return TimedSound(read_sound(path, *limits))
+
     for source in clip.sounds:
-        waveform = opener(
-            "sound", source, lambda path: read_sound(path, opener.recipe.min_seconds, opener.recipe.silence_db)
-        )
-        if waveform is not None:
-            return source, waveform
+        sound = opener("sound", source, of_video if source == clip.video else alone)
+        if sound is not None:
+            return source, sound
     return None
 
 
-def _take_looks(clip: Clip, opener: _Opener, num_samples: int) -> Looks | None:
+def _take_looks(clip: Clip, opener: _Opener, sound: TimedSound) -> Looks | None:
     """The frames for the face detector; None if the clip has no picture that can be decoded."""
     faces = opener.recipe.faces
 
     def read(path: Path) -> Looks:
         with VideoReader(path, faces.max_side, opener.reporter.alive) as video:
-            return Film(video).sample(faces.crops_per_clip, num_samples)
+            return Film(video, sound.begin).sample(faces.crops_per_clip, len(sound.waveform))
 
     if clip.video is None:
         return None
@@ -406,14 +413,17 @@ def _take_looks(clip: Clip, opener: _Opener, num_samples: int) -> Looks | None:
 class _LongFilm:
     """The picture of a long clip, if it has one that can be decoded; its packets are read once."""
 
-    def __init__(self, clip: Clip, opener: _Opener) -> None:
-        self._clip, self._opener = clip, opener
+    def __init__(self, clip: Clip, opener: _Opener, sound_begin: float | None) -> None:
+        self._clip, self._opener, self._sound_begin = clip, opener, sound_begin
         self._video: VideoReader | None = None
+        self._film: Film | None = None
 
     def __enter__(self) -> "_LongFilm":
         faces, alive = self._opener.recipe.faces, self._opener.reporter.alive
         if self._clip.video is not None:
             self._video = self._ask(lambda path: VideoReader(path, faces.max_side, alive))
+        if self._video is not None:
+            self._film = Film(self._video, self._sound_begin)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -422,9 +432,9 @@ class _LongFilm:
 
     def looks(self, begin: int, end: int) -> Looks | None:
         """The frames for the face detector, in the middles of equal parts of a span."""
-        if self._video is None:
+        if self._film is None:
             return None
-        film, count = Film(self._video), self._opener.recipe.faces.crops_per_clip
+        film, count = self._film, self._opener.recipe.faces.crops_per_clip
         looks: Looks | None = self._ask(lambda _: film.looks(count, begin, end))
         return looks
 

@@ -4,12 +4,14 @@ import io
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import soundfile
 
 from avspk.data.media import SAMPLE_RATE, MediaError
 from avspk.data.sound_check import SILENCE_DB, SoundCheck, check_sound, require_finite, require_length
+from avspk.data.sound_clock import SoundClock
 from avspk.data.sound_decoding import read_segment, sound_header, sound_pieces
 
 
@@ -55,6 +57,21 @@ def read_sound(path: str | Path, min_seconds: float = 0.0, silence_db: float = S
     waveform = read_audio(path)
     check_sound(waveform, min_seconds, silence_db)
     return waveform
+
+
+class TimedSound(NamedTuple):
+    """The sound of a video (n,), and when it begins in seconds on the time line of the file; None if it is unknown."""
+
+    waveform: np.ndarray
+    begin: float | None = None
+
+
+def read_sound_of_video(path: str | Path, min_seconds: float = 0.0, silence_db: float = SILENCE_DB) -> TimedSound:
+    """`read_sound` of a video, and its place in time. Raises: MediaError."""
+    clock = SoundClock()
+    waveform = _joined(sound_pieces(Path(path), clock=clock))
+    check_sound(waveform, min_seconds, silence_db)
+    return TimedSound(waveform, clock.begin)
 
 
 def read_first_channel(path: str | Path) -> np.ndarray:

@@ -20,6 +20,7 @@ from avspk.data.containers import Patch, is_mpeg_audio, true_lengths
 from avspk.data.media import SAMPLE_RATE, AudioWarning, MediaError, decoder_errors, reason, require_file, sound_stream
 from avspk.data.resampling import require_rate, resampled
 from avspk.data.sound_check import ChannelSum
+from avspk.data.sound_clock import SoundClock
 
 # Codings without memory, or (FLAC) with an index: any sample can be read directly, and the header's count is exact.
 _EXACT_CODINGS = frozenset(
@@ -38,10 +39,10 @@ _SMALL_PIECE = 1 << 12
 _UNKNOWN = 1 << 31  # frames; headers of streams have such counts, or larger ones
 
 
-def sound_pieces(path: Path, first_channel: bool = False) -> Iterator[np.ndarray]:
+def sound_pieces(path: Path, first_channel: bool = False, clock: SoundClock | None = None) -> Iterator[np.ndarray]:
     """The sound of a file as mono float32 pieces (n,) at 16 kHz, decoded from the start; no more is held in memory.
 
-    Mono is the mean of the channels, or the first channel.
+    Mono is the mean of the channels, or the first channel. A `clock` follows the time stamps, if the file has any.
 
     Raises: MediaError if the file cannot be decoded to its end, is truncated, or its averaged channels cancel.
     """
@@ -49,7 +50,7 @@ def sound_pieces(path: Path, first_channel: bool = False) -> Iterator[np.ndarray
     with decoder_errors():
         file = _open_with_libsndfile(path)
         if file is None:
-            yield from _av_pieces(path, first_channel)
+            yield from _av_pieces(path, first_channel, clock)
             return
         with file:
             channels = ChannelSum()
@@ -176,7 +177,7 @@ def _count_decodable(path: Path) -> int:
     return count
 
 
-def _av_pieces(path: Path, first_channel: bool) -> Iterator[np.ndarray]:
+def _av_pieces(path: Path, first_channel: bool, clock: SoundClock | None) -> Iterator[np.ndarray]:
     """Mono 16 kHz from FFmpeg's decoders and resampler.
 
     FFmpeg's own mixture is not the mean of the channels: two have a gain of 3 dB, and more have weights. The channels
@@ -200,6 +201,8 @@ def _av_pieces(path: Path, first_channel: bool) -> Iterator[np.ndarray]:
                 rate = rate or frame.sample_rate
                 if frame.sample_rate != rate:
                     raise MediaError(f"the sampling rate changes from {rate} to {frame.sample_rate} Hz within the file")
+                if clock is not None:
+                    clock.see(frame)
                 frame = _mono_frame(mix(_channels(frame)), frame)
             yield from (_packed(part)[:, 0] for part in resampler.resample(frame))
     channels.finish()

@@ -82,6 +82,11 @@ class VideoReader:
         return np.array(self._timeline.times) * float(self._source.time_base)
 
     @property
+    def is_timed(self) -> bool:
+        """Whether the container tells when frames are shown; `seconds` of others begin at any time."""
+        return not self._timeline.counted
+
+    @property
     def span(self) -> tuple[float, float]:
         """Seconds at which the first frame appears and the last one disappears, on the time line of the file."""
         tick = float(self._source.time_base)
