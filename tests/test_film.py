@@ -1,6 +1,8 @@
 """Faces and sound of an utterance are from the same time, whatever a container says about its streams' times."""
 
+from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,10 +12,11 @@ from test_preparation import Workers, rejected, use
 from avspk.data.cutting import shots_of
 from avspk.data.film import Film
 from avspk.data.manifest import read_utterances
-from avspk.data.media import SAMPLE_RATE
+from avspk.data.media import SAMPLE_RATE, MediaError
 from avspk.data.preparation import PreparationSettings, prepare
 from avspk.data.preparation_settings import FaceSettings
-from avspk.data.sound import read_sound_of_video
+from avspk.data.sound import read_audio, read_sound_of_video
+from avspk.data.sound_clock import SoundClock
 from avspk.data.video import VideoReader
 
 FRAME = SAMPLE_RATE // 25  # samples
@@ -95,6 +98,52 @@ def test_the_streams_begin_when_the_file_says(tmp_path, suffix, late):
             assert len(film.looks(4, 0, SAMPLE_RATE // 2).frames) == 0
         if late == "sound":
             assert min(codes(film.sample(4, len(heard.waveform)).frames)) > 25
+
+
+@pytest.mark.parametrize("rate", [SAMPLE_RATE, 44_100])
+@pytest.mark.parametrize("suffix", ["mp4", "mkv", "ts", "flv"])
+def test_gaps_of_the_sound_are_silence(tmp_path, suffix, rate):
+    """Loud for 1 s, a gap of 2 s, soft for 1 s, loud again from 4 s on."""
+    path = tmp_path / f"x.{suffix}"
+    parts = [tone(1.0, rate=rate), 0.1 * tone(1.0, rate=rate), tone(1.0, rate=rate)]
+    write_clip(path, coded_frames(125), np.concatenate(parts), rate=rate, gap=(1.0, 2.0))
+    heard = read_sound_of_video(path)
+    assert len(heard.waveform) == pytest.approx(5 * SAMPLE_RATE, abs=0.15 * SAMPLE_RATE)
+    seconds = np.abs(heard.waveform[: 4 * SAMPLE_RATE]).reshape(-1, SAMPLE_RATE // 10).max(axis=1)
+    assert (seconds[2:9] > 0.4).all()
+    assert (seconds[12:28] < 0.001).all()
+    again = int(np.argmax(np.abs(heard.waveform[2 * SAMPLE_RATE :]) > 0.2)) + 2 * SAMPLE_RATE
+    with VideoReader(path) as video:
+        assert codes(Film(video, heard.begin).looks(1, again, again + 1).frames)[0] == pytest.approx(100, abs=2)
+
+
+def test_small_gaps_change_nothing(tmp_path):
+    path = write_clip(tmp_path / "x.mkv", coded_frames(25), tone(), gap=(0.5, 0.03))
+    assert np.array_equal(read_sound_of_video(path).waveform, read_audio(path))
+
+
+def test_steps_back_and_frames_without_times_leave_no_gap():
+    def missing(*milliseconds: int | None) -> list[int]:
+        """Of frames of 100 ms at these times."""
+        clock = SoundClock()
+        frames = [SimpleNamespace(pts=pts, time_base=Fraction(1, 1000), samples=800) for pts in milliseconds]
+        return [clock.missing(SimpleNamespace(**vars(frame), sample_rate=8000)) for frame in frames]
+
+    assert missing(500, 600, 700) == missing(500, None, 700) == missing(None, 600, 700) == [0, 0, 0]
+    assert missing(0, 100, 0, 100, 200, 300) == [0] * 6
+    assert missing(0, 100, 300, 400) == [0, 0, 800, 0]
+    assert missing(0, 120, 240, 360) == [0, 0, 0, 480]  # many small ones add up
+
+
+def test_sound_alone_has_no_gaps(tmp_path):
+    path = write_clip(tmp_path / "x.mka", sound=tone(2.0), gap=(1.0, 2.0))
+    assert len(read_audio(path)) == pytest.approx(2 * SAMPLE_RATE, abs=2048)
+
+
+def test_a_gap_of_hours_is_an_error_of_the_file(tmp_path):
+    path = write_clip(tmp_path / "x.mkv", coded_frames(25), tone(), gap=(0.5, 7200.0))
+    with pytest.raises(MediaError, match="time stamps of the sound jump by 7200 s"):
+        read_sound_of_video(path)
 
 
 def test_small_offsets_and_sound_of_another_file_count_as_none(tmp_path):

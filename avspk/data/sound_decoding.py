@@ -42,7 +42,7 @@ _UNKNOWN = 1 << 31  # frames; headers of streams have such counts, or larger one
 def sound_pieces(path: Path, first_channel: bool = False, clock: SoundClock | None = None) -> Iterator[np.ndarray]:
     """The sound of a file as mono float32 pieces (n,) at 16 kHz, decoded from the start; no more is held in memory.
 
-    Mono is the mean of the channels, or the first channel. A `clock` follows the time stamps, if the file has any.
+    Mono is the mean of the channels, or the first channel. With a `clock`, silence fills gaps of the time stamps.
 
     Raises: MediaError if the file cannot be decoded to its end, is truncated, or its averaged channels cancel.
     """
@@ -185,6 +185,7 @@ def _av_pieces(path: Path, first_channel: bool, clock: SoundClock | None) -> Ite
     """
     import av
     from av.codec.context import Flags2
+    from av.format import Flags
 
     channels = ChannelSum()
     mix = _first_channel if first_channel else channels.mix
@@ -194,6 +195,8 @@ def _av_pieces(path: Path, first_channel: bool, clock: SoundClock | None) -> Ite
         if container.format.name == "caf" and stream.codec_context.name == "alac":
             # The last frame is as long as its sound. FFmpeg would cut off once more what it lacks of a full frame.
             stream.codec_context.flags2 |= Flags2.skip_manual
+        if clock is not None and Flags.ts_discont in Flags(container.format.flags):
+            clock.join_jumps(float(stream.time_base))
         resampler, rate = av.AudioResampler(format="flt", layout="mono", rate=SAMPLE_RATE), 0
         for frame in _with_flush(_av_frames(container, stream)):
             if frame is not None:
@@ -201,8 +204,10 @@ def _av_pieces(path: Path, first_channel: bool, clock: SoundClock | None) -> Ite
                 rate = rate or frame.sample_rate
                 if frame.sample_rate != rate:
                     raise MediaError(f"the sampling rate changes from {rate} to {frame.sample_rate} Hz within the file")
-                if clock is not None:
-                    clock.see(frame)
+                silent = clock.missing(frame) if clock else 0
+                for start in range(0, silent, _PIECE):
+                    silence = _mono_frame(np.zeros(min(_PIECE, silent - start), np.float32), frame)
+                    yield from (_packed(part)[:, 0] for part in resampler.resample(silence))
                 frame = _mono_frame(mix(_channels(frame)), frame)
             yield from (_packed(part)[:, 0] for part in resampler.resample(frame))
     channels.finish()
