@@ -89,6 +89,7 @@ def write_clip(
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w", options=container_options or {}) as container:
         video = audio = None
+        packets: list[av.Packet] = []
         if frames is not None:
             video = container.add_stream(codec, rate=25)
             video.height, video.width = frames.shape[1:3]
@@ -105,15 +106,18 @@ def write_clip(
             for number, image in enumerate(frames):
                 frame = av.VideoFrame.from_ndarray(image, format="rgb24")
                 frame.pts, frame.time_base = (times[number] if times else number * ticks // 25), Fraction(1, ticks)
-                container.mux(video.encode(frame))
-            container.mux(video.encode(None))
+                packets += video.encode(frame)
+            packets += video.encode(None)
         if audio is not None and sound is not None:
             for start in range(0, len(sound), 1024):
                 block = av.AudioFrame.from_ndarray(sound[None, start : start + 1024], format="fltp", layout="mono")
                 later = sound_begin + (gap[1] if start >= gap[0] * rate else 0)
                 block.sample_rate, block.pts, block.time_base = rate, start + round(later * rate), Fraction(1, rate)
-                container.mux(audio.encode(block))
-            container.mux(audio.encode(None))
+                packets += audio.encode(block)
+            packets += audio.encode(None)
+        if gap[1]:  # streams that jump must be interleaved
+            packets.sort(key=lambda packet: float((packet.dts or 0) * packet.time_base))
+        container.mux(packets)
     return path
 
 

@@ -16,7 +16,7 @@ from avspk.data.media import SAMPLE_RATE, MediaError
 from avspk.data.preparation import PreparationSettings, prepare
 from avspk.data.preparation_settings import FaceSettings
 from avspk.data.sound import read_audio, read_sound_of_video
-from avspk.data.sound_clock import SoundClock
+from avspk.data.sound_clock import SoundClock, SoundTime
 from avspk.data.video import VideoReader
 
 FRAME = SAMPLE_RATE // 25  # samples
@@ -89,7 +89,7 @@ def test_the_streams_begin_when_the_file_says(tmp_path, suffix, late):
     heard = read_sound_of_video(path)
     loud = int(np.argmax(np.abs(heard.waveform) > 0.2))
     with VideoReader(path) as video:
-        film = Film(video, heard.begin)
+        film = Film(video, heard.time)
         assert codes(film.looks(1, loud, loud + 1).frames)[0] == pytest.approx(50, abs=2)
         if late == "neither":
             assert film.span[0] == pytest.approx(0, abs=0.07 * SAMPLE_RATE)
@@ -98,6 +98,22 @@ def test_the_streams_begin_when_the_file_says(tmp_path, suffix, late):
             assert len(film.looks(4, 0, SAMPLE_RATE // 2).frames) == 0
         if late == "sound":
             assert min(codes(film.sample(4, len(heard.waveform)).frames)) > 25
+
+
+def test_jumps_of_broadcast_streams_are_repaired_in_sound_and_picture_or_the_picture_is_not_used(tmp_path):
+    sound, gap = np.concatenate([0.01 * tone(3.0), tone()]), (2.0, 60.0)
+    both = [number + (60 * 25 if number >= 50 else 0) for number in range(100)]
+    for name, times in (("both", both), ("one", None)):
+        path = write_clip(tmp_path / f"{name}.ts", coded_frames(100), sound, times=times, gap=gap)
+        heard = read_sound_of_video(path)
+        assert len(heard.waveform) == pytest.approx(4 * SAMPLE_RATE, abs=0.3 * SAMPLE_RATE)
+        loud = int(np.argmax(np.abs(heard.waveform) > 0.2))
+        with VideoReader(path) as video:
+            if name == "both":
+                assert codes(Film(video, heard.time).looks(1, loud, loud + 1).frames)[0] == pytest.approx(75, abs=4)
+            else:
+                with pytest.raises(MediaError, match="jump apart, by -60.0 s"):
+                    Film(video, heard.time)
 
 
 @pytest.mark.parametrize("rate", [SAMPLE_RATE, 44_100])
@@ -114,7 +130,7 @@ def test_gaps_of_the_sound_are_silence(tmp_path, suffix, rate):
     assert (seconds[12:28] < 0.001).all()
     again = int(np.argmax(np.abs(heard.waveform[2 * SAMPLE_RATE :]) > 0.2)) + 2 * SAMPLE_RATE
     with VideoReader(path) as video:
-        assert codes(Film(video, heard.begin).looks(1, again, again + 1).frames)[0] == pytest.approx(100, abs=2)
+        assert codes(Film(video, heard.time).looks(1, again, again + 1).frames)[0] == pytest.approx(100, abs=2)
 
 
 def test_small_gaps_change_nothing(tmp_path):
@@ -149,8 +165,13 @@ def test_a_gap_of_hours_is_an_error_of_the_file(tmp_path):
 def test_small_offsets_and_sound_of_another_file_count_as_none(tmp_path):
     times = list(range(3, 28))
     with VideoReader(write_clip(tmp_path / "x.mkv", coded_frames(25), times=times)) as video:
-        assert Film(video).span == Film(video, 0.08).span == Film(video, 0.16).span == (0, 25 * FRAME)
-        assert Film(video, 0.0).span == (3 * FRAME, 28 * FRAME)
+        assert (
+            Film(video).span
+            == Film(video, SoundTime(0.08)).span
+            == Film(video, SoundTime(0.16)).span
+            == (0, 25 * FRAME)
+        )
+        assert Film(video, SoundTime(0.0)).span == (3 * FRAME, 28 * FRAME)
 
 
 def test_what_is_heard_before_the_picture_is_no_ones(tmp_path, monkeypatch):

@@ -5,10 +5,12 @@ from __future__ import annotations
 import numpy as np
 
 from avspk.data.cutting import Span
-from avspk.data.media import SAMPLE_RATE
+from avspk.data.media import SAMPLE_RATE, MediaError
+from avspk.data.sound_clock import SoundTime
 from avspk.data.video import Looks, VideoReader
 
 _TOGETHER = 0.05  # [C] s between the first frame and the sound that count as none: about a frame, or a coder's delay
+_APART = 0.5  # [C] s by which the repair of jumps may differ between sound and picture
 _NEARLY = 0.5  # [C] s by which a picture may outlast the sound at either end and is still looked at as a whole
 _NO_FRAMES = np.zeros((0, 1, 1, 3), np.uint8)
 
@@ -16,15 +18,18 @@ _NO_FRAMES = np.zeros((0, 1, 1, 3), np.uint8)
 class Film:
     """The pictures of an open video; times are in samples of its sound.
 
-    `sound_begin`: when the sound begins, in seconds on the time line of the file. None, for a sound of another file or
-    without times: with the first frame.
+    A sound of another file, or without times, begins with the first frame.
+
+    Raises: MediaError if the time stamps of sound and picture jump differently.
     """
 
-    def __init__(self, video: VideoReader, sound_begin: float | None = None) -> None:
+    def __init__(self, video: VideoReader, sound: SoundTime = SoundTime()) -> None:  # noqa: B008 - it is constant
+        if sound.begin is not None and abs(sound.joined - video.joined) > _APART:
+            raise MediaError(f"the time stamps of sound and picture jump apart, by {sound.joined - video.joined:.1f} s")
         self._video = video
         self._origin = first = video.span[0]
-        if sound_begin is not None and video.is_timed and abs(sound_begin - first) > _TOGETHER:
-            self._origin = sound_begin
+        if sound.begin is not None and video.is_timed and abs(sound.begin - first) > _TOGETHER:
+            self._origin = sound.begin
 
     @property
     def span(self) -> Span:

@@ -31,6 +31,7 @@ from avspk.data.prepared_sound import PreparedSound, prepared_sound
 from avspk.data.shards import MAX_SHARDS
 from avspk.data.sound import TimedSound, read_sound, read_sound_of_video
 from avspk.data.sound_check import check_sound
+from avspk.data.sound_clock import SoundTime
 from avspk.data.tree import Rejected
 from avspk.data.video import Looks, VideoReader
 from avspk.data.worker_pool import PATIENCE, Reporter, Task
@@ -280,7 +281,7 @@ def _parts(clip: Clip, opener: "_Opener") -> Iterator[_Part]:
         yield _Part(clip, source, waveform, _take_looks(clip, opener, sound))
         return
     spans = parts_of(waveform, recipe.max_seconds, _shots(clip, opener, sound))
-    with _LongFilm(clip, opener, sound.begin) as film:
+    with _LongFilm(clip, opener, sound.time) as film:
         for number, (begin, end) in enumerate(spans, 1):
             part = _Part(clip, source, waveform[begin:end].copy(), None, number)
             if problem := _problem(part.waveform, recipe):
@@ -303,7 +304,7 @@ def _shots(clip: Clip, opener: "_Opener", sound: TimedSound) -> list[Span] | Non
 
     def read(path: Path) -> list[Span]:
         with VideoReader(path, THUMBNAIL, opener.reporter.alive) as video:
-            film = Film(video, sound.begin)
+            film = Film(video, sound.time)
             return shots_of(film.read_at, len(sound.waveform), film.span)
 
     if clip.video is None:
@@ -402,7 +403,7 @@ def _take_looks(clip: Clip, opener: _Opener, sound: TimedSound) -> Looks | None:
 
     def read(path: Path) -> Looks:
         with VideoReader(path, faces.max_side, opener.reporter.alive) as video:
-            return Film(video, sound.begin).sample(faces.crops_per_clip, len(sound.waveform))
+            return Film(video, sound.time).sample(faces.crops_per_clip, len(sound.waveform))
 
     if clip.video is None:
         return None
@@ -413,8 +414,8 @@ def _take_looks(clip: Clip, opener: _Opener, sound: TimedSound) -> Looks | None:
 class _LongFilm:
     """The picture of a long clip, if it has one that can be decoded; its packets are read once."""
 
-    def __init__(self, clip: Clip, opener: _Opener, sound_begin: float | None) -> None:
-        self._clip, self._opener, self._sound_begin = clip, opener, sound_begin
+    def __init__(self, clip: Clip, opener: _Opener, sound: SoundTime) -> None:
+        self._clip, self._opener, self._sound = clip, opener, sound
         self._video: VideoReader | None = None
         self._film: Film | None = None
 
@@ -422,8 +423,8 @@ class _LongFilm:
         faces, alive = self._opener.recipe.faces, self._opener.reporter.alive
         if self._clip.video is not None:
             self._video = self._ask(lambda path: VideoReader(path, faces.max_side, alive))
-        if self._video is not None:
-            self._film = Film(self._video, self._sound_begin)
+        if (video := self._video) is not None:
+            self._film = self._ask(lambda _: Film(video, self._sound))
         return self
 
     def __exit__(self, *_: object) -> None:

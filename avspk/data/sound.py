@@ -11,7 +11,7 @@ import soundfile
 
 from avspk.data.media import SAMPLE_RATE, MediaError
 from avspk.data.sound_check import SILENCE_DB, SoundCheck, check_sound, require_finite, require_length
-from avspk.data.sound_clock import SoundClock
+from avspk.data.sound_clock import SoundClock, SoundTime
 from avspk.data.sound_decoding import read_segment, sound_header, sound_pieces
 
 
@@ -60,10 +60,10 @@ def read_sound(path: str | Path, min_seconds: float = 0.0, silence_db: float = S
 
 
 class TimedSound(NamedTuple):
-    """The sound of a video (n,), and when it begins in seconds on the time line of the file; None if it is unknown."""
+    """A sound (n,), and its place in time if it is of a video."""
 
     waveform: np.ndarray
-    begin: float | None = None
+    time: SoundTime = SoundTime()
 
 
 def read_sound_of_video(path: str | Path, min_seconds: float = 0.0, silence_db: float = SILENCE_DB) -> TimedSound:
@@ -71,7 +71,7 @@ def read_sound_of_video(path: str | Path, min_seconds: float = 0.0, silence_db: 
     clock = SoundClock()
     waveform = _joined(sound_pieces(Path(path), clock=clock))
     check_sound(waveform, min_seconds, silence_db)
-    return TimedSound(waveform, clock.begin)
+    return TimedSound(waveform, clock.time)
 
 
 def read_first_channel(path: str | Path) -> np.ndarray:

@@ -63,6 +63,7 @@ class VideoReader:
         with decoder_errors():
             self._source = VideoSource(Path(path))
             self._pictures, self._packets = self._scan()
+            self.joined = self._source.joined  # seconds that were added to the last frames to repair jumps
             self._timeline = self._laid_out(self._source.reorders_without_times)
 
     def __enter__(self) -> VideoReader:

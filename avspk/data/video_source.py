@@ -48,6 +48,11 @@ class VideoSource:
         self._container.close()
 
     @property
+    def joined(self) -> float:
+        """Seconds that were added to the last time stamps to repair their jumps."""
+        return self._clock.offset * float(self.time_base) if self._clock else 0.0
+
+    @property
     def reorders_without_times(self) -> bool:
         """Whether pictures are stored out of display order, and the container does not say which."""
         return self._timeless and bool(self.codec.has_b_frames)
