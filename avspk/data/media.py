@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from avspk.data.containers import ContainerError, require_whole
 
@@ -43,15 +42,6 @@ def require_file(path: Path) -> None:
             raise MediaError("empty file (0 bytes)")
         with open(path, "rb") as file:
             require_whole(file)
-
-
-def sound_stream(container: Any) -> Any:
-    """The sound stream that a player plays: the default one, else the first. Raises: MediaError if there is none."""
-    from av.stream import Disposition
-
-    if not container.streams.audio:
-        raise MediaError("no audio stream")
-    return max(container.streams.audio, key=lambda one: bool(one.disposition & Disposition.default))
 
 
 def reason(error: Exception) -> str:

@@ -17,7 +17,7 @@ import numpy as np
 import soundfile
 
 from avspk.data.containers import Patch, is_mpeg_audio, true_lengths
-from avspk.data.media import SAMPLE_RATE, AudioWarning, MediaError, decoder_errors, reason, require_file, sound_stream
+from avspk.data.media import SAMPLE_RATE, AudioWarning, MediaError, decoder_errors, reason, require_file
 from avspk.data.resampling import require_rate, resampled
 from avspk.data.sound_check import ChannelSum
 from avspk.data.sound_clock import SoundClock
@@ -313,3 +313,12 @@ def _undecodable(seconds: float, error: Exception) -> str:
 def _with_flush(frames: Iterator[Any]) -> Iterator[Any]:
     yield from frames
     yield None
+
+
+def sound_stream(container: Any) -> Any:
+    """The sound stream that a player plays: the default one, else the first. Raises: MediaError if there is none."""
+    from av.stream import Disposition
+
+    if not container.streams.audio:
+        raise MediaError("no audio stream")
+    return max(container.streams.audio, key=lambda one: bool(one.disposition & Disposition.default))
