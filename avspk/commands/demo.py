@@ -1,6 +1,6 @@
 """The whole method on a synthetic corpus: makes it, prepares it, trains, evaluates and writes a report.
 
-It takes 10 to 18 minutes on two cores, about 3 GiB of memory, and 0.4 GiB below the current folder. After an
+It takes 9 to 18 minutes on two cores, 2.5 GiB of memory, and 0.4 GiB below the current folder. After an
 interruption the same command continues.
 """
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from avspk.commands.console import add_model, complain, guarded
+from avspk.commands.console import add_model, complain, count, guarded
 from avspk.common.progress import Progress
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
     parser.add_argument("--overwrite", action="store_true", help="start again; existing content of --out is removed")
     parser.add_argument("--precision", choices=["auto", "float32", "bfloat16"], default="auto",
                         help="auto: bfloat16 if the device is faster with it")  # fmt: skip
-    parser.add_argument("--workers", type=_positive, help="processes that read and decode")
+    parser.add_argument("--workers", type=count, help="processes that read and decode")
     parser.add_argument("--shard", type=_shard, help="slice i/n of the list; default: accelerate launch's process")
     args = parser.parse_args(arguments)
     if not args.files and not args.lists:
@@ -54,12 +54,6 @@ def _out(text: str) -> Path:
     if Path(text).suffix not in {".npy", ".ark"}:
         raise argparse.ArgumentTypeError(f"{text!r} does not end in .npy or .ark")
     return Path(text)
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of processes, 1 or more")
-    return int(text)
 
 
 def _shard(text: str) -> tuple[int, int]:

@@ -100,12 +100,11 @@ def kind_groups(model: type[Settings]) -> dict[str, KindGroup]:
     """Dotted key -> group, of all groups with a `kind` or `architecture`."""
     groups: dict[str, KindGroup] = {}
     for key, field in _fields(model):
-        nodes = list(_nodes(field.annotation))
-        named = [node.model_fields[name] for node in nodes for name in KIND_NAMES if name in node.model_fields]
-        if named:
+        classes = [set(names) for node in _nodes(field.annotation) if (names := _names(node))]
+        if classes:
             default = field.get_default(call_default_factory=True)
             name = next(filter(None, (getattr(default, name, None) for name in KIND_NAMES)), None)
-            groups[key] = KindGroup(name, [set(get_args(one.annotation)) for one in named])
+            groups[key] = KindGroup(name, classes)
     return groups
 
 

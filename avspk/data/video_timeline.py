@@ -58,17 +58,11 @@ class Timeline:
         times = self.times[late:] + [self.times[-1] + self.step * (n + 1) for n in range(late)]
         return replace(self, times=times, end=self.end + late * self.step)
 
-    def numbers_at_even_times(self, count: int) -> np.ndarray:
-        """Numbers of at most `count` pictures: those on the screen in the middles of as many equal parts of the time.
-
-        Ascending, without repetition. Exact: in a video of constant rate it is the picture floor((k + 1/2) n / count).
-        """
-        return np.unique(self.at_even_times(count, self.times[0], self.end)[0])
-
     def at_even_times(self, count: int, begin: float, end: float) -> tuple[np.ndarray, np.ndarray]:
         """Middles of `count` equal parts of the time from `begin` to `end`: the pictures on the screen, and when.
 
         Numbers (count,) and times (count,), in ticks. Outside of the pictures' time it is the first or the last one.
+        Exact: over all n pictures of a video of constant rate it is the picture floor((k + 1/2) n / count).
         """
         scaled = [2 * count * time for time in self.times]
         middles = [2 * count * begin + (2 * k + 1) * (end - begin) for k in range(count)]

@@ -17,7 +17,7 @@ from avspk.common.files import content_digest, hold_for_life, read_json, whole_o
 from avspk.common.machine import commit, hardware, versions
 from avspk.common.settings_tree import Differences, describe, differing_keys, flat_settings
 from avspk.common.trackers import tracker_problems
-from avspk.config import Config, ConfigError, dump_config, load_config
+from avspk.config import Config, ConfigError, FinalSettings, dump_config, load_config
 from avspk.data.manifest import Utterances
 from avspk.data.media import SAMPLE_RATE
 from avspk.inference.checkpoint import outline
@@ -99,7 +99,7 @@ def part_problems(config: Config) -> Iterator[str]:
     """Problems with the sizes of encoders, and crops of sound that are shorter than one frame."""
     parts = {f"{name}.encoder": one for name, one in config.modality_settings().items()}
     if config.final is not None:
-        parts["final.encoder"] = config.audio.model_copy(update={"encoder": config.final.encoder})
+        parts["final.encoder"] = _audio_of_final(config, config.final)
     for key, settings in parts.items():
         try:
             with torch.random.fork_rng(devices=[]):
@@ -164,8 +164,13 @@ def initial_model_problems(config: Config) -> Iterator[str]:
         key = f"pretrain.init_from.{modality}={folder}"
         yield from _initial_model_problems(key, folder, modality, getattr(config, modality))
     if config.final is not None and (source := config.final.init_from) is not None:
-        audio = config.audio.model_copy(update={"encoder": config.final.encoder})
+        audio = _audio_of_final(config, config.final)
         yield from _initial_model_problems(f"final.init_from={source}", source, "final.encoder", audio)
+
+
+def _audio_of_final(config: Config, final: FinalSettings) -> ModalitySettings:
+    """The audio modality with the last student's encoder."""
+    return config.audio.model_copy(update={"encoder": final.encoder})
 
 
 def _initial_model_problems(key: str, folder: Path, group: str, settings: ModalitySettings) -> Iterator[str]:
