@@ -99,7 +99,8 @@ def test_folders_take_the_category_they_are_given(monkeypatch: pytest.MonkeyPatc
     ("arguments", "message"),
     [
         (["--musan", "{root}"], "is not MUSAN: it has no folder noise, music, speech"),
-        (["--rirs", "{root}/nowhere"], "no impulse responses"),
+        (["--rirs", "{root}/nowhere"], "no folder .*nowhere, which should hold impulse responses"),
+        (["--rirs", "{root}"], "no impulse responses"),
         (["--folder", "noise={root}/nowhere"], "no folder .*nowhere, which should hold recordings of noise"),
         (["--folder", "noise={root}"], "no sound files"),
         ([], "nothing to write"),

@@ -198,7 +198,7 @@ def test_results_of_other_settings_do_not_stand_beside_the_new_ones(data, tmp_pa
         ),
         ("refine.batch_size", 49, r"refine\.batch_size: 48 usable utterances are fewer than one batch of 49"),
         ("large_margin.batch_size", 64, r"large_margin\.batch_size: 48 usable utterances .* at most 48"),
-        ("cluster.num_clusters", 49, r"cluster\.num_clusters is 49, but only 48 utterances .* audio: take 1 to 48"),
+        ("cluster.num_clusters", 49, r"cluster\.num_clusters is 49, but only 48 utterances .* audio: take 2 to 48"),
         ("pretrain.cluster_aware.num_clusters", "[8,48]", r"num_clusters is 48, but only 47 utterances .* face: take"),
         ("cluster.centroids", 7, r"cluster\.centroids is 7; .* merged to 8 clusters; valid: 8 to 48, or 0 for none"),
         ("cluster.weights", "{audio: 1}", r"cluster\.weights are for \['audio'\]; face needs one as well"),

@@ -9,7 +9,7 @@ import tiny
 from accelerate.tracking import GeneralTracker
 
 from avspk import recipe
-from avspk.common.runlog import RunLog
+from avspk.common.runlog import RunLog, read_records
 from avspk.common.trackers import tracker_problems
 from avspk.config import parse_config
 from avspk.pipeline.session import Session
@@ -154,6 +154,15 @@ def test_short_names_are_written_out_for_trackers(tmp_path):
     spelt = {"learning_rate": 0.1, "examples_per_second": 30.0, "data_wait_share": 0.2}
     assert sent == [{f"pretrain/{name}": value for name, value in spelt.items()}]
     assert json.loads((tmp_path / "log.jsonl").read_text())["rate"] == 30.0
+
+
+def test_a_line_that_was_cut_off_takes_no_other_with_it(tmp_path):
+    RunLog(tmp_path, True).record("step", "pretrain", 1, 1, {"loss": 1.0})
+    with (tmp_path / "log.jsonl").open("a") as file:
+        file.write('{"kind": "step", "stage": "pret')
+    for step in (2, 3):
+        RunLog(tmp_path, True).record("step", "pretrain", 1, step, {"loss": 1.0})
+    assert [record["step"] for record in read_records(tmp_path / "log.jsonl")] == [1, 2, 3]
 
 
 def test_other_ranks_send_nothing(tmp_path):

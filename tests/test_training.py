@@ -1,5 +1,6 @@
 """The loop with a bad loss, a signal, a full disk and a damaged checkpoint."""
 
+import errno
 import os
 import resource
 import signal
@@ -11,11 +12,14 @@ import numpy as np
 import pytest
 import tiny
 import torch
+import yaml
 from safetensors import SafetensorError
 from test_pipeline import TRAIN, assert_same_weights, launch, resumed_at, short, weights
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from avspk import recipe
+from avspk.commands import train
+from avspk.common.files import is_full_disk
 from avspk.config import ConfigError, OptimiserSettings, parse_config
 from avspk.inference.checkpoint import CheckpointFolder, load_tree
 from avspk.pipeline.session import Session
@@ -107,6 +111,31 @@ def test_a_full_disk_leaves_the_previous_checkpoint_whole(pipeline, monkeypatch)
     resumed, position = train_again(pipeline, CheckpointFolder(folder.folder, 2))
     assert position == 4
     assert_same_weights(snapshot(undisturbed.teacher), snapshot(resumed.teacher))
+
+
+def test_a_full_disk_ends_the_program_with_what_to_do_and_the_command_continues(data, tmp_path):
+    """/dev/full takes nothing, like a full disk."""
+    settings = short(data, tmp_path / "exp", modalities=["audio"], rounds=0)
+    config, log = tmp_path / "short.yaml", tmp_path / "exp" / "log.jsonl"
+    config.write_text(yaml.safe_dump(settings))
+    log.parent.mkdir()
+    log.symlink_to("/dev/full")
+    with pytest.raises(SystemExit) as stop:
+        train.main(["--config", str(config)])
+    said = str(stop.value)
+    assert said.startswith(f"The disk of {tmp_path / 'exp'} is full (")
+    assert "repeat the command" in said
+    log.unlink()
+    assert train.main(["--config", str(config)]) == 0
+    assert (tmp_path / "exp" / "pretrain" / "done.json").is_file()
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "x"), OSError(errno.EDQUOT, "x"), SafetensorError(
+    "Error while serializing: I/O error: No space left on device (os error 28)")])  # fmt: skip
+def test_errors_of_a_full_disk(error):
+    assert is_full_disk(error)
+    assert not is_full_disk(SafetensorError("Error while serializing: I/O error: Permission denied (os error 13)"))
+    assert not is_full_disk(OSError(errno.EACCES, "No space"))
 
 
 def test_a_torn_checkpoint_falls_back_and_still_ends_the_same(pipeline):

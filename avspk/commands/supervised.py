@@ -18,8 +18,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from avspk import recipe
 from avspk.commands.console import add_config
+from avspk.commands.train import run
 from avspk.common.shipped import find_config
 from avspk.config import Config, ConfigError, load_config
 from avspk.data.manifest import Utterances
@@ -78,7 +78,7 @@ def main(given: Sequence[str] | None = None) -> int:
     except (ConfigError, ValueError, OSError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
     logger.warning("SUPERVISED: this run trains on true speaker labels; it is not a result of the method")
-    recipe.run(session)
+    run(session)
     return 0
 
 

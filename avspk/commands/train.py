@@ -46,12 +46,23 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
 
 
 def _train(config: Path, overrides: list[str], data: Path | None = None) -> None:
+    run(build(config, overrides, data))
+
+
+def run(session: Session) -> None:
+    """Train. A full disk and a lost process, whose tracebacks say nothing, end the program with what to do."""
     from avspk import recipe
     from avspk.common import distributed
+    from avspk.common.files import is_full_disk
 
     try:
-        recipe.run(build(config, overrides, data))
+        recipe.run(session)
     except Exception as error:
+        if is_full_disk(error):
+            sys.exit(
+                f"The disk of {session.config.output} is full ({error}). Free some space and repeat the command: "
+                "the run continues from its last checkpoint"
+            )
         if not distributed.is_lost_connection(error):
             raise
         # Its traceback would only show the position of this process when the other one died.

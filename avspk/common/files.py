@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 _LOOKS, _LOOKS_AT_ONCE = 1024, 32
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @contextmanager
@@ -33,6 +34,16 @@ def whole_or_absent(path: Path) -> Iterator[Path]:
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+
+
+def is_full_disk(error: BaseException) -> bool:
+    """Whether a file could not be written because the disk, or the user's share of it, is full.
+
+    safetensors has an error class of its own, which only quotes the system's text.
+    """
+    if isinstance(error, OSError):
+        return error.errno in _FULL
+    return any(os.strerror(number) in str(error) for number in _FULL)
 
 
 def sync(path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -36,6 +37,7 @@ class RunLog:
         self.steps: dict[str, int] = {}  # stage -> its last step
         if is_main:
             folder.mkdir(parents=True, exist_ok=True)
+            _end_last_line(self.path)
             for line in read_records(self.path) if track else ():
                 self._remember(line["kind"], line["stage"], line["step"])
 
@@ -65,6 +67,15 @@ class RunLog:
         """The step counted over all stages. Each stage starts at 0, but some trackers refuse decreasing steps."""
         before = list(self.steps)[: list(self.steps).index(stage)]
         return sum(self.steps[name] for name in before) + step
+
+
+def _end_last_line(path: Path) -> None:
+    """End the line that a killed process or a full disk cut off: the next record would continue it and be lost."""
+    if path.exists() and path.stat().st_size:
+        with path.open("rb+") as file:
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                file.write(b"\n")
 
 
 def read_records(path: Path) -> Iterator[dict[str, Any]]:

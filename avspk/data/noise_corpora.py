@@ -68,6 +68,8 @@ def find_rirs(root: Path) -> list[Path]:
 
     From RIRS_NOISES: `simulated_rirs/**`, and the files of `real_rirs_isotropic_noises` that are not isotropic noises.
     """
+    if not root.is_dir():
+        raise NoisePackError(f"no folder {root}, which should hold impulse responses")
     root = root / "RIRS_NOISES" if (root / "RIRS_NOISES").is_dir() else root
     simulated, real = root / "simulated_rirs", root / "real_rirs_isotropic_noises"
     folders = [folder for folder in (simulated, real) if folder.is_dir()] or [root]

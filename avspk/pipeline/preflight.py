@@ -135,7 +135,7 @@ def size_problems(utterances: Utterances, config: Config) -> Iterator[str]:
         if clusters < 2:
             yield f"{key} is {clusters}; one cluster tells no speakers apart: take 2 or more"
         elif clusters > members:
-            yield f"{key} is {clusters}, but only {members} utterances have the modality {name}: take 1 to {members}"
+            yield f"{key} is {clusters}, but only {members} utterances have the modality {name}: take 2 to {members}"
         elif problem := config.cluster.problem(clusters, members, config.modalities):
             yield f"cluster.{problem} ({key}, modality {name})"
 
