@@ -177,6 +177,12 @@ def test_tables_in_any_form(tmp_path):
             read(tmp_path / name)
 
 
+def test_blanks_after_a_comma_belong_to_no_field_unless_quoted(tmp_path):
+    (tmp_path / "t.csv").write_text('path, speaker\na.wav,  "b, c"\nd e.wav," f"\n')
+    assert [(one.path, one.speaker) for one in read_clip_list(tmp_path / "t.csv")] == [
+        ("a.wav", "b, c"), ("d e.wav", " f")]  # fmt: skip
+
+
 @pytest.mark.parametrize("blanks", [" ", "\t", "  \u00a0"])
 def test_an_scp_of_vectors_with_any_blanks(tmp_path, blanks):
     content, offset = ark_entry("u1", np.ones(3, np.float32))

@@ -83,8 +83,8 @@ def _lines_of(text: str) -> list[str]:
 def read_rows(path: Path, kind: str, error: type[ValueError]) -> list[tuple[int, list[str]]]:
     """Line numbers, from 1, and the fields of a table; empty lines are skipped.
 
-    *.csv: separated by commas, with quotes; any other: by tabs, nothing is quoted. A row is a line: a quote that is not
-    closed would otherwise take in the rows after it.
+    *.csv: separated by commas, with quotes; blanks after a comma belong to no field, unless they are quoted. Any other:
+    by tabs, nothing is quoted. A row is a line: a quote that is not closed would otherwise take in the rows after it.
 
     Raises: as `read_text`, and `error` naming a line with wrong quotes.
     """
@@ -93,11 +93,15 @@ def read_rows(path: Path, kind: str, error: type[ValueError]) -> list[tuple[int,
         if not line:
             continue
         try:
-            fields = next(csv.reader([line], strict=True)) if path.suffix.lower() == ".csv" else line.split("\t")
+            fields = _csv_fields(line) if path.suffix.lower() == ".csv" else line.split("\t")
         except csv.Error as problem:
             raise error(f"{path}, line {number}: wrong quotes ({problem}); close each one on its line") from None
         rows.append((number, fields))
     return rows
+
+
+def _csv_fields(line: str) -> list[str]:
+    return next(csv.reader([line], strict=True, skipinitialspace=True))
 
 
 def read_fields(path: Path, kind: str, error: type[ValueError]) -> list[tuple[int, list[str]]]:
