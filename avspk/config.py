@@ -82,6 +82,12 @@ class ClusterAwareSettings(Settings):
     every: Count = Field(5, description="epochs between clusterings")
     num_clusters: Count | list[Count] = Field(7500, description="fixed, or one per clustering (the last one repeats)")
     utterances: int = Field(6, ge=2, description="at most this many utterances an example")
+    neighbours: int = Field(
+        0,
+        ge=0,
+        description="the other utterances come from this many nearest other clusters; 0: from the own cluster. For "
+        "many small clusters (SSPS, arXiv 2505.14561: one neighbour of 25,000 clusters [S])",
+    )
     joint: bool = Field(False, description="clusters of all modalities together instead of one's own for each [C]")
     other_recordings: bool = Field(False, description="utterances of other recordings (videos) come first [C]")
     teacher_alone: bool = Field(False, description="the long crops come from the example's first utterance alone [C]")
@@ -229,7 +235,10 @@ class CalibrationSettings(Settings):
     first_reader: ClassVar = FirstReader.ROUNDS
 
     held_out: Probability = Field(0.05, description="share of the clusters; 0: none")
-    least: Count = Field(10, description="clusters at least; later rounds may merge some, and a calibration needs 8")
+    least: Count = Field(
+        10,
+        description="clusters at least; a calibration needs 8, and takes an earlier round's if later ones have fewer",
+    )
     most: Probability = Field(0.2, description="share of the clusters; where `least` are more, none is held out")
 
 

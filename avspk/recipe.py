@@ -48,7 +48,9 @@ def pretrain(session: Session) -> Encoders:
         work = StageWork(session, folder)
         clusterer, truth = session.config.cluster.build(), session.truth
         stage = work.train(Pretrain(session.materials, settings, session.kits, clusterer, truth))
-        work.export(stage.teachers(), stage.description, settings.recalibrate, stage.heads())
+        work.export(
+            stage.teachers(), stage.description, settings.recalibrate if settings.epochs else None, stage.heads()
+        )
         work.finish()
     return load_encoders(folder, session.kits)
 

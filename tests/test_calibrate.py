@@ -175,6 +175,21 @@ def published(folder, rounds, monkeypatch):
     return calls
 
 
+def write_labels(folder, number, labels, use):
+    (folder / f"round{number}").mkdir(exist_ok=True)
+    pd.DataFrame({"label": labels, "use": use}).to_parquet(folder / f"round{number}" / "labels.parquet")
+
+
+def test_where_later_rounds_have_too_few_held_out_clusters_those_of_an_earlier_one_are_used(tmp_path, monkeypatch):
+    """Of ten held-out clusters, nine are left in round 2 and seven in round 3; utterances 20 and 21 are trained on."""
+    write_model(tmp_path / "last")
+    own, use = np.repeat(np.arange(11), 2), ["calibrate"] * 20 + ["train"] * 2
+    for number, most in ((1, 9), (2, 8), (3, 6)):
+        write_labels(tmp_path, number, np.minimum(own, most), use)
+    ((_, labels, *_),) = published(tmp_path, 3, monkeypatch)
+    assert labels == [*np.minimum(own[:20], 8).tolist(), -1, -1]
+
+
 @pytest.mark.parametrize(
     ("use", "expected"),
     [(["train"] * 4, [0, 1, -1, -1]), (["train", "train", "calibrate", "none"], [-1, -1, 2, -1])],
@@ -185,7 +200,8 @@ def test_a_run_publishes_its_last_model_with_calibration(tmp_path, monkeypatch, 
     (tmp_path / "round2").mkdir()
     gate = {"label": [0, 1, 2, 3], "trusted": [True, True, False, False], "replacement": [-1, -1, 1, -1]}
     pd.DataFrame(gate).to_parquet(tmp_path / "round2" / "gate.parquet")
-    pd.DataFrame({"label": [0, 1, 2, 3], "use": use}).to_parquet(tmp_path / "round2" / "labels.parquet")
+    write_labels(tmp_path, 1, [3, 2, 1, 0], use)
+    write_labels(tmp_path, 2, [0, 1, 2, 3], use)
     assert published(tmp_path, 2, monkeypatch) == [("utterances", expected, 3, 2)]
     assert load_model(tmp_path / "model", "cpu").calibration == CALIBRATION
     assert published(tmp_path, 2, monkeypatch) == []

@@ -242,6 +242,39 @@ def test_chunks_of_rows_change_nothing(monkeypatch):
         join(rows, weights, "cpu")
 
 
+@pytest.mark.parametrize("at_once", [3, 4096])
+def test_nearest_clusters_are_those_with_the_highest_cosine_of_the_centres(monkeypatch, at_once):
+    """Against a loop. Cluster 4 has no face, utterance 7 no cluster."""
+    from avspk.stages import cluster
+
+    monkeypatch.setattr(cluster, "CENTRES_AT_ONCE", at_once)
+    rng = np.random.default_rng(0)
+    labels = np.arange(60) % 9
+    rows = {
+        "audio": rng.standard_normal((60, 5)).astype(np.float32),
+        "face": rng.standard_normal((60, 3)).astype(np.float32),
+    }
+    rows["face"][labels == 4] = np.nan
+    labels[7] = -1
+    found = cluster.nearest_clusters(rows, labels, 3, torch.device("cpu"))
+    blocks = []
+    for values in rows.values():
+        unit = values / np.linalg.norm(values, axis=1, keepdims=True)
+        seen = (labels >= 0) & ~np.isnan(unit).any(1)
+        overall = unit[seen].mean(0)
+        centres = [
+            unit[seen & (labels == k)].mean(0) - overall if (seen & (labels == k)).any() else overall * 0
+            for k in range(9)
+        ]
+        blocks.append([centre / max(np.linalg.norm(centre), 1e-12) for centre in centres])
+    joint = np.concatenate(blocks, axis=1)
+    joint /= np.linalg.norm(joint, axis=1, keepdims=True)
+    for own in range(9):
+        others = [k for k in np.argsort(-joint @ joint[own], kind="stable") if k != own]
+        assert found[own].tolist() == others[:3]
+    assert cluster.nearest_clusters(rows, labels, 99, torch.device("cpu")).shape == (9, 8)
+
+
 def test_class_vectors_do_not_depend_on_the_chunks(monkeypatch):
     from avspk.stages import cluster
 

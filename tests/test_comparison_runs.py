@@ -153,6 +153,7 @@ def test_the_upper_bound_of_a_config_with_given_labels_is_known_as_finished(conf
     runs = {run.method: run.settings for run in plan_runs(configs[1:], [0], VARIANTS, tmp_path, [given])}
     supervised = runs["supervised (audio)"]
     assert SpeakerLabeller().settle(supervised) == supervised
+    assert supervised.calibration.held_out == 0, "an upper bound hears all speakers"
 
 
 @pytest.mark.parametrize("variants", [(), VARIANTS])

@@ -121,6 +121,19 @@ def test_aligned_prior_follows_the_predictions():
     assert (found.labels[:4] == 3).all()
 
 
+def test_rows_without_a_modality_do_not_wear_its_mean_posterior_out():
+    court, _ = judge(correction={"align_prior": True})
+    logits = torch.randn(2, 8, 10, generator=torch.Generator().manual_seed(0))
+    court.replace(logits, torch.ones(2, 8, dtype=torch.bool), torch.zeros(8))
+    before = court.mean_posterior.clone()
+    faceless = torch.tensor([[True], [False]]).expand(2, 8)
+    for _ in range(400):
+        court.replace(logits, faceless, torch.zeros(8))
+    assert torch.equal(court.mean_posterior[1], before[1])
+    assert not torch.equal(court.mean_posterior[0], before[0])
+    torch.testing.assert_close(court.mean_posterior.sum(1), torch.ones(2))
+
+
 def test_an_unknown_rule_is_named():
     with pytest.raises(
         ValueError, match=r"gate.rule is 'fase'; valid: joint, both, either, or one of \['audio', 'face'\]"

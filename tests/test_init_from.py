@@ -79,7 +79,7 @@ def test_a_model_with_another_head_is_another_start(first, tmp_path):
 def test_without_epochs_the_rounds_begin_from_it(first, tmp_path):
     data, model = first
     tree = audio(data, tmp_path / "exp", model, seed=5, rounds=1)
-    tree["pretrain"]["epochs"] = 0
+    tree["pretrain"] |= {"epochs": 0, "recalibrate": {"batches": 2, "batch_size": 16, "seconds": 0.5}}
     recipe.run(Session(parse_config(tree)))
     card = (tmp_path / "exp" / "model" / "README.md").read_text()
     assert "Stage 1 of audio began with the weights of model_audio, whose training may have used" in card

@@ -175,6 +175,13 @@ def test_recordings_are_videos_whoever_speaks():
     np.testing.assert_array_equal(utterances.videos, [0, 1, 0, 0, 2, 2])
 
 
+def test_a_single_folder_may_be_the_speakers_so_its_utterances_are_recordings_of_their_own():
+    """Else all trials between "different recordings" of one label would be of two people."""
+    names = ["a/1", "a/2", "b/1", "c", "d/v/1", "d/v/2"]
+    recordings = Utterances(pd.DataFrame({"utterance": names}), Path()).recordings
+    assert recordings.tolist() == ["a/1", "a/2", "b/1", "c", "d/v", "d/v"]
+
+
 def test_recordings_of_a_flat_folder_keep_their_names():
     table = pd.DataFrame({"utterance": ["m1-1", "m1-2", "m2-1"], "recording": ["m1", "m1", "m2"]})
     np.testing.assert_array_equal(Utterances(table, Path()).videos, [0, 0, 1])

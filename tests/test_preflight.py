@@ -1,6 +1,7 @@
 """Permitted differences between a run and its continuation, and checks before any training."""
 
 import shutil
+from pathlib import Path
 
 import pytest
 import tiny
@@ -16,8 +17,10 @@ from avspk.inference.checkpoint import CheckpointFolder
 from avspk.pipeline import session
 from avspk.pipeline.comparison_runs import PlannedRun
 from avspk.pipeline.initial_models import is_unchanged
-from avspk.pipeline.preflight import Checks, launch_problems, manifest_digest
+from avspk.pipeline.preflight import Checks, launch_problems, manifest_digest, schedule_warnings
 from avspk.pipeline.session import Session
+
+LARGE = Path(__file__).parents[1] / "avspk/configs/voxceleb2_av_large.yaml"
 
 
 @pytest.fixture(scope="module")
@@ -216,6 +219,22 @@ def test_sizes_that_the_data_cannot_fill(data, tmp_path, key, value, message):
     with pytest.raises(ConfigError, match=message):
         Session(load_config(config, [f"{key}={value}"]))
     assert not (tmp_path / "exp").exists()
+
+
+def test_settings_that_cannot_act_are_named():
+    def said(*overrides):
+        return list(schedule_warnings(load_config(LARGE, overrides)))
+
+    assert said() == []
+    assert said("refine.epochs=5", "refine.judge.gate.start_epoch=5") == [
+        "refine.epochs is 5: labels are judged after 5 epochs, so they never are"
+    ]
+    assert said("refine.epochs=5", "refine.judge.gate.enabled=false") == []
+    (margin,) = said("final.epochs=10")
+    assert margin == "final.epochs is 10: the margin rises after 20 epochs, so there is none"
+    (rate,) = said("pretrain.epochs=15")
+    assert "the learning rate rises for 20 epochs (pretrain.optimiser.warmup_epochs), so it never falls" in rate
+    assert said("pretrain.epochs=0", "rounds=0", "final=null", "pretrain.init_from={audio: x, face: y}") == []
 
 
 def test_sizes_of_stages_that_are_not_trained_are_not_asked_about(data, tmp_path):

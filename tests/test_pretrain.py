@@ -354,8 +354,23 @@ def test_the_teacher_may_see_the_first_utterance_alone(data):
     assert metrics["audio/pairs/right"] >= 0.5, "half of the student's views are of the teacher's utterance"
 
 
-def test_joint_clusters_survive_a_checkpoint(data, tmp_path):
-    first, second = build(data, cluster_aware=JOINT), build(data, cluster_aware=JOINT)
+def test_positives_may_come_from_the_nearest_other_cluster(data):
+    """24 clusters of 48 utterances: a partner is in the one cluster that is nearest to one's own."""
+    stage = build(data, cluster_aware=JOINT | {"num_clusters": 24, "neighbours": 1})
+    stage.begin_epoch(2)
+    partners = 0
+    for example in examples(stage):
+        for name, sources in example.sources.items():
+            if len(sources) == 2:
+                own, other = (int(stage.labels[name][row]) for row in sources)
+                assert int(stage.neighbours[name][own, 0]) == other != own
+                partners += 1
+    assert partners > 48
+
+
+@pytest.mark.parametrize("neighbours", [0, 2])
+def test_joint_clusters_survive_a_checkpoint(data, tmp_path, neighbours):
+    first, second = (build(data, cluster_aware=JOINT | {"neighbours": neighbours}) for _ in range(2))
     first.begin_epoch(2)
     save_tree(tmp_path / "state.safetensors", first.state_dict())
     second.load_state_dict(load_tree(tmp_path / "state.safetensors"))

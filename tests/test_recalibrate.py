@@ -12,6 +12,7 @@ from torch import nn
 from avspk.common import distributed
 from avspk.config import RecalibrateSettings
 from avspk.models.ema import make_teacher
+from avspk.models.encoder import Encoder
 from avspk.stages.recalibrate import recalibrate, recalibrate_on
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -68,6 +69,28 @@ def test_only_statistics_change_and_a_seed_repeats_them(kits, name):
         again = kits[name].encoder()
         recalibrate(again, kits[name], SETTINGS, stage)
         assert all(torch.equal(again.state_dict()[key], encoder.state_dict()[key]) for key in changed) == same
+
+
+def test_frozen_parts_keep_their_statistics():
+    """As a pretrained front end needs: its weights were trained with them."""
+
+    class Front(Encoder):
+        def __init__(self):
+            super().__init__()
+            self.front, self.own = nn.Sequential(nn.BatchNorm1d(3)), nn.BatchNorm1d(3)
+
+        def frozen(self):
+            return [self.front]
+
+        def forward(self, values):
+            return self.own(self.front(values))
+
+    encoder, batches = Front(), [5 + 2 * torch.randn(8, 3, generator=torch.Generator().manual_seed(0))]
+    encoder.learn()
+    recalibrate_on(encoder, batches)
+    assert torch.equal(encoder.front[0].running_mean, torch.zeros(3))
+    through = batches[0] / (1 + encoder.front[0].eps) ** 0.5
+    torch.testing.assert_close(encoder.own.running_mean, through.mean(0))
 
 
 def test_off_leaves_every_bit(kits):

@@ -166,6 +166,31 @@ def test_members_from_other_recordings_come_first(index, apart, count):
         assert set(drawn[1:]) <= members
 
 
+def test_of_neighbours_every_member_is_equally_likely():
+    """Clusters 0 to 3 of NEAR: the members come from the clusters beside one's own, never from one's own."""
+    near = np.array([0, 0, 1, 1, 1, 2, 2, 3, -1])
+    positives, rng = (
+        ClusterPositives(near, neighbours=np.array([[1, 3], [0, 2], [3, 1], [2, 0]])),
+        np.random.default_rng(0),
+    )
+    drawn = [positives.draw(0, 3, rng) for _ in range(4000)]
+    assert all(one[0] == 0 and len(set(one)) == 3 for one in drawn)
+    shares = [sum(member in one for one in drawn) / 8000 for member in range(9)]
+    np.testing.assert_allclose(shares, [0.5, 0, 0.25, 0.25, 0.25, 0, 0, 0.25, 0], atol=0.027)
+    assert set(positives.draw(7, 9, rng)) == {7, 5, 6, 0, 1}
+    assert positives.draw(8, 3, rng) == (8,)
+
+
+def test_a_neighbour_without_members_leaves_the_utterance_alone():
+    """Cluster 1 has no member with this modality; cluster 2 has no neighbour."""
+    labels = np.array([0, 0, 2])
+    for recordings in (None, np.arange(3)):
+        positives = ClusterPositives(labels, recordings, np.array([[1], [0], [0]]))
+        assert positives.draw(0, 4, np.random.default_rng(0)) == (0,)
+        assert set(positives.draw(2, 4, np.random.default_rng(0))) == {2, 0, 1}
+    assert ClusterPositives(np.zeros(3, int), None, np.zeros((1, 0), int)).draw(1, 4, np.random.default_rng(0)) == (1,)
+
+
 def test_of_other_recordings_every_member_is_equally_likely():
     positives, rng = ClusterPositives(LABELS, RECORDINGS), np.random.default_rng(0)
     partners = [positives.draw(5, 2, rng)[1] for _ in range(4000)]

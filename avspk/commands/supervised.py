@@ -5,8 +5,9 @@
 If stage 1 clusters the modalities together, `stage_one` must be a run with a stage 1 of audio alone.
 
 It shows what perfect labels would give: the same stage-1 encoder, rounds and fine-tuning as the method, audio only,
-but with the speakers instead of clusters, and without gate and correction. It is a reference for other numbers,
-never a result of the method. `avspk train` has no setting for it and refuses to continue such a run.
+but with the speakers instead of clusters, and without gate and correction. It hears all speakers: nothing is held out
+for the calibration, so compare it with runs of `calibration.held_out=0`. It is a reference for other numbers, never a
+result of the method. `avspk train` has no setting for it and refuses to continue such a run.
 """
 
 from __future__ import annotations
@@ -37,11 +38,14 @@ class SpeakerLabeller:
     def settle(self, config: Config) -> Config:
         """See `avspk.pipeline.labellers.Labeller`: gate and correction are off, since these labels are right.
 
-        Labels and embeddings that the config gives are not read.
+        A held-out cluster would be a whole speaker here, so none is held out. Labels and embeddings that the config
+        gives are not read.
         """
         refine = config.refine.model_copy(update={"judge": config.refine.judge.off(), "labels": None})
         pretrain = config.pretrain.model_copy(update={"embeddings": {}})
-        return config.with_verified_alone().model_copy(update={"refine": refine, "pretrain": pretrain})
+        calibration = config.calibration.model_copy(update={"held_out": 0.0})
+        changed = {"refine": refine, "pretrain": pretrain, "calibration": calibration}
+        return config.with_verified_alone().model_copy(update=changed)
 
     def check(self, utterances: Utterances, config: Config) -> None:
         """See `avspk.pipeline.labellers.Labeller`."""

@@ -67,10 +67,19 @@ class Utterances:
 
     @property
     def recordings(self) -> np.ndarray:
-        """Names of the recordings (N,) that the utterances are parts of; without the column, their folders."""
+        """Names of the recordings (N,) that the utterances are parts of.
+
+        Without the column, they are the folders. A single folder may be the speaker's, so such an utterance is a
+        recording of its own.
+        """
         if "recording" in self.table:
             return self.table["recording"].to_numpy(str)
-        return self.table["utterance"].str.rsplit("/", n=1).str[0].to_numpy(str)
+        folders = self._folders
+        return folders.where(folders.str.contains("/"), self.table["utterance"]).to_numpy(str)
+
+    @property
+    def _folders(self) -> pd.Series:
+        return self.table["utterance"].str.rsplit("/", n=1).str[0]
 
     @cached_property
     def videos(self) -> np.ndarray:
@@ -79,9 +88,10 @@ class Utterances:
         Recordings of one name count as one, for any speakers. A recording that the manifest names without a folder
         keeps its name. A single folder that stands for the recording may be the speaker's, so it tells nothing.
         """
-        names = pd.Series(self.recordings)
+        named = "recording" in self.table
+        names = self.table["recording"] if named else self._folders
         inner = names.str.partition("/")[2]
-        if "recording" in self.table:
+        if named:
             inner = inner.where(names.str.contains("/"), names)
         return pd.factorize(inner)[0].astype(np.int64)
 

@@ -14,26 +14,35 @@ class ClusterPositives:
     """Members of every cluster, for drawing an example's views from several utterances of one cluster (CA-DINO).
 
     `labels` (N,): cluster of each utterance, -1 if none: such an utterance stays alone. `recordings` (N,): if given,
-    members from other recordings are drawn before those from the utterance's own recording.
+    members from other recordings are drawn before those from the utterance's own recording. `neighbours` (K, M): if
+    given, members are drawn from these clusters instead of the own one (SSPS).
     """
 
-    def __init__(self, labels: np.ndarray, recordings: np.ndarray | None = None) -> None:
-        self.labels, self.recordings = labels, recordings
+    def __init__(
+        self, labels: np.ndarray, recordings: np.ndarray | None = None, neighbours: np.ndarray | None = None
+    ) -> None:
+        self.labels, self.recordings, self.neighbours = labels, recordings, neighbours
         self.order = np.argsort(labels, kind="stable")
-        sorted_labels = labels[self.order]
-        self.begin = np.searchsorted(sorted_labels, labels, side="left")
-        self.end = np.searchsorted(sorted_labels, labels, side="right")
+        # Cluster c has the members order[begin[c] : begin[c + 1]].
+        num_clusters = int(labels.max(initial=-1)) + 1 if neighbours is None else len(neighbours)
+        self.begin = np.searchsorted(labels[self.order], np.arange(num_clusters + 1))
 
     def draw(self, index: int, count: int, rng: np.random.Generator) -> tuple[int, ...]:
-        """`index` first, then up to `count` - 1 other members of its cluster without repetition."""
-        begin, end = int(self.begin[index]), int(self.end[index])
-        if self.labels[index] < 0 or end - begin == 1:
+        """`index` first, then up to `count` - 1 other members of its cluster, or of its neighbours, each once."""
+        if (label := int(self.labels[index])) < 0:
+            return (index,)
+        if self.neighbours is not None:
+            members = np.concatenate([self.order[:0], *map(self._members, self.neighbours[label])])
+        elif len(members := self._members(label)) == 1:
             return (index,)
         if self.recordings is not None:
-            return (index, *self._others_first(index, rng.permutation(self.order[begin:end]), self.recordings, count))
+            return (index, *self._others_first(index, rng.permutation(members), self.recordings, count))
         # One more than needed, because the draw may hit the utterance itself.
-        picks = self.order[begin + rng.choice(end - begin, size=min(count, end - begin), replace=False)]
+        picks = members[rng.choice(len(members), size=min(count, len(members)), replace=False)]
         return (index, *[int(pick) for pick in picks if pick != index][: count - 1])
+
+    def _members(self, cluster: int) -> np.ndarray:
+        return self.order[self.begin[cluster] : self.begin[cluster + 1]]
 
     @staticmethod
     def _others_first(index: int, members: np.ndarray, recordings: np.ndarray, count: int) -> list[int]:

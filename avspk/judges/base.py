@@ -29,7 +29,7 @@ class Replacement:
     targets: (R, C), or (M, R, C) with separate targets for M modalities; rows sum to 1.
     weights: (R,) or (M, R) in [0, 1], weight of a target in the loss; 0: not replaced.
     labels: (R,) the best pseudo speaker, -1 if not replaced.
-    confidence: (R,) its probability, 0 if not replaced.
+    confidence: (R,) the probability of the best prediction, also where it is too low to replace the label.
     """
 
     targets: Tensor

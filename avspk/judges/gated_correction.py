@@ -122,14 +122,19 @@ class GatedCorrection(Judge):
         return replace_labels(posteriors, present, self.settings.correction, self._prior(posteriors, present))
 
     def _prior(self, posteriors: Tensor, present: Tensor) -> Tensor | None:
-        """(M, C) class prior divided by the running mean posterior of this rank's batches; None if not aligned."""
+        """(M, C) class prior divided by the running mean posterior of this rank's batches; None if not aligned.
+
+        A batch whose rows all lack a modality leaves that modality's mean as it was.
+        """
         if not self.settings.correction.align_prior:
             return None
         counts = present.sum(1, keepdim=True).clamp(min=1)
         mean = torch.where(present[..., None], posteriors, 0.0).sum(1) / counts  # (M, C)
         if self.mean_posterior is None:
             self.mean_posterior = self.class_prior.to(mean).expand_as(mean).clone()
-        self.mean_posterior = torch.lerp(self.mean_posterior.to(mean), mean, 1 - PRIOR_MOMENTUM)
+        before = self.mean_posterior.to(mean)
+        moved = torch.lerp(before, mean, 1 - PRIOR_MOMENTUM)
+        self.mean_posterior = torch.where(present.any(1, keepdim=True), moved, before)
         return self.class_prior.to(mean) / self.mean_posterior.clamp(min=torch.finfo(mean.dtype).tiny)
 
     def notes(self) -> dict[str, Any]:

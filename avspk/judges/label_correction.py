@@ -104,6 +104,6 @@ def replace_labels(
         targets = one_hot(best, targets.shape[-1]).to(targets)
     weights = torch.where(accepted, confidence if settings.weighted else 1.0, 0.0)
     if settings.rule == "own":
-        # The log shows the first modality, which the final model uses.
+        # The log shows the first modality of the config, which usually is audio.
         accepted, best, confidence = accepted[0], best[0], confidence[0]
     return Replacement(targets, weights, torch.where(accepted, best, -1), confidence)

@@ -24,7 +24,8 @@ class Ledger:
 
     `page` holds this rank's values of this epoch, `known` the last values of every utterance. The few utterances that
     are in no batch of an epoch keep their previous values. Columns: one loss per modality, then the label that replaces
-    a doubtful one, and its confidence. NaN: not visited, modality missing, or not replaced.
+    a doubtful one, and its confidence. NaN: not visited, modality missing; a label also
+    where it was not replaced (its confidence is that of the best prediction).
     """
 
     def __init__(

@@ -23,7 +23,7 @@ from avspk.pipeline.variants import ABLATIONS, STAGE_ONE, SUPERVISED
 
 FULL = ("refine.judge.gate.enabled=true", "refine.judge.correction.enabled=true")
 SUPERVISED_SETTINGS = (  # what training on true speakers enforces
-    *("modalities=[audio]", "refine.labels=null", "pretrain.embeddings=null"),
+    *("modalities=[audio]", "refine.labels=null", "pretrain.embeddings=null", "calibration.held_out=0"),
     *ABLATIONS["no-gate"][1],
 )
 STAGE_ONE_ONLY = "stage 1 only"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -140,6 +141,23 @@ def size_problems(utterances: Utterances, config: Config) -> Iterator[str]:
             yield f"cluster.{problem} ({key}, modality {name})"
 
 
+def schedule_warnings(config: Config) -> Iterator[str]:
+    """Settings that cannot act, because a stage is shorter than they need. They are valid, but hardly meant."""
+    first = config.refine.judge.first_epoch
+    if config.rounds and config.refine.epochs <= first < math.inf:
+        yield f"refine.epochs is {config.refine.epochs}: labels are judged after {first:g} epochs, so they never are"
+    for stage in _stages(config):
+        settings = getattr(config, stage)
+        if 0 < settings.epochs <= (warmup := settings.optimiser.warmup_epochs):
+            yield (
+                f"{stage}.epochs is {settings.epochs}: the learning rate rises for {warmup:g} epochs "
+                f"({stage}.optimiser.warmup_epochs), so it never falls"
+            )
+        start = getattr(settings, "margin_start_epoch", 0)
+        if 0 < settings.epochs <= start:
+            yield f"{stage}.epochs is {settings.epochs}: the margin rises after {start:g} epochs, so there is none"
+
+
 def _stages(config: Config) -> list[str]:
     """Names in the config of the stages that will be trained."""
     trusted = ["final"] * (config.final is not None) + ["large_margin"] * config.large_margin.enabled
@@ -265,6 +283,10 @@ def manifest_digest(utterances: Utterances) -> str:
 def _require_same_run(files: RunFolder, config: Config, labels: str, utterances: str, content: Content) -> Differences:
     """Settings that differ from those of the last start, if all of them may. Raises: ConfigError."""
     folder, facts = files.path, files.facts()
+    if facts and (before := facts.get("labels", PSEUDO)) != labels:
+        raise ConfigError(
+            f"{folder} holds a run on {before} labels, not on {labels} ones; choose another folder with output=..."
+        )
 
     def is_begun(stage: str) -> bool:
         return files.stage(stage).path.exists()
@@ -282,10 +304,6 @@ def _require_same_run(files: RunFolder, config: Config, labels: str, utterances:
         raise ConfigError(
             f"{folder} holds a run that has read another {key} ({known[key]['file']}) than there is now in "
             f"{content[key]['file']}. Put that content back, or choose another folder with output=..."
-        )
-    if facts and (before := facts.get("labels", PSEUDO)) != labels:
-        raise ConfigError(
-            f"{folder} holds a run on {before} labels, not on {labels} ones; choose another folder with output=..."
         )
     if facts.get("utterances", utterances) != utterances:
         raise ConfigError(

@@ -10,6 +10,7 @@ from avspk.common import distributed
 from avspk.common.extras import explained
 from avspk.common.files import read_json, whole_or_absent, write_json
 from avspk.common.sources import card_name
+from avspk.evaluation.pseudo_trials import MIN_SPEAKERS
 from avspk.pipeline.given import LABELS, Content, embeddings_key
 from avspk.pipeline.labellers import NUMBER, RoundInput
 from avspk.pipeline.session import Session
@@ -125,9 +126,19 @@ def trusted_labels(session: Session) -> np.ndarray:
 
 
 def calibration_labels(session: Session) -> np.ndarray:
-    """(N,) labels of the last round's held-out utterances, -1 elsewhere; if there are none, the labels it trusts."""
-    labels = _labels_for(CALIBRATE, session.files.round(session.config.rounds))
-    if (labels >= 0).any():
-        return labels
+    """(N,) labels of the held-out utterances, -1 elsewhere; if there are none, the labels that the last round trusts.
+
+    They are those of the last round in which enough held-out clusters are left: clusters of audio alone move and merge
+    from round to round. The labels of round 1 are less pure than later ones, but good enough (eval/README.md).
+    """
+    rounds = range(session.config.rounds, 0, -1)
+    held_out = {number: _labels_for(CALIBRATE, session.files.round(number)) for number in rounds}
+    for number, labels in held_out.items():
+        if len(np.unique(labels[labels >= 0])) >= MIN_SPEAKERS:
+            if number < rounds[0]:
+                logger.info("calibration: held-out clusters of round %d; later rounds have too few", number)
+            return labels
+    if (held_out[rounds[0]] >= 0).any():
+        return held_out[rounds[0]]
     logger.warning("no utterance is held out: the calibration uses training labels, and will be overconfident")
     return trusted_labels(session)

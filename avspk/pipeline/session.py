@@ -34,6 +34,7 @@ from avspk.pipeline.preflight import (
     launch_problems,
     manifest_digest,
     part_problems,
+    schedule_warnings,
     size_problems,
 )
 from avspk.pipeline.stage_one import copy_stage_one, require_stage_one
@@ -99,6 +100,8 @@ class Session:
         logger.info("precision: %s, %s", precision.name.replace(FLOAT32, "float32"), precision.reason)
         for line in sources(config.model_dump(mode="json")):
             logger.info("%s", line)
+        for line in schedule_warnings(config) if self.main else ():
+            logger.warning("%s", line)
         for line in describe(claim.changed):
             logger.info("changed since the last start: %s", line)
         noise = fit_to_memory(configured_noise or self._generated_noise(utterances), config.data.noise_gigabytes)

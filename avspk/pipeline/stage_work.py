@@ -61,11 +61,12 @@ class StageWork:
         self,
         encoders: Encoders,
         description: str,
-        recalibration: RecalibrateSettings,
+        recalibration: RecalibrateSettings | None,
         heads: Mapping[str, dict[str, Tensor]] | None = None,
     ) -> None:
         """Save the stage's model of each modality, with its mean training embedding, and with its head's weights.
 
+        A model that no step has changed gets no recalibration, None: it stays as it was given.
         All training embeddings are saved too, unless the stage comes after the rounds: then nothing clusters them.
         """
         session = self.session
@@ -73,7 +74,8 @@ class StageWork:
             # The encoder as it will be loaded, without wrappers that training puts around layers.
             kit, source = self.kits[name], f"the stage {self.folder.name}"
             encoder = build_with_weights(kit.settings.build_encoder, trained.state_dict(), source)
-            recalibrate(encoder, kit, recalibration, self.folder.name)
+            if recalibration is not None:
+                recalibrate(encoder, kit, recalibration, self.folder.name)
             rows = kit.embed(encoder.to(session.materials.device), _share(session))
             if self.after is None:
                 path, num_rows = self.folder.embeddings(name), len(session.materials.utterances)

@@ -12,6 +12,8 @@ from avspk.clusterers.joint import CHUNK_ROWS, Transform
 from avspk.clusterers.kmeans import DistributedReducer, Reducer
 from avspk.common import distributed
 
+CENTRES_AT_ONCE = 1 << 12  # compared with all others: 400 MB with 25,000 clusters
+
 
 def cluster_embeddings(
     rows: Mapping[str, np.ndarray],
@@ -45,6 +47,30 @@ def cluster_embeddings(
     everyone = distributed.sum_over_ranks(labels).cpu().numpy() - 1
     _require_numbered(everyone)
     return everyone, result.notes
+
+
+def nearest_clusters(
+    rows: Mapping[str, np.ndarray], labels: np.ndarray, count: int, device: torch.device
+) -> torch.Tensor:
+    """The `count` nearest other clusters of each cluster, (K, count) int64, nearest first; fewer if there are no more.
+
+    Nearness is the cosine of the clusters' centres: for each modality the mean unit embedding minus the overall mean.
+    Collective: every rank gets the same clusters.
+
+    Args:
+        rows: modality -> (n, D_m), this rank's contiguous share of the embeddings.
+        labels: (N,) of all utterances, 0 .. K - 1, -1 for none.
+    """
+    unit = torch.nn.functional.normalize
+    centres = unit(torch.cat([unit(class_vectors(values, labels, device)) for values in rows.values()], 1)).to(device)
+    count = min(count, len(centres) - 1)
+    found = torch.zeros(len(centres), count, dtype=torch.int64, device=device)
+    if distributed.rank() == 0:
+        for start in range(0, len(centres), CENTRES_AT_ONCE):
+            likeness = centres[start : start + CENTRES_AT_ONCE] @ centres.T
+            likeness.diagonal(start).fill_(-torch.inf)
+            found[start : start + CENTRES_AT_ONCE] = likeness.topk(count).indices
+    return distributed.sum_over_ranks(found).cpu()
 
 
 def _require_numbered(labels: np.ndarray) -> None:

@@ -2,7 +2,9 @@
 
 A model separates the voices that it was trained on better than new ones. So a calibration that is fitted on training
 voices is overconfident. Round 1 holds out whole clusters. Later rounds cluster all utterances again and hold out the
-same ones, so these voices stay new to every classifier. Stage 1 hears them without labels.
+same ones, so no classifier learns them. Their voices are new to the classifiers only where a cluster has all that its
+speaker said: with more clusters than speakers, a part of a speaker may be held out and the rest trained on. Stage 1
+hears them without labels. Where an utterance has no face, it may borrow one of theirs, without a loss.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ from avspk.models.ema import ema_update, make_teacher, running_mean
 from avspk.models.encoder import Encoder
 from avspk.objectives.base import Course
 from avspk.stages.base import Metrics, Stage
-from avspk.stages.cluster import cluster_embeddings
+from avspk.stages.cluster import cluster_embeddings, nearest_clusters
 from avspk.stages.initial import head_weights, initial_encoder, start_head
 from avspk.stages.materials import Materials
 from avspk.stages.truth import Truth
@@ -87,6 +87,7 @@ class Pretrain(Stage):
         self.model = self.build_model({name: self._network(name) for name in self.kits}, materials.training)
         self.teacher = make_teacher(self.model)
         self.labels: dict[str, Tensor] = {}
+        self.neighbours: dict[str, Tensor] = {}
         self.average: dict[str, Tensor] = {}
         self.num_averaged = 0
 
@@ -158,26 +159,33 @@ class Pretrain(Stage):
         metrics: Metrics = {}
         # With separate clusters, an audio-visual run trains the same audio encoder as an audio-only run.
         for names in [list(self.kits)] if settings.joint else [[name] for name in self.kits]:
-            labels = self._cluster(names, num_clusters)
+            labels, neighbours = self._cluster(names, num_clusters)
             for name in names:
                 # An utterance without this modality cannot give views, even if other modalities assign it a cluster.
                 own = np.where(self.kits[name].usable, labels, -1)
-                self._use_positives(name, torch.from_numpy(own))
+                self._use_positives(name, torch.from_numpy(own), neighbours)
                 metrics |= _named(name, self.truth.of_labels(own) | self._pairs(name, epoch))
         return metrics
 
-    def _cluster(self, names: list[str], num_clusters: int) -> np.ndarray:
-        """Labels (N,) from joint clustering of the teachers' embeddings of these modalities; -1 without any."""
+    def _cluster(self, names: list[str], num_clusters: int) -> tuple[np.ndarray, Tensor | None]:
+        """Labels (N,) from joint clustering of the teachers' embeddings of these modalities; -1 without any.
+
+        Also the nearest other clusters of each cluster (K, M), if positives come from them.
+        """
         share = distributed.local_share(len(self.utterances))
         rows = {name: self.kits[name].embed(self.teacher[name].encoder, share) for name in names}
         usable = {name: self.kits[name].usable for name in names}
         labels, _ = cluster_embeddings(rows, usable, self.clusterer, num_clusters, self.seed, self.device)
-        return labels
+        count = self.settings.cluster_aware.neighbours
+        return labels, nearest_clusters(rows, labels, count, self.device) if count else None
 
-    def _use_positives(self, name: str, labels: Tensor) -> None:
+    def _use_positives(self, name: str, labels: Tensor, neighbours: Tensor | None) -> None:
         self.labels[name] = labels
+        if neighbours is not None:
+            self.neighbours[name] = neighbours
         recordings = self.utterances.videos if self.settings.cluster_aware.other_recordings else None
-        self.sampler.positives[name] = ClusterPositives(labels.numpy(), recordings)
+        near = None if neighbours is None else neighbours.numpy()
+        self.sampler.positives[name] = ClusterPositives(labels.numpy(), recordings, near)
 
     def _pairs(self, name: str, epoch: int) -> dict[str, float]:
         """Share of correct (teacher view, student view) pairs over some examples, for the log."""
@@ -232,11 +240,12 @@ class Pretrain(Stage):
         return final
 
     def state_dict(self) -> dict[str, Any]:
-        """Teacher, objectives, cluster labels, average."""
+        """Teacher, objectives, cluster labels and neighbours, average."""
         return {
             "teacher": self.teacher.state_dict(),
             "objectives": {name: objective.state_dict() for name, objective in self.objectives.items()},
             "labels": self.labels,
+            "neighbours": self.neighbours,
             "average": self.average,
             "num_averaged": self.num_averaged,
         }
@@ -247,7 +256,7 @@ class Pretrain(Stage):
         for name, objective in self.objectives.items():
             objective.load_state_dict(state["objectives"][name])
         for name, labels in state["labels"].items():
-            self._use_positives(name, labels)
+            self._use_positives(name, labels, state.get("neighbours", {}).get(name))
         self.average = {name: value.to(self.device) for name, value in state["average"].items()}
         self.num_averaged = state["num_averaged"]
 

@@ -5,6 +5,8 @@ the EMA teacher are averages of the student's. Recalibration sets them to the ex
 inputs, over batches of clean crops and with the final weights ("precise batch norm", Wu and Johnson 2021, arXiv
 2105.07576).
 
+Frozen parts of an encoder keep theirs: they belong to weights that no stage trains.
+
 One pass measures all layers: each batch is normalised by its own statistics, as in training. Measuring a layer with
 the recalibrated statistics of earlier layers would need one pass per layer.
 """
@@ -28,6 +30,7 @@ from avspk.data.dataset import Example, ViewDataset
 from avspk.data.loader import load
 from avspk.data.sampler import ExampleSampler
 from avspk.modalities.base import ModalityKit
+from avspk.models.encoder import Encoder
 
 
 def recalibrate(encoder: nn.Module, kit: ModalityKit, settings: RecalibrateSettings, stage: str) -> None:
@@ -52,7 +55,7 @@ def recalibrate(encoder: nn.Module, kit: ModalityKit, settings: RecalibrateSetti
 
 
 def _examples(kit: ModalityKit, settings: RecalibrateSettings, stage: str) -> list[list[Example]]:
-    """This rank's batches. All utterances that have the modality are used once before any is used again."""
+    """This rank's batches of utterances that have the modality: epoch after epoch, each in whole batches."""
     rows = np.flatnonzero(kit.usable)
     size = min(settings.batch_size, len(rows))
     sampler = ExampleSampler(rows, size, kit.media.seed, stage, {kit.name: kit.usable})
@@ -62,14 +65,18 @@ def _examples(kit: ModalityKit, settings: RecalibrateSettings, stage: str) -> li
 
 @torch.no_grad()
 def recalibrate_on(encoder: nn.Module, batches: Iterable[Tensor]) -> None:
-    """Set the running statistics of every batch norm to those of its inputs over the batches of all ranks. Collective.
+    """Set the running statistics of batch norms to those of their inputs over the batches of all ranks. Collective.
+
+    Those of an `Encoder`'s frozen parts stay.
 
     Args:
         batches: encoder inputs (B, ...), B > 1, on the encoder's device; a rank may have none.
 
     The variance is unbiased, as in `nn.BatchNorm`. The modes of all modules are restored.
     """
-    layers = [layer for layer in encoder.modules() if isinstance(layer, _BatchNorm)]
+    parts = encoder.frozen() if isinstance(encoder, Encoder) else ()
+    frozen = {module for part in parts for module in part.modules()}
+    layers = [layer for layer in encoder.modules() if isinstance(layer, _BatchNorm) and layer not in frozen]
     device = next(encoder.parameters()).device
     sums = [torch.zeros(3, layer.num_features, dtype=torch.float64, device=device) for layer in layers]
     with _measuring(encoder, layers, sums):
