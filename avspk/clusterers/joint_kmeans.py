@@ -88,7 +88,7 @@ def fit_kmeans(joint: JointRows, num_clusters: int, seed: int, num_iterations: i
     )
 
 
-def merged_labels(fit: Clusters, joint: JointRows, num_clusters: int, reducer: Reducer) -> Tensor:
+def merged_labels(fit: Clusters, joint: JointRows, num_clusters: int, reducer: Reducer, jump: float = 0) -> Tensor:
     """Labels (n,) after Ward's method has merged the centroids, each weighted by the size of its cluster.
 
     Only the first process merges: distances between 50,000 centroids take 10 GB, and a node has many processes.
@@ -97,6 +97,7 @@ def merged_labels(fit: Clusters, joint: JointRows, num_clusters: int, reducer: R
         fit: k-means of the joint rows.
         joint: this process's rows.
         num_clusters: at most the number of centroids.
+        jump: see `ward`.
         reducer: sums over the processes.
 
     Raises:
@@ -114,6 +115,7 @@ def merged_labels(fit: Clusters, joint: JointRows, num_clusters: int, reducer: R
         found = ward(
             points[filled].cpu().numpy(),
             num_clusters,
+            jump=jump,
             counts=fit.counts[filled].cpu().numpy(),
             observed=observed[filled].cpu().numpy(),
             block_sizes=joint.block_sizes,

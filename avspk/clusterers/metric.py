@@ -56,6 +56,13 @@ class MetricSettings(Settings):
     refine_weights: Annotated[bool, FirstReader.JOINT_CLUSTERING] = Field(
         False, description="the clusters correct these weights with each refinement (discriminant.py)"
     )
+    jump: float = Field(
+        0.0,
+        ge=0,
+        description="the last clustering merges on, to half of num_clusters at most, where the next merge costs this "
+        "many times the last one; 0: never. If the number is too large, parts of one speaker are merged where that is "
+        "clear",
+    )
     ward_rows: Count = Field(20_000, description="at most this many utterances are merged one by one")
     centroids: Count = Field(50_000, description="k-means centroids that are merged where there are more utterances")
     iterations: Count = Field(30, description="of the k-means, at most")
@@ -102,10 +109,11 @@ class MetricClusterer:
         if given == "auto" and several:
             weights = agreement_weights(rows, labels, self._cluster_once, seed, reducer)
             labels = self._cluster(rows, weights, num_clusters, seed, device, reducer)
-        for _ in range(self.settings.refinements):
+        for left in reversed(range(self.settings.refinements)):
             unit = self._unit_rows(rows, labels, device, reducer)
             weights = discriminant_weights(unit, weights, labels, reducer) if refine else weights
-            labels = self._group(weigh(unit, check_embeddings(rows, weights)), num_clusters, seed, reducer)
+            jump = 0 if left else self.settings.jump
+            labels = self._group(weigh(unit, check_embeddings(rows, weights)), num_clusters, seed, reducer, jump)
         kind = "refined_weight" if refine else "weight"
         return numbered(labels, reducer, {f"{kind}/{name}": weight for name, weight in weights.items()})
 
@@ -122,7 +130,8 @@ class MetricClusterer:
 
         def grow(name: str, values: np.ndarray, start: int) -> Tree:
             alone, one = {name: values}, Reducer()
-            labels = torch.from_numpy(self(alone, start, seed=seed, device="cpu", reducer=one).labels)
+            whole = MetricClusterer(self.settings.model_copy(update={"jump": 0.0}))
+            labels = torch.from_numpy(whole(alone, start, seed=seed, device="cpu", reducer=one).labels)
             return ward_tree(self._unit_rows(alone, labels, "cpu", one).values.numpy())
 
         return agreed_number(rows, recordings, grow, device, reducer)
@@ -170,15 +179,15 @@ class MetricClusterer:
             return within_whitener(spread.within, self.settings.shrinkage)
         return total_whitener(spread.total)
 
-    def _group(self, joint: JointRows, num_clusters: int, seed: int, reducer: Reducer) -> Tensor:
+    def _group(self, joint: JointRows, num_clusters: int, seed: int, reducer: Reducer, jump: float = 0) -> Tensor:
         """Labels (n,) of this process's joint rows."""
         total, _ = reducer.place(len(joint.values), joint.values.device)
         if num_clusters > total:
             raise ValueError(f"cannot make {num_clusters} clusters of {total} rows: choose 1 to {total} clusters")
         if total <= self.settings.ward_rows:
-            return ward_labels(joint, num_clusters, reducer)
+            return ward_labels(joint, num_clusters, reducer, jump)
         fit = fit_kmeans(joint, self.settings.centroids, seed, self.settings.iterations, reducer)
-        return merged_labels(fit, joint, num_clusters, reducer)
+        return merged_labels(fit, joint, num_clusters, reducer, jump)
 
 
 def weigh(joint: JointRows, weights: Mapping[str, float]) -> JointRows:
@@ -256,14 +265,14 @@ def _affine(mean: Tensor, matrix: Tensor) -> Transform:
     return lambda rows: ((rows.double() - mean) @ matrix).float()
 
 
-def ward_labels(joint: JointRows, num_clusters: int, reducer: Reducer) -> Tensor:
+def ward_labels(joint: JointRows, num_clusters: int, reducer: Reducer, jump: float = 0) -> Tensor:
     """Labels (n,) by Ward's method over the rows of all processes; only the first process merges."""
     device, dim = joint.values.device, joint.values.shape[1]
     rows = reducer.gather(torch.cat([joint.values, joint.observed.float()], 1))
     labels = torch.zeros(len(rows), dtype=torch.int64, device=device)
     if reducer.rank == 0:
         points, observed = rows[:, :dim].cpu().numpy(), rows[:, dim:].cpu().numpy() > 0
-        found = ward(points, num_clusters, observed=observed, block_sizes=joint.block_sizes)
+        found = ward(points, num_clusters, jump=jump, observed=observed, block_sizes=joint.block_sizes)
         labels += torch.from_numpy(found).to(device)
     _, first = reducer.place(len(joint.values), device)
     return reducer.sum(labels)[first : first + len(joint.values)]

@@ -40,16 +40,35 @@ class Tree:
         lowest = np.argsort(self.heights, kind="stable")[: max(num - num_clusters, 0)]
         return _components(num, self.merges[np.sort(lowest)])
 
+    def settled(self, num_clusters: int, jump: float) -> int:
+        """The number of clusters at which the cost of a merge jumps, from half of `num_clusters` on; else that number.
+
+        Parts of one speaker cost little to merge, two speakers much. So the cost jumps where all parts are merged.
+
+        Args:
+            jump: least ratio of the cost of the next merge to that of the last one; 0: `num_clusters` stays.
+        """
+        numbers = np.arange(max(2, num_clusters // 2), min(num_clusters, len(self.heights) + 1))
+        if jump == 0 or len(numbers) == 0:
+            return num_clusters
+        costs = np.sort(self.heights)[::-1]  # costs[k - 2] is that of the merge from k to k - 1 clusters
+        ratios = costs[numbers - 2] / np.maximum(costs[numbers - 1], np.finfo(costs.dtype).tiny)
+        best = int(ratios.argmax())
+        return int(numbers[best]) if ratios[best] >= jump else num_clusters
+
 
 def ward(
     points: Floats,
     num_clusters: int,
     *,
+    jump: float = 0,
     counts: NDArray[np.int64] | None = None,
     observed: NDArray[np.bool_] | None = None,
     block_sizes: Sequence[int] = (),
 ) -> NDArray[np.int64]:
-    """Merge points until `num_clusters` clusters are left; see `ward_tree` for the other arguments.
+    """Merge points until `num_clusters` clusters are left, or fewer where the cost of a merge jumps (`Tree.settled`).
+
+    See `ward_tree` for the other arguments.
 
     Returns:
         (N,) labels 0 .. K - 1, numbered by the first point of each cluster. With K >= N every point is its own cluster.
@@ -62,7 +81,8 @@ def ward(
     _require_finite(points)
     if num_clusters >= len(points):
         return np.arange(len(points))
-    return ward_tree(points, counts=counts, observed=observed, block_sizes=block_sizes).cut(num_clusters)
+    tree = ward_tree(points, counts=counts, observed=observed, block_sizes=block_sizes)
+    return tree.cut(tree.settled(num_clusters, jump))
 
 
 def ward_tree(
