@@ -193,21 +193,54 @@ def test_many_rows_take_centroids():
     assert normalized_mutual_info_score(truth, result.labels) > 0.95
 
 
+@pytest.mark.parametrize("settings", [{}, {"ward_rows": 100, "centroids": 200}])
+@pytest.mark.parametrize("asked", [13, 16, 20, 24])
+def test_parts_of_speakers_are_merged_where_the_cost_jumps(asked, settings):
+    """Twelve speakers, whatever number from 13 to 24 is asked for; without the setting, that number."""
+    embeddings, truth = corpus(1200)
+    found = cluster(embeddings, asked, jump=1.25, **settings)
+    assert found.num_clusters == 12
+    assert adjusted_rand_score(truth, found.labels) > 0.98
+    assert cluster(embeddings, asked, **settings).num_clusters == asked
+
+
+def test_without_clear_clusters_the_number_stays():
+    rng = np.random.default_rng(0)
+    rows = {"audio": rng.standard_normal((400, 12)).astype(np.float32)}
+    assert cluster(rows, 30, jump=1.25).num_clusters == 30
+
+
+def test_a_number_that_is_found_is_not_merged_before_it_is_known():
+    """`find_number` compares trees that are whole."""
+    embeddings, _ = corpus()
+    recordings = np.arange(480) // 2
+    numbers = [
+        MetricSettings(weights={"audio": 1.0, "face": 1.0}, jump=jump)
+        .build()
+        .find_number(embeddings, recordings, seed=0, device=CPU, reducer=Reducer())
+        for jump in (0.0, 1.25)
+    ]
+    assert numbers[0] == numbers[1]
+
+
 def test_missing_modalities_keep_working():
     embeddings, truth = corpus()
     embeddings["face"][np.random.default_rng(0).random(480) < 0.3] = np.nan
     assert normalized_mutual_info_score(truth, cluster(embeddings).labels) > 0.95
 
 
-@pytest.mark.parametrize("settings", [{}, {"ward_rows": 100, "centroids": 100}, {"refine_weights": True}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"ward_rows": 100, "centroids": 100}, {"refine_weights": True}, {"asked": 20, "jump": 1.25}]
+)
 def test_two_processes_equal_one(settings):
     embeddings, _ = corpus()
     embeddings["face"][5:60] = np.nan
-    whole, ranks = cluster(embeddings, **settings), Ranks(2)
+    asked, others = settings.get("asked", 12), {key: value for key, value in settings.items() if key != "asked"}
+    whole, ranks = cluster(embeddings, asked, **others), Ranks(2)
 
     def work(rank):
         share = {name: rows[:170] if rank == 0 else rows[170:] for name, rows in embeddings.items()}
-        return cluster(share, reducer=ThreadReducer(ranks, rank), **settings)
+        return cluster(share, asked, ThreadReducer(ranks, rank), **others)
 
     first, second = ranks.run(work)
     np.testing.assert_array_equal(np.concatenate([first.labels, second.labels]), whole.labels)

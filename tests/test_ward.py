@@ -7,7 +7,7 @@ from scipy.cluster.hierarchy import ward as scipy_ward
 from sklearn.metrics import adjusted_rand_score
 
 from avspk.clusterers import ward as module
-from avspk.clusterers.ward import ward
+from avspk.clusterers.ward import Tree, ward
 
 
 def points(num, dim=6, seed=0):
@@ -45,6 +45,33 @@ def test_equal_points_still_make_the_number_of_clusters_asked_for():
     rows = np.repeat(points(3), 10, 0)
     assert len(np.unique(ward(rows, 5))) == 5
     assert adjusted_rand_score(np.repeat(np.arange(3), 10), ward(rows, 3)) == 1
+
+
+def tree(*costs):
+    return Tree(np.zeros((len(costs), 2), np.int64), np.array(costs, np.float32))
+
+
+def test_the_number_of_clusters_is_where_the_cost_of_a_merge_jumps():
+    """Nine points. Merges from 9 to 1 clusters cost 1, 1.1, 1.2, 1.3, 2.6, 2.7, 9, 10: it jumps at 5, and at 3."""
+    costs = tree(1, 1.1, 1.2, 1.3, 2.6, 2.7, 9, 10)
+    assert costs.settled(8, 1.25) == 5
+    assert costs.settled(6, 1.25) == 3, "the largest jump counts"
+    assert costs.settled(5, 1.25) == 3
+    assert costs.settled(8, 2.1) == 8, "no jump of this size between 8 and 4"
+    assert costs.settled(9, 1.25) == 5
+    assert costs.settled(8, 0) == 8
+    assert tree(10, 1, 9, 1.3, 2.6, 1.2, 2.7, 1.1).settled(8, 1.25) == 5, "merges are in no order"
+
+
+@pytest.mark.parametrize("num", [1, 2, 3])
+def test_few_points_have_no_jump(num):
+    assert ward(points(num), 1, jump=1.25).tolist() == [0] * num
+    assert len(np.unique(ward(points(num), 2, jump=1.25))) == min(num, 2)
+
+
+def test_copies_cost_nothing_to_merge():
+    """Ten copies of five points: from 12 clusters, seven merges of copies are free."""
+    assert len(np.unique(ward(np.repeat(points(5), 10, 0), 9, jump=1.25))) == 5
 
 
 def test_no_more_clusters_than_points():

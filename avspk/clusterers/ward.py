@@ -51,8 +51,8 @@ class Tree:
         numbers = np.arange(max(2, num_clusters // 2), min(num_clusters, len(self.heights) + 1))
         if jump == 0 or len(numbers) == 0:
             return num_clusters
-        costs = np.sort(self.heights)[::-1]  # costs[k - 2] is that of the merge from k to k - 1 clusters
-        ratios = costs[numbers - 2] / np.maximum(costs[numbers - 1], np.finfo(costs.dtype).tiny)
+        costs = np.sort(self.heights.astype(np.float64))[::-1]  # costs[k - 2]: of the merge from k to k - 1 clusters
+        ratios = costs[numbers - 2] / np.maximum(costs[numbers - 1], np.finfo(np.float32).tiny)
         best = int(ratios.argmax())
         return int(numbers[best]) if ratios[best] >= jump else num_clusters
 
