@@ -19,7 +19,7 @@ from avspk import load_model
 from avspk.data.media import AudioWarning, MediaError
 from avspk.data.sound import read_audio
 from avspk.inference import speaker_model as module
-from avspk.inference.checkpoint import CheckpointError, save_tree
+from avspk.inference.checkpoint import CheckpointError, load_tree, save_tree
 from avspk.inference.speaker_model import load_calibration, load_encoder
 
 
@@ -326,6 +326,13 @@ def test_weights_of_something_else(own):
         load_model(own)
 
 
+def test_a_mean_of_another_length(own):
+    tree = load_tree(own / "model.safetensors")
+    save_tree(own / "model.safetensors", tree | {"training_mean": torch.zeros(5)})
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: training_mean has the shape \(5,\).* gives 12"):
+        load_model(own)
+
+
 # Calibration.
 
 
@@ -345,6 +352,13 @@ def test_calibration_is_read_from_beside_the_weights(model, own):
         '{"names": ["score"], "weights": [NaN], "bias": 0}',
         '{"names": ["score"], "weights": [2.0], "bias": NaN}',
         '{"names": ["score", "min_duration"], "weights": [2.0, 1.0], "bias": 0}',
+        '{"names": ["score"], "weights": [2.0, 1.0], "bias": 0}',
+        '{"names": ["score"], "weights": "2", "bias": 0}',
+        '{"names": ["score"], "weights": ["2"], "bias": 0}',
+        '{"names": ["score"], "weights": [true], "bias": 0}',
+        '{"names": ["score"], "weights": [2.0], "bias": "0"}',
+        '{"names": ["score"], "weights": [2.0], "bias": false}',
+        '{"names": ["score"], "weights": [1e999], "bias": 0}',
     ],
 )
 def test_calibrations_that_would_mislead(own, text):

@@ -8,6 +8,7 @@ from small_model import voice, write_model, write_sound
 
 from avspk import load_model
 from avspk.cli import main
+from avspk.commands.vectors import speaker_means
 from avspk.scoring.matrix import score_matrix
 from avspk.scoring.metrics import eer
 from avspk.scoring.threshold import threshold_at
@@ -94,6 +95,75 @@ def test_tables_of_embed_do_as_well(avspk, sounds, tmp_path):
     assert avspk("score", tmp_path / "e.npy", "--enrolment", tmp_path / "e.npy", "--out", tables)[0] == 0
     assert np.allclose(np.load(direct), np.load(tables), atol=1e-5)
     assert np.allclose(np.diag(np.load(tables)), 1, atol=1e-5)
+
+
+def test_a_table_is_only_read(avspk, sounds, tmp_path):
+    """Another process may be writing it, and its files may be of another program."""
+    files = write_scp(tmp_path / "files.scp", sounds.items())
+    table = tmp_path / "e.npy"
+    avspk("embed", "--list", files, "--precision", "float32", "--out", table)
+    np.save(table, np.load(table).astype(np.float64))
+    table.with_suffix(".tsv").write_text("\n".join(sounds))  # no end of the last line
+    before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in tmp_path.iterdir()}
+    assert avspk("score", table, "--enrolment", files, "--out", tmp_path / "s.npy")[0] == 0
+    assert (tmp_path / "s.sounds.tsv").read_text().split() == list(sounds)
+    assert np.allclose(np.diag(np.load(tmp_path / "s.npy")), 1, atol=1e-5)
+    assert {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in before} == before
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda e: e.with_suffix(".tsv").unlink(), "no list of names"),
+        (lambda e: e.with_suffix(".tsv").write_text("a\n"), "e.npy has 2 rows, e.tsv 1 names"),
+        (lambda e: np.save(e, np.ones((2, 5), "f")), "e.npy has rows of 5 numbers; its model gives 12"),
+        (lambda e: np.save(e, np.ones((0, 12), "f")), "e.npy has 0 rows, e.tsv 2 names"),
+        (lambda e: e.unlink(), "no such table of embeddings"),
+        (lambda e: e.with_suffix(".json").unlink(), "has no e.json, which names its model"),
+        (lambda e: e.with_suffix(".json").write_text('{"model": "m", "dimension": 0}'), "was not written by"),
+        (lambda e: e.with_suffix(".json").write_text('{"model": "m", "dimension": 12}'), "another model (m, not "),
+    ],
+)
+def test_tables_that_are_not_whole_are_refused_and_kept(avspk, sounds, tmp_path, change, message):
+    files = write_scp(tmp_path / "files.scp", list(sounds.items())[:2])
+    table = tmp_path / "e.npy"
+    avspk("embed", "--list", files, "--out", table)
+    change(table)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    status, _, errors = avspk("score", files, "--enrolment", table, "--out", tmp_path / "s.npy")
+    assert status == 2
+    assert errors.startswith(f"error: {tmp_path}")
+    assert errors.count("\n") == 1
+    assert message in errors
+    assert "--overwrite" not in errors
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_speaker_may_have_several_rows_of_a_table(avspk, model, sounds, tmp_path):
+    """The names of an enrolment are its speakers."""
+    files = write_scp(tmp_path / "files.scp", sounds.items())
+    table = tmp_path / "e.npy"
+    avspk("embed", "--list", files, "--precision", "float32", "--out", table)
+    table.with_suffix(".tsv").write_text("".join(f"{name[:2]}\n" for name in sounds))
+    assert avspk("score", files, "--enrolment", table, "--out", tmp_path / "s.npy")[0] == 0
+    enrolled = {f"s{k}": [sounds[f"s{k}-{take}"] for take in range(2)] for k in range(4)}
+    expected = expected_cosines(model, sounds, enrolled)
+    assert (tmp_path / "s.speakers.tsv").read_text().split() == list(enrolled)
+    wanted = [[expected[speaker, name] for speaker in enrolled] for name in sounds]
+    assert np.allclose(np.load(tmp_path / "s.npy"), wanted, atol=2e-5)
+
+
+def test_each_row_has_a_speaker():
+    with pytest.raises(ValueError, match="2 labels for 3 embeddings"):
+        speaker_means(["a", "b"], np.ones((3, 4), np.float32), np.zeros(4, np.float32))
+
+
+def test_an_scp_of_embeddings_is_not_one_of_sounds(avspk, sounds, tmp_path):
+    files = write_scp(tmp_path / "files.scp", sounds.items())
+    avspk("embed", "--list", files, "--out", tmp_path / "e.ark")
+    status, _, errors = avspk("score", tmp_path / "e.scp", "--enrolment", files, "--out", tmp_path / "s.npy")
+    assert (status, "give the .ark itself as the table" in errors) == (2, True)
+    assert avspk("score", tmp_path / "e.ark", "--enrolment", files, "--out", tmp_path / "s.npy")[0] == 0
 
 
 def test_only_scores_that_matter(avspk, sounds, tmp_path):

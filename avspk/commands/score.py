@@ -46,10 +46,12 @@ def run(args: argparse.Namespace) -> int:
     from avspk.scoring.matrix import score_matrix
 
     vectors = Vectors(args)
+    enrolment, given = vectors.read_enrolment(args.enrolment), vectors.read(args.files)
+    others = vectors.read(args.cohort) if args.cohort else None
     mean = vectors.model.training_mean
-    speakers, enrolled = speaker_means(*_enrolled(args.enrolment, vectors), mean)
-    sounds, rows = vectors.of(args.files)
-    cohort = vectors.of(args.cohort)[1] - mean if args.cohort else None
+    speakers, enrolled = speaker_means(*vectors.embed(enrolment), mean)
+    sounds, rows = vectors.embed(given)
+    cohort = vectors.embed(others)[1] - mean if others else None
     scores = score_matrix(rows - mean, enrolled, cohort, args.top_n)
     if args.out.suffix == ".npy":
         _write_matrix(args.out, sounds, speakers, scores)
@@ -58,18 +60,6 @@ def run(args: argparse.Namespace) -> int:
     kind = "AS-norm" if args.cohort else "cosine"
     print(f"{args.out}: {kind} of {len(sounds)} sounds and {len(speakers)} speakers")
     return int(vectors.failed > 0)
-
-
-def _enrolled(source: str, vectors: Vectors) -> tuple[list[str], np.ndarray]:
-    """The speaker's name of each embedding."""
-    from avspk.data.file_lists import read_enrolment
-    from avspk.inference.embedding_table import SUFFIXES
-
-    if Path(source).suffix in SUFFIXES:
-        return vectors.of(source)
-    entries = read_enrolment(Path(source))
-    names, rows = vectors.of_sounds({str(number): path for number, (_, path) in enumerate(entries)}, source)
-    return [entries[int(name)][0] for name in names], rows
 
 
 def _write_matrix(out: Path, sounds: Sequence[str], speakers: Sequence[str], scores: np.ndarray) -> None:

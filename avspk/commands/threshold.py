@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from avspk.commands.console import add_model, complain, count, guarded, share
-from avspk.commands.vectors import Vectors
+from avspk.commands.vectors import Given, Vectors
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -80,19 +80,19 @@ def _scored(args: argparse.Namespace) -> pd.DataFrame:
     from avspk.evaluation.official_lists import recognised
     from avspk.scoring.backend import as_norm, cohort_statistics, cosine_scores, normalised
 
-    files, (trials,) = usable_files(
-        [recognised(args.trials.stem, read_trials(args.trials), False)], args.wav_root, args.wav_scp
-    )
+    listed = recognised(args.trials.stem, read_trials(args.trials), False)
     vectors = Vectors(args)
-    names, rows = vectors.of_sounds(dict(zip(files.names, files.paths, strict=True)), str(args.trials))
+    others = vectors.read(args.cohort) if args.cohort else None
+    files, (trials,) = usable_files([listed], args.wav_root, args.wav_scp)
+    names, rows = vectors.embed(Given(str(args.trials), files.names, files.paths))
     if vectors.failed:
         raise ValueError(f"{args.trials}: {vectors.failed} of its files cannot be embedded; take their trials out")
     row = {name: number for number, name in enumerate(names)}
     enroll, test = (np.array([row[name] for name in trials.table[side]]) for side in ("enroll", "test"))
     mean = vectors.model.training_mean
     scores = cosine_scores(rows, enroll, test, mean)
-    if args.cohort:
-        cohort = vectors.of(args.cohort)[1] - mean
+    if others:
+        cohort = vectors.embed(others)[1] - mean
         statistics = cohort_statistics(normalised(rows, mean), cohort, min(args.top_n, len(cohort)))
         scores = as_norm(scores, enroll, test, statistics)
     return trials.table.assign(score=scores)

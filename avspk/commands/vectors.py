@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,8 +22,20 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float32]
 
 
+@dataclass(frozen=True)
+class Given:
+    """A list of sounds that are not embedded yet, or a table with its rows. Names may repeat in both."""
+
+    source: str
+    names: list[str]
+    paths: list[Path]  # of the sounds; empty for a table
+    rows: Floats | None = None  # of a table
+
+
 class Vectors:
-    """Embeds lists with one model.
+    """Reads lists and tables of one model, and embeds the lists.
+
+    To read costs little, so read all sides before embedding the first: then errors in a list come at once.
 
     Attributes:
         failed: how many sounds could not be embedded; each is named on standard error.
@@ -37,29 +50,61 @@ class Vectors:
         self.model: SpeakerModel = load_model(folder, args.device)
         logging.basicConfig(level=logging.INFO, format="%(message)s")
 
-    def of(self, source: str) -> tuple[list[str], Floats]:
-        """Names and embeddings (N, D) of a table (*.npy, *.ark), or of any list for `avspk embed --list`.
+    def read(self, source: str) -> Given:
+        """A table (*.npy, *.ark), or any list for `avspk embed --list`.
 
-        Raises ValueError if none of its sounds can be embedded, or if the table is from another model.
+        Raises ValueError if the list cannot be read, or if the table is not whole or from another model.
         """
         from avspk.data.file_lists import named_sounds
-        from avspk.inference.embedding_table import SUFFIXES, EmbeddingTable
 
-        if Path(source).suffix not in SUFFIXES:
-            return self.of_sounds(named_sounds([], [source]), source)
-        with EmbeddingTable(Path(source), self.digest) as table:
-            if not table.names:
-                raise ValueError(f"{source}: no embeddings; `avspk embed --out {source}` writes them")
-            return list(table.names), np.array(table.read())
+        if is_table(source):
+            return self._table(source)
+        sounds = named_sounds([], [source])
+        return Given(source, list(sounds), list(sounds.values()))
 
-    def of_sounds(self, sounds: Mapping[str, Path], source: str) -> tuple[list[str], Floats]:
-        """Names and embeddings (N, D) of the sounds that have one."""
+    def read_enrolment(self, source: str) -> Given:
+        """The same of an enrolment: each name is a speaker, who may have several rows."""
+        from avspk.data.file_lists import read_enrolment
+
+        if is_table(source):
+            return self._table(source)
+        entries = read_enrolment(Path(source))
+        return Given(source, [speaker for speaker, _ in entries], [path for _, path in entries])
+
+    def _table(self, source: str) -> Given:
+        """A table is only read: another process may be writing it."""
+        from avspk.data.named_vectors import read_named_vectors
+        from avspk.inference.embedding_table import read_about
+
+        path = Path(source)
+        if not path.exists():
+            raise ValueError(f"{source}: no such table of embeddings; `avspk embed --out {source}` writes it")
+        about, dimension = read_about(path), self.model.encoder.embedding_dim
+        if about.model != self.digest:
+            raise ValueError(
+                f"{source} holds embeddings of another model ({about.model}, not {self.digest}); give the model that "
+                "wrote it, or a table of this one"
+            )
+        names, rows = read_named_vectors(path)
+        if rows.shape[1] != dimension:
+            raise ValueError(f"{source} has rows of {rows.shape[1]} numbers; its model gives {dimension}")
+        if not names:
+            raise ValueError(f"{source}: no embeddings in it; `avspk embed --out {source}` writes them")
+        return Given(source, names, [], np.array(rows, np.float32))
+
+    def embed(self, given: Given) -> tuple[list[str], Floats]:
+        """Names and embeddings (N, D) of a table, or of those sounds that have one.
+
+        Raises ValueError if no sound has one.
+        """
         from avspk.inference.many_files import embed_many
 
+        if given.rows is not None:
+            return given.names, given.rows
         names, rows = [], []
-        keys, readers = list(sounds), max(1, len(os.sched_getaffinity(0)) // 2)
-        with Progress(source, len(keys), shown=True) as progress:
-            for some in embed_many(self.model, list(sounds.values()), readers, _threads()):
+        readers = max(1, len(os.sched_getaffinity(0)) // 2)
+        with Progress(given.source, len(given.paths), shown=True) as progress:
+            for some in embed_many(self.model, given.paths, readers, _threads()):
                 for result in some:
                     progress.advance()
                     for warning in result.warnings:
@@ -67,12 +112,19 @@ class Vectors:
                     if result.embedding is None:
                         complain("error", result.error)
                         continue
-                    names.append(keys[result.index])
+                    names.append(given.names[result.index])
                     rows.append(result.embedding)
-        self.failed += len(keys) - len(names)
+        self.failed += len(given.paths) - len(names)
         if not rows:
-            raise ValueError(f"{source}: none of its {len(keys)} sounds could be embedded")
+            raise ValueError(f"{given.source}: none of its {len(given.paths)} sounds could be embedded")
         return names, np.stack(rows)
+
+
+def is_table(source: str) -> bool:
+    """Whether it is a table of embeddings, by its suffix."""
+    from avspk.inference.embedding_table import SUFFIXES
+
+    return Path(source).suffix in SUFFIXES
 
 
 def _threads() -> int:
@@ -82,7 +134,10 @@ def _threads() -> int:
 
 
 def speaker_means(speakers: Sequence[str], rows: Floats, mean: Floats) -> tuple[list[str], Floats]:
-    """Names (S,) and means (S, D) of each speaker's normalised embeddings, the training mean subtracted before."""
+    """Names (S,) and means (S, D) of each speaker's normalised embeddings, the training mean subtracted before.
+
+    Raises ValueError unless each row (N, D) has its speaker (N,).
+    """
     from avspk.scoring.backend import pseudo_speaker_means
 
     names = list(dict.fromkeys(speakers))

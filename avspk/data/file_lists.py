@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +16,7 @@ from avspk.data.tree import media_below
 
 logger = logging.getLogger(__name__)
 STDIN = "-"
+_ARK_ENTRY = re.compile(r"\.ark:\d+\s*$")
 
 
 class Listed(NamedTuple):
@@ -116,7 +118,7 @@ def read_path_table(path: Path) -> Iterator[Listed]:
 
 
 def read_wav_scp(path: Path) -> dict[str, str]:
-    """Name -> path of Kaldi's wav.scp. Raises: ManifestError naming the invalid line, or a pipe."""
+    """Name -> path of Kaldi's wav.scp. Raises: ManifestError naming the invalid line, a pipe, or an entry of an ark."""
     entries: dict[str, str] = {}
     for number, line in enumerate(read_lines(path, "wav.scp", ManifestError), 1):
         fields = line.split(maxsplit=1)
@@ -128,6 +130,11 @@ def read_wav_scp(path: Path) -> dict[str, str]:
             raise ManifestError(
                 f"{path}, line {number}: {line[:100]!r} is a pipe, which is not run; give the path of a sound file "
                 "instead (any format and rate)"
+            )
+        if _ARK_ENTRY.search(fields[1]):
+            raise ManifestError(
+                f"{path}, line {number}: {line[:100]!r} is an entry of Kaldi's ark, not a sound file; if it is an "
+                "embedding, give the .ark itself as the table"
             )
         if entries.setdefault(fields[0], fields[1].strip()) != fields[1].strip():
             raise ManifestError(f"{path}, line {number}: the name {fields[0]!r} appears twice, with two paths")

@@ -99,8 +99,7 @@ class EmbeddingJob:
 
 def _move_rows(path: Path, table: EmbeddingTable) -> None:
     with EmbeddingTable(path, table.model) as slice_:
-        names = list(slice_.names)
-        rows = slice_.read() if names else np.zeros((0, 0), np.float32)
+        names, rows = slice_.read() if slice_.names else ([], np.zeros((0, 0), np.float32))
         for begin in range(0, len(names), _ROWS_A_PIECE):
             piece = range(begin, min(begin + _ROWS_A_PIECE, len(names)))
             fresh = [row for row in piece if names[row] not in table.names]

@@ -12,7 +12,7 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,28 @@ Floats = NDArray[np.float32]
 
 class TableError(ValueError):
     """The existing files have other content. The message says what to do."""
+
+
+class About(NamedTuple):
+    """Content of X.json."""
+
+    model: str  # digest of the content of the model
+    dimension: int
+
+
+def read_about(path: Path) -> About:
+    """What X.json says about the table X.npy or X.ark. Raises: TableError if `avspk embed` did not write it."""
+    file = path.with_suffix(".json")
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        about = About(content["model"], content["dimension"])
+    except FileNotFoundError as error:
+        raise TableError(f"{path} has no {file.name}, which names its model; `avspk embed` writes both") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise TableError(f"{file} was not written by `avspk embed` ({error!r})") from error
+    if not isinstance(about.model, str) or type(about.dimension) is not int or about.dimension < 1:
+        raise TableError(f"{file} was not written by `avspk embed`: {about}; a dimension is a whole number, 1 or more")
+    return about
 
 
 class EmbeddingTable:
@@ -62,12 +84,9 @@ class EmbeddingTable:
 
     def _reopen(self) -> None:
         try:
-            about = json.loads(self.about.read_text(encoding="utf-8"))
-            model, dimension = about["model"], int(about["dimension"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise TableError(
-                f"{self.about} was not written by `avspk embed` ({error!r}); choose another --out"
-            ) from error
+            model, dimension = read_about(self.path)
+        except TableError as error:
+            raise TableError(f"{error}; choose another --out") from error
         if model != self.model:
             raise TableError(
                 f"{self.path} holds embeddings of another model ({model}, not {self.model}); "
@@ -89,9 +108,10 @@ class EmbeddingTable:
         self.dimension = dimension
         self.body.open(dimension)
 
-    def read(self) -> Floats:
-        """All rows (n, D) in the order of the names; there must be one. Memory-mapped in X.npy."""
-        return read_named_vectors(self.path)[1].astype(np.float32, copy=False)
+    def read(self) -> tuple[list[str], Floats]:
+        """All names (n,) and rows (n, D); there must be one. Memory-mapped in X.npy."""
+        names, rows = read_named_vectors(self.path)
+        return names, rows.astype(np.float32, copy=False)
 
 
 def own_files(path: Path) -> list[Path]:

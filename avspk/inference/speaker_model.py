@@ -262,6 +262,10 @@ def load_encoder(folder: Path | str) -> tuple[Encoder, np.ndarray, dict[str, Any
     if not {"encoder", "training_mean"} <= tree.keys():
         raise CheckpointError(f"{folder / WEIGHTS} holds {', '.join(tree)}; want encoder and training_mean")
     encoder = build_with_weights(lambda: build_encoder(**architecture), tree["encoder"], str(folder))
+    if (shape := tuple(tree["training_mean"].shape)) != (encoder.embedding_dim,):
+        raise CheckpointError(
+            f"{folder / WEIGHTS}: training_mean has the shape {shape}; its encoder gives {encoder.embedding_dim}"
+        )
     return encoder, tree["training_mean"].numpy(), config
 
 
@@ -286,10 +290,9 @@ def load_calibration(folder: Path | str) -> Calibration | None:
         return None
     try:
         calibration = Calibration.from_dict(json.loads(path.read_text(encoding="utf-8")))
-        usable = calibration.names == ("score",) and 0 < calibration.weights[0] < math.inf
-    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path} is not a calibration: {error!r}") from error
-    if not (usable and math.isfinite(calibration.bias)):
+    if calibration.names != ("score",) or calibration.weights[0] <= 0:
         raise CheckpointError(f"{path}: want one feature, score, with a positive weight; found {calibration}")
     return calibration
 

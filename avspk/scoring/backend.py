@@ -54,8 +54,11 @@ def pseudo_speaker_means(
     """Return a cohort (C, D): the mean of the length-normalised embeddings (N, D) of each pseudo label (N,).
 
     Rows with a negative label (no label) are left out. `mean` is subtracted here, so pass none with the cohort later.
+    Raises ValueError unless each row has a label, and as `normalised`.
     """
     labels = np.asarray(labels)
+    if len(labels) != len(np.asarray(embeddings)):
+        raise ValueError(f"{len(labels)} labels for {len(np.asarray(embeddings))} embeddings; each row needs one")
     used = np.flatnonzero(labels >= 0)
     rows = normalised(np.asarray(embeddings)[used], mean)
     _, group = np.unique(labels[used], return_inverse=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -46,9 +47,19 @@ class Calibration:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Calibration:
-        """Rebuild from the values of `to_dict`."""
-        weights, fitted_on = tuple(map(float, values["weights"])), str(values.get("fitted_on", ""))
-        return cls(tuple(values["names"]), weights, float(values["bias"]), fitted_on)
+        """Rebuild from the values of `to_dict`.
+
+        Raises: KeyError if one is missing; ValueError unless there is a finite weight for each name, and a finite bias.
+        """
+        names, weights, bias = values["names"], values["weights"], values["bias"]
+        lists = isinstance(names, (list, tuple)) and isinstance(weights, (list, tuple)) and len(names) == len(weights)
+        if not (lists and all(map(_is_finite, [*weights, bias]))):
+            raise ValueError(f"names {names!r}, weights {weights!r}, bias {bias!r}; want a finite weight for each name")
+        return cls(tuple(names), tuple(map(float, weights)), float(bias), str(values.get("fitted_on", "")))
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def fit_calibration(
