@@ -33,7 +33,7 @@ COMMANDS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command. Returns its exit status, or 2 for an unknown command or a missing package."""
+    """Run one command. Returns its exit status, 2 for an unknown command or a missing package, 130 after Ctrl-C."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     if not given or given[0] not in COMMANDS:
         return _overview(given)
@@ -44,6 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except MissingExtraError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted: the command was stopped", file=sys.stderr)
+        return 130
 
 
 def _overview(given: Sequence[str]) -> int:

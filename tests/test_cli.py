@@ -331,3 +331,12 @@ def test_numbers_that_cannot_be_used_are_refused_at_once(capsys, arguments, mess
     with pytest.raises(SystemExit):
         main(arguments)
     assert message in capsys.readouterr().err
+
+
+def test_ctrl_c_is_one_line(monkeypatch, tmp_path, capsys):
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("avspk.commands.evaluate.from_scores", stopped)
+    assert main(["evaluate", "--scores", "x", "--out", str(tmp_path)]) == 130
+    assert capsys.readouterr().err == "interrupted: the command was stopped\n"

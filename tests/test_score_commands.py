@@ -8,7 +8,7 @@ from small_model import voice, write_model, write_sound
 
 from avspk import load_model
 from avspk.cli import main
-from avspk.commands.vectors import speaker_means
+from avspk.commands.vectors import Vectors, speaker_means
 from avspk.scoring.matrix import score_matrix
 from avspk.scoring.metrics import eer
 from avspk.scoring.threshold import threshold_at
@@ -256,8 +256,55 @@ def test_rates_that_are_none(rate):
 
 def test_a_threshold_above_all_scores():
     point = threshold_at([0.1, 0.9, 0.5], [0, 0, 1], 0.3)
-    assert point.threshold > 0.9
-    assert (point.false_alarm, point.miss) == (0, 1)
+    assert (point.threshold, point.false_alarm, point.miss) == (np.inf, 0, 1)
+
+
+@pytest.mark.parametrize(
+    ("others", "targets"),
+    [
+        ([0.43101, 0.2], [0.43102, 0.9]),  # closer than four decimals
+        ([0.43101, 0.2], [np.nextafter(0.43101, 1), 0.9]),  # nothing is between
+        ([0.1, 0.1 - 1e-17], [0.1 + 1e-12]),
+        ([-np.inf, -np.inf], [0.3, 0.4]),
+        ([-np.inf, 1e17], [np.inf]),
+        ([0.2, 0.3], [np.inf, 0.3]),
+        ([-np.inf], [np.inf]),
+        ([-np.inf], [-1e17]),
+        ([3e-30], [5e-30]),
+    ],
+)
+def test_a_printed_threshold_gives_the_printed_rates(tmp_path, capsys, others, targets):
+    scores, labels = np.array([*others, *targets]), np.array([0] * len(others) + [1] * len(targets))
+    path = tmp_path / "x.tsv"
+    path.write_text("".join(f"{score!r} {label}\n" for score, label in zip(scores.tolist(), labels, strict=True)))
+    assert main(["threshold", "--scores", str(path), "--false-alarm", "0.01"]) == 0
+    output = capsys.readouterr().out
+    row = output.splitlines()[-1].split()
+    assert "inf" not in output
+    assert np.isfinite(float(row[2]))
+    assert 100 * (scores[labels == 0] >= float(row[2])).mean() == float(row[3]) == 0
+    assert 100 * (scores[labels == 1] < float(row[2])).mean() == float(row[5])
+
+
+def test_where_nothing_may_be_accepted(tmp_path, capsys):
+    (tmp_path / "x.tsv").write_text("0.9 0\n0.1 0\n0.9 1\n")
+    assert main(["threshold", "--scores", str(tmp_path / "x.tsv"), "--false-alarm", "0.01"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].split() == ["1", "%", "accept", "none", "0", "%", "100", "%"]
+
+
+@pytest.mark.parametrize("rate", ["1e-320", "1e-10"])
+def test_rates_that_nobody_can_measure(tmp_path, capsys, rate):
+    with pytest.raises(SystemExit):
+        main(["threshold", "--scores", str(tmp_path / "x.tsv"), "--false-alarm", rate])
+    assert f"{rate!r} is too low; the lowest rate is 1e-09" in capsys.readouterr().err
+
+
+def test_the_notes_of_a_list_are_printed(tmp_path, capsys):
+    (tmp_path / "x.tsv").write_text("a a 0.9 1\na b 0.1 0\na b 0.1 0\n")
+    assert main(["threshold", "--scores", str(tmp_path / "x.tsv")]) == 0
+    errors = capsys.readouterr().err
+    assert f"note: {tmp_path / 'x.tsv'}: 1 trials appear more than once\n" in errors
+    assert f"note: {tmp_path / 'x.tsv'}: 1 trials compare a file with itself\n" in errors
 
 
 def test_thresholds_of_trials(avspk, model, sounds, tmp_path):
@@ -292,9 +339,139 @@ def test_trials_need_a_model(tmp_path, capsys):
     assert "--trials needs --model" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["evaluate --scores x --out y --bootstrap", "threshold --scores x --top-n"])
+@pytest.mark.parametrize(
+    ("command", "least"), [("evaluate --scores x --out y --bootstrap", 1), ("threshold --scores x --top-n", 2)]
+)
 @pytest.mark.parametrize("number", ["0", "-3", "1.5", "many"])
-def test_numbers_of_things_are_whole_and_positive(capsys, command, number):
+def test_numbers_of_things_are_whole_and_positive(capsys, command, least, number):
     with pytest.raises(SystemExit):
         main([*command.split(), number])
-    assert f"{number!r} is not a whole number, 1 or more" in capsys.readouterr().err
+    assert f"{number!r} is not a whole number, {least} or more" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("command", "options"),
+    [
+        ("threshold --scores x --model m", "--model"),
+        ("threshold --scores x --cohort c --top-n 5 --wav-root .", "--wav-root, --cohort, --top-n"),
+        ("threshold --trials x --model m --top-n 5", "--top-n"),
+        ("score x --enrolment y --model m --out z.tsv --top-n 300", "--top-n"),
+    ],
+)
+def test_options_that_would_not_be_used_are_refused(capsys, command, options):
+    with pytest.raises(SystemExit):
+        main(command.split())
+    assert f"error: {options}: only " in capsys.readouterr().err
+
+
+# Errors come before the work.
+
+
+@pytest.fixture
+def no_work(monkeypatch):
+    def work(*_):
+        raise AssertionError("embedded before all was checked")
+
+    monkeypatch.setattr(Vectors, "embed", work)
+    monkeypatch.setattr("avspk.evaluation.audio_files.usable_files", work)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--cohort", "gone.scp"], "gone.scp: no such"),
+        (["--cohort", "{root}/one.scp"], "one.scp: a cohort of 1; AS-norm needs two or more"),
+        (["--out", "{root}/files.scp/s.tsv"], "files.scp cannot be written"),
+        (["--out", "{root}/folder.tsv"], "folder.tsv is a folder"),
+        (["--model", "gone"], "gone is not a model folder"),
+    ],
+)
+@pytest.mark.parametrize("command", ["score", "threshold"])
+def test_what_cannot_work_is_refused_at_once(folder, sounds, tmp_path, capsys, no_work, command, options, message):
+    if command == "threshold" and options[0] == "--out":
+        pytest.skip("threshold writes no file")
+    files = write_scp(tmp_path / "files.scp", sounds.items())
+    write_scp(tmp_path / "one.scp", list(sounds.items())[:1])
+    (tmp_path / "folder.tsv").mkdir()
+    (tmp_path / "trials.txt").write_text("s0-0 s0-1 target\ns0-0 s1-0 nontarget\n")
+    given = {
+        "score": ["score", str(files), "--enrolment", str(files), "--out", str(tmp_path / "s.tsv")],
+        "threshold": ["threshold", "--trials", str(tmp_path / "trials.txt"), "--wav-scp", str(files)],
+    }[command]
+    options = [text.format(root=tmp_path) for text in options]
+    assert main([*given, "--model", str(folder), "--device", "cpu", *options]) == 2
+    errors = capsys.readouterr().err
+    assert errors.count("\n") == 1
+    assert message in errors
+
+
+@pytest.mark.parametrize(
+    ("out", "option", "source"),
+    [
+        ("a.tsv", "files", "a.tsv"),
+        ("a.tsv", "--enrolment", "a.tsv"),
+        ("a.tsv", "--cohort", "a.tsv"),
+        ("a.npy", "files", "a.npy"),
+        ("a.tsv", "--cohort", "a.npy"),
+        ("a.npy", "--enrolment", "a.speakers.tsv"),
+        ("a.npy", "files", "a.sounds.npy"),
+    ],
+)
+def test_an_input_is_not_overwritten(avspk, sounds, tmp_path, no_work, out, option, source):
+    other = write_scp(tmp_path / "files.scp", sounds.items())
+    (tmp_path / "link").symlink_to(tmp_path)
+    given = {"files": other, "--enrolment": other, option: tmp_path / "link" / source}
+    arguments = [given.pop("files"), *(text for pair in given.items() for text in pair)]
+    status, _, errors = avspk("score", *arguments, "--out", tmp_path / out)
+    assert status == 2
+    assert f"--out {tmp_path / out} would overwrite {tmp_path / 'link' / source}, which is read" in errors
+
+
+def test_names_that_would_break_a_line_are_refused(avspk, sounds, tmp_path, no_work):
+    odd = tmp_path / "odd"
+    odd.mkdir()
+    (odd / "a\nb.wav").write_bytes(sounds["s0-0"].read_bytes())
+    enrolment = write_scp(tmp_path / "enrolment.scp", [("anna", sounds["s0-0"])])
+    status, _, errors = avspk("score", odd, "--enrolment", enrolment, "--out", tmp_path / "s.tsv")
+    assert status == 2
+    assert "b.wav': a line end, tab or byte that is not UTF-8 in its name" in errors
+
+
+def test_blanks_in_names_do_not_divide_a_line(avspk, sounds, tmp_path):
+    (tmp_path / "a b.wav").write_bytes(sounds["s0-0"].read_bytes())
+    enrolment = write_scp(tmp_path / "enrolment.scp", [("anna", sounds["s0-0"])])
+    assert avspk("score", tmp_path / "a b.wav", "--enrolment", enrolment, "--out", tmp_path / "s.tsv")[0] == 0
+    assert (tmp_path / "s.tsv").read_text() == f"anna\t{tmp_path / 'a b.wav'}\t1.00000\n"
+
+
+def test_a_small_cohort_is_told(avspk, sounds, tmp_path):
+    files = write_scp(tmp_path / "files.scp", sounds.items())
+    trials = tmp_path / "trials.txt"
+    trials.write_text("s0-0 s0-1 target\ns0-0 s1-0 nontarget\n")
+    cohort = write_scp(tmp_path / "cohort.scp", list(sounds.items())[2:])
+    note = f"note: {cohort}: the cohort has 6, so AS-norm keeps 6 scores, not 7\n"
+    for command in (
+        ["score", files, "--enrolment", files, "--out", tmp_path / "s.npy"],
+        ["threshold", "--trials", trials, "--wav-scp", files],
+    ):
+        assert note in avspk(*command, "--cohort", cohort, "--top-n", 7)[2]
+        assert "the cohort has" not in avspk(*command, "--cohort", cohort, "--top-n", 6)[2]
+
+
+@pytest.mark.parametrize("command", ["score", "threshold"])
+def test_ctrl_c_is_one_line(avspk, sounds, tmp_path, monkeypatch, command):
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Vectors, "embed", stopped)
+    files = write_scp(tmp_path / "files.scp", sounds.items())
+    (tmp_path / "trials.txt").write_text("s0-0 s0-1 target\ns0-0 s1-0 nontarget\n")
+    status, _, errors = avspk(*{
+        "score": ["score", files, "--enrolment", files, "--out", tmp_path / "s.tsv"],
+        "threshold": ["threshold", "--trials", tmp_path / "trials.txt", "--wav-scp", files],
+    }[command])  # fmt: skip
+    assert status == 130
+    assert errors.splitlines()[-1] == (
+        "interrupted: no embedding is kept; `avspk embed` writes a table that continues after an interruption"
+    )
+    assert "Traceback" not in errors

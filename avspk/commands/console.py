@@ -11,11 +11,14 @@ from pathlib import Path
 
 from avspk.common.shipped import shipped_names
 
+INTERRUPTED = 130  # exit status after Ctrl-C, as of a shell
 
-def guarded(command: Callable[[argparse.Namespace], int], args: argparse.Namespace) -> int:
+
+def guarded(command: Callable[[argparse.Namespace], int], args: argparse.Namespace, interrupted: str = "") -> int:
     """Run a command that uses a model: its exit status, or 2 with a line of error.
 
-    Of the warnings only those about sound are shown. Errors that are not the user's keep their traceback.
+    `interrupted` says after Ctrl-C what is kept; without it, the program has a line for all commands. Of the warnings
+    only those about sound are shown. Errors that are not the user's keep their traceback.
     """
     from avspk.data.media import AudioWarning
     from avspk.inference.checkpoint import CheckpointError
@@ -30,6 +33,11 @@ def guarded(command: Callable[[argparse.Namespace], int], args: argparse.Namespa
         except (ValueError, OSError, CheckpointError, ExportError) as error:
             complain("error", error)
             return 2
+        except KeyboardInterrupt:
+            if not interrupted:
+                raise
+            complain("interrupted", interrupted)
+            return INTERRUPTED
 
 
 def complain(kind: str, message: object) -> None:
@@ -44,11 +52,26 @@ def table(rows: Sequence[tuple[str, str]]) -> None:
         print(f"{name:{width}}{value}")
 
 
-def count(text: str) -> int:
-    """Type of an option that is a number of things. Raises: ArgumentTypeError unless it is 1 or more."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number, 1 or more")
-    return int(text)
+def at_least(least: int) -> Callable[[str], int]:
+    """Type of an option that is a whole number of at least this. It raises ArgumentTypeError on anything else."""
+
+    def number(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number, {least} or more")
+        return int(text)
+
+    return number
+
+
+count = at_least(1)
+"""Type of an option that is a number of things."""
+
+
+def refuse(parser: argparse.ArgumentParser, args: argparse.Namespace, options: Sequence[str], reason: str) -> None:
+    """End with an error that names those of the options that were given, if any, and the reason against them."""
+    names = {option: option.removeprefix("--").replace("-", "_") for option in options}
+    if given := [option for option, name in names.items() if getattr(args, name) != parser.get_default(name)]:
+        parser.error(f"{', '.join(given)}: {reason}")
 
 
 def finite(text: str) -> float:

@@ -43,11 +43,7 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
     args = parser.parse_args(arguments)
     if not args.files and not args.lists:
         parser.error("no sounds: name files or folders, or a --list")
-    try:
-        return guarded(run, args)
-    except KeyboardInterrupt:
-        complain("interrupted", "finished embeddings are kept; the same command continues")
-        return 130
+    return guarded(run, args, "finished embeddings are kept; the same command continues")
 
 
 def _out(text: str) -> Path:

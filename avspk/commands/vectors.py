@@ -13,13 +13,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from avspk.commands.console import complain
+from avspk.commands.console import at_least, complain
 from avspk.common.progress import Progress
 
 if TYPE_CHECKING:
     from avspk.inference.speaker_model import SpeakerModel
 
 Floats = NDArray[np.float32]
+TOP_N = 300
+NOT_KEPT = "no embedding is kept; `avspk embed` writes a table that continues after an interruption"
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,18 @@ class Vectors:
         entries = read_enrolment(Path(source))
         return Given(source, [speaker for speaker, _ in entries], [path for _, path in entries])
 
+    def read_cohort(self, source: str, top_n: int) -> Given:
+        """The same of a cohort, whose `top_n` nearest AS-norm keeps: a note if it is smaller than that.
+
+        Raises ValueError also if it has fewer than two rows.
+        """
+        cohort = self.read(source)
+        if (size := len(cohort.names)) < 2:
+            raise ValueError(f"{source}: a cohort of {size}; AS-norm needs two or more, better hundreds of speakers")
+        if size < top_n:
+            complain("note", f"{source}: the cohort has {size}, so AS-norm keeps {size} scores, not {top_n}")
+        return cohort
+
     def _table(self, source: str) -> Given:
         """A table is only read: another process may be writing it."""
         from avspk.data.named_vectors import read_named_vectors
@@ -118,6 +132,12 @@ class Vectors:
         if not rows:
             raise ValueError(f"{given.source}: none of its {len(given.paths)} sounds could be embedded")
         return names, np.stack(rows)
+
+
+def add_cohort(parser: argparse.ArgumentParser) -> None:
+    """The options of AS-norm."""
+    parser.add_argument("--cohort", help="other speakers' sounds, a list or a table: scores become AS-norm")
+    parser.add_argument("--top-n", type=at_least(2), help=f"cohort scores that AS-norm keeps ({TOP_N})")
 
 
 def is_table(source: str) -> bool:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import socket
+import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -34,6 +35,26 @@ def whole_or_absent(path: Path) -> Iterator[Path]:
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+
+
+def require_writable(path: Path) -> None:
+    """Make the folder of an output, and try to write into it, before the work whose result goes there.
+
+    Raises: OSError naming what is in the way.
+    """
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; give the name of a file")
+    require_writable_folder(path.parent)
+
+
+def require_writable_folder(folder: Path) -> None:
+    """Make a folder for outputs, and try to write into it. Raises: OSError naming what is in the way."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise type(error)(f"{folder} cannot be written: {error.strerror}; choose another folder") from error
 
 
 def is_full_disk(error: BaseException) -> bool:

@@ -10,10 +10,16 @@ from numpy.typing import ArrayLike
 
 from avspk.scoring.metrics import error_rates
 
+DECIMALS = 4
+MOST_DECIMALS = 25  # scores that need more are neighbours, or next to zero
+
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """Accept scores from `threshold` on; the shares of non-target and of target trials that are then wrong."""
+    """Accept scores from `threshold` on; the shares of non-target and of target trials that are then wrong.
+
+    An infinite threshold accepts nothing, not even an infinite score.
+    """
 
     threshold: float
     false_alarm: float
@@ -21,9 +27,11 @@ class OperatingPoint:
 
 
 def threshold_at(scores: ArrayLike, labels: ArrayLike, false_alarm: float) -> OperatingPoint:
-    """The lowest threshold that accepts at most this share of the non-target trials.
+    """The lowest operating point that accepts at most this share of the non-target trials.
 
-    It lies half way between two scores, so printing it with fewer digits changes no decision.
+    The threshold lies half way between the highest rejected and the lowest accepted score, rounded to four decimals, or
+    to as many more as it takes to stay between them; if no number is between, it is the accepted score. So
+    `score >= threshold` gives exactly the two rates.
 
     Args:
         scores: (T,).
@@ -37,6 +45,15 @@ def threshold_at(scores: ArrayLike, labels: ArrayLike, false_alarm: float) -> Op
     points = error_rates(scores, labels)
     # The first point accepts all, more than `false_alarm`; the last one accepts nothing, so one of them qualifies.
     place = int(np.argmax(points.p_fa <= false_alarm * (1 + 1e-12)))
-    rejected, accepted = points.thresholds[place - 1], points.thresholds[place]
-    middle = (rejected + accepted) / 2 if math.isfinite(rejected + accepted) else np.nextafter(rejected, np.inf)
-    return OperatingPoint(float(middle), float(points.p_fa[place]), float(points.p_miss[place]))
+    nothing = place == len(points.thresholds) - 1
+    threshold = math.inf if nothing else _between(*points.thresholds[place - 1 : place + 1].tolist())
+    return OperatingPoint(threshold, float(points.p_fa[place]), float(points.p_miss[place]))
+
+
+def _between(rejected: float, accepted: float) -> float:
+    """A finite number above the first score and at most the second; both may be infinite."""
+    low = rejected if math.isfinite(rejected) else min(accepted, 1.0) - 1
+    high = accepted if math.isfinite(accepted) else max(low + 1, math.nextafter(low, math.inf))
+    middle = low / 2 + high / 2
+    rounded = (round(middle, decimals) + 0.0 for decimals in range(DECIMALS, MOST_DECIMALS))
+    return next((value for value in rounded if low < value < high), high)
