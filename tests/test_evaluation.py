@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from small_model import write_model
 
 from avspk.data.manifest_error import ManifestError
 from avspk.data.sound import write_wav
@@ -11,7 +12,8 @@ from avspk.evaluation import embedding_store
 from avspk.evaluation.audio_files import locate, measure
 from avspk.evaluation.embedding_store import EmbeddingStore, write_embeddings
 from avspk.evaluation.trial_list import TrialList, check_trials
-from avspk.inference.speaker_model import model_digest
+from avspk.evaluation.trial_set import TrialSet, format_table
+from avspk.inference.speaker_model import load_model, model_digest
 
 
 def trials(*rows):
@@ -179,6 +181,19 @@ def test_speakers_are_read_from_names_that_tell_them():
     assert TrialList("x", kaldi, "x").speakers()[1].tolist() == ["anna", "bert"]
     silent = trials((1, "utt1", "utt2"), (0, "utt1", "utt3"))
     assert TrialList("x", silent, "x").speakers() is None
+
+
+def test_a_list_without_speakers_is_evaluated_without_an_interval(tmp_path):
+    rng = np.random.default_rng(0)
+    for name in "abcd":
+        write_wav(tmp_path / f"c{name}.wav", rng.uniform(-0.1, 0.1, 16000).astype(np.float32))
+    table = trials((1, "ca.wav", "cb.wav"), (0, "ca.wav", "cc.wav"), (0, "cb.wav", "cd.wav"))
+    model = load_model(write_model(tmp_path / "model"), "cpu")
+    given = TrialSet([TrialList("mine", table, "mine")], tmp_path)
+    (row,) = given.evaluate(model, "final", "digest", tmp_path / "evaluation", 100, 0)
+    assert (row["eer_low"], row["eer_high"]) == (None, None)
+    line = format_table([row]).splitlines()[-1]
+    assert line.startswith(f"| final | mine (3) | {row['eer']:.3f} | ")
 
 
 def test_missing_files_mark_a_list():

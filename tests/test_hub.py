@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 
 import forked
@@ -198,6 +199,16 @@ def test_folders_that_are_no_speaker_model(tmp_path, capsys, name, reason):
     given = ["push", "--model", str(folder), "--repo", "owner/x", "--license", "mit", "--card-only"]
     assert main(given) == 2
     assert reason in capsys.readouterr().err
+
+
+def test_a_list_without_speakers_has_no_interval(run, tmp_path):
+    folder = shutil.copytree(run, tmp_path / "run")
+    metrics = json.loads((folder / "metrics.json").read_text())
+    rows = [row | {"eer_low": None, "eer_high": None} for row in metrics]
+    (folder / "metrics.json").write_text(json.dumps(rows))
+    card = model_card(folder / "model", "owner/voices", "mit")
+    assert f"| {rows[-1]['eer']:.3f} | " in card
+    assert "nan" not in card
 
 
 def test_the_card_alone(run, capsys):

@@ -398,6 +398,20 @@ def test_only_gains_beyond_the_intervals_are_called_gains(run: Path, tmp_path: P
     assert any("'round 1' made the EER worse" in text for text in conclusions(Run(folder)))
 
 
+def test_lists_without_speakers_have_no_interval(run: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(run, tmp_path / "run")
+    metrics = json.loads((folder / "metrics.json").read_text())
+    for lists in (1, 2):  # one of the two, both
+        names = list(dict.fromkeys(row["trials"] for row in metrics))[:lists]
+        rows = [row | dict.fromkeys(("eer_low", "eer_high")) if row["trials"] in names else row for row in metrics]
+        (folder / "metrics.json").write_text(json.dumps(rows))
+        page = write_report(folder).read_text()
+        assert page.count("final, no interval") + page.count("large margin, no interval") == lists
+        assert page.count("It has no interval, because") == lists
+        assert not re.search(r"(?i)\bnan\b|\bnone–", page)
+        assert bool(re.search(r"<small>[\d.]+–", page)) == (lists == 1)
+
+
 def test_the_gate_is_judged_only_against_a_truth(run: Path, tmp_path: Path) -> None:
     assert any("the gate keeps the better ones" in text for text in conclusions(Run(run)))
     folder = shutil.copytree(run, tmp_path / "run")

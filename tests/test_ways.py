@@ -81,9 +81,8 @@ def run_command(line):
             leave_undrawn(patch.setattr)
         if interrupted:  # the page stops this run
             patch.setattr(Trainer, "_save", stop)
-            with pytest.raises(KeyboardInterrupt):
-                main(words[1:])
-            return 0, output.getvalue()
+            status = main(words[1:])
+            return status - 130, output.getvalue()
         return main(words[1:]), output.getvalue()
 
 

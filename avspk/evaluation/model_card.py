@@ -10,6 +10,7 @@ import yaml
 
 from avspk.common.files import read_json
 from avspk.common.settings import kind_title
+from avspk.evaluation.results import interval_text
 from avspk.evaluation.run_folder import Run
 from avspk.inference.speaker_model import other_encoder
 
@@ -115,8 +116,9 @@ def _results(metrics: pd.DataFrame) -> str:
     lines = ["## Results", "", "| trials | number | EER % (95 % interval) | minDCF 0.01 | minDCF 0.05 |",
              "|---|---:|---:|---:|---:|"]  # fmt: skip
     for row in metrics.to_dict("records"):
+        interval = interval_text(row["eer_low"], row["eer_high"], "-")
         lines.append(
-            f"| {row['trials']} | {row['num_trials']:,} | {row['eer']:.3f} ({row['eer_low']:.2f}-{row['eer_high']:.2f})"
+            f"| {row['trials']} | {row['num_trials']:,} | {row['eer']:.3f}{f' ({interval})' if interval else ''}"
             f" | {row['min_dcf_0.01']:.3f} | {row['min_dcf_0.05']:.3f} |"
         )
     return "\n".join([*lines, "", "Cosine of whole-utterance embeddings minus the training set's mean."])

@@ -29,6 +29,11 @@ def evaluate_list(system: str, trials: TrialList, replicates: int, seed: int = 0
     return {"system": system, "trials": trials.name, "title": trials.title, "complete": trials.complete} | metrics
 
 
+def interval_text(low: float | None, high: float | None, separator: str) -> str:
+    """The ends of the EER's interval; '' if it has none, because the names of the trials do not give the speakers."""
+    return "" if low is None or np.isnan(low) else f"{low:.2f}{separator}{high:.2f}"
+
+
 def markdown(records: Sequence[Record], notes: Sequence[str] = ()) -> str:
     """Two tables (errors; calibration) of the records, 95 % intervals in brackets, and the notes below."""
     errors = _table(

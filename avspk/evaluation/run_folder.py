@@ -95,8 +95,12 @@ class Run:
 
     @cached_property
     def metrics(self) -> pd.DataFrame:
-        """metrics.json as a table with METRIC_COLUMNS; systems and lists stay in the file's order."""
-        return pd.DataFrame(read_json(self.files.metrics, []), columns=METRIC_COLUMNS)
+        """metrics.json as a table with METRIC_COLUMNS; systems and lists stay in the file's order.
+
+        eer_low and eer_high are NaN for a list whose names do not give the speakers.
+        """
+        table = pd.DataFrame(read_json(self.files.metrics, []), columns=METRIC_COLUMNS)
+        return table.astype({"eer_low": float, "eer_high": float})
 
     @cached_property
     def log(self) -> pd.DataFrame:

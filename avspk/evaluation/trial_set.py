@@ -13,7 +13,7 @@ from avspk.common.files import missing_files
 from avspk.data.manifest import read_trials
 from avspk.data.score_file import score_file_name, write_scores
 from avspk.evaluation.embedding_store import EmbeddingStore
-from avspk.evaluation.results import evaluate_list
+from avspk.evaluation.results import evaluate_list, interval_text
 from avspk.evaluation.systems import Scorer
 from avspk.evaluation.trial_list import TrialList, check_trials
 from avspk.inference.speaker_model import SpeakerModel
@@ -65,16 +65,17 @@ class TrialSet:
             scored = scorer.score(trials)["cosine"]
             write_scores(scored.table, folder / score_file_name(system, trials.name))
             record = evaluate_list(system, scored, replicates)
-            rows.append({key: record[key] for key in COLUMNS})
+            rows.append({key: record.get(key) for key in COLUMNS})  # some lists have no intervals
         return rows
 
 
 def format_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """The results as a Markdown table."""
     lines = ["| system | trials | EER % (95 % interval) | minDCF(0.01) | minDCF(0.05) |", "|---|---|---|---|---|"]
-    lines += [
-        f"| {row['system']} | {row['trials']} ({row['num_trials']}) | {row['eer']:.3f} "
-        f"({row['eer_low']:.2f} - {row['eer_high']:.2f}) | {row['min_dcf_0.01']:.3f} | {row['min_dcf_0.05']:.3f} |"
-        for row in rows
-    ]
+    for row in rows:
+        interval = interval_text(row["eer_low"], row["eer_high"], " - ")
+        lines.append(
+            f"| {row['system']} | {row['trials']} ({row['num_trials']}) | {row['eer']:.3f}"
+            f"{f' ({interval})' if interval else ''} | {row['min_dcf_0.01']:.3f} | {row['min_dcf_0.05']:.3f} |"
+        )
     return "\n".join(lines)

@@ -10,6 +10,7 @@ import pandas as pd
 
 from avspk.common.files import whole_or_absent
 from avspk.common.settings import kind_title
+from avspk.evaluation.results import interval_text
 from avspk.evaluation.run_folder import Run, stage_name
 from avspk.modalities.base import VERIFIED
 from avspk.report import evaluation_plots, round_plots, training_plots
@@ -86,7 +87,8 @@ def _headline(run: Run) -> str:
     cards = []
     for trials, rows in run.metrics.groupby("trials", sort=False):
         final, first = rows.iloc[-1], rows.iloc[0]
-        remark = f"{final['system']}, 95 % interval {final['eer_low']:.2f}–{final['eer_high']:.2f}"
+        interval = interval_text(final["eer_low"], final["eer_high"], "–")
+        remark = f"{final['system']}, {f'95 % interval {interval}' if interval else 'no interval'}"
         if len(rows) > 1:
             remark += f"; {first['system']} {first['eer']:.2f}"
         cards.append((f"EER, {trials}", f"{final['eer']:.2f} %", remark))
@@ -151,8 +153,9 @@ def _metric_cells(found: pd.DataFrame) -> list[str]:
     if found.empty:
         return ["–"] * 3
     row = found.iloc[-1]
-    interval = f"<small>{row['eer_low']:.2f}–{row['eer_high']:.2f}</small>"
-    return [f"{row['eer']:.3f} {interval}", f"{row['min_dcf_0.01']:.3f}", f"{row['min_dcf_0.05']:.3f}"]
+    interval = interval_text(row["eer_low"], row["eer_high"], "–")
+    error = f"{row['eer']:.3f}" + (f" <small>{interval}</small>" if interval else "")
+    return [error, f"{row['min_dcf_0.01']:.3f}", f"{row['min_dcf_0.05']:.3f}"]
 
 
 def _det_curves(run: Run) -> dict[str, dict[str, evaluation_plots.DetCurve]]:

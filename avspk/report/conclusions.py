@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 
+from avspk.evaluation.results import interval_text
 from avspk.evaluation.run_folder import Run, stage_name
 
 BASELINE = "mean fbank"
@@ -45,16 +46,23 @@ def reached(run: Run) -> str:
 
 def _error(rows: pd.DataFrame) -> str:
     last = rows.iloc[-1]
+    interval = interval_text(last["eer_low"], last["eer_high"], " and ")
+    others = (
+        f"With other test speakers it would lie between {interval} % (95 %)."
+        if interval
+        else "It has no interval, because the names of the trials do not give the speakers."
+    )
     return (
         f"On {last['trials']}, the model after '{last['system']}' has an EER of {last['eer']:.2f} %: at the threshold "
         f"where both errors are equally frequent, {last['eer']:.2f} % of the same-speaker trials are missed, and "
-        f"the same share of the others is accepted. With other test speakers it would lie between "
-        f"{last['eer_low']:.2f} and {last['eer_high']:.2f} % (95 %)."
+        f"the same share of the others is accepted. {others}"
     )
 
 
 def _gains(rows: pd.DataFrame) -> Iterator[str]:
     """Stages that improve on the one before by more than their intervals; the intervals share their trials."""
+    if rows["eer_low"].isna().any():
+        return
     trained = rows[rows["system"] != BASELINE]
     shown, open_, worse = [], [], []
     for (_, before), (_, after) in zip(trained.iloc[:-1].iterrows(), trained.iloc[1:].iterrows(), strict=True):
