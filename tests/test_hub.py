@@ -117,6 +117,22 @@ def test_an_upload_that_is_refused(hub, python, run):
     assert not hub.repositories
 
 
+@pytest.mark.parametrize("command", ["push", "info"])
+def test_a_hub_that_does_not_answer(run, tmp_path, command):
+    environment = os.environ | {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path), "HF_TOKEN": "hf_x"}
+    environment |= {"PYTHONPATH": str(ROOT)}
+    given = {
+        "push": ["--model", run / "model", "--repo", "owner/voices", "--license", "mit"],
+        "info": ["--model", "owner/voices"],
+    }[command]
+    shown = forked.run(["-m", "avspk.cli", command, *given], cwd=tmp_path, env=environment)
+    assert shown.returncode == 2
+    assert shown.stderr.startswith("error: owner/voices: ")
+    assert len(shown.stderr.splitlines()) == 1
+    if command == "push":
+        assert "http://127.0.0.1:9 does not answer: check the connection, or set HF_ENDPOINT" in shown.stderr
+
+
 def test_folders_come_first(tmp_path, monkeypatch):
     """The hub is not asked for a name that can only be a mistyped folder."""
     monkeypatch.chdir(tmp_path)

@@ -28,12 +28,11 @@ def find_model(name: Path | str) -> Path:
         return folder
     _require(name)
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
         return Path(snapshot_download(found[1], revision=found[2], allow_patterns=list(MODEL_FILES)))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise HubError(f"{name}: no such folder here, and the hub does not give it: {_first_line(error)}") from error
+    except _failures() as error:
+        raise HubError(f"{name}: no such folder here, and the hub does not give it: {_reason(error)}") from error
 
 
 def upload(folder: Path, repo: str, card: str, private: bool = False) -> str:
@@ -43,7 +42,6 @@ def upload(folder: Path, repo: str, card: str, private: bool = False) -> str:
     """
     _require(repo)
     from huggingface_hub import CommitOperationAdd, HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 
     files: dict[str, Path | bytes] = {name: folder / name for name in MODEL_FILES if (folder / name).is_file()}
     files["README.md"] = card.encode()
@@ -52,8 +50,8 @@ def upload(folder: Path, repo: str, card: str, private: bool = False) -> str:
         address = api.create_repo(repo, private=private, exist_ok=True)
         operations = [CommitOperationAdd(name, content) for name, content in files.items()]
         api.create_commit(repo, operations, commit_message="Speaker model by avspk")
-    except (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, ValueError, OSError) as error:
-        raise HubError(f"{repo}: not uploaded: {_first_line(error)}") from error
+    except _failures() as error:
+        raise HubError(f"{repo}: not uploaded: {_reason(error)}") from error
     return str(address)
 
 
@@ -62,6 +60,24 @@ def _require(name: Path | str) -> None:
         raise HubError(f"{name}: no such folder here; models of the hub need pip install 'avspk[hub]'")
 
 
-def _first_line(error: Exception) -> str:
+def _failures() -> tuple[type[Exception], ...]:
+    """Errors of the hub, of names that it does not allow, and of the connection.
+
+    The last ones are of the library that huggingface_hub connects with, which differs between its versions; the
+    hub's own error is derived from them.
+    """
+    from huggingface_hub.errors import HfHubHTTPError
+
+    return (HfHubHTTPError.__bases__[0], HfHubHTTPError, ValueError, OSError)
+
+
+def _reason(error: Exception) -> str:
+    """The first line, and without an answer also the address that was asked."""
+    from huggingface_hub import constants
+    from huggingface_hub.errors import HfHubHTTPError
+
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else repr(error)
+    text = lines[0] if lines else repr(error)
+    if isinstance(error, HfHubHTTPError) or not isinstance(error, _failures()[0]):
+        return text
+    return f"{text}; {constants.ENDPOINT} does not answer: check the connection, or set HF_ENDPOINT to another hub"
