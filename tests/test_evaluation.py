@@ -79,6 +79,21 @@ def test_store_survives_a_lost_array_and_a_lost_index(files, tmp_path):
     assert [len(asked) for asked in embed.asked] == [3, 3, 3, 6]
 
 
+def test_two_runs_may_fill_one_store_at_once(files, tmp_path):
+    """The second starts and ends while the first embeds; they share a file."""
+    folder, embed = tmp_path / "cache", Counter()
+
+    def slowly(paths):
+        assert EmbeddingStore(folder, "model").embed(files[2:], embed)[:, 0].tolist() == [2, 3, 4, 5]
+        return embed(paths)
+
+    assert EmbeddingStore(folder, "model").embed(files[:3], slowly)[:, 0].tolist() == [0, 1, 2]
+    assert EmbeddingStore(folder, "model").embed(files, embed)[:, 0].tolist() == [0, 1, 2, 3, 4, 5]
+    assert len(embed.asked) == 2
+    assert len((folder / "model.tsv").read_text().splitlines()) == len(np.load(folder / "model.npy")) == 6
+    assert len(list(folder.glob("[!.]*"))) == 2
+
+
 @pytest.mark.parametrize("processes", [2, 3])
 def test_store_shares_the_files_between_processes(files, tmp_path, monkeypatch, processes):
     """Threads replace processes: the test is about who embeds which files, and who writes when."""
@@ -111,7 +126,7 @@ def test_store_shares_the_files_between_processes(files, tmp_path, monkeypatch, 
     asked = [name for counter in counters for names in counter.asked for name in names]
     assert sorted(asked) == ["a1", "a2", "a3", "b1", "b2"]
     assert all(len(counter.asked) == 1 for counter in counters)
-    assert len(list((tmp_path / "cache").iterdir())) == 2
+    assert len(list((tmp_path / "cache").glob("[!.]*"))) == 2
 
 
 def test_model_digest_is_of_content(tmp_path):

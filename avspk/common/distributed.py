@@ -66,7 +66,7 @@ def rows_of_all_ranks(rows: Tensor) -> Tensor:
 
 
 def from_rank_zero(value: Plain) -> Plain:
-    """The value of rank 0, on every rank: numbers, strings, None, and tuples of them."""
+    """The value of rank 0, on every rank: numbers, strings, None, and tuples and lists of them."""
     values = [value]
     if world_size() > 1:
         distributed.broadcast_object_list(values, src=0)

@@ -7,6 +7,7 @@ import json
 import os
 import socket
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 _LOOKS, _LOOKS_AT_ONCE = 1024, 32
+_LOOK_SECONDS = 0.2  # between two looks at a lock
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -111,6 +113,22 @@ def hold_for_life(path: Path) -> IO[Any] | None:
     file.write(f"process {os.getpid()} on {socket.gethostname()}")
     file.flush()
     return file
+
+
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Wait until no other process writes `path`, then hold its lock. The lock file is not removed."""
+    while (held := hold_for_life(lock_of(path))) is None:
+        time.sleep(_LOOK_SECONDS)
+    try:
+        yield
+    finally:
+        held.close()
+
+
+def lock_of(path: Path) -> Path:
+    """The lock file of `path`."""
+    return path.with_name(f".{path.name}.lock")
 
 
 def missing_files(paths: Sequence[Path]) -> list[Path]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avspk.common import distributed
-from avspk.common.files import whole_or_absent
+from avspk.common.files import alone, whole_or_absent
 from avspk.data.kaldi import ark_entry
 from avspk.data.sound_store import holder
 
@@ -34,10 +36,11 @@ class EmbeddingStore:
         """
         keys = [_key(path) for path in paths]
         # Of the main process, for all: caches of nodes may differ. No process writes before it has read.
-        absent = set(distributed.from_rank_zero(sorted(set(keys) - self._keys().keys())))
-        missing = [(key, path) for key, path in dict(zip(keys, paths, strict=True)).items() if key in absent]
-        for start in range(0, len(missing), FILES_PER_SAVE):
-            self._add(missing[start : start + FILES_PER_SAVE], embed)
+        launch, absent = distributed.from_rank_zero((_this_process(), sorted(set(keys) - self._keys().keys())))
+        wanted, named = set(absent), dict(zip(keys, paths, strict=True))
+        files = [(key, path) for key, path in named.items() if key in wanted]
+        for start in range(0, len(files), FILES_PER_SAVE):
+            self._add(files[start : start + FILES_PER_SAVE], embed, launch)
         distributed.wait_until(lambda: self._keys().keys() >= set(keys), str(self._index))
         rows = self._keys()
         return np.load(self._array, mmap_mode="r")[[rows[key] for key in keys]]
@@ -51,36 +54,41 @@ class EmbeddingStore:
             {key: row for row, key in enumerate(keys)} if len(keys) <= len(np.load(self._array, mmap_mode="r")) else {}
         )
 
-    def _add(self, files: list[tuple[str, Path]], embed: Embed) -> None:
+    def _add(self, files: list[tuple[str, Path]], embed: Embed, launch: str) -> None:
+        """Other launches may add to the same store meanwhile: `launch` is in the names of this one's parts."""
         rank, processes = distributed.rank(), distributed.world_size()
+        parts = [self._array.with_suffix(f".{launch}.{number}.npy") for number in range(min(processes, len(files)))]
         share = [path for _, path in files[rank::processes]]
         if share:
-            with whole_or_absent(self._part(rank)) as part, part.open("wb") as file:
-                np.save(file, embed(share))
+            rows = embed(share)
+            with whole_or_absent(parts[rank]) as part, part.open("wb") as file:
+                np.save(file, rows)
         distributed.barrier()
         if rank == 0:
-            self._merge(files, processes)
+            self._merge([key for key, _ in files], parts)
         distributed.barrier()
 
-    def _merge(self, files: list[tuple[str, Path]], processes: int) -> None:
-        parts = [self._part(rank) for rank in range(min(processes, len(files)))]
+    def _merge(self, keys: list[str], parts: list[Path]) -> None:
         arrays = [np.load(distributed.wait_for_file(part)) for part in parts]
-        added = np.empty((len(files), arrays[0].shape[1]), np.float32)
+        added = np.empty((len(keys), arrays[0].shape[1]), np.float32)
         for rank, array in enumerate(arrays):
-            added[rank::processes] = array
-        keys = list(self._keys())
-        if keys:
-            added = np.concatenate([np.load(self._array)[: len(keys)], added])
-        # The array first: if only it is written, its last rows have no key, and the next run overwrites them.
-        with whole_or_absent(self._array) as part, part.open("wb") as file:
-            np.save(file, added)
-        with whole_or_absent(self._index) as part:
-            part.write_text("".join(f"{key}\n" for key in [*keys, *(key for key, _ in files)]), encoding="utf-8")
+            added[rank :: len(parts)] = array
+        with alone(self._array):
+            known = self._keys()
+            fresh = [row for row, key in enumerate(keys) if key not in known]
+            old = [np.load(self._array)[: len(known)]] if known else []
+            # The array first: if only it is written, its last rows have no key, and the next run overwrites them.
+            with whole_or_absent(self._array) as part, part.open("wb") as file:
+                np.save(file, np.concatenate([*old, added[fresh]]))
+            with whole_or_absent(self._index) as part:
+                lines = [*known, *(keys[row] for row in fresh)]
+                part.write_text("".join(f"{key}\n" for key in lines), encoding="utf-8")
         for part in parts:
             part.unlink()
 
-    def _part(self, rank: int) -> Path:
-        return self._array.with_suffix(f".{rank}.npy")
+
+def _this_process() -> str:
+    return f"{socket.gethostname()}-{os.getpid()}"
 
 
 def _key(path: Path) -> str:

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import re
-import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from avspk.common.files import hold_for_life, whole_or_absent
+from avspk.common.files import alone, lock_of, whole_or_absent
 from avspk.inference.embedding_table import EmbeddingTable, TableError, remove_table, twin
 from avspk.inference.many_files import Embedded
 
-_LOOK_SECONDS = 0.2
 _ROWS_A_PIECE = 1 << 16
 
 
@@ -121,7 +118,7 @@ def discard(out: Path) -> None:
 
 def _remove_slice(path: Path) -> None:
     remove_table(path)
-    for other in (_done(path), _lock(path)):
+    for other in (_done(path), lock_of(path)):
         other.unlink(missing_ok=True)
 
 
@@ -173,18 +170,3 @@ def _shards(out: Path) -> list[Path]:
 
 def _done(path: Path) -> Path:
     return path.with_name(path.name + ".done")
-
-
-def _lock(path: Path) -> Path:
-    return path.with_name(f".{path.name}.lock")
-
-
-@contextmanager
-def alone(path: Path) -> Iterator[None]:
-    """Wait until no other process writes `path`, then hold the lock. The lock file is not removed."""
-    while (held := hold_for_life(_lock(path))) is None:
-        time.sleep(_LOOK_SECONDS)
-    try:
-        yield
-    finally:
-        held.close()
