@@ -1,5 +1,6 @@
 import json
 import re
+import shutil
 from pathlib import Path
 
 import forked
@@ -147,6 +148,84 @@ def test_several_score_files_with_one_name(tmp_path):
         gaussian_scores(tmp_path / folder / "s.txt", seed=seed)
     _, records = from_scores(tmp_path, tmp_path / "a" / "s.txt", tmp_path / "b" / "s.txt")
     assert [record["system"] for record in records] == ["a/s", "b/s"]
+
+
+def test_systems_of_several_folders_on_one_list(tmp_path):
+    """As avspk evaluate itself writes them: results/*/cosine__mine.scores.tsv."""
+    paths = [tmp_path / folder / "cosine__mine.scores.tsv" for folder in ("a", "b", "c/b")]
+    for seed, path in enumerate(paths):
+        path.parent.mkdir(parents=True)
+        gaussian_scores(path, seed=seed)
+    gaussian_scores(tmp_path / "a" / "as-norm__mine.scores.tsv", seed=5)
+    status, records = from_scores(tmp_path, *paths[:2], tmp_path / "a" / "as-norm__mine.scores.tsv")
+    assert status == 0
+    assert [record["system"] for record in records] == ["a/cosine", "b/cosine", "as-norm"]
+
+
+def test_systems_that_cannot_be_told_apart(tmp_path, capsys):
+    paths = [tmp_path / folder / "cosine__mine.scores.tsv" for folder in ("a/x", "b/x")]
+    for path in paths:
+        path.parent.mkdir(parents=True)
+        gaussian_scores(path)
+    assert from_scores(tmp_path, *paths)[0] == 2
+    assert f"{paths[0]} and {paths[1]} are both called x/cosine on mine" in capsys.readouterr().err
+
+
+def test_lists_that_cannot_be_told_apart(tmp_path, evaluate, capsys):
+    (tmp_path / "other").mkdir()
+    shutil.copy(tmp_path / "trials.txt", tmp_path / "other" / "trials.txt")
+    assert evaluate("--trials", tmp_path / "trials.txt", tmp_path / "other" / "trials.txt") == (2, None)
+    assert "other/trials.txt are both called trials; evaluate them one after" in capsys.readouterr().err
+    assert FakeModel.embedded == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--train", "none.tsv"], "none.tsv"),
+        (["--train", "{root}/train/manifest.tsv", "--pseudo-labels", "none"], "no such table of pseudo labels"),
+        (["--out", "{root}/trials.txt"], "trials.txt cannot be written"),
+        (["--out", "{root}/trials.txt/x"], "trials.txt/x cannot be written"),
+        (["--cache", "{root}/trials.txt"], "trials.txt cannot be written"),
+    ],
+)
+def test_what_cannot_work_is_refused_at_once(tmp_path, evaluate, capsys, monkeypatch, options, message):
+    write_training(tmp_path, 2, 2)
+    monkeypatch.setattr("avspk.evaluation.audio_files.measure", lambda *_: pytest.fail("files were decoded"))
+    assert evaluate(*[option.format(root=tmp_path) for option in options]) == (2, None)
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_a_list_that_loses_a_class_is_refused_before_anything_is_embedded(tmp_path, evaluate, corpus, capsys):
+    a, b, c = corpus[0], corpus[1], corpus[-1]
+    (tmp_path / "few.txt").write_text(f"1 {a} {b}\n0 {a} {c}\n")
+    (tmp_path / "wav" / c).unlink()
+    assert evaluate("--allow-missing", trials="few.txt") == (2, None)
+    assert "few, without its missing files: 1 targets and 0 non-targets" in capsys.readouterr().err
+    assert FakeModel.embedded == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--scores x --train y --kaldi", "--train, --kaldi: only --model needs that"),
+        ("--scores x --trials y", "--trials: only --model needs that"),
+        ("--model x --trials y --top-n 5", "--top-n: only AS-norm has that"),
+        ("--scores x --seed -1", "'-1' is not a whole number, 0 or more"),
+        ("--model x --trials y --workers -1", "'-1' is not a whole number, 0 or more"),
+    ],
+)
+def test_options_that_cannot_be_used(tmp_path, capsys, options, message):
+    with pytest.raises(SystemExit):
+        voxceleb.main([*options.split(), "--out", str(tmp_path)])
+    assert message in capsys.readouterr().err
+
+
+def test_a_model_of_the_hub(tmp_path, evaluate, model, monkeypatch):
+    monkeypatch.setattr("avspk.inference.hub.find_model", lambda name: model if str(name) == "owner/voices" else name)
+    assert evaluate("--model", "owner/voices")[0] == 0
 
 
 @pytest.mark.parametrize(

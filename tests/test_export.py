@@ -259,6 +259,12 @@ def test_the_command_prints_the_difference(tmp_path, capsys):
     assert errors == "note: takes 40 mels; sherpa-onnx and wespeaker's runtime compute 80\n"
 
 
+def test_a_folder_is_no_file_to_write(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("avspk.inference.speaker_model.load_model", lambda *_: pytest.fail("loaded"))
+    assert main(["export", "--model", "m", "--out", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == f"error: {tmp_path} is a folder; give the name of a file\n"
+
+
 @pytest.fixture
 def recordings(tmp_path):
     """A folder of ten, two of which cannot be used."""
@@ -271,12 +277,14 @@ def recordings(tmp_path):
     return folder
 
 
-@pytest.mark.parametrize("kind", ["folder", "files", "list", "wav.scp"])
+@pytest.mark.parametrize("kind", ["folder", "files", "list", "wav.scp", "table"])
 def test_the_command_prints_what_int8_costs_and_on_what(tmp_path, recordings, capsys, kind):
     folder, files = write_model(tmp_path / "model"), sorted(recordings.iterdir())
     (tmp_path / "list.txt").write_text("".join(f"{path}\n" for path in files))
     (tmp_path / "wav.scp").write_text("".join(f"{path.stem} {path}\n" for path in files))
+    (tmp_path / "table.csv").write_text("path,id\n" + "".join(f"{path},{path.stem}\n" for path in files))
     given = {"folder": [recordings], "files": files, "list": [tmp_path / "list.txt"], "wav.scp": [tmp_path / "wav.scp"]}
+    given["table"] = [tmp_path / "table.csv"]
     options = ["--waveform", "--quantise", "int8", "--calibrate", *map(str, given[kind])]
     assert main(["export", "--model", str(folder), "--out", str(tmp_path / "x.onnx"), *options]) == 0
     output, errors = capsys.readouterr()

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from avspk.commands.console import count, positive
+from avspk.commands.console import at_least, count, positive, refuse
 from avspk.common.extras import explained, require
 
 if TYPE_CHECKING:
@@ -25,17 +25,24 @@ if TYPE_CHECKING:
     from avspk.evaluation.trial_list import TrialList
 
 
+OF_MODELS = ("--trials", "--wav-root", "--wav-scp", "--train", "--pseudo-labels", "--cache", "--batch-seconds",
+             "--workers", "--kaldi")  # fmt: skip
+
+
 def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int:
     """Run one evaluation; 0 when its numbers were printed, 2 with a one-screen error."""
     args = parse(arguments, prog)
     require("matplotlib", "pandas")  # the figures come last, after hours of embedding
     from avspk.common import distributed
+    from avspk.common.files import require_writable_folder
+    from avspk.inference.checkpoint import CheckpointError
 
     try:
+        require_writable_folder(args.out)
         lists, notes = from_scores(args) if args.scores else from_model(args)
         if distributed.rank() == 0:
             publish(args, lists, notes)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, CheckpointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
@@ -47,7 +54,7 @@ def parse(arguments: Sequence[str] | None, prog: str | None = None) -> argparse.
         prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--model", type=Path, help="model folder: model.safetensors and config.json")
+    source.add_argument("--model", help="model folder: model.safetensors and config.json; or a name on the hub")
     source.add_argument("--scores", type=Path, nargs="+", help="lines `enroll test score label` or `score label`")
     parser.add_argument("--out", type=Path, required=True, help="folder for scores, metrics.json, table and figures")
     parser.add_argument("--trials", type=Path, nargs="+", default=[], help="trial lists, VoxCeleb's or Kaldi's format")
@@ -59,33 +66,58 @@ def parse(arguments: Sequence[str] | None, prog: str | None = None) -> argparse.
         "--pseudo-labels", type=Path, help="labels.parquet of a round: cohort of means, and calibration"
     )
     parser.add_argument("--train-utterances", type=count, default=50_000, help="maximal number, drawn at random")
-    parser.add_argument("--top-n", type=count, default=300, help="cohort scores that AS-norm keeps")
+    parser.add_argument("--top-n", type=at_least(2), default=300, help="cohort scores that AS-norm keeps")
     parser.add_argument("--bootstrap", type=count, default=1000, help="replicates of the 95 %% intervals")
-    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap and of the training sample")
+    parser.add_argument("--seed", type=at_least(0), default=0, help="of the bootstrap and of the training sample")
     parser.add_argument("--cache", type=Path, help="folder of embeddings to reuse; default: `cache` in --out")
     parser.add_argument("--batch-seconds", type=positive, default=320.0, help="of audio in one batch")
-    parser.add_argument("--workers", type=int, default=4, help="processes that read files, for each GPU")
+    cores = len(os.sched_getaffinity(0))
+    text = "processes that read files, for each GPU (%(default)s here); 0: none beside the main one"
+    parser.add_argument("--workers", type=at_least(0), default=min(4, cores), help=text)
     parser.add_argument("--kaldi", action="store_true", help="also write embeddings as Kaldi ark and scp")
     args = parser.parse_args(arguments)
     if args.model and not args.trials:
         parser.error("--model needs --trials")
     if args.pseudo_labels and not args.train:
         parser.error("--pseudo-labels needs --train, the manifest whose utterances they label")
+    if not args.train:
+        refuse(parser, args, ["--top-n", "--train-utterances"], "only AS-norm has that; give --train")
+    if args.scores:
+        refuse(parser, args, OF_MODELS, "only --model needs that; --scores are used as they are")
     return args
 
 
 def from_scores(args: argparse.Namespace) -> tuple[list[tuple[str, TrialList]], list[str]]:
-    """(system, list with scores) of each score file; `<system>__<list>.scores.tsv` names both."""
+    """(system, list with scores) of each score file; `<system>__<list>.scores.tsv` names both.
+
+    Files of several folders with one name are called `<folder>/<system>`. Raises ValueError if that does not tell them
+    apart.
+    """
     from avspk.data.score_file import read_scores
     from avspk.evaluation.official_lists import recognised
 
-    stems = [path.name.removesuffix(".tsv").removesuffix(".txt").removesuffix(".scores") for path in args.scores]
     lists = []
-    for path, stem in zip(args.scores, stems, strict=True):
+    for path in args.scores:
+        stem = path.name.removesuffix(".tsv").removesuffix(".txt").removesuffix(".scores")
         system, _, name = stem.rpartition("__")
-        trials = recognised(name, read_scores(path), args.allow_missing)
-        lists.append((system or (stem if stems.count(stem) == 1 else f"{path.parent.name}/{stem}"), trials))
-    return lists, []
+        lists.append((system or stem, recognised(name, read_scores(path), args.allow_missing)))
+    keys = [(system, trials.title) for system, trials in lists]
+    named = [
+        (system if keys.count(key) == 1 else f"{path.resolve().parent.name}/{system}", trials)
+        for path, key, (system, trials) in zip(args.scores, keys, lists, strict=True)
+    ]
+    _require_different([f"{system} on {trials.title}" for system, trials in named], args.scores)
+    return named, []
+
+
+def _require_different(names: Sequence[str], paths: Sequence[Path]) -> None:
+    """Raises ValueError if two files have one name: results of one would replace those of the other."""
+    for place, name in enumerate(names):
+        if (first := names.index(name)) < place:
+            raise ValueError(
+                f"{paths[first]} and {paths[place]} are both called {name}; evaluate them one after the other, into "
+                "different --out, or rename one"
+            )
 
 
 def from_model(args: argparse.Namespace) -> tuple[list[tuple[str, TrialList]], list[str]]:
@@ -94,21 +126,29 @@ def from_model(args: argparse.Namespace) -> tuple[list[tuple[str, TrialList]], l
         from accelerate import PartialState
 
     from avspk.common import distributed
-    from avspk.common.files import write_json
+    from avspk.common.files import require_writable_folder, write_json
     from avspk.data.manifest import read_trials, read_utterances
     from avspk.data.score_file import write_scores
     from avspk.evaluation.audio_files import usable_files
     from avspk.evaluation.embedding_store import EmbeddingStore, write_embeddings
     from avspk.evaluation.official_lists import recognised
-    from avspk.evaluation.systems import Scorer, training_files
+    from avspk.evaluation.systems import Scorer, drawn_utterances, training_files
+    from avspk.inference.hub import find_model
     from avspk.inference.speaker_model import load_model, model_digest
 
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         PartialState()
-    store = EmbeddingStore(args.cache or args.out / "cache", model_digest(args.model))
+    folder, cache = find_model(args.model), args.cache or args.out / "cache"
+    store = EmbeddingStore(cache, model_digest(folder))
+    require_writable_folder(cache)
+    _require_different([path.stem for path in args.trials], args.trials)
     lists = [recognised(path.stem, read_trials(path), args.allow_missing) for path in args.trials]
+    _require_different([trials.title for trials in lists], args.trials)
+    if args.train:
+        utterances = read_utterances(args.train)
+        drawn = drawn_utterances(utterances, args.pseudo_labels, args.train_utterances, args.seed)
+    model = load_model(folder)
     files, lists = usable_files(lists, args.wav_root, args.wav_scp, args.allow_missing)
-    model = load_model(args.model)
 
     def embed(paths: Sequence[Path]) -> np.ndarray:
         return store.embed(
@@ -116,11 +156,7 @@ def from_model(args: argparse.Namespace) -> tuple[list[tuple[str, TrialList]], l
         )
 
     embeddings = embed(files.paths)
-    training = None
-    if args.train:
-        training = training_files(
-            read_utterances(args.train), args.pseudo_labels, embed, args.train_utterances, args.seed
-        )
+    training = training_files(drawn, utterances.root, embed) if args.train else None
     if distributed.rank() != 0:
         return [], []
     write_embeddings(args.out, files.names, embeddings, args.kaldi)

@@ -26,10 +26,10 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
     parser.add_argument("--out", type=Path, required=True, metavar="X.onnx")
     parser.add_argument("--waveform", action="store_true", help="the front end is part of the file")
     parser.add_argument("--subtract-mean", action="store_true", help="the training mean is subtracted in the file")
-    parser.add_argument("--quantise", choices=["int8"], help="a third of the size; prints what it costs")
+    parser.add_argument("--quantise", choices=["int8"], help="a smaller file; prints what it costs")
     parser.add_argument("--calibrate", nargs="+", metavar="SOUNDS",
-                        help="recordings for --quantise like those that the file will hear: files, folders, lists "
-                        "(wav.scp, manifest, .txt); half of them set the ranges, half measure")  # fmt: skip
+                        help="recordings for --quantise like those that the file will hear: sounds, folders, and every "
+                        "list that `avspk embed --list` takes; half of them set the ranges, half measure")  # fmt: skip
     args = parser.parse_args(arguments)
     if args.calibrate and not args.quantise:
         parser.error("--calibrate sets the ranges of --quantise int8; without it the recordings are not used")
@@ -43,9 +43,11 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
 
 def run(args: argparse.Namespace) -> int:
     """Export in the form asked for."""
+    from avspk.common.files import require_writable
     from avspk.inference.export import CHECKED_SHAPES, SHERPA_MELS, ExportForm, export_onnx
     from avspk.inference.speaker_model import load_model
 
+    require_writable(args.out)
     model, form = load_model(args.model, args.device), ExportForm(args.waveform, args.subtract_mean)
     if args.quantise:
         _export_int8(model, form, args.out, args.calibrate)
@@ -62,11 +64,12 @@ def run(args: argparse.Namespace) -> int:
 def _export_int8(model: SpeakerModel, form: ExportForm, out: Path, calibrate: Sequence[str]) -> None:
     """Write, and say what it costs; warn if that is much."""
     from avspk.data.file_lists import named_sounds
+    from avspk.data.suffixes import MEDIA_SUFFIXES
     from avspk.inference.quantise import POOR_COSINE, export_int8, read_sounds
 
-    lists = [source for source in calibrate if Path(source).suffix.lower() in {".scp", ".parquet", ".tsv", ".txt"}]
-    paths = list(named_sounds([source for source in calibrate if source not in lists], lists).values())
-    sounds = read_sounds(paths, lambda reason: complain("warning", reason))
+    files = [source for source in calibrate if Path(source).suffix.lower() in MEDIA_SUFFIXES]
+    named = named_sounds(files, [source for source in calibrate if source not in files])
+    sounds = read_sounds(list(named.values()), lambda reason: complain("warning", reason))
     cost = export_int8(model, out, form, sounds)
     print(
         f"{out}: int8, {cost.bytes_int8 / 1e6:.1f} MB of {cost.bytes_float / 1e6:.1f} MB; measured on "

@@ -17,7 +17,7 @@ from avspk.data.manifest_error import ManifestError
 from avspk.data.media import MediaError
 from avspk.data.sound import checked_num_samples
 from avspk.data.suffixes import MEDIA_SUFFIXES
-from avspk.evaluation.trial_list import TrialList
+from avspk.evaluation.trial_list import TrialList, require_both_kinds
 
 SHOWN_FAULTS = 10
 
@@ -41,7 +41,8 @@ def usable_files(
     """All files of the lists, measured, and the lists; prints the counts of each list. Every process measures all.
 
     With `allow_missing` the lists are returned without the trials of unusable files, marked incomplete.
-    Raises: MissingFilesError if there are such files and they are not allowed, or if no file can be used.
+    Raises: MissingFilesError if there are such files and they are not allowed, or if no file can be used; ManifestError
+    if a list has trials of one kind only without them.
     """
     names = np.unique(np.concatenate([trials.files for trials in lists])).tolist()
     paths = locate(names, wav_root, wav_scp)
@@ -59,7 +60,10 @@ def usable_files(
         )
     kept = [row for row in range(len(names)) if row not in faults]
     files = AudioFiles([names[row] for row in kept], [paths[row] for row in kept], num_samples[kept])
-    return files, [trials.without(set(reasons)) for trials in lists]
+    found_lists = [trials.without(set(reasons)) for trials in lists]
+    for trials in found_lists:
+        require_both_kinds(trials.table, f"{trials.name}, without its missing files")
+    return files, found_lists
 
 
 def locate(names: Sequence[str], wav_root: Path, wav_scp: Path | None = None) -> list[Path]:

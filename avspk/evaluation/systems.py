@@ -49,10 +49,8 @@ class TrainingFiles:
     labels: NDArray[np.int64] | None
 
 
-def training_files(
-    utterances: Utterances, labels: Path | None, embed: Callable[[Sequence[Path]], Floats], limit: int, seed: int
-) -> TrainingFiles:
-    """Embed at most `limit` utterances of a training manifest, drawn at random.
+def drawn_utterances(utterances: Utterances, labels: Path | None, limit: int, seed: int) -> pd.DataFrame:
+    """At most `limit` utterances of a training manifest, drawn at random, with columns recording and, if given, label.
 
     `labels` is a round's labels.parquet (utterance, label); then utterances without a label are not drawn.
     Raises: ManifestError if that file is missing, is another table or has none of the utterances.
@@ -62,10 +60,14 @@ def training_files(
     if len(table) > limit:
         drawn = np.random.default_rng(seed).choice(len(table), limit, replace=False)
         table = table.iloc[np.sort(drawn)]
-    recordings = table["recording"].to_numpy(str)
-    pseudo = None if labels is None else table["label"].to_numpy(np.int64)
-    embeddings = embed([utterances.root / audio for audio in table["audio"]])
-    return TrainingFiles(embeddings, table["num_samples"].to_numpy(np.int64), recordings, pseudo)
+    return table
+
+
+def training_files(table: pd.DataFrame, root: Path, embed: Callable[[Sequence[Path]], Floats]) -> TrainingFiles:
+    """Embed the utterances of `drawn_utterances`, whose sound is under `root`."""
+    labels = table["label"].to_numpy(np.int64) if "label" in table else None
+    embeddings = embed([root / audio for audio in table["audio"]])
+    return TrainingFiles(embeddings, table["num_samples"].to_numpy(np.int64), table["recording"].to_numpy(str), labels)
 
 
 def _with_labels(table: pd.DataFrame, path: Path) -> pd.DataFrame:

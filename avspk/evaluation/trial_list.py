@@ -81,6 +81,7 @@ def check_trials(table: pd.DataFrame, source: str) -> tuple[str, ...]:
     labels, or if all are of one kind.
     """
     if "enroll" not in table:
+        require_both_kinds(table, source)
         return ()
     voxceleb = table["enroll"].map(_is_voxceleb) & table["test"].map(_is_voxceleb)
     same = table["enroll"].map(speaker_of) == table["test"].map(speaker_of)
@@ -91,18 +92,23 @@ def check_trials(table: pd.DataFrame, source: str) -> tuple[str, ...]:
     repeated = table.duplicated(["enroll", "test"])
     if repeated.sum() != table.duplicated(["enroll", "test", "label"]).sum():
         raise ManifestError(f"{source}: a trial appears twice, with both labels")
-    num_targets = int((table["label"] == 1).sum())
-    if num_targets in (0, len(table)):
-        raise ManifestError(
-            f"{source}: {num_targets} targets and {len(table) - num_targets} non-targets: error rates need at least "
-            "one of each"
-        )
+    require_both_kinds(table, source)
     with_itself = int((table["enroll"] == table["test"]).sum())
     notes = {
         f"{repeated.sum():,} trials appear more than once": repeated.any(),
         f"{with_itself:,} trials compare a file with itself": with_itself,
     }
     return tuple(note for note, applies in notes.items() if applies)
+
+
+def require_both_kinds(table: pd.DataFrame, source: str) -> None:
+    """Raises: ManifestError if all trials (label) are of one kind."""
+    num_targets = int((table["label"] == 1).sum())
+    if num_targets in (0, len(table)):
+        raise ManifestError(
+            f"{source}: {num_targets} targets and {len(table) - num_targets} non-targets: error rates need at least "
+            "one of each"
+        )
 
 
 def _is_voxceleb(name: str) -> bool:
