@@ -48,6 +48,57 @@ def test_methods_are_folders_lists_or_patterns(exp: Path) -> None:
     assert methods[0].runs[0].folder == exp / "audio_s0"
 
 
+def test_folders_with_signs_in_their_names(exp: Path, tmp_path: Path) -> None:
+    odd = [tmp_path / name for name in ("lr=0.1", "a,b", "lr=0.2")]
+    for path in odd:
+        shutil.copytree(exp / "av_s0", path)
+    methods = read_methods([str(odd[0]), str(odd[1])])
+    assert [[run.folder for run in method.runs] for method in methods] == [[odd[0]], [odd[1]]]
+    named = read_methods([f"x={odd[0]}", f"y={tmp_path}/lr=0.2*"])
+    assert [(method.name, method.runs[0].folder) for method in named] == [("x", odd[0]), ("y", odd[2])]
+    assert read_methods([f"{tmp_path}/lr=0.2*", f"x={odd[1]}"])[0].runs[0].folder == odd[2]
+
+
+@pytest.mark.parametrize("second", ["audio_s0", "audio_s0/", "../{name}/audio_s0", "audio_s*"])
+def test_a_run_does_not_count_twice(exp: Path, second: str) -> None:
+    again = f"{exp}/{second.format(name=exp.name)}"
+    with pytest.raises(ValueError, match=r"one run twice, .*audio_s0 and .*; it would count as two trainings"):
+        read_methods([f"a={exp}/audio_s0,{again}", f"{exp}/av_s0"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--runs a b --bootstrap 0", "'0' is not a whole number, 2 or more"),
+        ("--runs a b --bootstrap -3", "'-3' is not a whole number, 2 or more"),
+        ("--runs a b --bootstrap 1", "'1' is not a whole number, 2 or more"),
+        ("--runs a b --bootstrap-seed -1", "'-1' is not a whole number, 0 or more"),
+        ("--runs a b --seeds 1 2 --no-training", "--seeds, --no-training: finished runs are not trained"),
+        ("--runs a b --variants --launch=--cpu", "--variants, --launch: finished runs are not trained"),
+        ("--study demo --variants", "--variants: the rungs of a study are in its file"),
+    ],
+)
+def test_options_that_cannot_be_used(
+    main: Main, capsys: pytest.CaptureFixture[str], options: str, message: str
+) -> None:
+    with pytest.raises(SystemExit):
+        main(options.split())
+    assert message in capsys.readouterr().err
+
+
+def test_the_least_number_of_replicates_works(main: Main, exp: Path, tmp_path: Path) -> None:
+    assert main(["--runs", f"{exp}/audio_s0", f"{exp}/av_s0", "--out", str(tmp_path), "--bootstrap", "2"]) == 0
+
+
+def test_an_output_that_is_a_file_is_refused_at_once(
+    main: Main, exp: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("avspk.evaluation.comparison.compare", lambda *_: pytest.fail("compared"))
+    (tmp_path / "out").touch()
+    assert main(["--runs", f"{exp}/audio_s0", f"{exp}/av_s0", "--out", str(tmp_path / "out")]) == 2
+    assert "out cannot be written: File exists; choose another folder" in capsys.readouterr().err
+
+
 def test_errors_are_those_of_the_score_files(exp: Path, single: Comparison) -> None:
     for row in single.errors.to_dict("records"):
         folder = {"audio_s0": "audio_s0", "av_s0": "av_s0"}[row["method"]]

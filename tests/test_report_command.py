@@ -64,3 +64,31 @@ def test_a_folder_that_is_none_costs_itself_alone(run, tmp_path, capsys):
     output, errors = capsys.readouterr()
     assert errors.startswith(f"error: {tmp_path / 'gone'} is not a folder")
     assert output == f"{run / 'report.html'}\n"
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("model/calibration.json", "{"),
+        ("model/calibration.json", '{"names": ["score"], "weights": 3, "bias": 0}'),
+        ("metrics.json", "[{"),
+        ("metrics.json", '{"a": 1}'),
+        ("metrics.json", '[{"system": "final", "trials": "o"}]'),
+        ("metrics.json", '[{"system": "final", "trials": "o", "num_trials": 3, "eer": "much"}]'),
+        ("config.yaml", "a: [1"),
+        ("config.yaml", "just words"),
+        ("config.yaml", "rounds: many"),
+        ("config.yaml", "pretrain:"),
+        ("environment.json", "{"),
+    ],
+)
+@pytest.mark.usefixtures("undrawn")
+def test_a_damaged_file_is_named_and_costs_its_run_alone(run, tmp_path, capsys, file, content):
+    whole = shutil.copytree(run, tmp_path / "whole")
+    (run / file).parent.mkdir(exist_ok=True)
+    (run / file).write_text(content)
+    assert main(["report", str(run), str(whole)]) == 2
+    output, errors = capsys.readouterr()
+    assert errors.count("\n") == 1
+    assert errors.startswith(f"error: {run / file} is ")
+    assert output == f"{whole / 'report.html'}\n"

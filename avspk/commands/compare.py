@@ -27,7 +27,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from avspk.common.files import whole_or_absent
+from avspk.commands.console import at_least, refuse
+from avspk.common.files import require_writable_folder, whole_or_absent
 from avspk.common.shipped import find_config, find_study
 from avspk.pipeline.variants import VARIANTS
 
@@ -46,6 +47,7 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
     from avspk.report.style import standalone
 
     try:
+        require_writable_folder(args.out)
         methods = read_methods(args.runs) if args.runs else trained(args)
         comparison = compare(methods, args.bootstrap, args.bootstrap_seed, tell)
         pages = {
@@ -117,12 +119,17 @@ def parse(arguments: Sequence[str] | None, prog: str | None = None) -> argparse.
     parser.add_argument(
         "--no-training", action="store_true", help="compare the finished runs of --configs, train nothing"
     )
-    parser.add_argument("--launch", default="", metavar="OPTIONS", help='for accelerate, such as "--num_processes 4"')
+    text = "for accelerate, after an equals sign: --launch=--multi_gpu, or --launch='--num_processes 4'"
+    parser.add_argument("--launch", default="", metavar="OPTIONS", help=text)
     parser.add_argument("--out", type=Path, default=Path("exp/comparison"), help="folder of page, table and trainings")
-    parser.add_argument("--bootstrap", type=int, default=1000, help="replicates of the 95 %% intervals")
-    parser.add_argument("--bootstrap-seed", type=int, default=0)
+    parser.add_argument("--bootstrap", type=at_least(2), default=1000, help="replicates of the 95 %% intervals")
+    parser.add_argument("--bootstrap-seed", type=at_least(0), default=0)
     parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="settings of all trainings")
     args = parser.parse_args(arguments)
     if args.runs and args.overrides:
         parser.error(f"finished runs take no settings: {' '.join(args.overrides)}")
+    if args.runs:
+        refuse(parser, args, ["--seeds", "--variants", "--no-training", "--launch"], "finished runs are not trained")
+    if args.study:
+        refuse(parser, args, ["--variants"], "the rungs of a study are in its file")
     return args

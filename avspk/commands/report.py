@@ -14,6 +14,7 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
     parser = argparse.ArgumentParser(prog=prog, description=__doc__)
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folder, such as exp/demo")
     args = parser.parse_args(arguments)
+    from avspk.inference.checkpoint import CheckpointError
     from avspk.report.build import write_report
     from avspk.run import RunFolder
 
@@ -24,7 +25,7 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
             if run.is_dir() and not files.config.exists() and not files.log.exists():
                 raise FileNotFoundError(f"{run} is not a run folder: it has neither config.yaml nor log.jsonl")
             print(write_report(run))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, CheckpointError) as error:
             complain("error", error)
             status = 2
     return status

@@ -153,8 +153,11 @@ def content_digest(*parts: bytes | memoryview) -> str:
 
 
 def read_json(path: Path, default: Any) -> Any:
-    """The content of a JSON file, or the default if there is no file."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else default
+    """The content of a JSON file, or the default if there is no file. Raises: ValueError naming a damaged file."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else default
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged, it is not JSON ({error})") from error
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -99,8 +99,11 @@ class Comparison:
 def read_methods(arguments: Sequence[str]) -> tuple[Method, ...]:
     """`exp/audio`, `exp/a0,exp/a1` or `name=exp/a*` -> methods, runs in the order of their seeds.
 
+    A folder that exists is taken literally, also with `=` or `,` in its name.
+
     Raises:
-        ValueError: on fewer than two methods, a pattern without a folder, a run without evaluation, a name used twice.
+        ValueError: on fewer than two methods, a pattern without a folder, a run without evaluation, a run twice in one
+            method, a name used twice.
     """
     methods = tuple(_read_method(argument) for argument in arguments)
     names = [method.name for method in methods]
@@ -112,17 +115,27 @@ def read_methods(arguments: Sequence[str]) -> tuple[Method, ...]:
 
 
 def _read_method(argument: str) -> Method:
-    name, separator, patterns = argument.rpartition("=")
-    folders = [folder for pattern in patterns.split(",") for folder in (sorted(glob.glob(pattern)) or [pattern])]
+    name, _, patterns = argument.partition("=")
+    if patterns == "" or _found(argument) or _found(argument.split(",")[0]):
+        name, patterns = "", argument
+    folders = _found(patterns) or [one for pattern in patterns.split(",") for one in _found(pattern) or [pattern]]
     for folder in folders:
         if not (Path(folder) / "metrics.json").is_file():
             raise ValueError(f"{folder}: it has no metrics.json; give folders of finished, evaluated runs")
+    places = [Path(folder).resolve() for folder in folders]
+    if twice := [folder for folder, place in zip(folders, places, strict=True) if places.count(place) > 1]:
+        raise ValueError(f"{argument}: one run twice, {' and '.join(twice)}; it would count as two trainings")
     runs = [Run(Path(folder)) for folder in folders]
-    method = Method(name if separator else _common_name(runs), tuple(runs))
+    method = Method(name or _common_name(runs), tuple(runs))
     if None in method.seeds:
         return method
     order = np.argsort(method.seeds, kind="stable")
     return replace(method, runs=tuple(runs[place] for place in order))
+
+
+def _found(pattern: str) -> list[str]:
+    """The folder of this name, or those that match the pattern, sorted."""
+    return [pattern] if Path(pattern).is_dir() else sorted(glob.glob(pattern))
 
 
 def _common_name(runs: Sequence[Run]) -> str:

@@ -16,12 +16,13 @@ from avspk.common.files import read_json
 from avspk.common.runlog import read_records
 from avspk.common.sources import sources
 from avspk.data.score_file import read_scores, score_file_name
-from avspk.inference.speaker_model import CALIBRATION
+from avspk.inference.speaker_model import load_calibration
 from avspk.run import DONE, PSEUDO, RunFolder
 from avspk.scoring.calibration import Calibration
 from avspk.scoring.metrics import summarise
 
 METRIC_COLUMNS = ["system", "trials", "num_trials", "eer", "eer_low", "eer_high", "min_dcf_0.01", "min_dcf_0.05"]
+_SECTIONS = ("data", "pretrain", "cluster")  # read from every config
 NOT_LEARNED = {"running_mean", "running_var", "num_batches_tracked", "training_mean"}
 STAGE_NAMES = {
     "pretrain": "Stage 1",
@@ -64,9 +65,14 @@ class Run:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """config.yaml as a tree, {} if there is none."""
-        tree = yaml.safe_load(self.config_text)
-        return tree if isinstance(tree, dict) else {}
+        """config.yaml as a tree, {} if there is none. Raises: ValueError naming it if it is damaged."""
+        try:
+            tree = yaml.safe_load(self.config_text) or {}
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ValueError(f"{self.files.config} is damaged: {error}") from error
+        if wrong := _wrong_settings(tree):
+            raise ValueError(f"{self.files.config} is damaged: {wrong}")
+        return tree
 
     @cached_property
     def environment(self) -> dict[str, Any]:
@@ -99,8 +105,15 @@ class Run:
 
         eer_low and eer_high are NaN for a list whose names do not give the speakers.
         """
-        table = pd.DataFrame(read_json(self.files.metrics, []), columns=METRIC_COLUMNS)
-        return table.astype({"eer_low": float, "eer_high": float})
+        found = read_json(self.files.metrics, [])
+        try:
+            rows = [dict(row) for row in found]
+            table = pd.DataFrame(rows, columns=METRIC_COLUMNS).astype(dict.fromkeys(METRIC_COLUMNS[3:], float))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{self.files.metrics} is damaged: it must be a list of results ({error})") from error
+        if (lacking := table[METRIC_COLUMNS[:4]].isna().any()).any():
+            raise ValueError(f"{self.files.metrics} is damaged: results without {', '.join(lacking[lacking].index)}")
+        return table
 
     @cached_property
     def log(self) -> pd.DataFrame:
@@ -171,9 +184,8 @@ class Run:
 
     @cached_property
     def calibration(self) -> Calibration | None:
-        """Calibration of the published model; None if it has none."""
-        found = read_json(self.files.model / CALIBRATION, None)
-        return None if found is None else Calibration.from_dict(found)
+        """Calibration of the published model; None if it has none. Raises: CheckpointError as `load_calibration`."""
+        return load_calibration(self.files.model)
 
     @cached_property
     def last_scores(self) -> dict[tuple[str, str], pd.DataFrame]:
@@ -220,6 +232,16 @@ class Run:
         """Columns enroll, test, score, label (1 = same speaker) of one system; None if there is no score file."""
         path = self.files.evaluation / score_file_name(system, trials)
         return read_scores(path) if path.exists() else None
+
+
+def _wrong_settings(tree: Any) -> str:
+    """What in the tree of a config.yaml cannot be read; '' if all can."""
+    if not isinstance(tree, dict):
+        return f"it is {str(tree)[:40]!r}, not a table of settings"
+    if type(tree.get("rounds", 0)) is not int:
+        return f"rounds is {tree['rounds']!r}, not a whole number"
+    wrong = [key for key in _SECTIONS if not isinstance(tree.get(key, {}), dict)]
+    return f"{', '.join(wrong)}: not a table of settings" if wrong else ""
 
 
 def _model_facts(stage: str, folder: Path) -> ModelFacts:

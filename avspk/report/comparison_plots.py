@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from avspk.evaluation.run_folder import stage_name
-from avspk.report.evaluation_plots import draw_intervals, log_percent_axis
+from avspk.report.evaluation_plots import draw_intervals, log_percent_axis, points_and_bars
 from avspk.report.round_plots import FATES
 from avspk.report.style import CYCLE, LIGHT, panels, svg_figure
 
@@ -51,9 +51,9 @@ def last_errors(errors: pd.DataFrame) -> "Figure":
     for panel, trials in zip(axes[0], lists, strict=True):
         rows = errors[errors["trials"] == trials].set_index("method").reindex(methods)
         floor = log_percent_axis(panel, rows[["eer_low", "eer", "eer_high"]].to_numpy(), "x")
-        low, eer, high = np.maximum(rows[["eer_low", "eer", "eer_high"]].to_numpy(float), floor).T
+        eer, lengths = points_and_bars(rows, floor)
         y = np.arange(len(methods))[::-1]
-        panel.errorbar(eer, y, xerr=[eer - low, high - eer], fmt="o", ms=6, color=LIGHT["blue"], elinewidth=2)
+        panel.errorbar(eer, y, xerr=lengths, fmt="o", ms=6, color=LIGHT["blue"], elinewidth=2)
         for height, value, shown in zip(y, eer, rows["eer"], strict=True):
             if np.isfinite(shown):
                 panel.annotate(f"{shown:.2f}", (value, height), (0, 5), textcoords="offset points", ha="center", size=8)

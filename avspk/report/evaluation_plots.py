@@ -65,14 +65,19 @@ def log_percent_axis(axes: "Axes", values: np.ndarray, which: str = "y") -> floa
 
 
 def draw_intervals(axes: "Axes", x: np.ndarray, rows: pd.DataFrame, floor: float, colour: str, label: str) -> None:
-    """Points `eer` at x with bars from `eer_low` to `eer_high`, joined by a faint line; nothing is below `floor`.
+    """Points `eer` at x with their bars, joined by a faint line; nothing is below `floor`."""
+    eer, lengths = points_and_bars(rows, floor)
+    axes.plot(x, eer, color=colour, linewidth=1, alpha=0.4)
+    axes.errorbar(x, eer, yerr=lengths, fmt="o", ms=5, color=colour, elinewidth=1.8, label=label)
 
-    A point without an interval has no bar.
+
+def points_and_bars(rows: pd.DataFrame, floor: float) -> tuple[np.ndarray, np.ndarray]:
+    """Points `eer` (n,), and the lengths (2, n) of their bars down to `eer_low` and up to `eer_high`.
+
+    A point without an interval has none. Intervals of few replicates may lie beside their point.
     """
     low, eer, high = np.maximum(rows[["eer_low", "eer", "eer_high"]].to_numpy(float), floor).T
-    low, high = np.where(np.isnan(low), eer, low), np.where(np.isnan(high), eer, high)
-    axes.plot(x, eer, color=colour, linewidth=1, alpha=0.4)
-    axes.errorbar(x, eer, yerr=[eer - low, high - eer], fmt="o", ms=5, color=colour, elinewidth=1.8, label=label)
+    return eer, np.fmax([eer - low, high - eer], 0)
 
 
 @svg_figure
