@@ -387,6 +387,56 @@ def test_a_file_of_somebody_else_is_not_touched(embed, sounds, tmp_path):
     assert np.array_equal(np.load(tmp_path / "e.npy"), np.ones(3))
 
 
+@pytest.mark.parametrize(
+    ("file", "content"), [("e.npy", "numbers"), ("e.tsv", "names"), ("e.json", '{"mine": 1}'), ("e.json", "[1]")]
+)
+def test_nor_is_it_removed(embed, sounds, tmp_path, file, content):
+    (tmp_path / file).write_text(content)
+    status, _, errors = embed(sounds[0], "--overwrite")
+    assert status == 2
+    assert errors[0].endswith(f"so {tmp_path / file} is not removed: choose another --out")
+    assert (tmp_path / file).read_text() == content
+
+
+def test_after_a_run_in_which_all_failed_overwrite_works(embed, sounds, tmp_path):
+    assert embed(tmp_path / "gone.wav")[0] == 2
+    assert embed(sounds[0], "--overwrite")[0] == 0
+
+
+def test_a_table_keeps_to_its_precision(embed, sounds, tmp_path):
+    """Without a note, as of an older version, any is accepted."""
+    assert embed(sounds[0], "--precision", "bfloat16")[0] == 0
+    status, _, errors = embed(*sounds, "--precision", "float32")
+    assert status == 2
+    assert "e.npy holds embeddings computed in bfloat16, not float32; choose another --out, --overwrite" in errors[0]
+    assert embed(*sounds[:2])[0] == 0  # auto continues
+    about = json.loads((tmp_path / "e.json").read_text())
+    assert about["precision"] == "bfloat16"
+    rows = np.load(tmp_path / "e.npy")
+    assert embed(*sounds[:2], "--precision", "bfloat16", out="again.npy")[0] == 0
+    assert np.array_equal(np.load(tmp_path / "again.npy"), rows)
+    del about["precision"]
+    (tmp_path / "e.json").write_text(json.dumps(about))
+    assert embed(*sounds[:3], "--precision", "float32")[0] == 0
+
+
+@pytest.mark.parametrize(("second", "noted"), [("float32", "float32"), ("bfloat16", "")])
+def test_slices_of_two_precisions_have_no_note(embed, sounds, tmp_path, second, noted):
+    for shard, precision in (("1/2", "float32"), ("2/2", second)):
+        assert embed(*sounds, "--shard", shard, "--precision", precision)[0] == 0
+    assert json.loads((tmp_path / "e.json").read_text())["precision"] == noted
+
+
+def test_a_damaged_list_of_failures_is_named_before_the_work(embed, sounds, tmp_path, monkeypatch):
+    (tmp_path / "e.failed.tsv").write_text("a\tgone\nno reason\n")
+    monkeypatch.setattr(many_files, "embed_many", lambda *_: pytest.fail("embedded"))
+    status, _, errors = embed(*sounds)
+    assert status == 2
+    assert errors == [
+        f"error: {tmp_path / 'e.failed.tsv'}, line 2: 'no reason' is no name, tab and reason; remove the line"
+    ]
+
+
 @pytest.mark.parametrize(("first", "second"), [(".npy", ".ark"), (".ark", ".npy")])
 def test_to_overwrite_a_table_does_not_take_files_of_one_of_the_other_kind(tmp_path, first, second):
     """X.npy and X.ark of one model share X.json."""

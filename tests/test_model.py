@@ -225,9 +225,9 @@ def test_files_without_sound(model, tmp_path, content, message):
     ids=["empty", "silence", "constant", "nan", "infinite"],
 )
 def test_sound_that_tells_nothing(model, tmp_path, waveform, message, rate):
-    for audio in (write_sound(tmp_path / "x.wav", waveform, rate), waveform):
+    for audio, its in ((write_sound(tmp_path / "x.wav", waveform, rate), None), (waveform, rate)):
         with pytest.raises(ValueError, match=message):
-            model.embed(audio, rate)
+            model.embed(audio, its)
 
 
 def test_nothing_is_embedded_of_sound_that_was_found_unusable(monkeypatch):
@@ -259,6 +259,14 @@ def test_absurdly_loud_sound_is_refused_not_nan(model):
 def test_arrays_of_another_form(model, audio, rate, message):
     with pytest.raises(ValueError, match=message):
         model.embed(audio, rate)
+
+
+def test_a_file_has_its_own_rate(model, tmp_path):
+    path = write_sound(tmp_path / "a.wav", voice(1.2))
+    for call in (lambda: model.embed(path, 8000), lambda: model.compare(str(path), path, sample_rate=8000)):
+        with pytest.raises(ValueError, match=r"a\.wav has its own sample rate; leave out sample_rate"):
+            call()
+    assert model.compare(path, voice(1.2), 16000) == pytest.approx(1, abs=1e-5)
 
 
 def test_folders_that_are_no_model(tmp_path, own):

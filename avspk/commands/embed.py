@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
                         help="X.npy, (files, dimension) float32, names in X.tsv; or X.ark, with X.scp")  # fmt: skip
     parser.add_argument("--overwrite", action="store_true", help="start again; existing content of --out is removed")
     parser.add_argument("--precision", choices=["auto", "float32", "bfloat16"], default="auto",
-                        help="auto: bfloat16 if the device is faster with it")  # fmt: skip
+                        help="auto: as the rows in --out, else bfloat16 if the device is faster with it")  # fmt: skip
     parser.add_argument("--workers", type=count, help="processes that read and decode")
     parser.add_argument("--shard", type=_shard, help="slice i/n of the list; default: accelerate launch's process")
     args = parser.parse_args(arguments)
@@ -101,7 +101,7 @@ def _embed(
     """Embed files that have no row yet; failures are named immediately."""
     from avspk.inference.embedding_job import unusable_name
 
-    known = job.known()
+    known, noted = job.known(), job.precision(args.precision)
     outcome.there = sum(name in known for name in share)
     for name in share:
         if reason := unusable_name(name, args.out):
@@ -109,9 +109,11 @@ def _embed(
             complain("error", f"{name!r}: {reason}")
     missing = {name: path for name, path in share.items() if name not in known and name not in outcome.failures}
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    device, precision = _device_and_precision(args, noted) if missing else ("", "")
+    results = _results(args, folder, list(missing.values()), device, precision == "bfloat16")
     with Progress("embed", len(share), shown=job.shard[0] == 1) as progress:
         progress.resume(len(share) - len(missing))
-        for result in job.write(list(missing), _results(args, folder, list(missing.values())), outcome):
+        for result in job.write(list(missing), results, outcome, precision):
             for warning in result.warnings:
                 complain("warning", warning)
             if result.error is not None:
@@ -119,18 +121,31 @@ def _embed(
             progress.advance()
 
 
-def _results(args: argparse.Namespace, folder: Path, paths: Sequence[Path]) -> Iterator[list[Embedded]]:
+def _device_and_precision(args: argparse.Namespace, noted: str) -> tuple[str, str]:
+    """Where and in what precision to compute; `noted` is that of the existing rows."""
+    import torch
+
+    from avspk.inference.many_files import bfloat16_is_fast
+    from avspk.inference.speaker_model import find_device
+
+    device = args.device or (f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu")
+    if args.precision != "auto" or noted:
+        return device, noted or args.precision
+    return device, "bfloat16" if bfloat16_is_fast(find_device(device)) else "float32"
+
+
+def _results(
+    args: argparse.Namespace, folder: Path, paths: Sequence[Path], device: str, half: bool
+) -> Iterator[list[Embedded]]:
     """Load the model only if there is work."""
     if not paths:
         return
     import torch
 
-    from avspk.inference.many_files import bfloat16_is_fast, embed_many
+    from avspk.inference.many_files import embed_many
     from avspk.inference.speaker_model import load_model
 
-    device = args.device or (f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu")
     model = load_model(folder, device)
-    half = args.precision == "bfloat16" or (args.precision == "auto" and bfloat16_is_fast(model.device))
     cores = len(os.sched_getaffinity(0))
     readers = args.workers or (max(1, cores // 2) if model.device.type == "cpu" else min(cores, 8))
     yield from embed_many(model, paths, readers, torch.get_num_threads(), half)

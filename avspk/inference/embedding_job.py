@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from avspk.common.files import alone, lock_of, whole_or_absent
-from avspk.inference.embedding_table import EmbeddingTable, TableError, remove_table, twin
+from avspk.inference.embedding_table import EmbeddingTable, TableError, read_about, remove_table, require_own, twin
 from avspk.inference.many_files import Embedded
 
 _ROWS_A_PIECE = 1 << 16
@@ -38,6 +38,8 @@ class EmbeddingJob:
     def __init__(self, out: Path, model: str, shard: tuple[int, int] = (1, 1)) -> None:
         self.out, self.model, self.shard = out, model, shard
         self.path = _shard_path(out, *shard) if shard[1] > 1 else out
+        for table in {self.out, self.path}:
+            read_failures(table)
         others = set(_shards(out)) - set(self._slices())
         if others:
             raise TableError(f"{min(others)} exists, from another number of slices; end that run first, or --overwrite")
@@ -51,6 +53,20 @@ class EmbeddingJob:
         names = list(sounds)
         return {name: sounds[name] for name in names[len(names) * (number - 1) // of : len(names) * number // of]}
 
+    def precision(self, wanted: str) -> str:
+        """The precision that the existing rows were computed in; '' if there are none, or if they do not say it.
+
+        Raises: TableError if `wanted` is another one; "auto" fits all.
+        """
+        found = {read_about(path).precision for path in (self.out, self.path) if path.with_suffix(".json").exists()}
+        for noted in found - {"", wanted}:
+            if wanted != "auto":
+                raise TableError(
+                    f"{self.out} holds embeddings computed in {noted}, not {wanted}; choose another --out, "
+                    "--overwrite, or --precision auto, which continues as it is"
+                )
+        return max(found, default="")
+
     def known(self) -> set[str]:
         """Names that have a row already."""
         known: set[str] = set()
@@ -59,9 +75,11 @@ class EmbeddingJob:
                 known |= table.names.keys()
         return known
 
-    def write(self, names: Sequence[str], results: Iterator[list[Embedded]], outcome: Outcome) -> Iterator[Embedded]:
-        """Write rows as they arrive; yield each result after its row is on the disk."""
-        with alone(self.path), EmbeddingTable(self.path, self.model) as table:
+    def write(
+        self, names: Sequence[str], results: Iterator[list[Embedded]], outcome: Outcome, precision: str = ""
+    ) -> Iterator[Embedded]:
+        """Write rows as they arrive, computed in this precision; yield each result after its row is on the disk."""
+        with alone(self.path), EmbeddingTable(self.path, self.model, precision) as table:
             try:
                 for some in results:
                     good = [result for result in some if result.embedding is not None]
@@ -86,7 +104,8 @@ class EmbeddingJob:
             paths = self._slices()
             if not all(_done(path).is_file() and _done(path).read_text() == content for path in paths):
                 return False
-            with EmbeddingTable(self.out, self.model) as table:
+            precisions = {read_about(path).precision for path in paths if path.with_suffix(".json").exists()}
+            with EmbeddingTable(self.out, self.model, precisions.pop() if len(precisions) == 1 else "") as table:
                 for path in paths:
                     _move_rows(path, table)
             for path in paths:
@@ -106,11 +125,16 @@ def _move_rows(path: Path, table: EmbeddingTable) -> None:
 
 
 def discard(out: Path) -> None:
-    """Remove the table and all its slices. Raises: TableError if a table of the other kind shares files with it."""
+    """Remove the table and all its slices.
+
+    Raises: TableError if a table of the other kind shares files with it, or if the files are not those of a table.
+    """
     if (other := twin(out)).exists():
         shared = out.with_suffix(".json").name
         raise TableError(f"{other} shares {shared} with {out.name}; choose another --out, or remove {other} by hand")
     with alone(out):
+        for path in (out, *_shards(out)):
+            require_own(path)
         remove_table(out)
         for path in _shards(out):
             _remove_slice(path)
@@ -128,9 +152,12 @@ def failures_path(out: Path) -> Path:
 
 
 def read_failures(out: Path) -> dict[str, str]:
-    """Name -> reason of every file that is listed as failed."""
+    """Name -> reason of every file that is listed as failed. Raises: TableError naming a line that is not both."""
     path = failures_path(out)
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    for number, line in enumerate(lines, 1):
+        if "\t" not in line:
+            raise TableError(f"{path}, line {number}: {line[:99]!r} is no name, tab and reason; remove the line")
     return dict(line.split("\t", 1) for line in lines)
 
 

@@ -2,8 +2,8 @@
 
     X.npy  (rows, D) float32, with X.tsv, one name per line      or      X.ark, Kaldi's binary vectors, with X.scp
 
-X.json identifies the model. Rows are written to disk before their names. The next run overwrites rows without a name.
-avspk/data/named_vectors.py reads these files.
+X.json identifies the model, and the precision that it computed in. Rows are written to disk before their names. The
+next run overwrites rows without a name. avspk/data/named_vectors.py reads these files.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ class About(NamedTuple):
 
     model: str  # digest of the content of the model
     dimension: int
+    precision: str = ""  # of the computation; empty if the table does not say it
 
 
 def read_about(path: Path) -> About:
@@ -42,10 +43,10 @@ def read_about(path: Path) -> About:
     file = path.with_suffix(".json")
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-        about = About(content["model"], content["dimension"])
+        about = About(content["model"], content["dimension"], str(content.get("precision", "")))
     except FileNotFoundError as error:
         raise TableError(f"{path} has no {file.name}, which names its model; `avspk embed` writes both") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise TableError(f"{file} was not written by `avspk embed` ({error!r})") from error
     if not isinstance(about.model, str) or type(about.dimension) is not int or about.dimension < 1:
         raise TableError(f"{file} was not written by `avspk embed`: {about}; a dimension is a whole number, 1 or more")
@@ -58,12 +59,13 @@ class EmbeddingTable:
     Args:
         path: X.npy or X.ark.
         model: digest of the model's content. A table has rows of one model only.
+        precision: noted in a new table.
 
     Raises: TableError if the files belong to another model or were not written by this class.
     """
 
-    def __init__(self, path: Path, model: str) -> None:
-        self.path, self.model = path, model
+    def __init__(self, path: Path, model: str, precision: str = "") -> None:
+        self.path, self.model, self.precision = path, model, precision
         self.about = path.with_suffix(".json")
         self.body = _body(path)
         self.names: dict[str, None] = {}  # in their order
@@ -73,7 +75,7 @@ class EmbeddingTable:
         elif found := [file.name for file in (path, self.body.index) if file.exists()]:
             raise TableError(
                 f"{path.parent / found[0]} exists without {self.about.name}, which names its model; choose another "
-                "--out, or --overwrite, which removes it"
+                "--out, or remove it yourself"
             )
 
     def __enter__(self) -> EmbeddingTable:
@@ -84,7 +86,7 @@ class EmbeddingTable:
 
     def _reopen(self) -> None:
         try:
-            model, dimension = read_about(self.path)
+            model, dimension, self.precision = read_about(self.path)
         except TableError as error:
             raise TableError(f"{error}; choose another --out") from error
         if model != self.model:
@@ -104,7 +106,8 @@ class EmbeddingTable:
 
     def _create(self, dimension: int) -> None:
         with whole_or_absent(self.about) as part:
-            part.write_text(json.dumps({"model": self.model, "dimension": dimension}) + "\n", encoding="utf-8")
+            about = About(self.model, dimension, self.precision)._asdict()
+            part.write_text(json.dumps(about) + "\n", encoding="utf-8")
         self.dimension = dimension
         self.body.open(dimension)
 
@@ -122,6 +125,16 @@ def own_files(path: Path) -> list[Path]:
 def twin(path: Path) -> Path:
     """The table of the other kind with the same name. Two of one model share X.json and the list of failures."""
     return path.with_suffix(".ark" if path.suffix == ".npy" else ".npy")
+
+
+def require_own(path: Path) -> None:
+    """Raises: TableError if files with the names of a table are there, but `avspk embed` did not write them."""
+    rows, index, about, _ = own_files(path)
+    if found := [file for file in (rows, index, about) if file.exists()]:
+        try:
+            read_about(path)
+        except TableError as error:
+            raise TableError(f"{error}; so {found[0]} is not removed: choose another --out") from error
 
 
 def remove_table(path: Path) -> None:

@@ -69,8 +69,8 @@ class SpeakerModel:
         second is repeated to a second.
 
         Raises MediaError (a ValueError) on a file that cannot be read, and on sound that is empty, silent, constant,
-        not finite or far beyond full scale; ValueError on an array without a rate or with another shape or type. Warns
-        (AudioWarning) about short and clipped sound.
+        not finite or far beyond full scale; ValueError on an array without a rate or with another shape or type, and on
+        a file with a rate. Warns (AudioWarning) about short and clipped sound.
         """
         sound = CheckedSound(audio, sample_rate)
         rows = [self.embed_parts(part[None])[0] for part in sound]
@@ -88,8 +88,13 @@ class SpeakerModel:
     def compare(
         self, first: str | Path | np.ndarray, second: str | Path | np.ndarray, sample_rate: int | None = None
     ) -> float:
-        """Cosine score in [-1, 1] of two recordings, the training mean subtracted; raises and warns as `embed`."""
-        pair = np.stack([self.embed(first, sample_rate), self.embed(second, sample_rate)])
+        """Cosine score in [-1, 1] of two recordings, the training mean subtracted; raises and warns as `embed`.
+
+        If only one of them is an array, the rate is its own.
+        """
+        files = [isinstance(audio, (str, Path)) for audio in (first, second)]
+        rates = [None if one and not all(files) else sample_rate for one in files]
+        pair = np.stack([self.embed(audio, rate) for audio, rate in zip((first, second), rates, strict=True)])
         return float(np.clip(cosine_scores(pair, [0], [1], self.training_mean)[0], -1, 1))
 
     def embed_files(self, paths: Sequence[Path], batch_seconds: float = MAX_SECONDS, num_workers: int = 0) -> Floats:
@@ -139,6 +144,8 @@ class CheckedSound:
         self, audio: str | Path | np.ndarray, sample_rate: int | None = None, sounds: SoundStore | None = None
     ) -> None:
         if isinstance(audio, (str, Path)):
+            if sample_rate is not None:
+                raise ValueError(f"{audio} has its own sample rate; leave out sample_rate, which is for arrays")
             self.name, self.parts = str(audio), _parts_of_file(audio, sounds or SoundStore())
         else:
             self.name, self.parts = "the waveform", _parts_of_waveform(_at_our_rate(audio, sample_rate))
