@@ -387,6 +387,16 @@ def test_a_file_of_somebody_else_is_not_touched(embed, sounds, tmp_path):
     assert np.array_equal(np.load(tmp_path / "e.npy"), np.ones(3))
 
 
+@pytest.mark.parametrize("rows", [np.ones((1, 12)), np.ones((1, 5), np.float32), np.ones(40, np.float32)])
+def test_an_array_of_another_kind_is_not_continued(embed, sounds, tmp_path, rows):
+    assert embed(sounds[0])[0] == 0
+    np.save(tmp_path / "e.npy", rows)
+    status, _, errors = embed(*sounds[:2])
+    assert status == 2
+    assert f"e.npy is an array {rows.dtype} {rows.shape}; `avspk embed` writes float32 (rows, 12)" in errors[0]
+    assert np.array_equal(np.load(tmp_path / "e.npy"), rows)
+
+
 @pytest.mark.parametrize(
     ("file", "content"), [("e.npy", "numbers"), ("e.tsv", "names"), ("e.json", '{"mine": 1}'), ("e.json", "[1]")]
 )
@@ -464,9 +474,10 @@ def test_slices_of_both_kinds_with_one_name_are_joined(embed, sounds, tmp_path):
 def test_a_list_is_not_overwritten_by_the_names_of_the_rows(embed, sounds, tmp_path, given, out, option):
     text = "name\tpath\n" * given.endswith("tsv") + f"a\t{sounds[0]}\n"
     (tmp_path / given).write_text(text)
-    status, _, errors = embed("--list", tmp_path / given, *option, out=out)
+    (tmp_path / "link").symlink_to(tmp_path)
+    status, _, errors = embed("--list", tmp_path / "link" / given, *option, out=out)
     assert status == 2
-    assert f"would write {tmp_path / given}, which is a list of sounds" in errors[0]
+    assert f"would write {tmp_path / 'link' / given}, which is a list of sounds" in errors[0]
     assert (tmp_path / given).read_text() == text
 
 

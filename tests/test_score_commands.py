@@ -376,20 +376,22 @@ def no_work(monkeypatch):
     monkeypatch.setattr("avspk.evaluation.audio_files.usable_files", work)
 
 
+WRONG = [
+    (["--cohort", "gone.scp"], "gone.scp: no such"),
+    (["--cohort", "{root}/one.scp"], "one.scp: a cohort of 1; AS-norm needs two or more"),
+    (["--model", "gone"], "gone is not a model folder"),
+]
+WRONG_OUTPUTS = [
+    (["--out", "{root}/files.scp/s.tsv"], "files.scp cannot be written"),
+    (["--out", "{root}/folder.tsv"], "folder.tsv is a folder"),
+]
+
+
 @pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["--cohort", "gone.scp"], "gone.scp: no such"),
-        (["--cohort", "{root}/one.scp"], "one.scp: a cohort of 1; AS-norm needs two or more"),
-        (["--out", "{root}/files.scp/s.tsv"], "files.scp cannot be written"),
-        (["--out", "{root}/folder.tsv"], "folder.tsv is a folder"),
-        (["--model", "gone"], "gone is not a model folder"),
-    ],
+    ("command", "options", "message"),
+    [("score", *wrong) for wrong in WRONG + WRONG_OUTPUTS] + [("threshold", *wrong) for wrong in WRONG],
 )
-@pytest.mark.parametrize("command", ["score", "threshold"])
 def test_what_cannot_work_is_refused_at_once(folder, sounds, tmp_path, capsys, no_work, command, options, message):
-    if command == "threshold" and options[0] == "--out":
-        pytest.skip("threshold writes no file")
     files = write_scp(tmp_path / "files.scp", sounds.items())
     write_scp(tmp_path / "one.scp", list(sounds.items())[:1])
     (tmp_path / "folder.tsv").mkdir()

@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
     from avspk.inference.speaker_model import model_digest
 
     for name in args.lists:
-        if Path(name).absolute() in map(Path.absolute, own_files(args.out)):
+        if Path(name).resolve() in map(Path.resolve, own_files(args.out)):
             raise ValueError(f"--out {args.out} would write {name}, which is a list of sounds; choose another --out")
     sounds, folder = named_sounds(args.files, args.lists), find_model(args.model)
     shard = _slice_of(args)

@@ -157,8 +157,9 @@ class _Npy:
         self.rows_file: BinaryIO | None = None
 
     def open(self, dimension: int) -> list[str]:
-        """Names of the complete rows. Data after them is cut off."""
+        """Names of the complete rows. Data after them is cut off. Raises: TableError on an array of another kind."""
         self.dimension = dimension
+        self._require_our_array()
         self.rows_file, self.names_file = _open(self.path), _open(self.index)
         lines = _whole_lines(self.names_file)
         whole = max(0, os.path.getsize(self.path) - NPY_HEADER) // (4 * dimension)
@@ -167,6 +168,22 @@ class _Npy:
         _cut(self.rows_file, NPY_HEADER + len(lines) * 4 * dimension)
         self._set_count(len(lines))
         return [line.decode().removesuffix("\n") for line in lines]
+
+    def _require_our_array(self) -> None:
+        """Without rows, after a kill, the header may be missing too."""
+        if not self.path.exists() or self.path.stat().st_size <= NPY_HEADER:
+            return
+        try:
+            with self.path.open("rb") as file:
+                np.lib.format.read_magic(file)
+                shape, _, kind = np.lib.format.read_array_header_1_0(file)
+        except ValueError as error:
+            raise TableError(f"{self.path} is no array of `avspk embed` ({error}); choose another --out") from error
+        if kind != np.dtype("<f4") or shape[1:] != (self.dimension,):
+            raise TableError(
+                f"{self.path} is an array {kind} {shape}; `avspk embed` writes float32 (rows, {self.dimension}): "
+                "choose another --out"
+            )
 
     def append(self, names: Sequence[str], rows: Floats) -> None:
         """Rows, then names, then the count."""
