@@ -46,7 +46,8 @@ def test_the_large_config_differs_in_its_last_student_alone():
 def test_the_demo_with_dino_differs_in_stage_one_its_schedule_and_correction_alone():
     """It inherits the demo: what is tuned there must not move the figures of DINO."""
     demo, dino = (load_config(CONFIGS[0].parent / f"{name}.yaml") for name in ("demo", "demo_dino"))
-    stage_one = ("face.align", "face.encoder.grid", "face.views.local_", "pretrain.", "cluster.refine_weights", "cluster.jump")
+    clusters = ("cluster.refine_weights", "cluster.jump")
+    stage_one = ("face.align", "face.encoder.grid", "face.views.local_", "pretrain.", *clusters)
     schedule = ("output", "refine.epochs", "large_margin.epochs", "refine.judge.correction.enabled")
     assert [key for key in differing_keys(demo, dino) if not key.startswith((*stage_one, *schedule))] == []
     assert dino.pretrain.objective.kind == "dino"
