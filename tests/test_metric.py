@@ -194,12 +194,12 @@ def test_many_rows_take_centroids():
 
 
 @pytest.mark.parametrize("settings", [{}, {"ward_rows": 100, "centroids": 200}])
-@pytest.mark.parametrize("asked", [13, 16, 20, 24])
+@pytest.mark.parametrize("asked", [41, 50, 60, 80])
 def test_parts_of_speakers_are_merged_where_the_cost_jumps(asked, settings):
-    """Twelve speakers, whatever number from 13 to 24 is asked for; without the setting, that number."""
-    embeddings, truth = corpus(1200)
+    """40 speakers, whatever number from 41 to 80 is asked for; without the setting, that number."""
+    embeddings, truth = corpus(1200, 40)
     found = cluster(embeddings, asked, jump=1.25, **settings)
-    assert found.num_clusters == 12
+    assert found.num_clusters == 40
     assert adjusted_rand_score(truth, found.labels) > 0.98
     assert cluster(embeddings, asked, **settings).num_clusters == asked
 
@@ -230,12 +230,14 @@ def test_missing_modalities_keep_working():
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"ward_rows": 100, "centroids": 100}, {"refine_weights": True}, {"asked": 20, "jump": 1.25}]
+    "settings",
+    [{}, {"ward_rows": 100, "centroids": 100}, {"refine_weights": True}, {"speakers": 40, "asked": 50, "jump": 1.25}],
 )
 def test_two_processes_equal_one(settings):
-    embeddings, _ = corpus()
+    asked, speakers = settings.get("asked", 12), settings.get("speakers", 12)
+    others = {key: value for key, value in settings.items() if key not in ("asked", "speakers")}
+    embeddings, _ = corpus(30 * speakers + 120, speakers)
     embeddings["face"][5:60] = np.nan
-    asked, others = settings.get("asked", 12), {key: value for key, value in settings.items() if key != "asked"}
     whole, ranks = cluster(embeddings, asked, **others), Ranks(2)
 
     def work(rank):
@@ -244,7 +246,7 @@ def test_two_processes_equal_one(settings):
 
     first, second = ranks.run(work)
     np.testing.assert_array_equal(np.concatenate([first.labels, second.labels]), whole.labels)
-    assert first.num_clusters == second.num_clusters == whole.num_clusters
+    assert first.num_clusters == second.num_clusters == whole.num_clusters == speakers
 
 
 @pytest.mark.parametrize("settings", [{}, {"ward_rows": 100, "centroids": 100}])

@@ -51,8 +51,9 @@ def tree(*costs):
     return Tree(np.zeros((len(costs), 2), np.int64), np.array(costs, np.float32))
 
 
-def test_the_number_of_clusters_is_where_the_cost_of_a_merge_jumps():
+def test_the_number_of_clusters_is_where_the_cost_of_a_merge_jumps(monkeypatch):
     """Nine points. Merges from 9 to 1 clusters cost 1, 1.1, 1.2, 1.3, 2.6, 2.7, 9, 10: it jumps at 5, and at 3."""
+    monkeypatch.setattr(module, "LEAST_SETTLED", 2)
     costs = tree(1, 1.1, 1.2, 1.3, 2.6, 2.7, 9, 10)
     assert costs.settled(8, 1.25) == 5
     assert costs.settled(6, 1.25) == 3, "the largest jump counts"
@@ -70,8 +71,16 @@ def test_few_points_have_no_jump(num):
 
 
 def test_copies_cost_nothing_to_merge():
-    """Ten copies of five points: from 12 clusters, seven merges of copies are free."""
-    assert len(np.unique(ward(np.repeat(points(5), 10, 0), 9, jump=1.25))) == 5
+    """Ten copies of 40 points: from 60 clusters, 20 merges of copies are free."""
+    assert len(np.unique(ward(np.repeat(points(40), 10, 0), 60, jump=1.25))) == 40
+
+
+@pytest.mark.parametrize("asked", [4, 10, 20, 30])
+def test_few_clusters_are_not_merged_because_chance_makes_such_jumps(asked, monkeypatch):
+    trees = [module.ward_tree(points(100, 10, seed)) for seed in range(20)]
+    assert all(one.settled(asked, 1.25) == asked for one in trees)
+    monkeypatch.setattr(module, "LEAST_SETTLED", 2)
+    assert asked > 20 or any(one.settled(asked, 1.25) < asked for one in trees)
 
 
 def test_no_more_clusters_than_points():

@@ -59,9 +59,9 @@ class MetricSettings(Settings):
     jump: float = Field(
         0.0,
         ge=0,
-        description="the last clustering merges on, to half of num_clusters at most, where the next merge costs this "
-        "many times the last one; 0: never. If the number is too large, parts of one speaker are merged where that is "
-        "clear",
+        description="the last clustering merges on, to half of num_clusters at most and to 30 at least, where the next "
+        "merge costs this many times the last one; 0: never. If the number is too large, parts of one speaker are "
+        "merged where that is clear",
     )
     ward_rows: Count = Field(20_000, description="at most this many utterances are merged one by one")
     centroids: Count = Field(50_000, description="k-means centroids that are merged where there are more utterances")

@@ -20,6 +20,8 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
 CHUNK_ROWS = 1 << 10  # rows of the table filled at once
+LEAST_SETTLED = 30
+"""[C] Of 100 random points, a cost is 1.25 times the last one in 7 of 10 sets near 4 clusters, in 1 of 10 near 20."""
 
 
 @dataclass(frozen=True)
@@ -43,12 +45,14 @@ class Tree:
     def settled(self, num_clusters: int, jump: float) -> int:
         """The number of clusters at which the cost of a merge jumps, from half of `num_clusters` on; else that number.
 
+        It is at least `LEAST_SETTLED`: with fewer clusters, costs jump by chance.
+
         Parts of one speaker cost little to merge, two speakers much. So the cost jumps where all parts are merged.
 
         Args:
             jump: least ratio of the cost of the next merge to that of the last one; 0: `num_clusters` stays.
         """
-        numbers = np.arange(max(2, num_clusters // 2), min(num_clusters, len(self.heights) + 1))
+        numbers = np.arange(max(LEAST_SETTLED, num_clusters // 2), min(num_clusters, len(self.heights) + 1))
         if jump == 0 or len(numbers) == 0:
             return num_clusters
         costs = np.sort(self.heights.astype(np.float64))[::-1]  # costs[k - 2]: of the merge from k to k - 1 clusters
