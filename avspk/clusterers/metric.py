@@ -127,10 +127,10 @@ class MetricClusterer:
         self, rows: Embeddings, recordings: np.ndarray, *, seed: int, device: torch.device | str, reducer: Reducer
     ) -> tuple[int, float]:
         """See `FindsNumber`. The trees are Ward's, of each modality in the metric of its own clusters."""
+        whole, one = MetricClusterer(self.settings.model_copy(update={"jump": 0.0})), Reducer()
 
         def grow(name: str, values: np.ndarray, start: int) -> Tree:
-            alone, one = {name: values}, Reducer()
-            whole = MetricClusterer(self.settings.model_copy(update={"jump": 0.0}))
+            alone = {name: values}
             labels = torch.from_numpy(whole(alone, start, seed=seed, device="cpu", reducer=one).labels)
             return ward_tree(self._unit_rows(alone, labels, "cpu", one).values.numpy())
 
