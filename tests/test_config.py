@@ -57,11 +57,11 @@ def test_the_demo_with_dino_differs_in_stage_one_its_schedule_and_correction_alo
     assert (dino.pretrain.epochs, dino.refine.epochs, dino.large_margin.epochs) == (16, 16, 3)
 
 
-def test_the_config_for_own_data_differs_in_paths_number_schedule_and_judge_alone():
+def test_the_config_for_own_data_differs_in_paths_number_schedule_and_gate_alone():
     """It inherits the demo: what is tuned there for two cores must not shorten the training on own data."""
     demo, own = (load_config(CONFIGS[0].parent / f"{name}.yaml") for name in ("demo", "own"))
     schedule = {"pretrain.epochs", "refine.epochs", "large_margin.epochs"}
-    gate = {"refine.judge.gate.fallback", "refine.judge.gate.floor", "refine.judge.correction.enabled"}
+    gate = {"refine.judge.gate.fallback", "refine.judge.gate.floor"}
     others = {key for key in differing_keys(demo, own) if not key.startswith("data.")} - {"output"}
     assert others == schedule | gate | {"cluster.num_clusters"}
     assert (own.pretrain.epochs, own.refine.epochs, own.large_margin.epochs) == (22, 24, 3)
