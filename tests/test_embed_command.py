@@ -287,9 +287,7 @@ def test_a_decoder_that_dies_costs_its_file(embed, sounds, tmp_path, monkeypatch
     lost = [] if end == "once" else [str(sounds[3])]
     assert names_of(tmp_path / "e.npy") == [str(path) for path in sounds if str(path) not in lost]
     assert status == len(lost)
-    signals = {"signal": "SIGSEGV", "hang": "SIGKILL"}
-    assert all(line.startswith(f"error: {sounds[3]}: ") and signals[end] in line for line in errors)
-    assert len(errors) == len(lost)
+    assert errors == [f"error: {path}: the decoder crashes or hangs on its sound" for path in lost]
 
 
 def test_a_busy_consumer_is_no_hang(monkeypatch, tmp_path):
@@ -322,7 +320,7 @@ def test_a_large_file_may_take_longer(monkeypatch, tmp_path, size, lost):
 
     with reader_pool.ReaderPool(read, [path], 1) as pool:
         *_, end = pool
-    assert ("silent for too long" in end.error) if lost else end.error is None
+    assert ("crashes or hangs" in end.error) if lost else end.error is None
 
 
 def test_names_that_a_list_cannot_hold(embed, sounds, tmp_path):

@@ -72,7 +72,7 @@ def parse(arguments: Sequence[str] | None, prog: str | None = None) -> argparse.
     parser.add_argument("--cache", type=Path, help="folder of embeddings to reuse; default: `cache` in --out")
     parser.add_argument("--batch-seconds", type=positive, default=320.0, help="of audio in one batch")
     cores = len(os.sched_getaffinity(0))
-    text = "processes that read files, for each GPU (%(default)s here); 0: none beside the main one"
+    text = "processes that read files, for each GPU (%(default)s here); 0: the main one, after a check"
     parser.add_argument("--workers", type=at_least(0), default=min(4, cores), help=text)
     parser.add_argument("--kaldi", action="store_true", help="also write embeddings as Kaldi ark and scp")
     args = parser.parse_args(arguments)
@@ -148,7 +148,7 @@ def from_model(args: argparse.Namespace) -> tuple[list[tuple[str, TrialList]], l
         utterances = read_utterances(args.train)
         drawn = drawn_utterances(utterances, args.pseudo_labels, args.train_utterances, args.seed)
     model = load_model(folder)
-    files, lists = usable_files(lists, args.wav_root, args.wav_scp, args.allow_missing)
+    files, lists = usable_files(lists, args.wav_root, args.wav_scp, args.allow_missing, max(1, args.workers))
 
     def embed(paths: Sequence[Path]) -> np.ndarray:
         return store.embed(

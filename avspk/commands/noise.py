@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING
 
 from avspk.commands.console import positive
 from avspk.common.files import whole_or_absent
-from avspk.common.progress import track
 from avspk.data.preparation_settings import CATEGORIES
 
 if TYPE_CHECKING:
@@ -73,10 +72,8 @@ def main(given: Sequence[str] | None = None, prog: str | None = None) -> int:
         sounds = find_musan(arguments.musan) if arguments.musan else []
         sounds += [sound for category, folder in arguments.folder for sound in find_sounds(folder, category)]
         paths = find_rirs(arguments.rirs) if arguments.rirs else []
-        recordings = read_sounds(track(sounds, "recordings", len(sounds), "files"), rejections)
-        rirs = read_rirs(
-            track(paths, "impulse responses", len(paths), "files"), int(arguments.rir_seconds * SAMPLE_RATE), rejections
-        )
+        recordings = read_sounds(sounds, rejections)
+        rirs = read_rirs(paths, int(arguments.rir_seconds * SAMPLE_RATE), rejections)
         if arguments.generate and not paths:
             rirs = generated_rirs(arguments.seed, 1000, arguments.rir_seconds)
         pack = write_noise_pack(arguments.out, chain(recordings, generated(arguments, sounds)), rirs)

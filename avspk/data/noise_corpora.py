@@ -1,12 +1,14 @@
 """Layout of MUSAN, RIRS_NOISES and plain folders of recordings on disk, and their conversion to a noise pack."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
+from avspk.common.progress import track
 from avspk.common.text_files import printable
+from avspk.data.file_results import results_of
 from avspk.data.media import MediaError
 from avspk.data.noise import NoisePackError, Recording, align_rir
 from avspk.data.preparation_settings import CATEGORIES
@@ -79,25 +81,43 @@ def find_rirs(root: Path) -> list[Path]:
     return sorted(paths)
 
 
-def read_sounds(sounds: Iterable[SoundFile], rejections: Rejections) -> Iterator[Recording]:
+def read_sounds(sounds: Sequence[SoundFile], rejections: Rejections) -> Iterator[Recording]:
     """Decode recordings to 16 kHz mono, one at a time; unreadable, silent and very short ones are rejected."""
+    plain = [sound for sound in sounds if sound.name == printable(sound.name)]
     for sound in sounds:
         if sound.name != printable(sound.name):
             rejections.add(sound.path, "the name holds control characters or is not UTF-8")
-            continue
-        try:
-            yield sound.name, sound.category, read_sound(sound.path, SHORTEST_SECONDS)
-        except MediaError as error:
-            rejections.add(sound.path, error)
+    waveforms = _tracked(_read_recording, [sound.path for sound in plain], "recordings")
+    for sound, waveform in zip(plain, waveforms, strict=True):
+        if isinstance(waveform, MediaError):
+            rejections.add(sound.path, waveform)
+        else:
+            yield sound.name, sound.category, waveform
 
 
-def read_rirs(paths: Iterable[Path], num_samples: int, rejections: Rejections) -> Iterator[np.ndarray]:
+def _read_recording(path: Path) -> np.ndarray:
+    return read_sound(path, SHORTEST_SECONDS)
+
+
+def read_rirs(paths: Sequence[Path], num_samples: int, rejections: Rejections) -> Iterator[np.ndarray]:
     """Impulse responses at 16 kHz as rows of a pack, float32 (num_samples,); unusable ones are rejected.
 
     The first channel of a microphone array is taken: averaging the channels would comb-filter the room.
     """
-    for path in paths:
+
+    def read(path: Path) -> np.ndarray:
         try:
-            yield align_rir(read_first_channel(path), num_samples)
-        except (MediaError, NoisePackError) as error:
-            rejections.add(path, error)
+            return align_rir(read_first_channel(path), num_samples)
+        except NoisePackError as error:
+            raise MediaError(str(error)) from error
+
+    for path, response in zip(paths, _tracked(read, paths, "impulse responses"), strict=True):
+        if isinstance(response, MediaError):
+            rejections.add(path, response)
+        else:
+            yield response
+
+
+def _tracked(read: Callable[[Path], np.ndarray], paths: Sequence[Path], name: str) -> Iterator[np.ndarray | MediaError]:
+    """`results_of`, with a display of progress."""
+    return track(results_of(read, paths), name, len(paths), "files")

@@ -34,7 +34,7 @@ from avspk.data.sound_check import check_sound
 from avspk.data.sound_clock import SoundTime
 from avspk.data.tree import Rejected
 from avspk.data.video import Looks, VideoReader
-from avspk.data.worker_pool import PATIENCE, Reporter, Task
+from avspk.data.worker_pool import PATIENCE, Reporter, Task, decoder_fails
 
 # Clips that share batches of the detector; an interruption loses at most one such batch.
 BATCH_CLIPS = 16
@@ -333,7 +333,7 @@ class _Opener:
         """
         item = f"{kind} of {path}"
         if item in self.avoid:
-            self.reject(path, f"the decoder crashes or hangs on its {kind}", consequence)
+            self.reject(path, decoder_fails(kind), consequence)
             return None
         file = self.recipe.raw / path
         self.reporter.entering(item, PATIENCE + file_size(file) / _SLOWEST[kind])

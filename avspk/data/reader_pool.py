@@ -13,12 +13,10 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Any, Generic, TypeVar
 
 from avspk.common.files import file_size
-from avspk.data.worker_pool import silent_too_long
+from avspk.data.worker_pool import FAULTS, decoder_fails, silent_too_long
 
 JOBS_AHEAD = 2  # per process, so that it need not wait for the next one
 HANG_SECONDS = 60.0  # without a piece of sound; more for large files, whose first piece may take a whole pass
@@ -26,16 +24,15 @@ _SLOWEST = 1e5  # bytes per second
 ATTEMPTS = 2  # another process may cause a kill (out of memory); the second time the file is at fault
 _LOOK_SECONDS = 5.0  # between two checks for processes that hang
 
-Floats = NDArray[np.float32]
-Read = Callable[[Path], Iterable[Floats]]
+Content = TypeVar("Content")
 
 
 @dataclass(frozen=True)
-class Part:
-    """A piece of sound (n,) of file number `index`."""
+class Part(Generic[Content]):
+    """A part of what was read from file number `index`, such as a piece of its sound."""
 
     index: int
-    sound: Floats
+    content: Content
 
 
 @dataclass(frozen=True)
@@ -54,7 +51,7 @@ class Again:
     index: int
 
 
-Event = Part | Again | End
+Event = Part[Content] | Again | End
 
 
 @dataclass
@@ -66,22 +63,23 @@ class _Reader:
     heard: float = field(default_factory=time.monotonic)
 
 
-class ReaderPool:
+class ReaderPool(Generic[Content]):
     """Reads files in other processes; a context manager that ends them.
 
     Args:
-        read: path -> parts; its ValueError and OSError are the file's error, its UserWarnings the file's warnings.
+        read: path -> parts, which are pickled; its ValueError and OSError are the file's error, its UserWarnings the
+            file's warnings.
         paths: the files.
         num_processes: number of readers, at least 1.
     """
 
-    def __init__(self, read: Read, paths: Sequence[Path], num_processes: int) -> None:
+    def __init__(self, read: Callable[[Path], Iterable[Content]], paths: Sequence[Path], num_processes: int) -> None:
         self.read, self.paths = read, paths
         self.waiting = deque(range(len(paths)))
         self.deaths: Counter[int] = Counter()
         self.readers = [self._start() for _ in range(min(num_processes, len(paths)))]
 
-    def __enter__(self) -> ReaderPool:
+    def __enter__(self) -> ReaderPool[Content]:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -90,7 +88,7 @@ class ReaderPool:
             reader.process.join()
             reader.connection.close()
 
-    def __iter__(self) -> Iterator[Event]:
+    def __iter__(self) -> Iterator[Event[Content]]:
         """Yield the parts of each file in order, then its end. Files start in order; their parts interleave."""
         for reader in self.readers:
             self._feed(reader)
@@ -112,9 +110,9 @@ class ReaderPool:
         silence = time.monotonic() - reader.heard
         return silent_too_long(reader.process, silence, patience) and not reader.connection.poll()
 
-    def _receive(self, reader: _Reader) -> Iterator[Event]:
+    def _receive(self, reader: _Reader) -> Iterator[Event[Content]]:
         try:
-            message: Event = reader.connection.recv()
+            message: Event[Content] = reader.connection.recv()
         except (EOFError, OSError):
             yield from self._bury(reader)
             return
@@ -124,7 +122,7 @@ class ReaderPool:
             self._feed(reader)
         yield message
 
-    def _bury(self, reader: _Reader) -> Iterator[Event]:
+    def _bury(self, reader: _Reader) -> Iterator[Event[Content]]:
         """Start a new process and retry the file that the old one died on; the second time, give it up."""
         reader.process.join()
         reader.connection.close()
@@ -160,7 +158,7 @@ class ReaderPool:
         return _Reader(process, ours)
 
 
-def _serve(read: Read, connection: Connection, parents_end: Connection) -> None:
+def _serve(read: Callable[[Path], Iterable[Any]], connection: Connection, parents_end: Connection) -> None:
     """Read the requested files until the parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent ends its readers
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -173,7 +171,7 @@ def _serve(read: Read, connection: Connection, parents_end: Connection) -> None:
         os._exit(0)
 
 
-def _serve_one(read: Read, connection: Connection, index: int, path: Path) -> None:
+def _serve_one(read: Callable[[Path], Iterable[Any]], connection: Connection, index: int, path: Path) -> None:
     error = None
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("ignore")
@@ -181,25 +179,27 @@ def _serve_one(read: Read, connection: Connection, index: int, path: Path) -> No
         parts = iter(read(path))
         while True:
             try:
-                sound = next(parts, None)
+                content = next(parts, None)
             except (ValueError, OSError) as problem:
                 error = str(problem)
                 break
             except Exception as problem:  # from a decoder
                 error = f"{path}: {type(problem).__name__}: {problem}"
                 break
-            if sound is None:
+            if content is None:
                 break
-            connection.send(Part(index, sound))
+            connection.send(Part(index, content))
     connection.send(End(index, error, tuple(str(warning.message) for warning in caught)))
 
 
 def _cause(reader: _Reader) -> str:
+    """The words of preparation. Another end than a fault or a hang may have another cause, so it is added."""
     status = reader.process.exitcode
-    if reader.hung:
-        return "the process that read it was silent for too long, twice, and was ended (SIGKILL)"
+    told = decoder_fails("sound")
+    if reader.hung or status in FAULTS:
+        return told
     if status is not None and status < 0:
         known = -status in signal.Signals.__members__.values()
         name = signal.Signals(-status).name if known else f"signal {-status}"
-        return f"the process that read it died twice ({name}): the file breaks its decoder, or takes too much memory"
-    return f"the process that read it ended twice (status {status})"
+        return f"{told}, or takes too much memory: the process that read it died twice ({name})"
+    return f"{told}: the process that read it ended twice (status {status})"

@@ -23,7 +23,7 @@ from avspk.data.preparation_settings import PackFormat
 from avspk.data.prepared_sound import FOLDER
 from avspk.data.shards import MAX_SHARDS
 from avspk.data.sound_store import SUFFIX, SoundStore, SoundWriter
-from avspk.data.worker_pool import Reporter, Task, run_tasks
+from avspk.data.worker_pool import Reporter, Task, decoder_fails, run_tasks
 
 MANIFEST = "packed.parquet"
 _PLAN = "pack.json"
@@ -119,7 +119,7 @@ def _pack_shard(folder: Path, packed: PackFormat, task: Task, reporter: Reporter
     with SoundWriter(part, packed, keep=0) as writer:
         for place, length in zip(shard.places, shard.lengths, strict=True):
             if str(place) in task.avoid:
-                raise PackingError(f"{place}: the decoder crashes or hangs on it; prepare the data again")
+                raise PackingError(f"{place}: {decoder_fails('sound')}; prepare the data again")
             reporter.entering(str(place))
             writer.append(_whole(sounds, place, length))
             reporter.advance(1)

@@ -16,12 +16,17 @@ from typing import Any, Protocol
 # Native code that fails dies of one of these. Any other death may have an outside cause (out of memory, a person), so
 # only a second one on the same item counts against the item. So does only a second hang: the first may be the
 # machine's.
-_FAULTS = {-signal.SIGSEGV, -signal.SIGABRT, -signal.SIGBUS, -signal.SIGFPE, -signal.SIGILL}
+FAULTS = {-signal.SIGSEGV, -signal.SIGABRT, -signal.SIGBUS, -signal.SIGFPE, -signal.SIGILL}
 PATIENCE = 15.0  # seconds without a report in which any decoder finishes a packet, a picture, a small file
 _DISK_PATIENCE = 600.0  # for a process that waits for a disk: network storage may stall for minutes
 _SECONDS_BETWEEN_WORDS = 1.0
 
 Work = Callable[["Task", "Reporter"], None]
+
+
+def decoder_fails(kind: str) -> str:
+    """The reason of every command for a file whose "sound" or "picture" killed the processes that read it."""
+    return f"the decoder crashes or hangs on its {kind}"
 
 
 class Reporter(Protocol):
@@ -198,7 +203,7 @@ def _after_death(worker: _Worker, deaths: "Counter[tuple[int, str | None]]") -> 
     worker.connection.close()
     key = (id(task.content), item)
     deaths[key] += 1
-    faulty = item is not None and worker.process.exitcode in _FAULTS
+    faulty = item is not None and worker.process.exitcode in FAULTS
     if deaths[key] == 1 and not faulty:
         return task
     if item is None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 from avspk.common import distributed
 from avspk.common.progress import track
 from avspk.data.file_lists import read_wav_scp
+from avspk.data.file_results import results_of
 from avspk.data.manifest_error import ManifestError
 from avspk.data.media import MediaError
 from avspk.data.sound import checked_num_samples
@@ -20,6 +20,7 @@ from avspk.data.suffixes import MEDIA_SUFFIXES
 from avspk.evaluation.trial_list import TrialList, require_both_kinds
 
 SHOWN_FAULTS = 10
+READERS = 4  # processes that decode
 
 
 class MissingFilesError(ValueError):
@@ -36,9 +37,14 @@ class AudioFiles:
 
 
 def usable_files(
-    lists: Sequence[TrialList], wav_root: Path, wav_scp: Path | None = None, allow_missing: bool = False
+    lists: Sequence[TrialList],
+    wav_root: Path,
+    wav_scp: Path | None = None,
+    allow_missing: bool = False,
+    num_processes: int = READERS,
 ) -> tuple[AudioFiles, list[TrialList]]:
-    """All files of the lists, measured, and the lists; prints the counts of each list. Every process measures all.
+    """All files of the lists, measured by `num_processes`, and the lists; prints the counts of each list. Every process
+    of a launch measures all.
 
     With `allow_missing` the lists are returned without the trials of unusable files, marked incomplete.
     Raises: MissingFilesError if there are such files and they are not allowed, or if no file can be used; ManifestError
@@ -46,7 +52,7 @@ def usable_files(
     """
     names = np.unique(np.concatenate([trials.files for trials in lists])).tolist()
     paths = locate(names, wav_root, wav_scp)
-    num_samples, faults = measure(paths)
+    num_samples, faults = measure(paths, num_processes)
     reasons = {names[row]: f"{paths[row]}: {reason}" for row, reason in faults.items()}
     for trials in lists:
         lost, found = sum(name in reasons for name in trials.files), len(trials.files)
@@ -80,19 +86,13 @@ def locate(names: Sequence[str], wav_root: Path, wav_scp: Path | None = None) ->
     return [wav_root / known[name] for name in names]
 
 
-def measure(paths: Sequence[Path], threads: int = 4) -> tuple[NDArray[np.int64], dict[int, str]]:
+def measure(paths: Sequence[Path], num_processes: int = READERS) -> tuple[NDArray[np.int64], dict[int, str]]:
     """Lengths (F,) in samples at 16 kHz, and the reason for each position that cannot be used (length 0 there).
 
-    Every file is decoded to its end, because a header shows neither damage nor silence.
+    Every file is decoded to its end, because a header shows neither damage nor silence; in other processes, because a
+    decoder may crash.
     """
-
-    def length(path: Path) -> int | str:
-        try:
-            return checked_num_samples(path)
-        except MediaError as error:
-            return str(error)
-
-    with ThreadPoolExecutor(threads) as pool:
-        results = list(track(pool.map(length, paths), "checking files", len(paths), "files"))
-    faults = {row: result for row, result in enumerate(results) if isinstance(result, str)}
-    return np.array([0 if isinstance(result, str) else result for result in results], np.int64), faults
+    read = results_of(checked_num_samples, paths, num_processes)
+    results = list(track(read, "checking files", len(paths), "files"))
+    faults = {row: str(result) for row, result in enumerate(results) if isinstance(result, MediaError)}
+    return np.array([0 if isinstance(result, MediaError) else result for result in results], np.int64), faults

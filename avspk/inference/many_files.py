@@ -64,17 +64,17 @@ def embed_many(
 class _Window:
     """Parts to compute, and files that end, or restart, after them."""
 
-    parts: list[Part] = field(default_factory=list)
+    parts: list[Part[Floats]] = field(default_factory=list)
     closing: list[End | Again] = field(default_factory=list)
 
     @property
     def full(self) -> bool:
-        num_samples = sum(len(part.sound) for part in self.parts)
+        num_samples = sum(len(part.content) for part in self.parts)
         many = len(self.parts) + len(self.closing) >= WINDOW_EVENTS
         return many or num_samples >= WINDOW_SECONDS * SAMPLE_RATE
 
 
-def _windows(events: Iterable[Event]) -> Iterator[_Window]:
+def _windows(events: Iterable[Event[Floats]]) -> Iterator[_Window]:
     window = _Window()
     for event in events:
         if isinstance(event, Part):
@@ -121,14 +121,14 @@ class _Engine:
         self.executor.shutdown(cancel_futures=True)
         torch.set_num_threads(self.threads_before)
 
-    def start(self, parts: Sequence[Part]) -> _Rows:
+    def start(self, parts: Sequence[Part[Floats]]) -> _Rows:
         """Group parts of equal numbers of frames, and start computing."""
         if not parts:
             return _Rows([])
         sound_input = self.model.sound_input
         # Samples after the last whole frame are not used; without them, equal frames are equal lengths.
-        lengths = [int(heard_samples(sound_input, len(part.sound))) for part in parts]
-        sounds = [np.resize(part.sound, length) for part, length in zip(parts, lengths, strict=True)]
+        lengths = [int(heard_samples(sound_input, len(part.content))) for part in parts]
+        sounds = [np.resize(part.content, length) for part, length in zip(parts, lengths, strict=True)]
         num_frames = np.array([sound_input.num_frames(length) for length in lengths])
         max_frames = int(self.batch_seconds * SAMPLE_RATE / sound_input.hop_length)
         batches = []
