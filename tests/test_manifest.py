@@ -4,7 +4,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from avspk.common.files import missing_files
 from avspk.data.manifest import (
     ManifestError,
     Utterances,
@@ -37,8 +36,8 @@ def test_a_written_manifest_reads_back_the_same(tmp_path, suffix):
     assert len(utterances) == 3
     assert utterances.audio_path(0) == tmp_path / "audio/a.wav"
     assert str(utterances.audio_path(1)) == "/data/b.wav"
-    assert len(utterances.missing_audio()) == 3
-    assert utterances.missing_audio(slice(1, 2)) == [Path("/data/b.wav")]
+    assert len(utterances.faulty_audio()) == 3
+    assert utterances.faulty_audio(slice(1, 2)) == [(Path("/data/b.wav"), "no such file")]
     assert [path.name for path in tmp_path.iterdir()] == [path.name]
 
 
@@ -158,15 +157,6 @@ def test_bad_trial_lists_are_explained(tmp_path, text, told):
         read_trials(tmp_path / "trials")
     with pytest.raises(ManifestError, match="no such trial list"):
         read_trials(tmp_path / "nowhere")
-
-
-def test_missing_files_among_many_are_found_in_order(tmp_path):
-    paths = [tmp_path / f"{number}.wav" for number in range(5000)]
-    for path in paths[::3]:
-        path.touch()
-    (tmp_path / "1.wav").mkdir()
-    assert missing_files(paths) == [path for number, path in enumerate(paths) if number % 3]
-    assert missing_files([]) == []
 
 
 def test_recordings_are_videos_whoever_speaks():

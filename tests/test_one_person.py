@@ -143,7 +143,7 @@ def test_a_meeting_of_four_does_not_become_one_utterance(meeting, tmp_path, monk
     assert table["num_samples"].between(1.4 * RATE, 2.1 * RATE).all()
     assert table["recording"].tolist() == ["long/after"] * 4 + ["one"]
     assert utterances.speakers.tolist() == [""] * 5
-    assert utterances.missing_audio() == []
+    assert utterances.faulty_audio() == []
     assert rejected(tmp_path / "out").keys() == {"beside.mp4"}
     assert rejected(tmp_path / "out")["beside.mp4"].startswith("several people")
     assert summary.utterances == 5

@@ -21,6 +21,7 @@ from avspk.config import ConfigError, parse_config
 from avspk.data.manifest import read_utterances, write_utterances
 from avspk.data.manifest_error import ManifestError
 from avspk.data.noise import generate_noise_pack
+from avspk.evaluation.audio_files import MissingFilesError
 from avspk.inference.checkpoint import load_tree
 from avspk.inference.speaker_model import load_encoder
 from avspk.pipeline.session import Session
@@ -309,7 +310,7 @@ def test_fewer_processes_than_asked_for_stop_the_run(data, tmp_path):
     [
         ("train", "missing.parquet", (ManifestError, FileNotFoundError), "missing.parquet"),
         ("trials", {"tiny": "missing.txt"}, (ManifestError, FileNotFoundError), "missing.txt"),
-        ("wav_root", "nowhere", FileNotFoundError, "12 of 12 files .* not under nowhere"),
+        ("wav_root", "nowhere", MissingFilesError, "12 of 12 files .* first nowhere/.*: no such file"),
         ("crops", "nowhere", FileNotFoundError, "no face crop store at nowhere"),
         ("noise", "nowhere", ValueError, "make a noise pack"),
     ],

@@ -126,7 +126,7 @@ def test_what_comes_out(corpus, prepared):
     table = utterances.table
     assert len(table) == 9
     assert table["utterance"].is_monotonic_increasing
-    assert not utterances.missing_audio()
+    assert not utterances.faulty_audio()
     assert soundfile.info(utterances.audio_path(0)).subtype == "PCM_16"
     assert [soundfile.info(utterances.audio_path(row)).frames for row in range(9)] == table["num_samples"].tolist()
     assert sorted(table["num_crops"]) == [0] + [4] * 8

@@ -147,7 +147,7 @@ def test_folders_that_no_manifest_can_name_are_refused_at_once(tmp_path):
             prepare(settings(plain, tmp_path / name / "out"))
     (tmp_path / "link").symlink_to(tmp_path / os.fsdecode(b"caf\xe9"))
     assert prepare(settings(tmp_path / "link", tmp_path / "out")).utterances == 1
-    assert read_utterances(tmp_path / "out/manifest.tsv").missing_audio() == []
+    assert read_utterances(tmp_path / "out/manifest.tsv").faulty_audio() == []
 
 
 def test_unusual_names_are_prepared_and_read_back(tmp_path):
@@ -166,6 +166,6 @@ def test_unusual_names_are_prepared_and_read_back(tmp_path):
     assert set(utterances.table["utterance"]) == {
         *(f"{folder}/{name}" for folder in ("a/v", "-s/v") for name in names), 'f:"/%d #/-1 %03d'
     }  # fmt: skip
-    assert utterances.missing_audio() == []
+    assert utterances.faulty_audio() == []
     pd.testing.assert_frame_equal(utterances.table, read_utterances(out / "manifest.parquet").table)
     assert set(rejected(out)) == {"a/v/tab\\x09.wav", "a/v/\\xff.wav"}

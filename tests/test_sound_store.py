@@ -21,6 +21,7 @@ from avspk.data.manifest import read_utterances
 from avspk.data.media import MediaError
 from avspk.data.noise import generate_noise_pack, read_noise_pack
 from avspk.data.sound import read_audio, write_wav
+from avspk.data.sound_faults import sound_faults
 from avspk.data.sound_packing import PackingError, PackSettings, pack_sound
 from avspk.data.sound_store import (
     FLAC,
@@ -30,7 +31,6 @@ from avspk.data.sound_store import (
     SoundWriter,
     encode,
     holder,
-    missing_sounds,
 )
 from avspk.data.views import AudioGroup, AudioViews, generator
 from avspk.evaluation.embedding_store import EmbeddingStore
@@ -102,7 +102,8 @@ def test_what_is_not_there_is_named(files, tmp_path, packed):
     with pytest.raises(MediaError, match="has 5000 samples, none from 5000 on"):
         store.read(places[0], 5000, 10)
     wrong = [tmp_path / "x.wav", tmp_path / "0.sounds#2", tmp_path / "1.sounds#0"]
-    assert missing_sounds([files[0], *places, *wrong]) == wrong
+    faults = sound_faults([files[0], *places, *wrong], [0] * (1 + len(places) + len(wrong)))
+    assert [place for place, _ in faults] == wrong
 
 
 @pytest.mark.parametrize("packed", FORMATS)
@@ -114,7 +115,9 @@ def test_damage_is_named(files, tmp_path, packed):
     path.write_bytes(path.read_bytes()[:1500])
     with pytest.raises(MediaError, match=r"0\.sounds#0 is damaged.*pack the sound again"):
         store.read(places[0])
-    assert missing_sounds(places) == places
+    assert sound_faults(places, [0, 0]) == [
+        (place, "the shard holds 0 recordings; pack the sound again") for place in places
+    ]
 
 
 def test_names_that_only_look_like_places_are_files(tmp_path):
@@ -123,7 +126,7 @@ def test_names_that_only_look_like_places_are_files(tmp_path):
         write_wav(tmp_path / "a.wav", np.full(50, 0.5, np.float32))
         (tmp_path / "a.wav").rename(path)
         assert holder(path) == path
-        assert missing_sounds([path]) == []
+        assert sound_faults([path], [50]) == []
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])

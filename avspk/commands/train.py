@@ -50,10 +50,14 @@ def _train(config: Path, overrides: list[str], data: Path | None = None) -> None
 
 
 def run(session: Session) -> None:
-    """Train. A full disk and a lost process, whose tracebacks say nothing, end the program with what to do."""
+    """Train. What has a traceback that says nothing ends the program with what to do: a full disk, a lost process, a
+    loader process that a decoder ended.
+    """
     from avspk import recipe
     from avspk.common import distributed
     from avspk.common.files import is_full_disk
+    from avspk.data.reading_notes import read_last
+    from avspk.data.worker_pool import decoder_fails
 
     try:
         recipe.run(session)
@@ -62,6 +66,11 @@ def run(session: Session) -> None:
             sys.exit(
                 f"The disk of {session.config.output} is full ({error}). Free some space and repeat the command: "
                 "the run continues from its last checkpoint"
+            )
+        if place := read_last(error):
+            sys.exit(
+                f"{place}: {decoder_fails('sound')}, and ended a loader process. Prepare the data again, or take this "
+                "sound out of the manifest"
             )
         if not distributed.is_lost_connection(error):
             raise

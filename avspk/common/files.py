@@ -1,4 +1,4 @@
-"""Files on disk: atomic writes, locks, missing files, JSON, and names for content."""
+"""Files on disk: atomic writes, locks, JSON, and names for content."""
 
 import errno
 import fcntl
@@ -8,13 +8,11 @@ import os
 import socket
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-_LOOKS, _LOOKS_AT_ONCE = 1024, 32
 _LOOK_SECONDS = 0.2  # between two looks at a lock
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -129,19 +127,6 @@ def alone(path: Path) -> Iterator[None]:
 def lock_of(path: Path) -> Path:
     """The lock file of `path`."""
     return path.with_name(f".{path.name}.lock")
-
-
-def missing_files(paths: Sequence[Path]) -> list[Path]:
-    """The paths without a file, in their order.
-
-    Uses many threads, because each check waits on network storage: a million take minutes one after the other.
-    """
-
-    def look(start: int) -> list[Path]:
-        return [path for path in paths[start : start + _LOOKS] if not os.path.isfile(path)]
-
-    with ThreadPoolExecutor(_LOOKS_AT_ONCE) as pool:
-        return [path for found in pool.map(look, range(0, len(paths), _LOOKS)) for path in found]
 
 
 def content_digest(*parts: bytes | memoryview) -> str:

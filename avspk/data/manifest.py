@@ -11,7 +11,7 @@ from avspk.common.extras import explained
 from avspk.common.files import whole_or_absent
 from avspk.common.text_files import UNPRINTABLE, read_fields, read_lines
 from avspk.data.manifest_error import ManifestError
-from avspk.data.sound_store import missing_sounds
+from avspk.data.sound_faults import Fault, sound_faults
 from avspk.data.suffixes import MEDIA_SUFFIXES
 
 with explained():
@@ -95,10 +95,11 @@ class Utterances:
             inner = inner.where(names.str.contains("/"), names)
         return pd.factorize(inner)[0].astype(np.int64)
 
-    def missing_audio(self, rows: slice | None = None) -> list[Path]:
-        """Places of these utterances (default: all) without sound: a check before a long job."""
+    def faulty_audio(self, rows: slice | None = None) -> list[Fault]:
+        """Sound of these utterances (default: all) that is missing or too short: a check before a long job."""
         chosen = range(len(self)) if rows is None else range(*rows.indices(len(self)))
-        return missing_sounds([self.audio_path(row) for row in chosen])
+        lengths = self.table["num_samples"].to_numpy()
+        return sound_faults([self.audio_path(row) for row in chosen], lengths[chosen.start : chosen.stop : chosen.step])
 
 
 def speaker_of(utterance: str) -> str:

@@ -109,7 +109,12 @@ def require_length(samples: np.ndarray, expected: int) -> None:
     if len(samples) == 0:
         raise MediaError(EMPTY)
     if len(samples) < expected:
-        raise MediaError(f"truncated: expected {expected} samples, found {len(samples)}")
+        raise MediaError(too_few(len(samples), expected))
+
+
+def too_few(found: int | float, expected: int) -> str:
+    """The reason for sound that is shorter than its manifest says."""
+    return f"truncated: expected {expected} samples, found {found}"
 
 
 class ChannelSum:

@@ -19,7 +19,7 @@ import soundfile
 from avspk.data.containers import Patch, is_mpeg_audio, true_lengths
 from avspk.data.media import SAMPLE_RATE, AudioWarning, MediaError, decoder_errors, reason, require_file
 from avspk.data.resampling import require_rate, resampled
-from avspk.data.sound_check import ChannelSum
+from avspk.data.sound_check import ChannelSum, too_few
 from avspk.data.sound_clock import SoundClock
 
 # Codings without memory, or (FLAC) with an index: any sample can be read directly, and the header's count is exact.
@@ -82,7 +82,7 @@ def read_segment(path: Path, start: int, num_samples: int, total: int = 0) -> np
     except Exception:
         return None
     if file.frames < total:
-        raise MediaError(f"truncated: expected {total} samples, found {file.frames}")
+        raise MediaError(too_few(file.frames, total))
     return ChannelSum().mix(samples)
 
 

@@ -11,7 +11,7 @@ gives, bit for bit, the same samples as the packed files.
 
 import io
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,10 +19,10 @@ from typing import Any, Protocol
 import numpy as np
 import soundfile
 
-from avspk.common.files import missing_files
 from avspk.data.media import SAMPLE_RATE, MediaError
 from avspk.data.preparation_settings import PackFormat
-from avspk.data.shards import OpenShards, Shard, ShardWriter, num_whole
+from avspk.data.reading_notes import note
+from avspk.data.shards import OpenShards, Shard, ShardWriter
 from avspk.data.sound import audio_blocks, audio_num_samples, read_audio, read_utterance
 from avspk.data.sound_check import check_sound, require_finite, require_length
 
@@ -84,6 +84,7 @@ class SoundStore:
 
     def at(self, place: str | Path) -> Sound:
         """The recording at a place. Raises: MediaError if a pack has no such entry."""
+        note(place)
         shard, number = packed_at(place)
         return SoundFile(Path(place)) if number is None else PackedSound(str(place), self._shard(shard), number)
 
@@ -257,23 +258,3 @@ def holder(place: Path) -> Path:
     """The file that contains the sound at a place."""
     shard, number = packed_at(place)
     return place if number is None else Path(f"{shard}.{SUFFIX}")
-
-
-def missing_sounds(places: Sequence[Path]) -> list[Path]:
-    """Places without sound, files first. Checks each file once, and each shard once for all its entries."""
-    files, entries = [], []
-    for place in places:
-        shard, number = packed_at(place)
-        if number is None:
-            files.append(place)
-        else:
-            entries.append((place, shard, number))
-    counts = {shard: _num_packed(shard) for shard in dict.fromkeys(shard for _, shard, _ in entries)}
-    return missing_files(files) + [place for place, shard, number in entries if number >= counts[shard]]
-
-
-def _num_packed(shard: str) -> int:
-    try:
-        return num_whole(Path(shard), SUFFIX, INDEX_RECORD)
-    except OSError:
-        return 0

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from avspk.common import distributed
-from avspk.common.files import missing_files
 from avspk.data.manifest import read_trials
 from avspk.data.score_file import score_file_name, write_scores
+from avspk.data.sound_faults import sound_faults
+from avspk.evaluation.audio_files import MissingFilesError
 from avspk.evaluation.embedding_store import EmbeddingStore
 from avspk.evaluation.results import evaluate_list, interval_text
 from avspk.evaluation.systems import Scorer
@@ -31,18 +32,18 @@ class TrialSet:
     """Audio-only evaluation of systems on the same lists and files."""
 
     def __init__(self, lists: Sequence[TrialList], wav_root: Path) -> None:
-        """Check this process's share of the files.
+        """Check this process's share of the files, without decoding them.
 
-        Raises FileNotFoundError naming how many are missing, and the first.
+        Raises MissingFilesError naming how many are missing or incomplete, and the first.
         """
         self.lists, self.wav_root = lists, wav_root
         self.files = sorted(set().union(*(trials.files.tolist() for trials in self.lists)))
         share = self.files[distributed.local_share(len(self.files))]
-        missing = missing_files([wav_root / file for file in share])
-        if missing:
-            raise FileNotFoundError(
-                f"{len(missing)} of {len(share)} files of the trial lists are not under {wav_root}, "
-                f"first {missing[0]}; set data.wav_root to the folder that the lists' names are relative to"
+        faulty = sound_faults([wav_root / file for file in share], [0] * len(share))
+        if faulty:
+            raise MissingFilesError(
+                f"{len(faulty)} of {len(share)} files of the trial lists cannot be used, first {faulty[0][0]}: "
+                f"{faulty[0][1]}; set data.wav_root, {wav_root}, to the folder that the lists' names are relative to"
             )
 
     def evaluate(

@@ -14,7 +14,7 @@ from avspk.common.settings import Count, FirstReader, Positive, Settings
 from avspk.data.augmentation import AudioPolicy
 from avspk.data.dataset import ViewSampler
 from avspk.data.manifest import Utterances
-from avspk.data.media import SAMPLE_RATE
+from avspk.data.media import SAMPLE_RATE, MediaError
 from avspk.data.views import AudioGroup, AudioViews, GroupedViews
 from avspk.frontend.audio_augment import AudioAugment
 from avspk.frontend.fbank import Fbank
@@ -71,12 +71,12 @@ class AudioSettings(ModalitySettings):
         return np.ones(len(utterances), bool)
 
     def require_media(self, utterances: Utterances, crops: Path, share: slice) -> None:
-        """Check that every audio file exists."""
-        missing = utterances.missing_audio(share)
-        if missing:
-            looked_at = len(range(*share.indices(len(utterances))))
-            raise FileNotFoundError(
-                f"{len(missing)} of {looked_at} audio files are not there, first {missing[0]}; "
+        """Check that every sound is there, and as long as the manifest says, as far as headers show it."""
+        faulty = utterances.faulty_audio(share)
+        if faulty:
+            looked_at, (place, reason) = len(range(*share.indices(len(utterances)))), faulty[0]
+            raise MediaError(
+                f"{len(faulty)} of {looked_at} audio files cannot be used, first {place}: {reason}; "
                 "prepare the data again, or move the audio back to where the manifest says"
             )
 

@@ -20,7 +20,7 @@ from avspk.common.settings_tree import Differences, describe, differing_keys, fl
 from avspk.common.trackers import tracker_problems
 from avspk.config import Config, ConfigError, FinalSettings, dump_config, load_config
 from avspk.data.manifest import Utterances
-from avspk.data.media import SAMPLE_RATE
+from avspk.data.media import SAMPLE_RATE, MediaError
 from avspk.inference.checkpoint import outline
 from avspk.modalities.base import VERIFIED, ModalitySettings
 from avspk.pipeline.given import Content
@@ -215,7 +215,7 @@ def _architecture(path: Path) -> dict[str, Any] | None:
 
 
 def check_media(utterances: Utterances, config: Config) -> None:
-    """Raises: FileNotFoundError if media of a modality in use is missing.
+    """Raises: FileNotFoundError or MediaError if media of a modality in use is missing or too short.
 
     Each process checks its share of the files. If one process raises, the launcher ends all.
     """
@@ -224,8 +224,8 @@ def check_media(utterances: Utterances, config: Config) -> None:
     for settings in config.modality_settings().values():
         try:
             settings.require_media(utterances, crops, share)
-        except FileNotFoundError as error:
-            raise FileNotFoundError(f"{config.data.train}: {error}") from None
+        except (FileNotFoundError, MediaError) as error:
+            raise type(error)(f"{config.data.train}: {error}") from None
 
 
 @dataclass(frozen=True)
