@@ -179,6 +179,26 @@ REFUSED = {
         for form in ("WAV", "RF64", "AIFF", "CAF", "W64")
         for number, second in enumerate((with_libsndfile(form), short(form)))
     },
+    **{
+        f"joined_{name.replace('.', '_')}.{name.partition('.')[2]}": (
+            joined((EXACT | LOSSY)[name], (EXACT | LOSSY)[name]),
+            "(the (Matroska|MP4|ASF|NIST SPHERE) file ends|another file of this kind begins) after [0-9]+ of [0-9]+ ",
+        )
+        for name in (
+            *("pipe_zero.wav", "pipe_ones.wav", "pipe_sox.wav", "pipe_zeros.rf64", "pipe_no_bytes.w64"),
+            *("pipe_no_length.au", "pipe_ones.au", "pipe_zeros.caf", "streamed_zero.flac", "a.voc", "a.sph"),
+            *("aac.m4a", "aac.3gp", "aac.mka", "opus.webm", "wma.wma"),
+        )
+    },
+    "joined.flac": (joined(FLAC, FLAC), "another file of this kind begins after"),
+    "joined.flv": (joined(with_ffmpeg("aac"), with_ffmpeg("aac")), "another file of this kind begins after"),
+    **{
+        f"without_last_{cut}.flv": (
+            edited(with_ffmpeg("aac"), lambda content, cut=cut: content[:-cut]),
+            "truncated: the FLV header announces",
+        )
+        for cut in (1, 4, 16)
+    },
     "two_data.wav": (edited(with_libsndfile("WAV"), two_chunks_of_sound), "the WAV header announces 32000 bytes of"),
     "chained_vorbis.ogg": (joined(LOSSY["vorbis.ogg"], LOSSY["vorbis.ogg"]), "holds several Ogg streams one after"),
     "chained_opus.ogg": (joined(LOSSY["opus.ogg"], LOSSY["opus.ogg"]), "holds several Ogg streams one after"),

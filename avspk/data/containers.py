@@ -1,5 +1,7 @@
 """Checks that a media file is complete: reads where it must end from a few headers, without a decoder."""
 
+from __future__ import annotations
+
 import os
 import re
 import struct
@@ -71,8 +73,24 @@ def announced(file: BinaryIO, size: int) -> Extent | None:
         extent = _mp4(content, size - tags)
     elif is_mpeg_audio(file):
         extent = _mp3(content)
+    if extent is not None and extent.end < size - tags:
+        _require_no_file(content, extent, size - tags)
     patches = tuple(Patch(tags + patch.place, patch.content) for patch in extent.patches) if extent else ()
     return extent and Extent(extent.kind, tags + extent.end, patches)
+
+
+def _require_no_file(file: _Rest, extent: Extent, size: int) -> None:
+    """Rejects files that were joined: decoders would read only the first, or lose the times of the second.
+
+    AVI goes on in another RIFF (OpenDML), and joined AVI files are read to the end.
+    """
+    file.seek(extent.end)
+    if extent.kind != "AVI" and file.read(16).startswith((b"fLaC", *_READERS)):
+        raise ContainerError(_joined(extent.kind, extent.end, size))
+
+
+def _joined(kind: str, end: int, size: int) -> str:
+    return f"the {kind} file ends after {end} of {size} bytes, another one follows, as if files were joined; split them"
 
 
 def true_lengths(file: BinaryIO) -> tuple[Patch, ...]:
@@ -280,9 +298,12 @@ def _sphere(file: _Rest, size: int) -> Extent | None:
 
 
 def _mp4(file: _Rest, size: int) -> Extent | None:
-    """Walk the top-level boxes (ISO/IEC 14496-12, 4.2): each must end inside the file, and one must be `moov`."""
+    """Walk the top-level boxes (ISO/IEC 14496-12, 4.2): each must end inside the file, and one must be `moov`.
+
+    Only a file in fragments, which may be pieces of a stream, can have a second one that does not begin another file.
+    """
     kinds: set[bytes] = set()
-    position = 0
+    position = end = 0
     for _ in range(_MOST_PARTS):
         if position + 8 > size:
             break
@@ -297,6 +318,9 @@ def _mp4(file: _Rest, size: int) -> Extent | None:
             break  # not a box: a tag was appended
         if length < 8 or position + length > size:
             return Extent("MP4", position + max(length, size + 1 - position))
+        if kind == b"moov" in kinds and b"moof" not in kinds:
+            raise ContainerError(_joined("MP4", end, size))
+        end = position if kind == b"ftyp" and kinds else end
         kinds.add(kind)
         position += length
     if b"moov" not in kinds:
@@ -330,6 +354,9 @@ def _asf(file: _Rest, size: int) -> Extent | None:
         length = int.from_bytes(file.read(8), "little")
         if length < 24:
             return None  # a live stream's data have no length
+        file.seek(position)
+        if position and file.read(16) == _ASF:
+            return Extent("ASF", position)
         position += length
     return Extent("ASF", position)
 
@@ -340,16 +367,24 @@ def _flv(file: _Rest, size: int) -> Extent | None:
     position = int.from_bytes(file.read(9)[5:], "big") + 4
     file.seek(size - 4)
     last = int.from_bytes(file.read(4), "big")
-    if position <= size - 4 - last and _flv_tag(file, size - 4 - last) == last:
+    if last and position <= size - 4 - last and _flv_tag(file, size - 4 - last) == last:
         return None
     for _ in range(_MOST_PARTS):
         length = _flv_tag(file, position)
         if length == 0:
-            return None  # the end, or something other than a tag was appended
+            return _end_of_flv(file, position, size)
         if position + length > size:
             return Extent("FLV", position + length)
         position += length + 4
     return None
+
+
+def _end_of_flv(file: _Rest, position: int, size: int) -> Extent | None:
+    """What follows the last whole tag: less than its length; two bytes or more of the next header; other data."""
+    file.seek(position)
+    rest = file.read(11)
+    cut = position > size or (1 < len(rest) < 11 and rest[0] in _FLV_TAGS)
+    return Extent("FLV", position + 11 * (position <= size)) if cut else None
 
 
 def _flv_tag(file: _Rest, position: int) -> int:

@@ -17,6 +17,7 @@ import numpy as np
 import soundfile
 
 from avspk.data.containers import Patch, is_mpeg_audio, true_lengths
+from avspk.data.joined_files import require_single
 from avspk.data.media import SAMPLE_RATE, AudioWarning, MediaError, decoder_errors, reason, require_file
 from avspk.data.resampling import require_rate, resampled
 from avspk.data.sound_check import ChannelSum, too_few
@@ -48,6 +49,7 @@ def sound_pieces(path: Path, first_channel: bool = False, clock: SoundClock | No
     """
     require_file(path)
     with decoder_errors():
+        require_single(path)
         file = _open_with_libsndfile(path)
         if file is None:
             yield from _av_pieces(path, first_channel, clock)

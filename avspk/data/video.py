@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from avspk.data.joined_files import require_single
 from avspk.data.media import MediaError, decoder_errors, require_file
 from avspk.data.video_picture import PictureMaker
 from avspk.data.video_source import VideoSource
@@ -61,6 +62,7 @@ class VideoReader:
         self._damaged = 0  # packets that the decoder refused
         require_file(Path(path))
         with decoder_errors():
+            require_single(Path(path))
             self._source = VideoSource(Path(path))
             self._pictures, self._packets = self._scan()
             self.joined = self._source.joined  # seconds that were added to the last frames to repair jumps
