@@ -8,6 +8,7 @@ from small_model import write_model
 
 from avspk.data.manifest_error import ManifestError
 from avspk.data.sound import write_wav
+from avspk.data.sound_decoding import READING
 from avspk.evaluation import embedding_store
 from avspk.evaluation.audio_files import locate, measure
 from avspk.evaluation.embedding_store import EmbeddingStore, write_embeddings
@@ -52,6 +53,15 @@ def test_store_embeds_each_content_once(files, tmp_path):
     assert len(embed.asked[3]) == 6
 
 
+def test_embeddings_of_sound_that_was_read_otherwise_are_not_used(files, tmp_path, monkeypatch):
+    """A version that took another mean of the channels left them."""
+    embed = Counter()
+    EmbeddingStore(tmp_path / "cache", "model").embed(files, embed)
+    monkeypatch.setattr(embedding_store, "READING", READING + 1)
+    EmbeddingStore(tmp_path / "cache", "model").embed(files, embed)
+    assert [len(asked) for asked in embed.asked] == [6, 6]
+
+
 def test_store_keeps_what_was_done_before_a_failure(files, tmp_path, monkeypatch):
     monkeypatch.setattr(embedding_store, "FILES_PER_SAVE", 2)
     embed, store = Counter(), EmbeddingStore(tmp_path / "cache", "model")
@@ -70,11 +80,11 @@ def test_store_keeps_what_was_done_before_a_failure(files, tmp_path, monkeypatch
 def test_store_survives_a_lost_array_and_a_lost_index(files, tmp_path):
     embed, store = Counter(), EmbeddingStore(tmp_path / "cache", "model")
     store.embed(files[:3], embed)
-    index = (tmp_path / "cache" / "model.tsv").read_text()
+    index = (tmp_path / "cache" / f"model.read{READING}.tsv").read_text()
     store.embed(files, embed)
-    (tmp_path / "cache" / "model.tsv").write_text(index)  # killed between the two writes
+    (tmp_path / "cache" / f"model.read{READING}.tsv").write_text(index)  # killed between the two writes
     assert store.embed(files, embed)[:, 0].tolist() == [0, 1, 2, 3, 4, 5]
-    (tmp_path / "cache" / "model.npy").unlink()
+    (tmp_path / "cache" / f"model.read{READING}.npy").unlink()
     assert store.embed(files, embed)[:, 0].tolist() == [0, 1, 2, 3, 4, 5]
     assert [len(asked) for asked in embed.asked] == [3, 3, 3, 6]
 
@@ -90,7 +100,8 @@ def test_two_runs_may_fill_one_store_at_once(files, tmp_path):
     assert EmbeddingStore(folder, "model").embed(files[:3], slowly)[:, 0].tolist() == [0, 1, 2]
     assert EmbeddingStore(folder, "model").embed(files, embed)[:, 0].tolist() == [0, 1, 2, 3, 4, 5]
     assert len(embed.asked) == 2
-    assert len((folder / "model.tsv").read_text().splitlines()) == len(np.load(folder / "model.npy")) == 6
+    index, array = (folder / f"model.read{READING}.{suffix}" for suffix in ("tsv", "npy"))
+    assert len(index.read_text().splitlines()) == len(np.load(array)) == 6
     assert len(list(folder.glob("[!.]*"))) == 2
 
 

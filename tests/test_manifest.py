@@ -88,6 +88,7 @@ def test_a_line_with_too_many_fields_is_named(tmp_path):
         ({"audio": ["a", "", "c"]}, ["row 1", "audio", "not empty"]),
         ({"num_samples": [1, 0, 1]}, ["row 1", "num_samples", "positive"]),
         ({"num_samples": [1, 2, "x"]}, ["row 2", "num_samples", "'x'", "whole number"]),
+        ({"num_samples": [1, 2, 1e20]}, ["row 2", "1e+20", "whole number"]),
         ({"num_samples": [1, 2.5, 3]}, ["row 1", "2.5"]),
         ({"num_crops": [10, 0, -1]}, ["row 2", "num_crops", "-1"]),
         ({"first_crop": [0, 5, 10]}, ["row 1", "first_crop", "-1 if num_crops is 0"]),

@@ -24,6 +24,7 @@ TRIAL_COLUMNS = ("label", "enroll", "test")
 
 _TEXT_COLUMNS = ("utterance", "audio")
 _COUNT_COLUMNS = ("num_samples", "first_crop", "num_crops")
+_MOST = 2**53  # of a number that a float holds exactly
 _VOXCELEB = re.compile(r"id\d+/[^/]+/[^/]+")
 _TRIAL_LABELS = {"1": 1, "0": 0, "target": 1, "nontarget": 0}
 
@@ -98,8 +99,8 @@ class Utterances:
     def faulty_audio(self, rows: slice | None = None) -> list[Fault]:
         """Sound of these utterances (default: all) that is missing or too short: a check before a long job."""
         chosen = range(len(self)) if rows is None else range(*rows.indices(len(self)))
-        lengths = self.table["num_samples"].to_numpy()
-        return sound_faults([self.audio_path(row) for row in chosen], lengths[chosen.start : chosen.stop : chosen.step])
+        lengths = self.table["num_samples"].tolist()
+        return sound_faults([self.audio_path(row) for row in chosen], [lengths[row] for row in chosen])
 
 
 def speaker_of(utterance: str) -> str:
@@ -229,7 +230,9 @@ def _validated(table: pd.DataFrame, source: str) -> pd.DataFrame:
 
 def _integers(table: pd.DataFrame, column: str, source: str) -> pd.Series:
     numbers = pd.to_numeric(table[column], errors="coerce")
-    _require(numbers.notna() & (numbers % 1 == 0), table, column, source, "must be a whole number")
+    _require(
+        numbers.notna() & (numbers % 1 == 0) & (numbers.abs() < _MOST), table, column, source, "must be a whole number"
+    )
     return numbers.astype(np.int64)
 
 

@@ -17,6 +17,10 @@ class AudioWarning(UserWarning):
     """Sound that can be used, but whose score is less reliable, or that is not all the sound of its file."""
 
 
+class PictureWarning(UserWarning):
+    """Pictures that can be used, but that are not all the pictures of their file."""
+
+
 @contextmanager
 def decoder_errors() -> Iterator[None]:
     """Turns every error of a media library, of any type, into a MediaError with its reason."""
@@ -35,13 +39,24 @@ def require_file(path: Path) -> None:
     """
     with decoder_errors():
         if not path.exists():
-            raise MediaError("broken link" if path.is_symlink() else "no such file")
+            raise MediaError("broken link" if path.is_symlink() else f"no such file{_hint(path)}")
         if not path.is_file():
             raise MediaError("is a directory" if path.is_dir() else "not a regular file")
         if path.stat().st_size == 0:
             raise MediaError("empty file (0 bytes)")
         with open(path, "rb") as file:
             require_whole(file)
+
+
+def _hint(path: Path) -> str:
+    """What to do about the path of a file that is not there, if its form suggests it."""
+    if any(part.startswith("~") for part in path.parts):
+        return "; ~ is not expanded here: write the name of the folder"
+    if any(part.endswith(":") and len(part) > 2 for part in path.parts):
+        return "; addresses are not fetched: download the file, and give its path"
+    if "\\" in str(path):
+        return "; folders are separated by / here"
+    return "; the quotes are taken for a part of the name" if path.name.endswith(("'", '"')) else ""
 
 
 def reason(error: Exception) -> str:

@@ -24,7 +24,7 @@ from avspk.data.crop_store import CropWriter
 from avspk.data.cutting import Span, parts_of, shots_of
 from avspk.data.face_crops import FaceCrops, FaceDetector, cut_faces
 from avspk.data.film import Film
-from avspk.data.media import SAMPLE_RATE, AudioWarning, MediaError
+from avspk.data.media import SAMPLE_RATE, AudioWarning, MediaError, PictureWarning
 from avspk.data.one_person import MainPerson, main_persons
 from avspk.data.preparation_settings import FaceSettings, PackFormat
 from avspk.data.prepared_sound import PreparedSound, prepared_sound
@@ -322,7 +322,7 @@ class _Opener:
     reporter: Reporter
     rejected: list[Rejected]
     left_out: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
-    notes: dict[str, str] = field(default_factory=dict)
+    notes: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
 
     def __call__(
         self, kind: Literal["sound", "picture"], path: str, read: Callable[[Path], Any], consequence: str = ""
@@ -347,10 +347,11 @@ class _Opener:
         """Result of `read`; what it warns of is noted."""
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("ignore")
-            warnings.simplefilter("always", AudioWarning)
+            for kind in (AudioWarning, PictureWarning):
+                warnings.simplefilter("always", kind)
             content = read(file)
-        for warning in caught:
-            self.notes[path] = str(warning.message).removeprefix(f"{file}: ")
+        notes = [str(warning.message).removeprefix(f"{file}: ") for warning in caught]
+        self.notes[path] += [note for note in dict.fromkeys(notes) if note not in self.notes[path]]
         return content
 
     def leave_out(self, part: _Part, reason: str) -> None:
@@ -370,9 +371,10 @@ class _Opener:
 
     def _add_notes(self) -> None:
         """Record the notes, behind the reason if a file has one."""
-        reasons = {one.path: f"{one.reason}; " for one in self.rejected}
-        self.rejected[:] = [one for one in self.rejected if one.path not in self.notes]
-        self.rejected += [Rejected(path, reasons.get(path, "") + note) for path, note in self.notes.items()]
+        noted = {path: notes for path, notes in self.notes.items() if notes}
+        reasons = {one.path: [one.reason] for one in self.rejected}
+        self.rejected[:] = [one for one in self.rejected if one.path not in noted]
+        self.rejected += [Rejected(path, "; ".join(reasons.get(path, []) + notes)) for path, notes in noted.items()]
 
     def reject(self, path: str, reason: str, consequence: str = "") -> None:
         """Record why a file cannot be used; only the first reason is kept."""

@@ -19,10 +19,16 @@ import soundfile
 from avspk.data.containers import Patch, is_mpeg_audio, true_lengths
 from avspk.data.joined_files import require_single
 from avspk.data.media import SAMPLE_RATE, AudioWarning, MediaError, decoder_errors, reason, require_file
+from avspk.data.opening import open_media
 from avspk.data.resampling import require_rate, resampled
 from avspk.data.sound_check import ChannelSum, too_few
 from avspk.data.sound_clock import SoundClock
 
+READING = 2
+"""Raise it when a file gives other samples than before: embeddings that were kept are then computed again.
+
+2: the mean of the channels in every container (1: FFmpeg's mixture in those that it reads).
+"""
 # Codings without memory, or (FLAC) with an index: any sample can be read directly, and the header's count is exact.
 _EXACT_CODINGS = frozenset(
     {"PCM_S8", "PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ULAW", "ALAW"}
@@ -227,9 +233,8 @@ def _av_open(path: Path) -> Any:
 
     with open(path, "rb") as content:
         patches = true_lengths(content)
-    source = _Patched(path, patches) if patches else str(path)
     try:
-        return av.open(source, metadata_errors="replace")
+        return open_media(_Patched(path, patches) if patches else path)
     except av.FFmpegError as error:
         raise MediaError(f"not recognised as sound: {reason(error)}") from error
 

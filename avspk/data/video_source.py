@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from avspk.data.media import MediaError
+from avspk.data.media import MediaError, PictureWarning
+from avspk.data.opening import open_media
 from avspk.data.video_timeline import Clock, Picture
 
 MAX_PIXELS = 8192 * 4320
@@ -21,16 +23,15 @@ class VideoSource:
         self._path = path
         self._can_jump = True
         self._open()
+        _warn_of_other_tracks(path, self._container.streams.video, self._stream)
         codec = self.codec
         if codec.width * codec.height > MAX_PIXELS:
             raise MediaError(f"pictures of {codec.width} x {codec.height}, at most {MAX_PIXELS} pixels are read")
 
     def _open(self) -> None:
-        import av
         from av.format import Flags
 
-        # Titles may be in any encoding; they are not used here.
-        self._container = av.open(str(self._path), options={"max_pixels": str(MAX_PIXELS)}, metadata_errors="replace")
+        self._container = open_media(self._path, {"max_pixels": str(MAX_PIXELS)})
         self._stream = _best(self._container.streams.video)
         self.codec = self._stream.codec_context
         self.codec.options = {"max_pixels": str(MAX_PIXELS)}
@@ -142,11 +143,27 @@ def _best(streams: Sequence[Any]) -> Any:
     """The stream that a player shows: no cover picture, then by default flag, size, position."""
     from av.stream import Disposition
 
-    pictures = Disposition.attached_pic | Disposition.timed_thumbnails
-    moving = [stream for stream in streams if not stream.disposition & pictures]
+    moving = _moving(streams)
     if not moving:
         raise MediaError("no video stream, only a cover picture" if streams else "no video stream")
     known = [stream for stream in moving if stream.codec_context is not None]
     if not known:
         raise MediaError("no decoder for this video codec")
     return max(known, key=lambda one: (bool(one.disposition & Disposition.default), one.width * one.height))
+
+
+def _moving(streams: Sequence[Any]) -> list[Any]:
+    """The streams without cover pictures and previews."""
+    from av.stream import Disposition
+
+    pictures = Disposition.attached_pic | Disposition.timed_thumbnails
+    return [stream for stream in streams if not stream.disposition & pictures]
+
+
+def _warn_of_other_tracks(path: Path, streams: Sequence[Any], used: Any) -> None:
+    """Warn that a file has other pictures, such as other cameras."""
+    tracks = [stream.index for stream in _moving(streams)]
+    if len(tracks) > 1:
+        number = 1 + tracks.index(used.index)
+        text = f"{path}: {len(tracks)} picture tracks, only track {number} is used"
+        warnings.warn(text, PictureWarning, stacklevel=2)

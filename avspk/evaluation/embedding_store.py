@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from avspk.common import distributed
 from avspk.common.files import alone, whole_or_absent
 from avspk.data.kaldi import ark_entry
+from avspk.data.sound_decoding import READING
 from avspk.data.sound_store import holder
 
 FILES_PER_SAVE = 20_000  # a killed run loses at most these; large, so that files of equal length share batches
@@ -22,12 +23,14 @@ Embed = Callable[[list[Path]], NDArray[np.float32]]
 class EmbeddingStore:
     """An array and a list of keys that only grow; a key is a file's full path, size and time of change.
 
+    Their names hold READING, because another version may have read the same file as other samples.
     Full paths, because VoxCeleb's 00001.wav repeats in every folder, and the same list may be read from two roots.
     """
 
     def __init__(self, folder: Path, digest: str) -> None:
         self.digest = digest
-        self._array, self._index = folder / f"{digest}.npy", folder / f"{digest}.tsv"
+        name = f"{digest}.read{READING}"
+        self._array, self._index = folder / f"{name}.npy", folder / f"{name}.tsv"
 
     def embed(self, paths: Sequence[Path], embed: Embed) -> NDArray[np.float32]:
         """Embeddings (N, D) of existing files; `embed` is called for those that are not yet in the store.
