@@ -10,7 +10,7 @@ from avspk.data.manifest_error import ManifestError
 from avspk.data.sound import write_wav
 from avspk.data.sound_decoding import READING
 from avspk.evaluation import embedding_store
-from avspk.evaluation.audio_files import locate, measure
+from avspk.evaluation.audio_files import MissingFilesError, locate, measure
 from avspk.evaluation.embedding_store import EmbeddingStore, write_embeddings
 from avspk.evaluation.trial_list import TrialList, check_trials
 from avspk.evaluation.trial_set import TrialSet, format_table
@@ -220,6 +220,16 @@ def test_a_list_without_speakers_is_evaluated_without_an_interval(tmp_path):
     assert (row["eer_low"], row["eer_high"]) == (None, None)
     line = format_table([row]).splitlines()[-1]
     assert line.startswith(f"| final | mine (3) | {row['eer']:.3f} | ")
+
+
+def test_trials_of_a_training_name_files_as_those_of_an_evaluation_do(tmp_path):
+    """Without the suffix, and a torn file is known before the training, by its header."""
+    write_wav(tmp_path / "a.wav", np.full(160, 0.5, np.float32))
+    table = trials((1, "a", "a.wav"), (0, "a", "a"))
+    assert TrialSet([TrialList("mine", table, "mine")], tmp_path).paths == [tmp_path / "a.wav"] * 2
+    (tmp_path / "a.wav").write_bytes((tmp_path / "a.wav").read_bytes()[:-9])
+    with pytest.raises(MissingFilesError, match=r"2 of 2 files .*a\.wav: truncated: the WAV header"):
+        TrialSet([TrialList("mine", table, "mine")], tmp_path)
 
 
 def test_missing_files_mark_a_list():

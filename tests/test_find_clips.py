@@ -258,3 +258,11 @@ def test_lists_that_are_none(tmp_path):
     found = listed_clips(tmp_path / "wav.scp", tmp_path)
     assert named(found) == {"ok": ""}
     assert "cannot name an utterance" in found.rejected[0].reason
+
+
+def test_a_recording_that_is_listed_twice_is_told(tmp_path, caplog):
+    """Under two names it is two utterances; under one it is a duplicate, which is rejected."""
+    (tmp_path / "wav.scp").write_text("a x.wav\nb ./x.wav\nc y.wav\n")
+    found = listed_clips(tmp_path / "wav.scp", tmp_path)
+    assert [clip.utterance for clip in found.clips] == ["a", "b", "c"]
+    assert f"1 files are listed more than once, the first is {tmp_path}/x.wav" in caplog.text

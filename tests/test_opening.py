@@ -1,6 +1,7 @@
 """A file is opened as what it is, not as an address or a list of other files; other picture tracks are named."""
 
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -57,6 +58,7 @@ def two_pictures(path: Path) -> None:
     with av.open(str(path), "w") as container:
         cameras = [container.add_stream("mpeg4", rate=25) for _ in range(2)]
         microphone = container.add_stream("pcm_s16le", rate=RATE, layout="mono")
+        streams: list[Any] = [*cameras, microphone]
         for camera in cameras:
             camera.width = camera.height = 64
             camera.pix_fmt = "yuv420p"
@@ -68,7 +70,7 @@ def two_pictures(path: Path) -> None:
         frame = av.AudioFrame.from_ndarray((sound * 32767).astype(np.int16)[None], format="s16", layout="mono")
         frame.rate, frame.pts = RATE, 0
         container.mux(microphone.encode(frame))
-        for stream in (*cameras, microphone):
+        for stream in streams:
             container.mux(stream.encode(None))
 
 
@@ -96,7 +98,8 @@ def test_pictures_that_are_not_looked_at_are_named(monkeypatch):
         ("~/a.wav", "no such file; ~ is not expanded"),
         ("https://x.org/a.wav", "no such file; addresses are not fetched"),
         ("sub\\a.wav", "no such file; folders are separated by /"),
-        ('a.wav"', "no such file; the quotes are taken"),
+        ('"a.wav".wav', "no such file; the quotes are taken"),
+        ("'a.wav'", "no such file; the quotes are taken"),
         ("a.wav", "no such file"),
     ],
 )

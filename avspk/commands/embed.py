@@ -67,6 +67,7 @@ def run(args: argparse.Namespace) -> int:
     from avspk.inference.hub import find_model
     from avspk.inference.speaker_model import model_digest
 
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     for name in args.lists:
         if Path(name).resolve() in map(Path.resolve, own_files(args.out)):
             raise ValueError(f"--out {args.out} would write {name}, which is a list of sounds; choose another --out")
@@ -108,7 +109,6 @@ def _embed(
             outcome.failures[name] = reason
             complain("error", f"{name!r}: {reason}")
     missing = {name: path for name, path in share.items() if name not in known and name not in outcome.failures}
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
     device, precision = _device_and_precision(args, noted) if missing else ("", "")
     results = _results(args, folder, list(missing.values()), device, precision == "bfloat16")
     with Progress("embed", len(share), shown=job.shard[0] == 1) as progress:

@@ -110,6 +110,7 @@ def listed_clips(file: Path, raw: Path, speakers_from: str | None = None) -> Fou
     naming = PatternNames(speakers_from) if speakers_from else PathNames()
     listed = read_clip_list(file)
     places = [os.path.abspath(raw / one.path) for one in listed]
+    _tell_repeated(file, places)
     common = os.path.commonpath([os.path.dirname(place) for place in places])
     rejected: list[Rejected] = []
     grouped = _Groups(rejected)
@@ -120,6 +121,13 @@ def listed_clips(file: Path, raw: Path, speakers_from: str | None = None) -> Fou
         raise FileNotFoundError(_nothing_found(file, rejected))
     _say_what_is_known(file, naming, clips)
     return FoundClips(clips, sorted(rejected), Counter())
+
+
+def _tell_repeated(file: Path, places: list[str]) -> None:
+    """One recording under two names is two utterances, which training takes for different recordings."""
+    repeated = [place for place, count in Counter(places).items() if count > 1]
+    if repeated:
+        logger.warning("%s: %d files are listed more than once, the first is %s", file, len(repeated), repeated[0])
 
 
 class _ToldNames(Naming):

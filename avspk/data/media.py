@@ -56,7 +56,8 @@ def _hint(path: Path) -> str:
         return "; addresses are not fetched: download the file, and give its path"
     if "\\" in str(path):
         return "; folders are separated by / here"
-    return "; the quotes are taken for a part of the name" if path.name.endswith(("'", '"')) else ""
+    quoted = '"' in str(path) or path.name.startswith("'")
+    return "; the quotes are taken for a part of the name" if quoted else ""
 
 
 def reason(error: Exception) -> str:

@@ -49,7 +49,8 @@ class TreeFiles:
 
 
 def media_below(root: Path) -> list[Path]:
-    """Sound and video files below a folder, sorted; [] if it is not one. A warning names what cannot be read.
+    """Sound and video files below a folder, sorted; [] if it is not one. A warning names what cannot be read; the log
+    names the first of the other files that are neither media by their names nor clutter.
 
     Preparation looks at the same files, but here outputs of other preparations are taken, too.
 
@@ -60,6 +61,10 @@ def media_below(root: Path) -> list[Path]:
     found = files_below(root, prepared=True)
     for one in found.unreadable:
         logger.warning("%s/%s is left out: %s", root, one.path, one.reason)
+    others = [one for one in found.rejected if one not in found.unreadable]
+    if others:
+        text = "%s: %d other files are left out, the first is %s: %s"
+        logger.info(text, root, len(others), others[0].path, others[0].reason)
     return sorted(root / path for path in found.media)
 
 

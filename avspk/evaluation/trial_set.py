@@ -12,7 +12,7 @@ from avspk.common import distributed
 from avspk.data.manifest import read_trials
 from avspk.data.score_file import score_file_name, write_scores
 from avspk.data.sound_faults import sound_faults
-from avspk.evaluation.audio_files import MissingFilesError
+from avspk.evaluation.audio_files import MissingFilesError, locate
 from avspk.evaluation.embedding_store import EmbeddingStore
 from avspk.evaluation.results import evaluate_list, interval_text
 from avspk.evaluation.systems import Scorer
@@ -36,10 +36,11 @@ class TrialSet:
 
         Raises MissingFilesError naming how many are missing or incomplete, and the first.
         """
-        self.lists, self.wav_root = lists, wav_root
+        self.lists = lists
         self.files = sorted(set().union(*(trials.files.tolist() for trials in self.lists)))
-        share = self.files[distributed.local_share(len(self.files))]
-        faulty = sound_faults([wav_root / file for file in share], [0] * len(share))
+        self.paths = locate(self.files, wav_root)
+        share = self.paths[distributed.local_share(len(self.files))]
+        faulty = sound_faults(share, [0] * len(share))
         if faulty:
             raise MissingFilesError(
                 f"{len(faulty)} of {len(share)} files of the trial lists cannot be used, first {faulty[0][0]}: "
@@ -54,9 +55,8 @@ class TrialSet:
         All processes of a launch must call this: all embed, the first one scores, the others return nothing. Embeddings
         are kept in `folder` under `digest`, which identifies the content of the model.
         """
-        paths = [self.wav_root / file for file in self.files]
         store = EmbeddingStore(folder / "embeddings", digest)
-        embeddings = store.embed(paths, lambda share: model.embed_files(share, num_workers=workers))
+        embeddings = store.embed(self.paths, lambda share: model.embed_files(share, num_workers=workers))
         if distributed.rank() > 0:
             return []
         # Only calibration needs lengths.
