@@ -61,8 +61,7 @@ def media_below(root: Path) -> list[Path]:
     found = files_below(root, prepared=True)
     for one in found.unreadable:
         logger.warning("%s/%s is left out: %s", root, one.path, one.reason)
-    others = [one for one in found.rejected if one not in found.unreadable]
-    if others:
+    if others := sorted(set(found.rejected) - set(found.unreadable)):
         text = "%s: %d other files are left out, the first is %s: %s"
         logger.info(text, root, len(others), others[0].path, others[0].reason)
     return sorted(root / path for path in found.media)
