@@ -53,6 +53,18 @@ def test_store_embeds_each_content_once(files, tmp_path):
     assert len(embed.asked[3]) == 6
 
 
+@pytest.mark.parametrize("name", ["two\nlines", "next\x85line", "a\u2028b", "\udcff", "plain"])
+def test_a_store_takes_folders_of_any_name(tmp_path, name):
+    """A line end in the name of a folder made the store wait for ever."""
+    (tmp_path / name).mkdir()
+    paths = [tmp_path / name / number for number in "12"]
+    for path in paths:
+        path.write_text(path.name)
+    embed, store = Counter(), EmbeddingStore(tmp_path / "cache", "model")
+    assert [store.embed(paths, embed)[:, 0].tolist() for _ in range(2)] == [[1, 2]] * 2
+    assert len(embed.asked) == 1
+
+
 def test_embeddings_of_sound_that_was_read_otherwise_are_not_used(files, tmp_path, monkeypatch):
     """A version that took another mean of the channels left them."""
     embed = Counter()

@@ -95,8 +95,10 @@ def _this_process() -> str:
 
 
 def _key(path: Path) -> str:
+    """One line of ASCII: a folder's name may hold line ends, and bytes that are not UTF-8."""
     status = holder(path).stat()
-    return f"{path.resolve()}\t{status.st_size}\t{status.st_mtime_ns}"
+    name = str(path.resolve()).encode("unicode_escape").decode("ascii")
+    return f"{name}\t{status.st_size}\t{status.st_mtime_ns}"
 
 
 def write_embeddings(folder: Path, names: Sequence[str], embeddings: NDArray[np.float32], kaldi: bool = False) -> None:
