@@ -17,6 +17,7 @@ from avspk.data import reader_pool
 from avspk.data.file_results import results_of
 from avspk.data.media import AudioWarning, MediaError
 from avspk.data.noise import read_noise_pack
+from avspk.data.reading_notes import note
 from avspk.evaluation.audio_files import measure
 
 FAILS = "the decoder crashes or hangs on its sound"
@@ -60,6 +61,19 @@ def test_evaluation_goes_on_after_a_decoder_that_dies(sounds, monkeypatch):
     lengths, faults = measure(sounds, num_processes=2)
     assert lengths.tolist() == [8000, 0, 8002, 0, 8004]
     assert faults == {1: FAILS, 3: FAILS}
+
+
+def test_evaluation_names_a_training_file_that_ends_a_loader_process(tmp_path, monkeypatch, capsys):
+    """The training utterances are not measured before."""
+
+    def fail(args) -> None:
+        note("train 1.flac")
+        raise RuntimeError(f"DataLoader worker (pid {os.getpid()}) is killed by signal: {signal.strsignal(11)}.")
+
+    monkeypatch.setattr("avspk.commands.evaluate.from_model", fail)
+    given = ["--model", "m", "--trials", "t", "--out", str(tmp_path)]
+    assert avspk(["evaluate", *given]) == 2
+    assert capsys.readouterr().err == f"error: train 1.flac: {FAILS}, and ended a loader process\n"
 
 
 @pytest.mark.parametrize("kind", ["recordings", "responses"])

@@ -35,6 +35,8 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
     require("matplotlib", "pandas")  # the figures come last, after hours of embedding
     from avspk.common import distributed
     from avspk.common.files import require_writable_folder
+    from avspk.data.reading_notes import read_last
+    from avspk.data.worker_pool import decoder_fails
     from avspk.inference.checkpoint import CheckpointError
 
     try:
@@ -44,6 +46,11 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
             publish(args, lists, notes)
     except (ValueError, OSError, CheckpointError) as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except RuntimeError as error:
+        if not (place := read_last(error)):
+            raise
+        print(f"error: {place}: {decoder_fails('sound')}, and ended a loader process", file=sys.stderr)
         return 2
     return 0
 
