@@ -319,7 +319,7 @@ def _mp4(file: _Rest, size: int) -> Extent | None:
         if length < 8 or position + length > size:
             return Extent("MP4", position + max(length, size + 1 - position))
         if kind == b"moov" in kinds and b"moof" not in kinds:
-            raise ContainerError(_joined("MP4", end, size))
+            raise ContainerError(_joined("MP4", end or position, size))
         end = position if kind == b"ftyp" and kinds else end
         kinds.add(kind)
         position += length

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from avspk.data.media import AudioWarning, MediaError
-from avspk.data.reader_pool import Again, Part, ReaderPool
+from avspk.data.reader_pool import End, Part, ReaderPool
 
 Result = TypeVar("Result")
 
@@ -22,25 +22,26 @@ def results_of(
     is warned of here.
 
     Args:
-        read: its MediaError is the reason; its result must be one that can be pickled.
+        read: its MediaError is the reason; its result can be pickled, and is not None.
     """
 
     def parts(path: Path) -> Iterator[Result]:
         yield read(path)
 
+    read_so_far: dict[int, Result] = {}
     found: dict[int, Result | MediaError] = {}
     due = 0
     with ReaderPool(parts, paths, num_processes) as pool:
         for event in pool:
             if isinstance(event, Part):
-                found[event.index] = event.content
-                continue
-            if isinstance(event, Again):
-                continue
-            for text in event.warnings:
-                warnings.warn(text, AudioWarning, stacklevel=2)
-            if event.error is not None:
-                found[event.index] = MediaError(event.error.removeprefix(f"{paths[event.index]}: "))
+                read_so_far[event.index] = event.content
+            elif isinstance(event, End):
+                for text in event.warnings:
+                    warnings.warn(text, AudioWarning, stacklevel=2)
+                if event.error is None:
+                    found[event.index] = read_so_far.pop(event.index)
+                else:
+                    found[event.index] = MediaError(event.error.removeprefix(f"{paths[event.index]}: "))
             while due in found:
                 yield found.pop(due)
                 due += 1
