@@ -67,6 +67,12 @@ def embed(folder, tmp_path, capsys):
     return run
 
 
+def test_a_system_that_tells_no_affinity_can_embed(embed, sounds, monkeypatch):
+    """macOS has no os.sched_getaffinity."""
+    monkeypatch.delattr(os, "sched_getaffinity")
+    assert embed(sounds[0])[0] == 0
+
+
 def names_of(path):
     return path.with_suffix(".tsv").read_text().splitlines()
 

@@ -1,5 +1,6 @@
 """The description of the machine in environment.json."""
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -38,3 +39,10 @@ def test_the_commit_is_that_of_the_source_and_a_plus_tells_of_changes(tmp_path, 
     assert machine.commit() == git("rev-parse", "--short=12", "HEAD")
     (tmp_path / "file").write_text("2")
     assert machine.commit() == git("rev-parse", "--short=12", "HEAD") + "+"
+
+
+def test_a_system_that_tells_no_affinity_has_the_cores_of_the_machine(monkeypatch):
+    """macOS has no os.sched_getaffinity."""
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(os, "cpu_count", lambda: 3)
+    assert machine.num_cores() == 3

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from avspk.commands.console import add_model, complain, count, guarded
+from avspk.common.machine import num_cores
 from avspk.common.progress import Progress
 
 if TYPE_CHECKING:
@@ -146,7 +147,7 @@ def _results(
     from avspk.inference.speaker_model import load_model
 
     model = load_model(folder, device)
-    cores = len(os.sched_getaffinity(0))
+    cores = num_cores()
     readers = args.workers or (max(1, cores // 2) if model.device.type == "cpu" else min(cores, 8))
     yield from embed_many(model, paths, readers, torch.get_num_threads(), half)
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from avspk.commands.console import at_least, count, positive, refuse
 from avspk.common.extras import explained, require
+from avspk.common.machine import num_cores
 
 if TYPE_CHECKING:
     import numpy as np
@@ -78,9 +79,8 @@ def parse(arguments: Sequence[str] | None, prog: str | None = None) -> argparse.
     parser.add_argument("--seed", type=at_least(0), default=0, help="of the bootstrap and of the training sample")
     parser.add_argument("--cache", type=Path, help="folder of embeddings to reuse; default: `cache` in --out")
     parser.add_argument("--batch-seconds", type=positive, default=320.0, help="of audio in one batch")
-    cores = len(os.sched_getaffinity(0))
     text = "processes that read files, for each GPU (%(default)s here); 0: the main one, after a check"
-    parser.add_argument("--workers", type=at_least(0), default=min(4, cores), help=text)
+    parser.add_argument("--workers", type=at_least(0), default=min(4, num_cores()), help=text)
     parser.add_argument("--kaldi", action="store_true", help="also write embeddings as Kaldi ark and scp")
     args = parser.parse_args(arguments)
     if args.model and not args.trials:

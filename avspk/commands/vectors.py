@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avspk.commands.console import at_least, complain
+from avspk.common.machine import num_cores
 from avspk.common.progress import Progress
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ class Vectors:
         if given.rows is not None:
             return given.names, given.rows
         names, rows = [], []
-        readers = max(1, len(os.sched_getaffinity(0)) // 2)
+        readers = max(1, num_cores() // 2)
         with Progress(given.source, len(given.paths), shown=True) as progress:
             for some in embed_many(self.model, given.paths, readers, _threads()):
                 for result in some:

@@ -8,9 +8,10 @@ import subprocess
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 
 def versions(packages: Sequence[str]) -> dict[str, str]:
@@ -39,12 +40,19 @@ def commit() -> str | None:
 
 def hardware(device: torch.device) -> dict[str, Any]:
     """Processor, cores this process may use, memory in GB, threads of torch, and the GPU if one is used."""
-    facts: dict[str, Any] = {"processor": _processor(), "cores": _cores(), "memory_gb": _memory_gb()}
+    import torch  # takes seconds, and commands ask for the cores before they need it
+
+    facts: dict[str, Any] = {"processor": _processor(), "cores": num_cores(), "memory_gb": _memory_gb()}
     facts |= {"threads": torch.get_num_threads()}
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         facts |= {"gpu": properties.name, "gpu_memory_gb": round(properties.total_memory / 1e9)}
     return facts
+
+
+def num_cores() -> int:
+    """Cores that this process may use. Only Linux knows them; elsewhere it is the number of the machine's."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _git(root: Path, *arguments: str) -> str:
@@ -59,10 +67,6 @@ def _processor() -> str:
         lines = []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _memory_gb() -> int | None:

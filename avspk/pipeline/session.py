@@ -12,6 +12,7 @@ import torch
 
 from avspk.common import distributed
 from avspk.common.extras import explained
+from avspk.common.machine import num_cores
 from avspk.common.memory import keep_freed_memory
 from avspk.common.runlog import RunLog, setup_logging
 from avspk.common.settings_tree import describe, flat_settings
@@ -192,5 +193,4 @@ def _accelerator(settings: TrainingSettings, folder: Path, precision: str) -> Ac
 
 def default_threads() -> int:
     """The machine's cores divided by its processes. Launchers set 1, and cores stay idle."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    return max(1, num_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
