@@ -81,7 +81,7 @@ def wait_for(path):
 def test_slurm_warning_reaches_the_training_and_the_job_queues_again(job):
     process, calls = job()
     wait_for(calls.with_suffix(".launch"))
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGUSR1)
     assert process.wait(timeout=20) == 0
     assert calls.read_text().splitlines() == [
         "scontrol show hostnames node[1-2]",
@@ -89,6 +89,27 @@ def test_slurm_warning_reaches_the_training_and_the_job_queues_again(job):
         "scancel --signal=TERM 7.0",
         "scontrol requeue 7",
     ]
+
+
+def test_a_cancelled_slurm_job_does_not_queue_again(job):
+    """scancel sends SIGTERM to the shell too; SLURM itself ends the training."""
+    process, calls = job()
+    wait_for(calls.with_suffix(".launch"))
+    process.send_signal(signal.SIGTERM)
+    status = process.wait(timeout=20)
+    os.kill(int(calls.with_suffix(".pid").read_text()), signal.SIGTERM)
+    assert status == -signal.SIGTERM
+    assert "requeue" not in calls.read_text()
+
+
+def test_slurm_takes_another_launch_file(job, monkeypatch):
+    """On one machine, accelerate ignores the address."""
+    process, calls = job(RC="3", ACCELERATE_CONFIG="configs/accelerate/eight_gpus.yaml")
+    process.wait(timeout=20)
+    command = calls.with_suffix(".launch").read_text().splitlines()
+    monkeypatch.chdir(ROOT)
+    arguments = launch_arguments(*command[1 : command.index("tools/train_av.py")])
+    assert (int(arguments.num_machines), arguments.num_processes) == (1, 8)
 
 
 def test_slurm_launches_what_accelerate_understands(job, monkeypatch):
@@ -108,4 +129,4 @@ def test_slurm_launches_what_accelerate_understands(job, monkeypatch):
 def test_slurm_options():
     """One launcher per machine, a warning to the shell, and a queue that accepts the job again."""
     options = [line.removeprefix("#SBATCH ") for line in SLURM.read_text().splitlines() if line.startswith("#SBATCH")]
-    assert {"--nodes=2", "--ntasks-per-node=1", "--gpus-per-node=8", "--signal=B:TERM@120", "--requeue"} <= set(options)
+    assert {"--nodes=2", "--ntasks-per-node=1", "--gpus-per-node=8", "--signal=B:USR1@120", "--requeue"} <= set(options)
