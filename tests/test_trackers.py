@@ -6,11 +6,12 @@ import re
 import accelerate.tracking
 import pytest
 import tiny
+from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker
 
 from avspk import recipe
 from avspk.common.runlog import RunLog, read_records
-from avspk.common.trackers import tracker_problems
+from avspk.common.trackers import _options, tracker_problems
 from avspk.config import parse_config
 from avspk.pipeline.session import Session
 
@@ -122,6 +123,21 @@ def test_tensorboard_holds_the_curves_of_the_json_log(data, tmp_path):
         assert [step for step, _ in found] == sorted(wanted)
         assert [value for _, value in found] == pytest.approx([wanted[step] for step in sorted(wanted)], rel=1e-6)
     assert len(list((tmp_path / "exp" / "tensorboard").rglob("hparams.yml"))) == 1
+
+
+def test_a_record_belongs_to_one_run_and_not_to_the_name_of_its_folder(data, tmp_path, monkeypatch):
+    """wandb drops the steps of a second run that it takes for the first one, resumed."""
+    begun = []
+    monkeypatch.setattr(Accelerator, "init_trackers", lambda _, project, config, options: begun.append(options))
+    for _ in range(2):
+        Session(parse_config(settings(data, tmp_path / "exp"))).lock.close()
+    first, resumed = begun
+    assert first == resumed
+    started = json.loads((tmp_path / "exp" / "environment.json").read_text())["started"]
+    assert first == _options(tmp_path / "exp", started)
+    other = _options(tmp_path / "exp", "2026-01-02T03:04:05+00:00")["wandb"]
+    assert (other["name"], other["id"]) == ("exp", "exp-20260102T0304050000"), "wandb allows no punctuation"
+    assert other["id"] != first["wandb"]["id"]
 
 
 def test_without_trackers_there_is_the_json_log_alone(data, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,12 +30,14 @@ def tracker_problems(names: Sequence[str]) -> Iterator[str]:
             yield f"training.trackers names {name}, whose package is not installed: pip install {what}"
 
 
-def start_trackers(accelerator: Accelerator, folder: Path, settings: Mapping[str, Any] | None) -> None:
+def start_trackers(accelerator: Accelerator, folder: Path, started: str, settings: Mapping[str, Any] | None) -> None:
     """Open the configured trackers for the run in this folder.
 
-    `settings`: dotted key -> number or text to show; None for a resumed run, which has already sent them.
+    Args:
+        started: time of the run's first start, which a resumed run keeps.
+        settings: dotted key -> number or text to show; None for a resumed run, which has already sent them.
     """
-    accelerator.init_trackers(PROJECT, None if settings is None else dict(settings), _options(folder))
+    accelerator.init_trackers(PROJECT, None if settings is None else dict(settings), _options(folder, started))
 
 
 def finish_trackers(accelerator: Accelerator) -> None:
@@ -43,11 +46,16 @@ def finish_trackers(accelerator: Accelerator) -> None:
         tracker.finish()
 
 
-def _options(folder: Path) -> dict[str, dict[str, Any]]:
-    """Start arguments of each tracker. A run has the name of its folder, so a resumed run finds its record."""
+def _options(folder: Path, started: str) -> dict[str, dict[str, Any]]:
+    """Start arguments of each tracker. A run has the name of its folder.
+
+    A resumed run finds its record by name and start: names repeat, and trackers drop steps that a record has already.
+    MLflow finds none, and begins another one of this name.
+    """
     name = folder.resolve().name
+    record = f"{name}-{re.sub('[^0-9A-Za-z]', '', started)}"
     return {
-        "wandb": {"name": name, "id": name, "resume": "allow", "dir": str(folder)},
-        "trackio": {"name": name, "resume": "allow"},
+        "wandb": {"name": name, "id": record, "resume": "allow", "dir": str(folder)},
+        "trackio": {"name": record, "resume": "allow"},
         "mlflow": {"run_name": name},
     }

@@ -112,7 +112,8 @@ class Session:
         self.last_kits = {VERIFIED: audio if final is None else audio.with_encoder(final.encoder)}
         self.truth = Truth(utterances)
         resumed = self.files.log.is_file()
-        start_trackers(self.accelerator, self.folder, None if resumed else flat_settings(config))
+        started = self.files.facts().get("started", "")
+        start_trackers(self.accelerator, self.folder, started, None if resumed else flat_settings(config))
         track = self.accelerator.log if config.training.trackers else None
         self.trainer = Trainer(self.accelerator, config.training, RunLog(self.folder, self.main, track))
 
