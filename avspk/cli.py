@@ -30,6 +30,7 @@ COMMANDS = {
     "export": "a model as ONNX, in float32 or int8",
     "push": "a model with its card to the Hugging Face hub",
 }
+CONTINUED = {"demo", "corpus", "prepare", "pack", "train", "compare"}  # where they were stopped, by the same command
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -45,7 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted: the command was stopped", file=sys.stderr)
+        what = "the same command continues" if given[0] in CONTINUED else "the command was stopped"
+        print(f"interrupted: {what}", file=sys.stderr)
         return 130
 
 

@@ -1,5 +1,6 @@
 """`avspk` as a user types it: output, files, and one line of error with status 2 instead of a traceback."""
 
+import importlib
 import math
 import pickle
 import re
@@ -340,3 +341,13 @@ def test_ctrl_c_is_one_line(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr("avspk.commands.evaluate.from_scores", stopped)
     assert main(["evaluate", "--scores", "x", "--out", str(tmp_path)]) == 130
     assert capsys.readouterr().err == "interrupted: the command was stopped\n"
+
+
+@pytest.mark.parametrize(("command", "told"), [("train", "the same command continues"), ("noise", "was stopped")])
+def test_ctrl_c_says_whether_a_command_continues(monkeypatch, capsys, command, told):
+    def stopped(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(importlib.import_module(f"avspk.commands.{command}"), "main", stopped)
+    assert main([command]) == 130
+    assert told in capsys.readouterr().err

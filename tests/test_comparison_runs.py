@@ -310,6 +310,17 @@ def test_a_failed_run_stops_the_comparison(configs, tmp_path, monkeypatch):
     assert len(asked) == 1
 
 
+def test_a_stopped_comparison_says_that_it_continues(configs, tmp_path, monkeypatch):
+    def stopped(_):
+        raise comparison_runs.Interrupted(130)
+
+    said = []
+    monkeypatch.setattr(comparison_runs, "_call", stopped)
+    with pytest.raises(SystemExit, match="130"):
+        train_all(plan_runs(configs, [0], [], tmp_path), tell=said.append)
+    assert said[-1] == "interrupted: the same command continues"
+
+
 def test_a_terminated_comparison_takes_its_run_with_it(tmp_path):
     """The run is a process below the launcher, which would survive it, and takes a moment to save."""
     inner = (
@@ -320,7 +331,7 @@ def test_a_terminated_comparison_takes_its_run_with_it(tmp_path):
     outer = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {inner!r}, sys.argv[1]])"
     code = (
         "import sys; from avspk.pipeline import comparison_runs; comparison_runs.PATIENCE = 5; "
-        f"sys.exit(7 if comparison_runs._call([sys.executable, '-c', {outer!r}, sys.argv[1]]) else 0)"
+        f"comparison_runs._call([sys.executable, '-c', {outer!r}, sys.argv[1]])"
     )
     marker = tmp_path / "pid"
     process = forked.Popen(["-c", code, marker])
@@ -328,7 +339,7 @@ def test_a_terminated_comparison_takes_its_run_with_it(tmp_path):
         assert process.poll() is None
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=60) == 7
+    assert process.wait(timeout=60) == 128 + signal.SIGTERM
     assert (tmp_path / "pid.saved").is_file()
     assert not is_running(int(marker.read_text()))
 

@@ -286,6 +286,14 @@ def test_folders_of_format_1_load(own):
     np.testing.assert_array_equal(load_model(own, "cpu").embed(voice(1.0), 16000), before)
 
 
+def test_a_folder_of_a_later_format_is_refused(own):
+    """Its keys may mean something else."""
+    config = json.loads((own / "config.json").read_text())
+    (own / "config.json").write_text(json.dumps(config | {"format": 3}))
+    with pytest.raises(CheckpointError, match="its format is 3, and this version reads 1 to 2; install a newer avspk"):
+        load_model(own, "cpu")
+
+
 def test_loading_draws_no_random_numbers(own):
     before = torch.get_rng_state()
     load_model(own, "cpu")

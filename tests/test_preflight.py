@@ -304,6 +304,12 @@ def test_each_list_model_and_tracker_and_the_output_have_their_line(data, tmp_pa
         assert sum(text in line for line in lines) == 1, text
 
 
+def test_an_output_that_only_seems_writable_is_found_before_training(data):
+    """Permission bits do not tell: /proc has them for its owner, and takes no files."""
+    problems = list(launch_problems(parse_config(tiny.tree(data, Path("/proc/exp"))), torch.device("cpu")))
+    assert any("output is /proc/exp, but /proc cannot be written" in problem for problem in problems)
+
+
 def test_an_error_in_a_description_hides_no_other_problem():
     def described():
         yield "the first"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from avspk.commands.console import add_model, guarded, table
+from avspk.commands.console import add_model, guarded, share, table
 
 if TYPE_CHECKING:
     from avspk.scoring.calibration import Calibration
@@ -19,18 +19,8 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
     parser.add_argument("first", type=Path, help="any format, any sample rate; channels are averaged")
     parser.add_argument("second", type=Path)
     add_model(parser)
-    parser.add_argument("--prior", type=_prior, default=0.5, help="probability of one speaker before listening (0.5)")
+    parser.add_argument("--prior", type=share, default=0.5, help="probability of one speaker before listening (0.5)")
     return guarded(run, parser.parse_args(arguments))
-
-
-def _prior(text: str) -> float:
-    from avspk.scoring.metrics import bayes_threshold
-
-    try:
-        bayes_threshold(float(text))
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
-    return float(text)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -4,6 +4,7 @@ import errno
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import socket
 import tempfile
@@ -13,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+logger = logging.getLogger(__name__)
 _LOOK_SECONDS = 0.2  # between two looks at a lock
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -95,7 +97,7 @@ def hold_for_life(path: Path) -> IO[Any] | None:
     """Hold `path` until the returned file is closed or this process ends in any way; None if another process holds it.
 
     The lock belongs to this process only: children that outlive it do not keep it. The file names the holder. If the
-    file system does not support locks, every request succeeds.
+    file system does not support locks, every request succeeds, with a warning.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     file = path.open("a+", encoding="utf-8")
@@ -107,6 +109,7 @@ def hold_for_life(path: Path) -> IO[Any] | None:
             return None
         if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
             raise
+        logger.warning("%s: this file system has no locks; make sure that no other process writes there", path.parent)
     file.truncate(0)
     file.write(f"process {os.getpid()} on {socket.gethostname()}")
     file.flush()

@@ -30,6 +30,7 @@ from avspk.scoring.backend import cosine_scores
 from avspk.scoring.calibration import Calibration
 
 WEIGHTS, CONFIG, CARD, CALIBRATION = "model.safetensors", "config.json", "README.md", "calibration.json"
+FORMAT = 2  # of the folder; 1 had no "input" in its config
 MAX_SECONDS = 320.0  # of sound through the encoder at once, which bounds its memory
 HEADERS_AT_ONCE = 16  # threads that read the files' lengths: on network storage each read waits
 SHORT_SECONDS = 1.0  # shorter sound hardly identifies a voice and gives a warning
@@ -227,7 +228,7 @@ def save_model(
     """
     folder.mkdir(parents=True, exist_ok=True)
     config = {
-        "format": 2,
+        "format": FORMAT,
         "architecture": architecture,
         "input": encoder_kind(architecture["architecture"]).describe_input(),
         "features": features,
@@ -249,6 +250,8 @@ def load_encoder(folder: Path | str) -> tuple[Encoder, np.ndarray, dict[str, Any
     folder = Path(folder)
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        if (found := config.get("format", 1)) > FORMAT:
+            raise ValueError(f"its format is {found}, and this version reads 1 to {FORMAT}; install a newer avspk")
         architecture = config["architecture"]
         takes = encoder_kind(architecture["architecture"]).describe_input()
         if not isinstance(config["features"], dict):

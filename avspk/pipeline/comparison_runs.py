@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from types import FrameType
 
 from avspk.common.settings_tree import differing_keys
 from avspk.config import Config, ConfigError, load_config
@@ -31,6 +31,10 @@ STAGE_ONE_SETTINGS = ("rounds=0", "final=null")  # a last student needs rounds
 PATIENCE = 60.0  # seconds that a training has to stop
 PLANNED = ("seed", "output", "stage_one")  # settings that the plan sets
 TRAIN, TRAIN_SUPERVISED = "avspk.commands.train", "avspk.commands.supervised"
+
+
+class Interrupted(SystemExit):
+    """A signal stopped the comparison, and the run with it, which has saved its state; the same command continues."""
 
 
 class RunError(RuntimeError):
@@ -172,7 +176,8 @@ def _names(configs: Sequence[Path], loaded: Sequence[Config]) -> list[str]:
 def train_all(runs: Sequence[PlannedRun], launch: str = "", tell: Callable[[str], None] = lambda text: None) -> None:
     """Train the runs that are not finished, one after the other; interrupted runs continue.
 
-    Raises RunError at the first run that fails: later runs may start from it.
+    Raises: RunError at the first run that fails, since later runs may start from it; Interrupted if this process is
+        stopped.
     """
     for number, run in enumerate(runs, 1):
         place = f"[{number}/{len(runs)}] {run.method}, seed {run.settings.seed}: {run.settings.output}"
@@ -181,26 +186,35 @@ def train_all(runs: Sequence[PlannedRun], launch: str = "", tell: Callable[[str]
             continue
         tell(place)
         command = run.command(launch)
-        status = _call(command)
+        try:
+            status = _call(command)
+        except Interrupted:
+            tell("interrupted: the same command continues")
+            raise
         if status:
             raise RunError(f"{run.method} failed with status {status}; its command:\n{shlex.join(command)}")
 
 
 def _call(command: Sequence[str]) -> int:
-    """Exit status of a command. If this process is stopped, the command gets SIGTERM, so that it saves its state."""
-    with subprocess.Popen(command, start_new_session=True) as process:
-        stopped = False
+    """Exit status of a command. If this process is stopped, the command gets SIGTERM, so that it saves its state.
 
-        def stop(*_: Any) -> None:
+    Raises: Interrupted if it was stopped.
+    """
+    with subprocess.Popen(command, start_new_session=True) as process:
+        stopped = 0
+
+        def stop(number: int, _: FrameType | None) -> None:
             nonlocal stopped
-            stopped = True
-            os.killpg(process.pid, signal.SIGTERM)  # the launcher does not pass SIGTERM on
+            stopped = number
+            with suppress(ProcessLookupError):  # it has just ended
+                os.killpg(process.pid, signal.SIGTERM)  # the launcher does not pass SIGTERM on
 
         previous = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
             status = process.wait()
             if stopped:
                 _wait_for_group(process.pid)  # the launcher ends at once, the training after it has saved its state
+                raise Interrupted(128 + stopped)
             return status
         finally:
             for number, handler in previous.items():

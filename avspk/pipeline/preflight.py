@@ -14,7 +14,14 @@ import torch
 
 from avspk.clusterers.number import usual_number
 from avspk.common import distributed
-from avspk.common.files import content_digest, hold_for_life, read_json, whole_or_absent, write_json
+from avspk.common.files import (
+    content_digest,
+    hold_for_life,
+    read_json,
+    require_writable_folder,
+    whole_or_absent,
+    write_json,
+)
 from avspk.common.machine import commit, hardware, versions
 from avspk.common.settings_tree import Differences, describe, differing_keys, flat_settings
 from avspk.common.trackers import tracker_problems
@@ -72,8 +79,11 @@ def launch_problems(config: Config, device: torch.device) -> Iterator[str]:
     there = next(path for path in (config.output, *config.output.absolute().parents) if os.path.exists(path))
     if not there.is_dir():
         yield f"output is {config.output}, but {there} is not a folder; choose another one with output=..."
-    elif not os.access(there, os.W_OK | os.X_OK):
-        yield f"output is {config.output}, but {there} cannot be written; choose another folder with output=..."
+    else:
+        try:
+            require_writable_folder(there)
+        except OSError as error:
+            yield f"output is {config.output}, but {error} with output=..."
     yield from tracker_problems(config.training.trackers)
     if config.training.precision == "fp16" and device.type != "cuda":
         yield (
