@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+import yaml
 from pydantic import Field, TypeAdapter
 from torch import nn
 from torchaudio.models import wavlm_model
@@ -38,7 +39,9 @@ from avspk.models.encoder import Encoder, EncoderSettings
 from avspk.models.resnet import FaceResNetSettings
 from avspk.objectives.dino import DinoSettings
 from avspk.objectives.losses import AamSettings
+from avspk.pipeline.comparison_runs import plan_runs
 from avspk.pipeline.labellers import ClusterLabeller, RoundInput
+from avspk.pipeline.study import plan_study
 from avspk.stages.cluster import cluster_embeddings
 from avspk.stages.refine import Refine
 
@@ -377,3 +380,19 @@ def test_a_third_modality_goes_through_both_stages(tree, tmp_path):
         load_model(tmp_path / "model", "cpu")
     metrics = tiny.train(refine(tree, tmp_path), [0, 1])
     assert np.isfinite(float(metrics[1]["loudness/loss"]))
+
+
+def test_another_judge_is_compared_in_a_study_also_with_true_speakers(tree, tmp_path):
+    tree["refine"]["judge"] = {"kind": "lowest", "share": 0.5}
+    base = tiny.write_config(tmp_path / "base.yaml", tree)
+    study = {"base": base.name, "starts": {"stage 1": []}}
+    study["rungs"] = [{"name": "audio + face", "start": "stage 1"}]
+    study["rungs"] += [{"name": "speakers", "start": "stage 1", "supervised": True}]
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
+    runs = {run.method: run.settings for run in plan_study(tmp_path / "study.yaml", [0], tmp_path / "out")}
+    assert {name: one.refine.judge.share for name, one in runs.items() if name != "stage 1"} == {
+        "audio + face": 0.5,
+        "speakers": 1.0,
+    }
+    with pytest.raises(ConfigError, match=r"refine\.judge\.kind is lowest.*Compare other judges with --study"):
+        plan_runs([base], [0], (), tmp_path / "out")

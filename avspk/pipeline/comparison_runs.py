@@ -22,10 +22,7 @@ from avspk.pipeline.stage_one import stage_one_differences
 from avspk.pipeline.variants import ABLATIONS, STAGE_ONE, SUPERVISED
 
 FULL = ("refine.judge.gate.enabled=true", "refine.judge.correction.enabled=true")
-SUPERVISED_SETTINGS = (  # what training on true speakers enforces
-    *("modalities=[audio]", "refine.labels=null", "pretrain.embeddings=null", "calibration.held_out=0"),
-    *ABLATIONS["no-gate"][1],
-)
+JUDGE = "gate_and_correction"  # whose gate and correction the variants of a config switch
 STAGE_ONE_ONLY = "stage 1 only"
 STAGE_ONE_SETTINGS = ("rounds=0", "final=null")  # a last student needs rounds
 PATIENCE = 60.0  # seconds that a training has to stop
@@ -39,6 +36,25 @@ class Interrupted(SystemExit):
 
 class RunError(RuntimeError):
     """A run of the comparison failed; the message names its command."""
+
+
+def supervised(config: Config) -> Config:
+    """The settings of the upper bound that this config gets: audio alone, true speakers, every label trusted.
+
+    A held-out cluster would be a whole speaker here, so none is held out. Labels and embeddings that the config gives
+    are not read.
+    """
+    refine = config.refine.model_copy(update={"judge": config.refine.judge.off(), "labels": None})
+    pretrain = config.pretrain.model_copy(update={"embeddings": {}})
+    calibration = config.calibration.model_copy(update={"held_out": 0.0})
+    changed = {"refine": refine, "pretrain": pretrain, "calibration": calibration}
+    return config.with_verified_alone().model_copy(update=changed)
+
+
+def _settings(module: str, path: Path, overrides: Sequence[str]) -> Config:
+    """The settings of a run of this module."""
+    config = load_config(path, overrides)
+    return supervised(config) if module == TRAIN_SUPERVISED else config
 
 
 @dataclass(frozen=True)
@@ -59,7 +75,7 @@ class PlannedRun:
     @cached_property
     def settings(self) -> Config:
         """The run's settings. The files are read once."""
-        return load_config(self.config, self.overrides)
+        return _settings(self.module, self.config, self.overrides)
 
     @property
     def finished(self) -> bool:
@@ -126,12 +142,12 @@ def _methods(names: Sequence[str], configs: Sequence[Path], variants: Sequence[s
         for title, changes in (ABLATIONS[variant] for variant in ABLATIONS if variant in variants):
             yield _Method(f"{names[number]}, {title}", full[number], TRAIN, config, changes)
     if SUPERVISED in variants:
-        yield _Method("supervised (audio)", full[0], TRAIN_SUPERVISED, configs[0], SUPERVISED_SETTINGS)
+        yield _Method("supervised (audio)", full[0], TRAIN_SUPERVISED, configs[0], ())
 
 
 def _starts(methods: Sequence[_Method], overrides: Sequence[str]) -> dict[_Method, _Method]:
     """The stage 1 that each method starts from. Methods share one if it is what both would train."""
-    loaded = {method: load_config(method.config, (*overrides, *method.changes)) for method in methods}
+    loaded = {one: _settings(one.module, one.config, (*overrides, *one.changes)) for one in methods}
     widest_first = sorted(methods, key=lambda method: -len(loaded[method].modalities))
     groups: dict[_Method, list[_Method]] = {}
     for method in widest_first:
@@ -150,11 +166,16 @@ def _starts(methods: Sequence[_Method], overrides: Sequence[str]) -> dict[_Metho
 
 
 def _require_comparable(configs: Sequence[Path], loaded: Sequence[Config]) -> None:
-    """All need trial lists, and the same stage 1 on their modalities."""
+    """All need trial lists, the judge of the method, and the same stage 1 on their modalities."""
     widest = max(range(len(configs)), key=lambda number: len(loaded[number].modalities))
     for path, config in zip(configs, loaded, strict=True):
         if not config.data.trials:
             raise ConfigError(f"{path}: data.trials is empty; a comparison needs trial lists")
+        if (kind := config.refine.judge.kind) != JUDGE:
+            raise ConfigError(
+                f"{path}: refine.judge.kind is {kind}; --configs switches gate and correction of {JUDGE} on and off. "
+                "Compare other judges with --study"
+            )
         narrowed = loaded[widest].model_copy(update={"modalities": config.modalities})
         if differences := stage_one_differences(narrowed, config):
             raise ConfigError(

@@ -29,7 +29,6 @@ from avspk.data.score_file import slug
 from avspk.pipeline.comparison_runs import (
     PLANNED,
     STAGE_ONE_SETTINGS,
-    SUPERVISED_SETTINGS,
     TRAIN,
     TRAIN_SUPERVISED,
     PlannedRun,
@@ -121,9 +120,9 @@ def _runs_of_seed(study: Study, base: Path, seed: int, out: Path, everywhere: Se
     for rung in study.rungs:
         start = starts[rung.start]
         settings = (*study.starts[rung.start], f"stage_one={start.settings.output}", *rung.settings)
-        module, enforced = (TRAIN_SUPERVISED, SUPERVISED_SETTINGS) if rung.supervised else (TRAIN, ())
+        module = TRAIN_SUPERVISED if rung.supervised else TRAIN
         other = rung.against or (None if rung.name == reference else reference)
-        run = planned(rung.name, other, module, (*settings, *enforced))
+        run = planned(rung.name, other, module, settings)
         _require_same_start(run, start)
         rungs.append(run)
     return [*starts.values(), *rungs]
