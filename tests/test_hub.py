@@ -183,6 +183,30 @@ def test_labels_none_is_said_only_where_it_is_known(run, tmp_path):
     assert "No speaker label" not in body
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, "DINO in stage 1, then pseudo labels from clusters."),
+        ({"rounds": 0}, "DINO in stage 1."),
+        (
+            {"refine": {"judge": {"gate": {"enabled": True}}}},
+            "DINO in stage 1, then pseudo labels from clusters, gated by their losses.",
+        ),
+        (
+            {"rounds": 1, "refine": {"labels": "own.tsv"}, "pretrain": {"epochs": 0}},
+            "no training in stage 1, then the given labels.",
+        ),
+        ({"rounds": 2, "refine": {"labels": "own.tsv"}}, "DINO in stage 1, then pseudo labels from clusters."),
+    ],
+)
+def test_a_card_names_the_stages_that_the_run_had(tmp_path, changes, said):
+    run = synthetic_run.write_run(tmp_path / "run")
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config |= {"output": str(run), "rounds": 2, "refine": {}, "pretrain": {"objective": {"kind": "dino"}}} | changes
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    assert f"speaker labels were used: {said}\n" in model_card(write_model(run / "model"), "owner/voices", "mit")
+
+
 def test_a_supervised_model_says_so(tmp_path):
     run = synthetic_run.write_run(tmp_path / "upper")
     environment = json.loads((run / "environment.json").read_text())

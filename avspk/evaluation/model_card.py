@@ -104,10 +104,20 @@ def _training(training_data: str | None, run: Run | None) -> str:
         lines.append("**Trained with true speaker labels.** An upper bound, not a result of the label-free method.")
     elif run is not None:
         no_labels = f"No {'other ' if run.sources else ''}speaker labels were used"
-        objective = kind_title(run.config.get("pretrain", {}).get("objective", {}).get("kind", "dino"))
-        then = "then pseudo labels from clusters, gated by their losses"
-        lines += [*run.card_sources, f"{no_labels}: {objective} in stage 1, {then}."]
+        lines += [*run.card_sources, f"{no_labels}: {_method(run.config)}."]
     return "\n".join(lines)
+
+
+def _method(config: dict[str, Any]) -> str:
+    """What the stages of a run did."""
+    stage_one, refine, rounds = config.get("pretrain", {}), config.get("refine", {}), config.get("rounds", 1)
+    objective = kind_title(stage_one.get("objective", {}).get("kind", "dino"))
+    first = f"{objective} in stage 1" if stage_one.get("epochs", 1) else "no training in stage 1"
+    if not rounds:
+        return first
+    labels = "pseudo labels from clusters" if rounds > bool(refine.get("labels")) else "the given labels"
+    gated = refine.get("judge", {}).get("gate", {}).get("enabled", False)
+    return f"{first}, then {labels}" + (", gated by their losses" if gated else "")
 
 
 def _results(metrics: pd.DataFrame) -> str:
