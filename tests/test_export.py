@@ -256,7 +256,11 @@ def test_the_command_prints_the_difference(tmp_path, capsys):
     output, errors = capsys.readouterr()
     assert "x.onnx: largest difference from PyTorch" in output
     assert "3 x 150" in output
-    assert errors == "note: takes 40 mels; sherpa-onnx and wespeaker's runtime compute 80\n"
+    told, mels = errors.splitlines()
+    assert told == "note: its output has the training mean: subtract that before a cosine, or give --subtract-mean"
+    assert mels == "note: takes 40 mels; sherpa-onnx and wespeaker's runtime compute 80"
+    assert main(["export", "--model", str(folder), "--out", str(tmp_path / "x.onnx"), "--subtract-mean"]) == 0
+    assert capsys.readouterr().err == f"{mels}\n"
 
 
 def test_a_folder_is_no_file_to_write(tmp_path, capsys, monkeypatch):

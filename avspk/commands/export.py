@@ -55,6 +55,8 @@ def run(args: argparse.Namespace) -> int:
         difference = export_onnx(model, args.out, form)
         shapes = ", ".join(f"{batch} x {frames}" for batch, frames in CHECKED_SHAPES)
         print(f"{args.out}: largest difference from PyTorch {difference:.1e}, on batches x frames {shapes}")
+    if not args.subtract_mean:
+        complain("note", "its output has the training mean: subtract that before a cosine, or give --subtract-mean")
     num_mels = model.config["features"].get("num_mels", SHERPA_MELS)
     if not args.waveform and num_mels != SHERPA_MELS:
         complain("note", f"takes {num_mels} mels; sherpa-onnx and wespeaker's runtime compute {SHERPA_MELS}")
