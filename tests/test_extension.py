@@ -390,7 +390,7 @@ def test_another_judge_is_compared_in_a_study_also_with_true_speakers(tree, tmp_
     study["rungs"] += [{"name": "speakers", "start": "stage 1", "supervised": True}]
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
     runs = {run.method: run.settings for run in plan_study(tmp_path / "study.yaml", [0], tmp_path / "out")}
-    assert {name: one.refine.judge.share for name, one in runs.items() if name != "stage 1"} == {
+    assert {name: one.refine.judge.model_dump()["share"] for name, one in runs.items() if name != "stage 1"} == {
         "audio + face": 0.5,
         "speakers": 1.0,
     }

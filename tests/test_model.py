@@ -286,6 +286,12 @@ def test_folders_of_format_1_load(own):
     np.testing.assert_array_equal(load_model(own, "cpu").embed(voice(1.0), 16000), before)
 
 
+def test_a_clone_without_the_large_files_says_so(own):
+    (own / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n")
+    with pytest.raises(CheckpointError, match=r"model\.safetensors .* pointer of Git LFS: fetch .* `git lfs pull`"):
+        load_model(own, "cpu")
+
+
 def test_a_folder_of_a_later_format_is_refused(own):
     """Its keys may mean something else."""
     config = json.loads((own / "config.json").read_text())

@@ -21,6 +21,7 @@ from avspk.common.files import whole_or_absent
 logger = logging.getLogger(__name__)
 TREE = "tree"
 PREFIX = "step_"
+LFS_POINTER = b"version https://git-lfs"
 
 
 class CheckpointError(RuntimeError):
@@ -50,7 +51,16 @@ def load_tree(path: Path) -> dict[str, Any]:
             skeleton = json.loads((file.metadata() or {})[TREE])
             return _unpack(skeleton, file.get_tensor)
     except (FileNotFoundError, SafetensorError, KeyError, ValueError) as error:
-        raise CheckpointError(f"{path} is not a readable checkpoint: {error}") from error
+        reason = "it is a pointer of Git LFS: fetch the file with `git lfs pull`" if _is_pointer(path) else error
+        raise CheckpointError(f"{path} is not a readable checkpoint: {reason}") from error
+
+
+def _is_pointer(path: Path) -> bool:
+    """Whether git has stored this text instead of a large file, as a clone of a hub's model without LFS does."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(len(LFS_POINTER)) == LFS_POINTER
 
 
 def _pack(node: Any, tensors: dict[str, Tensor], name: str = "") -> Any:
