@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 
+import forked
 import numpy as np
 import pytest
 import torch
@@ -351,3 +352,30 @@ def test_ctrl_c_says_whether_a_command_continues(monkeypatch, capsys, command, t
     monkeypatch.setattr(importlib.import_module(f"avspk.commands.{command}"), "main", stopped)
     assert main([command]) == 130
     assert told in capsys.readouterr().err
+
+
+WITHOUT_EXTRAS = (
+    "import sys; from avspk.common.extras import EXTRAS; sys.modules |= dict.fromkeys(EXTRAS); "
+    "from avspk.cli import main; sys.exit(main(sys.argv[1:]))"
+)
+
+
+@pytest.mark.parametrize(
+    ("given", "status"),
+    [
+        (["verify", "1.wav", "4.wav"], 0),
+        (["score", "list", "--enrolment", "enrolled", "--out", "s.tsv"], 0),
+        (["embed", "--list", "list", "--out", "e.npy"], 0),
+        (["threshold", "--trials", "trials"], 2),
+    ],
+)
+def test_what_a_plain_installation_can_do(folder, sounds, tmp_path, given, status):
+    """As avspk/inference/README.md says: it names an extra where one is needed."""
+    for sound in sounds:
+        shutil.copy(sound, tmp_path)
+    (tmp_path / "list").write_text("1.wav\n4.wav\n")
+    (tmp_path / "enrolled").write_text("a 1.wav\nb 4.wav\n")
+    (tmp_path / "trials").write_text("1 1.wav 1.wav\n0 1.wav 4.wav\n")
+    result = forked.run(["-c", WITHOUT_EXTRAS, *given, "--model", folder], cwd=tmp_path)
+    assert result.returncode == status, result.stderr
+    assert status == 0 or "pip install 'avspk[report]'" in result.stderr

@@ -1,4 +1,7 @@
-"""Upload a model folder with its card to the Hugging Face hub. Needs `avspk[hub]` and a login (`hf auth login`)."""
+"""Upload a model folder with its card to the Hugging Face hub.
+
+Needs `avspk[hub,report]` and a login (`hf auth login`).
+"""
 
 from __future__ import annotations
 
