@@ -25,6 +25,7 @@ from PIL import Image
 
 from avspk.common.extras import explained
 from avspk.common.files import try_hold, whole_or_absent
+from avspk.common.machine import num_cores
 from avspk.common.progress import Progress
 from avspk.common.text_files import UNPRINTABLE, printable
 from avspk.data.accounting import unused_files
@@ -235,7 +236,7 @@ def _work(settings: PreparationSettings, recipe: Recipe, units: list[Unit]) -> N
     done = {unit.name: _num_done(journals, unit) for unit in units}
     waiting = [unit for unit in units if done[unit.name] < len(unit.clips)]
     local_rank, local_size = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    workers = settings.workers or max(1, len(os.sched_getaffinity(0)) // local_size)
+    workers = settings.workers or max(1, num_cores() // local_size)
     gpu = f"cuda:{local_rank % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
     work = partial(prepare_unit, recipe, journals, settings.device or gpu, workers * settings.shard[1])
     with Progress("preparing", sum(len(unit.clips) for unit in units), local_rank == 0, "clips") as progress:
