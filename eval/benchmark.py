@@ -23,7 +23,9 @@ from typing import Any
 import torch
 import yaml
 from benchmarks.figures import Results, ResultsError, header
-from benchmarks.measure import cores, threads
+from benchmarks.measure import threads
+
+from avspk.common.machine import num_cores
 
 # Name -> measurement. Each is a module of `benchmarks` with run(device, sizes) and a dataclass Sizes.
 BENCHMARKS = {
@@ -100,7 +102,7 @@ def with_settings(sizes: dict[str, Any], settings: Iterable[str]) -> dict[str, A
 
 def _machine(device: torch.device) -> str:
     where = torch.cuda.get_device_name() if device.type == "cuda" else f"{torch.get_num_threads()} threads"
-    return f"torch {torch.__version__}, {device.type}: {where}, {cores()} cores"
+    return f"torch {torch.__version__}, {device.type}: {where}, {num_cores()} cores"
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:

@@ -23,6 +23,7 @@ from typing import get_args
 import numpy as np
 import torch
 
+from avspk.common.machine import num_cores
 from avspk.data.augmentation import AudioPolicy
 from avspk.data.manifest import read_utterances
 from avspk.data.noise import read_noise_pack
@@ -31,7 +32,7 @@ from avspk.data.sound_packing import PackSettings, pack_sound
 from avspk.data.views import AudioGroup, AudioViews, generator
 from benchmarks.corpus import small_noise_pack, write_corpus
 from benchmarks.figures import Figure, rate
-from benchmarks.measure import CPU_TIME, WALL, Clock, cores, take_turns
+from benchmarks.measure import CPU_TIME, WALL, Clock, take_turns
 
 EXAMPLES = {
     "stage 1": {"global": AudioGroup(2, 3.0, AudioPolicy()), "local": AudioGroup(4, 2.0, AudioPolicy())},
@@ -59,9 +60,9 @@ def run(device: torch.device, sizes: Sizes) -> Iterator[Figure]:
         small_noise_pack(folder / "noise")
         manifests = {"files": plain}
         for packed in get_args(PackFormat):
-            settings = PackSettings(plain, folder / packed, packed, cores())
+            settings = PackSettings(plain, folder / packed, packed, num_cores())
             seconds = WALL(lambda: manifests.update({packed: pack_sound(settings)}))  # noqa: B023 (called at once)
-            yield rate(f"packed sound: packing as {packed}, {cores()} processes", sizes.files, "files/s", [seconds])
+            yield rate(f"packed sound: packing as {packed}, {num_cores()} processes", sizes.files, "files/s", [seconds])
         rows = np.random.default_rng(0).permutation(sizes.files).tolist()
         for kind in EXAMPLES:
             require_equal(kind, folder, manifests, rows[:50])

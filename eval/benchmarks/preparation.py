@@ -30,6 +30,7 @@ import torch
 from facenet_pytorch import MTCNN
 from PIL import Image
 
+from avspk.common.machine import num_cores
 from avspk.data.clips import Clip, find_clips
 from avspk.data.crop_store import CropStore, CropWriter, encode_jpeg
 from avspk.data.demo_corpus.build import build_demo_corpus
@@ -42,7 +43,7 @@ from avspk.data.video import VideoReader
 from avspk.data.worker_pool import Task
 from benchmarks.corpus import VOXCELEB2_SECONDS, VOXCELEB2_UTTERANCES
 from benchmarks.figures import Figure, rate
-from benchmarks.measure import WALL, clock_on, cores, in_child, peak_gib, take_turns, threads
+from benchmarks.measure import WALL, clock_on, in_child, peak_gib, take_turns, threads
 from benchmarks.peers import compare_rate, missing, named, require_close
 
 COUNT = FaceSettings().crops_per_clip
@@ -102,7 +103,7 @@ def make_clips(folder: Path, count: int, seconds: float) -> Path:
         test_clips=1,
         clip_seconds=(seconds, seconds + 0.1),
     )
-    build_demo_corpus(folder / "corpus", settings, workers=cores())
+    build_demo_corpus(folder / "corpus", settings, workers=num_cores())
     return folder / "corpus" / "voxceleb2"
 
 
@@ -207,13 +208,13 @@ def compare_wall(raw: Path, clips: list[Clip], folder: Path) -> Figure:
     plain = [] if absent else [plain_on_the_wall(raw, clips, folder)]
     settings = PreparationSettings(raw, folder / "prepared", FaceSettings(face_tracked="yes"))
     ours = WALL(lambda: prepare(settings))
-    name = f"preparation: face-tracked, {cores()} cores, start included"
+    name = f"preparation: face-tracked, {num_cores()} cores, start included"
     return rate(name, len(clips), "clips/s", [ours], plain, absent or "the loop with its default threads")
 
 
 def plain_on_the_wall(raw: Path, clips: list[Clip], folder: Path) -> float:
     """Seconds of the plain loop."""
-    with threads(cores()):
+    with threads(num_cores()):
         detector = MTCNN(keep_all=True, min_face_size=FaceSettings().min_face)
         videos = [raw / str(clip.video) for clip in clips]
         return WALL(lambda: plain_loop(videos, folder / "plain", detector))

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from avspk.common.machine import num_cores
 from avspk.data.batch import Batch
 from avspk.stages.base import Stage
 from avspk.stages.pretrain import Pretrain
@@ -33,7 +34,7 @@ from avspk.stages.training import FiniteGuard, Trainer, build_optimiser, tensor_
 from avspk.stages.truth import Truth
 from benchmarks.corpus import Parts, paper_parts
 from benchmarks.figures import Figure, cost, rate
-from benchmarks.measure import GIB, WALL, Clock, clock_on, cores, peak_gib, threads
+from benchmarks.measure import GIB, WALL, Clock, clock_on, peak_gib, threads
 from benchmarks.per_utterance import PerUtterance, draw_examples, write_noises
 
 PRECISIONS = {"bf16": torch.bfloat16, "float32": torch.float32}
@@ -62,7 +63,7 @@ class Sizes:
     def on(self, device: torch.device) -> Sizes:
         """With the device's batch, loader processes and steps in a turn."""
         gpu = device.type == "cuda"
-        batch, workers = self.batch or (512 if gpu else 8), self.workers or (max(1, cores() - 2) if gpu else 0)
+        batch, workers = self.batch or (512 if gpu else 8), self.workers or (max(1, num_cores() - 2) if gpu else 0)
         changed = {"batch": batch, "workers": workers, "steps_a_turn": self.steps_a_turn or (10 if gpu else 1)}
         return Sizes(**{**self.__dict__, **changed})
 
@@ -284,8 +285,8 @@ def against_cpu_front_end(folder: Path, step_seconds: list[float], sizes: Sizes)
     noises = folder / "noises"
     noises.mkdir()
     dataset = FeatureExamples(noises, sizes.feed_examples, sizes.noise_share)
-    loader = DataLoader(dataset, batch_size=8, num_workers=cores())
+    loader = DataLoader(dataset, batch_size=8, num_workers=num_cores())
     amount = sizes.batch * sizes.steps_a_turn
     fed = [WALL(lambda: list(loader)) * amount / sizes.feed_examples for _ in step_seconds]
-    named = f"loaders on {cores()} cores make the features crop by crop: the upper bound of a step fed by them"
+    named = f"loaders on {num_cores()} cores make the features crop by crop: the upper bound of a step fed by them"
     return rate("dino step: fed by our front end", amount, "examples/s", step_seconds, fed, named)
